@@ -1,0 +1,112 @@
+"""Checks of settings, with messages that name the value, what is accepted, and the nearest name.
+
+This is the ground floor: the standard library only, so that every part of the package can use it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+
+__all__ = ["SettingError", "check_choice", "check_number", "did_you_mean"]
+
+
+class SettingError(ValueError):
+    """A setting that cannot work.
+
+    Command lines print its message, without a traceback, and exit with status 2.
+    """
+
+
+def did_you_mean(name: object, options: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the option nearest to `name`, or ``""``.
+
+    Examples
+    --------
+    >>> did_you_mean("mnsit", ["digits", "mnist"])
+    " Did you mean 'mnist'?"
+    >>> did_you_mean("zzz", ["digits", "mnist"])
+    ''
+    """
+    options = list(options)
+    folded = {option.lower().replace("-", "_"): option for option in options}
+    wanted = str(name).lower().replace("-", "_")
+    near = difflib.get_close_matches(wanted, folded, n=1, cutoff=0.5)
+    return f" Did you mean {folded[near[0]]!r}?" if near else ""
+
+
+def check_choice(where: str, value: object, options: Iterable[str]) -> str:
+    """Return `value` if it is one of `options`; otherwise raise, suggesting the nearest.
+
+    Parameters
+    ----------
+    where
+        What is being set and where it came from, as the user knows it: ``"DataConfig.name"``.
+
+    Raises
+    ------
+    SettingError
+        If `value` is none of `options`.
+
+    Examples
+    --------
+    >>> check_choice("Tortoise: reset_unit", "epoch", ["steps", "epochs"])
+    Traceback (most recent call last):
+    ...
+    ht_ray._checks.SettingError: Tortoise: reset_unit = 'epoch': accepted are 'steps', 'epochs'. Did you mean 'epochs'?
+    """
+    options = list(options)
+    if isinstance(value, str) and value in options:
+        return value
+    accepted = ", ".join(map(repr, options))
+    raise SettingError(f"{where} = {value!r}: accepted are {accepted}.{did_you_mean(value, options)}")
+
+
+def check_number(
+    where: str,
+    value: float,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    low_open: bool = False,
+    high_open: bool = False,
+    integer: bool = False,
+) -> None:
+    """Raise unless `value` is a finite number of the given interval.
+
+    Parameters
+    ----------
+    where
+        What is being set and where it came from, as the user knows it.
+    low, high
+        The bounds, accepted themselves unless `low_open` or `high_open`.
+    integer
+        Whether only whole numbers (of type ``int``) are accepted.
+
+    Raises
+    ------
+    SettingError
+        If `value` is not such a number.
+
+    Examples
+    --------
+    >>> check_number("Tortoise: momentum", 1.5, low=0, high=1, high_open=True)
+    Traceback (most recent call last):
+    ...
+    ht_ray._checks.SettingError: Tortoise: momentum = 1.5: accepted is a number with 0 <= momentum < 1.
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if number and integer:
+        number = isinstance(value, int)
+    if number:
+        above = value > low if low_open else value >= low
+        below = value < high if high_open else value <= high
+        if above and below:
+            return
+    name = where.replace(":", " ").replace(".", " ").split()[-1]
+    kind = "a whole number" if integer else "a number"
+    left = f"{low:g} {'<' if low_open else '<='} " if math.isfinite(low) else ""
+    right = f" {'<' if high_open else '<='} {high:g}" if math.isfinite(high) else ""
+    bounds = f" with {left}{name}{right}" if left or right else ""
+    raise SettingError(f"{where} = {value!r}: accepted is {kind}{bounds}.")
