@@ -9,7 +9,7 @@ import difflib
 import math
 from collections.abc import Iterable
 
-__all__ = ["SettingError", "check_choice", "check_number", "did_you_mean"]
+__all__ = ["SettingError", "SettingWarning", "check_choice", "check_number", "did_you_mean"]
 
 
 class SettingError(ValueError):
@@ -110,3 +110,7 @@ def check_number(
     right = f" {'<' if high_open else '<='} {high:g}" if math.isfinite(high) else ""
     bounds = f" with {left}{name}{right}" if left or right else ""
     raise SettingError(f"{where} = {value!r}: accepted is {kind}{bounds}.")
+
+
+class SettingWarning(UserWarning):
+    """Settings that are accepted but can hardly do what they are for."""

@@ -40,9 +40,7 @@ def derive_seed(seed: int, purpose: str, *position: int) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def generator(
-    seed: int, purpose: str, *position: int, device: torch.device | str = "cpu"
-) -> torch.Generator:
+def generator(seed: int, purpose: str, *position: int, device: torch.device | str = "cpu") -> torch.Generator:
     """Return a new generator for one `purpose` at one `position` (see `derive_seed`)."""
     return torch.Generator(device=device).manual_seed(derive_seed(seed, purpose, *position))
 
@@ -55,7 +53,7 @@ def isolated_rng(seed: int | None = None) -> Iterator[None]:
     those of all CUDA devices are restored. With ``seed=None`` the block draws from the present state; only the
     restoring happens.
     """
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices=devices):
         if seed is not None:
             torch.manual_seed(seed)

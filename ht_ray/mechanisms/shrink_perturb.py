@@ -1,0 +1,153 @@
+"""Shrink & Perturb: weights are drawn back towards their initialisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ht_ray._checks import check_choice, check_number
+from ht_ray.mechanisms.fresh import fresh_weights
+from ht_ray.mechanisms.optimizer import clear_optimizer_state
+from ht_ray.mechanisms.rng import derive_seed, generator
+from ht_ray.mechanisms.tortoise import Tortoise
+from ht_ray.mechanisms.weight_copy import WeightCopy
+
+__all__ = ["ShrinkPerturb"]
+
+
+class ShrinkPerturb:
+    """Shrink & Perturb (Ash & Adams 2020, arXiv 1910.08475; arXiv 2406.02596, appendix A.4).
+
+    Every trainable parameter becomes ``(1 - ratio) * w + ratio * w0 + noise * n`` with ``n`` standard normal and
+    ``w0`` the initial weights, fresh ones, or zero. The factor that Ash & Adams call lambda is ``1 - ratio``: their
+    method is ``toward="zero"`` with noise; the paper's is ``ratio=0.8, toward="initial"`` without. Frozen parameters
+    and buffers (BatchNorm statistics) are left alone.
+
+    Parameters
+    ----------
+    module
+        The network as initialised: its weights are what ``toward="initial"`` goes back to.
+    ratio
+        The share taken from ``w0``, in [0, 1]. Default 0.8 (the paper's).
+    noise
+        Standard deviation of the noise that is added. Default 0.
+    toward
+        ``"initial"`` (default), ``"fresh"`` (drawn anew each time) or ``"zero"``.
+    optimizer_state
+        ``"clear"`` (default) or ``"keep"`` the optimiser's state of the changed parameters.
+    seed
+        Of noise and fresh weights.
+    factory
+        Makes the network anew, for ``"fresh"`` with networks that have no ``reset_parameters`` methods.
+
+    Raises
+    ------
+    SettingError
+        If a setting is out of its range.
+
+    Examples
+    --------
+    >>> layer = nn.Linear(1, 1, bias=False)
+    >>> with torch.no_grad():
+    ...     _ = layer.weight.fill_(1.0)
+    >>> method = ShrinkPerturb(layer, ratio=0.8)
+    >>> with torch.no_grad():
+    ...     _ = layer.weight.fill_(11.0)
+    >>> method.apply()
+    >>> round(layer.weight.item(), 6)
+    3.0
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        ratio: float = 0.8,
+        noise: float = 0.0,
+        toward: Literal["initial", "fresh", "zero"] = "initial",
+        optimizer_state: Literal["clear", "keep"] = "clear",
+        seed: int = 0,
+        factory: Callable[[], nn.Module] | None = None,
+    ) -> None:
+        check_number("ShrinkPerturb: ratio", ratio, low=0, high=1)
+        check_number("ShrinkPerturb: noise", noise, low=0)
+        check_choice("ShrinkPerturb: toward", toward, ["initial", "fresh", "zero"])
+        check_choice("ShrinkPerturb: optimizer_state", optimizer_state, ["clear", "keep"])
+        self.module = module
+        self.ratio = float(ratio)
+        self.noise = float(noise)
+        self.toward = toward
+        self.optimizer_state = optimizer_state
+        self.seed = seed
+        self.factory = factory
+        #: How often it was applied.
+        self.applications = 0
+        self.initial = WeightCopy(module) if toward == "initial" else None
+
+    def begin_phase(self) -> None:
+        """Note the initial weights of units that the network has grown; call before they are trained."""
+        if self.initial is not None:
+            self.initial.sync(self.module)
+
+    @torch.no_grad()
+    def apply(self, tortoise: Tortoise | None = None, optimizer: Optimizer | None = None) -> None:
+        """Shrink and perturb the network now.
+
+        Parameters
+        ----------
+        tortoise
+            The network's tortoise, which is treated in the same way, with the same draws; None leaves it alone.
+        optimizer
+            Whose state is cleared, if so set.
+
+        Raises
+        ------
+        RuntimeError
+            While the tortoise predicts: its values are in the hare then.
+        """
+        if tortoise is not None and tortoise.predicting:
+            raise RuntimeError("ShrinkPerturb.apply while the tortoise predicts: stop predicting first")
+        self.begin_phase()
+        target: Mapping[str, Tensor] | None = None
+        if self.initial is not None:
+            target = self.initial.tensors
+        elif self.toward == "fresh":
+            draw = derive_seed(self.seed, "shrink & perturb: fresh weights", self.applications)
+            target = fresh_weights(self.module, seed=draw, factory=self.factory)
+        normal = generator(self.seed, "shrink & perturb: noise", self.applications)
+        if tortoise is not None:
+            tortoise.weights.sync(self.module)
+        changed: list[nn.Parameter] = []
+        for name, parameter in self.module.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            changed.append(parameter)
+            noise = torch.randn(parameter.shape, generator=normal) if self.noise else None
+            for tensor in (parameter, *([tortoise.weights[name]] if tortoise is not None else [])):
+                if target is None:
+                    tensor.mul_(1.0 - self.ratio)
+                else:
+                    tensor.lerp_(target[name].to(tensor.device, tensor.dtype), self.ratio)
+                if noise is not None:
+                    tensor.add_(noise.to(tensor.device, tensor.dtype), alpha=self.noise)
+        if optimizer is not None and self.optimizer_state == "clear":
+            clear_optimizer_state(optimizer, changed)
+        self.applications += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors and counters to continue from; settings are not part of it."""
+        return {
+            "initial": self.initial.state_dict() if self.initial is not None else {},
+            "applications": self.applications,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`."""
+        if self.initial is not None:
+            self.initial.sync(self.module)
+            self.initial.load_state_dict(state["initial"])
+        self.applications = int(state["applications"])

@@ -1,0 +1,307 @@
+"""Hare & Tortoise: a slow average of the network, which the network is set back to."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ht_ray._checks import SettingError, SettingWarning, check_choice, check_number
+from ht_ray.mechanisms.batchnorm import recalibrate_batchnorm
+from ht_ray.mechanisms.optimizer import clear_optimizer_state
+from ht_ray.mechanisms.weight_copy import WeightCopy
+
+__all__ = ["Tortoise", "half_life", "momentum_of_half_life"]
+
+
+def half_life(momentum: float) -> float:
+    """Return the number of steps after which an average of this `momentum` has forgotten half of what it held.
+
+    Examples
+    --------
+    >>> round(half_life(0.99), 1), round(half_life(0.999), 1)
+    (69.0, 692.8)
+    """
+    return math.log(0.5) / math.log(momentum) if momentum > 0 else 0.0
+
+
+def momentum_of_half_life(steps: float) -> float:
+    """Return the momentum whose half-life is `steps`: ``0.5 ** (1 / steps)``."""
+    return float(0.5 ** (1.0 / steps))
+
+
+class Tortoise:
+    """The slow network of Hare & Tortoise (arXiv 2406.02596, section 4).
+
+    After every optimiser step the tortoise follows the hare, ``t <- momentum * t + (1 - momentum) * h``. After every
+    `reset_interval` epochs or steps the hare is set back to it, ``h <- t``. The tortoise predicts. With
+    ``reset_interval=None`` the hare is never touched: that is an exponential moving average (EMA).
+
+    The hare is the module itself, changed in place; the tortoise is a `WeightCopy` that follows it when it grows or
+    moves. Parameters and float buffers (BatchNorm statistics) are averaged and reset alike, integer buffers copied.
+    The tortoise starts at the weights that the hare has when this object is made, so make it after initialisation or
+    loading. State of the optimiser is kept at a reset, or cleared.
+
+    Epochs for the reset are counted from 1 within a phase (`begin_phase`), steps from 1 over the whole run.
+
+    Parameters
+    ----------
+    hare
+        The network that is trained.
+    momentum
+        Of the average, in [0, 1). Default 0.999 (the authors' code), unless `half_life` is given.
+    half_life
+        The same as the number of steps after which half is forgotten; give one of the two.
+    reset_interval
+        The hare is set back after every so many epochs or steps; None (default) means never.
+    reset_unit
+        ``"epochs"`` (default) or ``"steps"``.
+    optimizer_state
+        ``"keep"`` (default) or ``"clear"`` the optimiser's state of the hare at a reset.
+    reset_at_phase_end
+        Whether a reset that is due at a phase's last epoch happens (default). The authors' code counts such that it
+        does not: their hare enters the next phase un-reset.
+
+    Raises
+    ------
+    SettingError
+        If a setting is out of its range.
+
+    See Also
+    --------
+    half_life : steps after which an average has forgotten half.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> hare = nn.Linear(4, 2)
+    >>> optimizer = torch.optim.SGD(hare.parameters(), lr=0.1)
+    >>> tortoise = Tortoise(hare, momentum=0.9, reset_interval=10, reset_unit="steps")
+    >>> for _ in range(20):
+    ...     optimizer.zero_grad()
+    ...     hare(torch.randn(8, 4)).square().mean().backward()
+    ...     optimizer.step()
+    ...     reset = tortoise.step(optimizer)
+    >>> tortoise.updates, tortoise.resets
+    (20, 2)
+    >>> with tortoise.predict():
+    ...     prediction = hare(torch.randn(8, 4))
+    >>> exported = tortoise.trained_tortoise()
+    """
+
+    def __init__(
+        self,
+        hare: nn.Module,
+        *,
+        momentum: float | None = None,
+        half_life: float | None = None,
+        reset_interval: int | None = None,
+        reset_unit: Literal["epochs", "steps"] = "epochs",
+        optimizer_state: Literal["keep", "clear"] = "keep",
+        reset_at_phase_end: bool = True,
+    ) -> None:
+        if momentum is not None and half_life is not None:
+            raise SettingError(
+                f"Tortoise: momentum = {momentum!r} and half_life = {half_life!r}: accepted is one of the two."
+            )
+        if half_life is not None:
+            check_number("Tortoise: half_life", half_life, low=0, low_open=True)
+            momentum = momentum_of_half_life(half_life)
+        elif momentum is None:
+            momentum = 0.999
+        check_number("Tortoise: momentum", momentum, low=0, high=1, high_open=True)
+        if reset_interval is not None:
+            check_number("Tortoise: reset_interval", reset_interval, low=1, integer=True)
+        check_choice("Tortoise: reset_unit", reset_unit, ["epochs", "steps"])
+        check_choice("Tortoise: optimizer_state", optimizer_state, ["keep", "clear"])
+        self.hare = hare
+        self.momentum = float(momentum)
+        self.reset_interval = reset_interval
+        self.reset_unit = reset_unit
+        self.optimizer_state = optimizer_state
+        self.reset_at_phase_end = reset_at_phase_end
+        #: How many steps the tortoise has followed, how often the hare was reset, epochs ended in this phase.
+        self.updates = 0
+        self.resets = 0
+        self.epochs = 0
+        self.weights = WeightCopy(hare)
+
+    @property
+    def predicting(self) -> bool:
+        """Whether the hare module holds the tortoise's values at present."""
+        return self.weights.swapped
+
+    def begin_phase(self, *, steps_per_epoch: int | None = None, epochs: int | None = None) -> None:
+        """Start a phase: follow growth, count epochs anew, and warn of settings that cannot work in it.
+
+        Parameters
+        ----------
+        steps_per_epoch, epochs
+            Size of the phase, where known; used for the warnings only.
+        """
+        self.stop_predicting()
+        self.weights.sync(self.hare)
+        self.epochs = 0
+        if steps_per_epoch is not None:
+            self._warn(steps_per_epoch, epochs)
+
+    def step(self, optimizer: Optimizer | None = None) -> bool:
+        """Call after every optimiser step: follow the hare, and reset it if that is due in steps.
+
+        Returns
+        -------
+        bool
+            Whether the hare was reset.
+        """
+        self.follow()
+        if self.reset_unit == "steps" and self.reset_interval and self.updates % self.reset_interval == 0:
+            self.reset(optimizer)
+            return True
+        return False
+
+    def end_epoch(self, optimizer: Optimizer | None = None, *, last: bool = False) -> bool:
+        """Call after every training epoch, before evaluation: reset the hare if that is due in epochs.
+
+        Parameters
+        ----------
+        last
+            Whether this was the last epoch of its phase (see `reset_at_phase_end`).
+
+        Returns
+        -------
+        bool
+            Whether the hare was reset.
+        """
+        self.epochs += 1
+        due = self.reset_unit == "epochs" and self.reset_interval and self.epochs % self.reset_interval == 0
+        if due and (self.reset_at_phase_end or not last):
+            self.reset(optimizer)
+            return True
+        return False
+
+    def follow(self) -> None:
+        """Move the tortoise towards the hare by one step of the average."""
+        self.weights.lerp_from(self.hare, 1.0 - self.momentum)
+        self.updates += 1
+
+    def reset(self, optimizer: Optimizer | None = None) -> None:
+        """Set the hare back to the tortoise.
+
+        Raises
+        ------
+        ValueError
+            If the optimiser's state is to be cleared and no `optimizer` is given.
+        """
+        if self.optimizer_state == "clear":
+            if optimizer is None:
+                raise ValueError("Tortoise: optimizer_state = 'clear' needs the optimizer at a reset")
+            clear_optimizer_state(optimizer, self.hare.parameters())
+        self.weights.copy_to(self.hare)
+        self.resets += 1
+
+    @contextmanager
+    def predict(self) -> Iterator[nn.Module]:
+        """Let the hare module compute with the tortoise's values inside a ``with`` block.
+
+        Values are exchanged in place and put back at the end, also after an exception; parameter identity, the
+        optimiser and hooks are untouched. Do not train inside.
+        """
+        self.start_predicting()
+        try:
+            yield self.hare
+        finally:
+            self.stop_predicting()
+
+    def start_predicting(self) -> None:
+        """Put the tortoise's values into the hare module (for callbacks; otherwise use `predict`)."""
+        if not self.predicting:
+            self.weights.swap(self.hare)
+
+    def stop_predicting(self) -> None:
+        """Put the hare's values back; does nothing when they are in place."""
+        if self.predicting:
+            self.weights.swap(self.hare)
+
+    def recalibrate_batchnorm(self, batches: Iterable[Tensor]) -> int:
+        """Set the tortoise's BatchNorm statistics to those of `batches` under its own weights.
+
+        See Also
+        --------
+        ht_ray.mechanisms.recalibrate_batchnorm : what is done, and what is returned.
+        """
+        was_predicting = self.predicting
+        self.start_predicting()
+        try:
+            return recalibrate_batchnorm(self.hare, batches)
+        finally:
+            if not was_predicting:
+                self.stop_predicting()
+
+    def trained_tortoise(self) -> nn.Module:
+        """Return the slow network as a plain module of its own, in evaluation mode: to export, save or serve."""
+        gradients = [(parameter, parameter.grad) for parameter in self.hare.parameters()]
+        was_predicting = self.predicting
+        self.start_predicting()
+        try:
+            for parameter, _ in gradients:
+                parameter.grad = None
+            return copy.deepcopy(self.hare).eval()
+        finally:
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
+            if not was_predicting:
+                self.stop_predicting()
+
+    def distance(self) -> Tensor:
+        """Return the Euclidean distance between hare and tortoise over trainable parameters, shape ``()``."""
+        return self.weights.squared_distance(self.hare).sqrt()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors and counters to continue from; settings are not part of it."""
+        return {
+            "weights": self.weights.state_dict(),
+            "updates": self.updates,
+            "resets": self.resets,
+            "epochs": self.epochs,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`; the hare is loaded by its owner."""
+        self.stop_predicting()
+        self.weights.sync(self.hare)
+        self.weights.load_state_dict(state["weights"])
+        self.updates = int(state["updates"])
+        self.resets = int(state["resets"])
+        self.epochs = int(state["epochs"])
+
+    def _warn(self, steps_per_epoch: int, epochs: int | None) -> None:
+        life = half_life(self.momentum)
+        if epochs is not None and life > steps_per_epoch * epochs:
+            warnings.warn(
+                f"Tortoise: momentum = {self.momentum:g} has a half-life of {life:.0f} steps, longer than a phase of "
+                f"{steps_per_epoch * epochs} steps: the tortoise will still be half of what it was before. "
+                f"Take a momentum of at most {momentum_of_half_life(steps_per_epoch * epochs / 4):.4f}, or longer phases.",
+                SettingWarning,
+                stacklevel=4,
+            )
+        if self.reset_interval is None or life == 0:
+            return
+        interval = self.reset_interval * (steps_per_epoch if self.reset_unit == "epochs" else 1)
+        if interval < life / 4:
+            x = interval * -math.log(self.momentum)
+            share = 1 - -math.expm1(-x) / x
+            warnings.warn(
+                f"Tortoise: the hare is reset every {interval} steps, the half-life of momentum = {self.momentum:g} is "
+                f"{life:.0f} steps: the pair learns at about {share:.0%} of the hare's speed. Take a reset interval of "
+                f"at least {math.ceil(life / steps_per_epoch) if self.reset_unit == 'epochs' else math.ceil(life)} "
+                f"{self.reset_unit}, or a smaller momentum.",
+                SettingWarning,
+                stacklevel=4,
+            )

@@ -1,0 +1,337 @@
+"""A named copy of a module's tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+__all__ = ["WeightCopy", "named_tensors"]
+
+
+def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and live tensor of every parameter and buffer of `module`.
+
+    Tied tensors come once, under their first name. Names are those of ``module.state_dict()``; buffers that are not
+    persistent are included.
+    """
+    seen: set[int] = set()
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            yield name, tensor
+
+
+def _is_averaged(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _held_dtype(tensor: Tensor) -> torch.dtype:
+    # An average with momentum near 1 stalls in 16 bits: 0.001 of a difference is below half a unit in the last place.
+    narrow = tensor.is_floating_point() and tensor.element_size() < 4
+    return torch.float32 if narrow else tensor.dtype
+
+
+def _grown(old: Tensor, live: Tensor) -> Tensor:
+    """Return a copy of `live` in which the block that `old` also has holds old values."""
+    new = live.detach().to(old.dtype, copy=True)
+    if old.dim() == new.dim():
+        block = tuple(slice(0, min(a, b)) for a, b in zip(old.shape, new.shape, strict=True))
+        new[block] = old[block].to(new.device)
+    return new
+
+
+class _Binding:
+    """The tensor lists of one module beside those of its copy, built once and reused while nothing is replaced."""
+
+    def __init__(self, module: nn.Module, copies: Mapping[str, Tensor]) -> None:
+        self.module = module
+        self.tables: list[tuple[Mapping[str, Any], tuple[Any, ...]]] = []
+        for part in module.modules():
+            for table in (part._parameters, part._buffers, part._modules):
+                self.tables.append((table, tuple(table.values())))
+        self.metas: list[tuple[Tensor, torch.Size, torch.device, torch.dtype]] = []
+        self.live: dict[str, Tensor] = {}
+        self.same_live: list[Tensor] = []
+        self.same_copy: list[Tensor] = []
+        self.wide_live: list[Tensor] = []
+        self.wide_copy: list[Tensor] = []
+        self.exact_live: list[Tensor] = []
+        self.exact_copy: list[Tensor] = []
+        parameters = {name for name, _ in module.named_parameters()}
+        transient = {
+            f"{prefix}.{name}" if prefix else name
+            for prefix, part in module.named_modules()
+            for name in part._non_persistent_buffers_set
+        }
+        for name, live in named_tensors(module):
+            copy = copies[name]
+            self.live[name] = live
+            self.metas.append((live, live.shape, live.device, live.dtype))
+            # A buffer that is a constant with infinities (an attention mask), or that is not part of the module's
+            # state, is no statistic: its average would be NaN or nonsense.
+            constant = name not in parameters and (name in transient or not bool(torch.isfinite(live).all()))
+            if not _is_averaged(live) or constant:
+                self.exact_live.append(live)
+                self.exact_copy.append(copy)
+            elif live.dtype == copy.dtype:
+                self.same_live.append(live)
+                self.same_copy.append(copy)
+            else:
+                self.wide_live.append(live)
+                self.wide_copy.append(copy)
+
+    def holds(self, module: nn.Module) -> bool:
+        """Return whether `module` still consists of the very tensors of these lists, as they were."""
+        if module is not self.module:
+            return False
+        for table, values in self.tables:
+            if len(table) != len(values):
+                return False
+            for now, then in zip(table.values(), values, strict=True):
+                if now is not then:
+                    return False
+        for live, shape, device, dtype in self.metas:
+            if live.shape != shape or live.device != device or live.dtype != dtype:
+                return False
+        return True
+
+
+class WeightCopy:
+    """A named copy of a module's tensors: clone, copy, average, exchange, grow with the module.
+
+    The copy never shares storage with the module, and every operation works in place on the module's own tensors, so
+    parameter identity, optimisers, hooks and compiled graphs stay valid. It knows nothing of policy: when and how
+    much is decided by those who use it (`Tortoise`, `ShrinkPerturb`, `HeadReset`).
+
+    Floating-point and complex tensors are averaged, all others (``num_batches_tracked``) copied. Tensors narrower
+    than 32 bits are held in float32. Buffers that are no statistics (not persistent, or with infinities, as attention
+    masks are) are copied, not averaged. Tied parameters are held once.
+
+    The module is passed to each operation. Its tensor lists are built at the first one and reused while the module
+    consists of the same tensors; when a parameter was replaced, a head has grown or the module has moved to another
+    device, the copy follows: known units keep their held values, new ones take the module's.
+
+    Not handled: modules with parameters that are not yet materialised (lazy modules), and plain attributes that are
+    neither parameters nor buffers.
+
+    Parameters
+    ----------
+    module
+        What to copy.
+
+    Raises
+    ------
+    ValueError
+        If `module` has lazy parameters that no batch has materialised yet.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> layer = nn.Linear(2, 1, bias=False)
+    >>> copy = WeightCopy(layer)
+    >>> with torch.no_grad():
+    ...     _ = layer.weight.fill_(1.0)
+    >>> copy.copy_from(layer)
+    >>> with torch.no_grad():
+    ...     _ = layer.weight.fill_(3.0)
+    >>> copy.lerp_from(layer, 0.25)
+    >>> copy["weight"].tolist()
+    [[1.5, 1.5]]
+    >>> copy.swap(layer)
+    >>> layer.weight.tolist(), copy["weight"].tolist()
+    ([[1.5, 1.5]], [[3.0, 3.0]])
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._values: dict[str, Tensor] = {}
+        # Wide (float32) values of narrow tensors, set aside while they are exchanged with the module's.
+        self._parked: dict[str, Tensor] = {}
+        self._swapped = False
+        self._binding: _Binding | None = None
+        self.sync(module)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The binding refers to the module; a copy or pickle of this object must not drag the module along.
+        return {**self.__dict__, "_binding": None}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._values[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    @property
+    def swapped(self) -> bool:
+        """Whether the values are at present exchanged with the module's."""
+        return self._swapped
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The held tensors by name; they may be changed in place."""
+        return self._values
+
+    @torch.no_grad()
+    def sync(self, module: nn.Module) -> None:
+        """Follow changes of structure: growth, replaced or removed parameters, device and dtype.
+
+        Held values stay; new units, and tensors with a new number of dimensions, take the module's values. All other
+        operations call this by themselves.
+        """
+        if self._binding is not None and self._binding.holds(module):
+            return
+        values: dict[str, Tensor] = {}
+        for name, live in named_tensors(module):
+            if is_lazy(live):
+                raise ValueError(
+                    f"parameter {name!r} is lazy and has no values yet: run one batch through the module first"
+                )
+            old = self._values.get(name)
+            if old is None:
+                values[name] = live.detach().to(_held_dtype(live), copy=True)
+            elif old.shape != live.shape:
+                values[name] = _grown(old.to(_held_dtype(live)), live)
+                if name in self._parked:
+                    self._parked[name] = _grown(self._parked[name], live)
+            else:
+                values[name] = old.to(live.device, _held_dtype(live))
+                if name in self._parked:
+                    self._parked[name] = self._parked[name].to(live.device)
+        self._parked = {name: value for name, value in self._parked.items() if name in values}
+        self._values = values
+        self._binding = _Binding(module, values)
+
+    def _bound(self, module: nn.Module) -> _Binding:
+        self.sync(module)
+        assert self._binding is not None
+        return self._binding
+
+    @torch.no_grad()
+    def copy_from(self, module: nn.Module) -> None:
+        """Set the copy to the module's values."""
+        bound = self._bound(module)
+        self._refuse_swapped("copy_from")
+        torch._foreach_copy_(
+            [*bound.same_copy, *bound.wide_copy, *bound.exact_copy],
+            [*bound.same_live, *bound.wide_live, *bound.exact_live],
+        )
+
+    @torch.no_grad()
+    def copy_to(self, module: nn.Module) -> None:
+        """Set the module to the copy's values."""
+        bound = self._bound(module)
+        self._refuse_swapped("copy_to")
+        torch._foreach_copy_(
+            [*bound.same_live, *bound.wide_live, *bound.exact_live],
+            [*bound.same_copy, *bound.wide_copy, *bound.exact_copy],
+        )
+
+    @torch.no_grad()
+    def lerp_from(self, module: nn.Module, weight: float) -> None:
+        """Move the copy towards the module: ``copy += weight * (module - copy)``.
+
+        A `weight` of 1 makes them equal, exactly. Tensors that are not averaged are copied.
+        """
+        bound = self._bound(module)
+        self._refuse_swapped("lerp_from")
+        if bound.same_copy:
+            torch._foreach_lerp_(bound.same_copy, bound.same_live, weight)
+        if bound.wide_copy:
+            wide = [live.to(copy.dtype) for live, copy in zip(bound.wide_live, bound.wide_copy, strict=True)]
+            torch._foreach_lerp_(bound.wide_copy, wide, weight)
+        if bound.exact_copy:
+            torch._foreach_copy_(bound.exact_copy, bound.exact_live)
+
+    @torch.no_grad()
+    def swap(self, module: nn.Module) -> None:
+        """Exchange the values of copy and module; a second call puts everything back, exactly."""
+        bound = self._bound(module)
+        for live, copy in zip(
+            [*bound.same_live, *bound.exact_live], [*bound.same_copy, *bound.exact_copy], strict=True
+        ):
+            if live.dtype == copy.dtype:
+                kept = live.clone()
+                live.copy_(copy)
+                copy.copy_(kept)
+        names = {id(copy): name for name, copy in self._values.items()}
+        for live, copy in [
+            *zip(bound.wide_live, bound.wide_copy, strict=True),
+            *((v, c) for v, c in zip(bound.exact_live, bound.exact_copy, strict=True) if v.dtype != c.dtype),
+        ]:
+            name = names[id(copy)]
+            if not self._swapped:
+                self._parked[name] = copy.clone()
+                copy.copy_(live)
+                live.copy_(self._parked[name])
+            else:
+                live.copy_(copy)
+                copy.copy_(self._parked.pop(name))
+        self._swapped = not self._swapped
+
+    @torch.no_grad()
+    def squared_distance(self, module: nn.Module, names: Collection[str] | None = None) -> Tensor:
+        """Return the sum of squared differences to the module's trainable parameters, a tensor of shape ``()``.
+
+        Parameters
+        ----------
+        names
+            Restrict the sum to these parameters.
+        """
+        bound = self._bound(module)
+        total = torch.zeros(())
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad and name in self._values and (names is None or name in names):
+                difference = bound.live[name].detach().float() - self._values[name].float()
+                total = total.to(difference.device) + difference.square().sum()
+        return total
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the held tensors by name (references, as ``nn.Module.state_dict`` does).
+
+        Raises
+        ------
+        RuntimeError
+            While the values are exchanged with the module's.
+        """
+        self._refuse_swapped("state_dict")
+        return dict(self._values)
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Set the held values from `state`.
+
+        Raises
+        ------
+        ValueError
+            If names or shapes differ from those held; nothing is changed then.
+        RuntimeError
+            While the values are exchanged with the module's.
+        """
+        self._refuse_swapped("load_state_dict")
+        missing = sorted(self._values.keys() - state.keys())
+        unexpected = sorted(state.keys() - self._values.keys())
+        shapes = [
+            f"{name} {tuple(state[name].shape)} for {tuple(value.shape)}"
+            for name, value in self._values.items()
+            if name in state and state[name].shape != value.shape
+        ]
+        if missing or unexpected or shapes:
+            raise ValueError(
+                f"the state is of another module: missing {missing}, unexpected {unexpected}, other shapes {shapes}"
+            )
+        for name, value in self._values.items():
+            value.copy_(state[name])
+
+    def _refuse_swapped(self, operation: str) -> None:
+        if self._swapped:
+            raise RuntimeError(f"WeightCopy.{operation} while exchanged with the module: swap back first")
