@@ -1,0 +1,101 @@
+"""Random crops and flips of whole batches, on the device that holds them.
+
+Every image gets its own crop and flip (torchvision's transforms draw one for the batch), with no Python per image.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ht_ray._checks import SettingError, check_number
+
+__all__ = ["crop_flip", "random_crop_flip"]
+
+
+def random_crop_flip(images: Tensor, *, generator: torch.Generator, padding: int = 4, flip: bool = True) -> Tensor:
+    """Pad each image with zeros, crop it back to its size at a random place, and flip it left to right half the time.
+
+    Parameters
+    ----------
+    images
+        ``(B, C, H, W)``, of any type and on any device.
+    generator
+        Where crops and flips are drawn. One on the CPU draws the same for images on every device, and its draws travel
+        to a GPU without waiting for it; one on the images' device saves the transfer.
+    padding
+        Pixels added on each side.
+    flip
+        Whether to flip. The crops are the same with and without.
+
+    Returns
+    -------
+    Tensor
+        New images: same shape, type and device; contiguous.
+
+    Raises
+    ------
+    SettingError
+        If `images` has not four dimensions, or `padding` is not a whole number of at least 0.
+
+    References
+    ----------
+    Lee et al. (2024), appendix A.4: flips, and crops with a padding of 4. arXiv:2406.02596.
+
+    Examples
+    --------
+    >>> images = torch.arange(2 * 3 * 8 * 8, dtype=torch.uint8).view(2, 3, 8, 8)
+    >>> augmented = random_crop_flip(images, generator=torch.Generator().manual_seed(0))
+    >>> augmented.shape, augmented.dtype
+    (torch.Size([2, 3, 8, 8]), torch.uint8)
+    """
+    check_number("random_crop_flip: padding", padding, low=0, integer=True)
+    places = 2 * padding + 1
+    # One draw, and so one transfer, holds an image's row, column and flip.
+    draws = torch.randint(2 * places * places, (len(images),), generator=generator, device=generator.device)
+    if images.is_cuda and not draws.is_cuda:
+        draws = draws.pin_memory()
+    draws = draws.to(images.device, non_blocking=True)
+    corners = torch.stack([draws // (2 * places), draws // 2 % places], dim=1)
+    return crop_flip(images, corners, draws % 2 == 1 if flip else None, padding=padding)
+
+
+def crop_flip(images: Tensor, corners: Tensor, flips: Tensor | None, *, padding: int) -> Tensor:
+    """Pad with zeros, crop at the given corners, then flip the given images left to right.
+
+    Parameters
+    ----------
+    images
+        ``(B, C, H, W)``.
+    corners
+        ``(B, 2)``, whole numbers: top and left of each crop in the padded image, from 0 to ``2 * padding``.
+    flips
+        ``(B,)``, booleans: which images are flipped; None for none.
+    padding
+        Pixels added on each side.
+
+    Returns
+    -------
+    Tensor
+        New images: same shape, type and device; contiguous.
+
+    Raises
+    ------
+    SettingError
+        If `images` has not four dimensions.
+    """
+    if images.ndim != 4:
+        raise SettingError(f"crop_flip: images of shape {tuple(images.shape)}: accepted is (B, C, H, W).")
+    batch, channels, height, width = images.shape
+    padded = images.new_zeros(batch, channels, height + 2 * padding, width + 2 * padding)
+    padded[:, :, padding : padding + height, padding : padding + width] = images
+    # Indexing windows of a whole row copies row by row; a gather would look up each pixel.
+    rows = padded.unfold(3, width, 1)
+    image = torch.arange(batch, device=images.device).view(batch, 1, 1)
+    channel = torch.arange(channels, device=images.device).view(1, channels, 1)
+    row = torch.arange(height, device=images.device).view(1, 1, height)
+    top, left = corners.view(batch, 2, 1, 1).unbind(1)
+    crops = rows[image, channel, top + row, left]
+    if flips is None:
+        return crops
+    return torch.where(flips.view(batch, 1, 1, 1), crops.flip(3), crops)

@@ -1,0 +1,46 @@
+"""Layers that differ from torch's only in how they draw their initial weights.
+
+The initialisation belongs to the layer, not to the network that holds it: torch's constructors call
+``reset_parameters()``, so building a network, re-initialising all of it (Shrink & Perturb), its head (Head Reset) or
+single units (ReDo) draw from one definition.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+__all__ = ["HeConv2d", "TruncNormalLinear"]
+
+
+class HeConv2d(nn.Conv2d):
+    """A convolution with weights from He's normal distribution by fan-out, and biases of zero.
+
+    As torchvision initialises ResNet and VGG.
+
+    References
+    ----------
+    He et al. (2015). Delving deep into rectifiers. arXiv:1502.01852.
+    """
+
+    def reset_parameters(self) -> None:
+        """Draw the initial weights anew."""
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class TruncNormalLinear(nn.Linear):
+    """A linear layer with weights from a truncated normal distribution of deviation 0.02, and biases of zero.
+
+    As DeiT initialises its transformer and its head.
+
+    References
+    ----------
+    Touvron et al. (2021). Training data-efficient image transformers. arXiv:2012.12877.
+    """
+
+    def reset_parameters(self) -> None:
+        """Draw the initial weights anew."""
+        nn.init.trunc_normal_(self.weight, std=0.02)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)

@@ -1,0 +1,176 @@
+"""A network is a backbone and a head: which one is built, how wide, and from which initial weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from ht_ray._checks import SettingError, check_choice, check_number
+from ht_ray.mechanisms.rng import derive_seed, isolated_rng
+from ht_ray.vision.models.layers import TruncNormalLinear
+from ht_ray.vision.models.mlp import MLP
+from ht_ray.vision.models.resnet import ResNet18
+from ht_ray.vision.models.vgg import VGG16
+from ht_ray.vision.models.vit import VisionTransformer
+
+__all__ = ["ModelConfig", "Network", "make_model"]
+
+_NAMES = ("mlp", "resnet18", "vit_tiny", "vgg16")
+_PAPER_DROPOUT = {"vit_tiny": 0.1}
+_PAPER_HEAD = {"vgg16": (1024, 1024)}
+
+
+class Network(nn.Module):
+    """A backbone, which encodes images, and a head: everything after the encoder.
+
+    Parameters
+    ----------
+    backbone
+        Maps images ``(B, C, H, W)`` to features ``(B, feature_size)``.
+    head
+        Maps features to logits ``(B, K)``.
+    feature_size
+        The number of features.
+
+    Notes
+    -----
+    For the networks of `make_model`, calling ``reset_parameters()`` on every sub-module that has it draws every
+    parameter anew from its initial distribution and empties BatchNorm's statistics. In the order of
+    ``Module.apply`` and from the same state of the generator, it draws the same values as the construction.
+
+    No activation module is used in two places, and none works in place, so that hooks see what each one returns.
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Module, feature_size: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.feature_size = feature_size
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images ``(B, C, H, W)`` to logits ``(B, K)``."""
+        logits: Tensor = self.head(self.backbone(images))
+        return logits
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which of the paper's networks, and how it departs from the published one.
+
+    Raises
+    ------
+    SettingError
+        If a value is not accepted, or has no meaning for the named network.
+
+    References
+    ----------
+    Lee et al. (2024), appendix A.2. arXiv:2406.02596.
+
+    Examples
+    --------
+    >>> ModelConfig(name="resnet")
+    Traceback (most recent call last):
+    ...
+    ht_ray._checks.SettingError: ModelConfig.name = 'resnet': accepted are 'mlp', 'resnet18', 'vit_tiny', 'vgg16'. \
+Did you mean 'resnet18'?
+    """
+
+    name: str = "mlp"
+    """mlp, resnet18, vit_tiny or vgg16; the paper trains them on MNIST, CIFAR-10, CIFAR-100 and Tiny ImageNet."""
+    hidden: tuple[int, ...] = (100, 100)
+    """Units of each hidden layer of the mlp's backbone; the other networks take none."""
+    width: float = 1.0
+    """Factor on the width of every hidden layer, in backbone and head; 1 is the published network. A vit_tiny keeps
+    heads of about 64 channels while it can: 2 is DeiT-S."""
+    dropout: float | None = None
+    """Probability of dropping an activation; None is the paper's: 0.1 for vit_tiny, 0 for the others. It acts after
+    each hidden layer of the mlp and of any head, on the features of resnet18 and vgg16, and in vit_tiny as in DeiT."""
+    head_hidden: tuple[int, ...] | None = None
+    """Units of each hidden layer of the head, () for a linear one; None is the paper's: (1024, 1024) for vgg16, () for
+    the others."""
+
+    def __post_init__(self) -> None:
+        check_choice("ModelConfig.name", self.name, _NAMES)
+        for units in self.hidden:
+            check_number("ModelConfig.hidden", units, low=1, integer=True)
+        if self.name != "mlp" and tuple(self.hidden) != ModelConfig.hidden:
+            raise SettingError(
+                f"ModelConfig.hidden = {self.hidden!r}: accepted for name='mlp' only; narrow or widen {self.name} "
+                f"with ModelConfig.width."
+            )
+        check_number("ModelConfig.width", self.width, low=0, low_open=True)
+        if self.dropout is not None:
+            check_number("ModelConfig.dropout", self.dropout, low=0, high=1, high_open=True)
+        for units in self.head_hidden or ():
+            check_number("ModelConfig.head_hidden", units, low=1, integer=True)
+
+
+def make_model(config: ModelConfig, *, shape: tuple[int, int, int], num_classes: int, seed: int) -> Network:
+    """Build a network on the CPU with the initial weights of `seed`.
+
+    Parameters
+    ----------
+    config
+        Which network.
+    shape
+        One image's ``(channels, height, width)``. Every network takes any size: see `VGG16` and `VisionTransformer` for
+        how they adapt.
+    num_classes
+        The number of logits.
+    seed
+        The run's seed. The caller's generators are neither read nor moved.
+
+    Raises
+    ------
+    SettingError
+        If `shape` is not three positive whole numbers, or `num_classes` not one.
+
+    Examples
+    --------
+    >>> network = make_model(ModelConfig("mlp"), shape=(1, 28, 28), num_classes=10, seed=0)
+    >>> sum(p.numel() for p in network.parameters())
+    90010
+    >>> network.head
+    Sequential(
+      (0): Linear(in_features=100, out_features=10, bias=True)
+    )
+    """
+    if len(shape) != 3:
+        raise SettingError(f"make_model: shape = {shape!r}: accepted is (channels, height, width).")
+    for side in shape:
+        check_number("make_model: shape", side, low=1, integer=True)
+    check_number("make_model: num_classes", num_classes, low=1, integer=True)
+
+    dropout = _PAPER_DROPOUT.get(config.name, 0.0) if config.dropout is None else config.dropout
+    head_hidden = _PAPER_HEAD.get(config.name, ()) if config.head_hidden is None else config.head_hidden
+    base = _scaled(64, config.width)
+    backbone: MLP | ResNet18 | VGG16 | VisionTransformer
+    linear: type[nn.Linear] = nn.Linear
+    with isolated_rng(derive_seed(seed, "init")):
+        if config.name == "mlp":
+            hidden = [_scaled(units, config.width) for units in config.hidden]
+            backbone = MLP(shape, hidden=hidden, dropout=dropout)
+        elif config.name == "resnet18":
+            backbone = ResNet18(shape[0], base=base, dropout=dropout)
+        elif config.name == "vgg16":
+            backbone = VGG16(shape, base=base, dropout=dropout)
+        else:
+            heads = _scaled(3, config.width)
+            dim = heads * 8 * _scaled(24 / heads, config.width)
+            backbone = VisionTransformer(shape, dim=dim, heads=heads, dropout=dropout)
+            linear = TruncNormalLinear
+        head = nn.Sequential()
+        units = backbone.feature_size
+        for wanted in head_hidden:
+            wanted = _scaled(wanted, config.width)
+            head.extend([linear(units, wanted), nn.ReLU()])
+            if dropout:
+                head.append(nn.Dropout(dropout))
+            units = wanted
+        head.append(linear(units, num_classes))
+    return Network(backbone, head, backbone.feature_size)
+
+
+def _scaled(units: float, width: float) -> int:
+    return max(1, round(units * width))
