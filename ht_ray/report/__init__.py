@@ -1,0 +1,45 @@
+"""Read study directories; make their tables and figures.
+
+Everything here runs on numpy, and on matplotlib once a figure is drawn; neither torch nor ray is needed, so that
+results can be read on a machine that could not have made them. ``python -m ht_ray.report DIRECTORY`` does it all.
+"""
+
+from ht_ray.report.figures import epoch_curves, heat_map, phase_curves
+from ht_ray.report.statistics import (
+    Difference,
+    Drops,
+    Estimate,
+    drop_and_recovery,
+    estimate,
+    paired_difference,
+    t_quantile,
+)
+from ht_ray.report.study import MissingDataError, StudyData, TrialData, group, load_study, seed_values, split_by_access
+from ht_ray.report.tables import Cell, Column, Table, drops_table, summary_table
+from ht_ray.report.write import write_report
+
+__all__ = [
+    "Cell",
+    "Column",
+    "Difference",
+    "Drops",
+    "Estimate",
+    "MissingDataError",
+    "StudyData",
+    "Table",
+    "TrialData",
+    "drop_and_recovery",
+    "drops_table",
+    "epoch_curves",
+    "estimate",
+    "group",
+    "heat_map",
+    "load_study",
+    "paired_difference",
+    "phase_curves",
+    "seed_values",
+    "split_by_access",
+    "summary_table",
+    "t_quantile",
+    "write_report",
+]

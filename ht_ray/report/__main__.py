@@ -1,0 +1,36 @@
+"""Print the tables of studies and write their reports: ``python -m ht_ray.report DIRECTORY ...``."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections.abc import Sequence
+
+from ht_ray._checks import SettingError
+from ht_ray.report.study import load_study
+from ht_ray.report.write import write_report
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Report the studies named on the command line; return 0, or 2 if one of them is no study."""
+    parser = argparse.ArgumentParser(prog="python -m ht_ray.report", description=__doc__)
+    parser.add_argument("directory", nargs="+", help="a study's directory, as written by a sweep")
+    chosen = parser.parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that cannot show "±" shows "?", and the report is written all the same.
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        for study in [load_study(directory) for directory in chosen.directory]:
+            for path in write_report(study, say=print):
+                print(f"wrote {path}")
+    except SettingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""What a reader is shown: names of numbers, data sets and networks, seeds, and numbers in few digits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from ht_ray.report.study import Scalar, StudyData
+
+__all__ = ["describe", "seeds_text", "shown_number", "shown_pair", "shown_unit", "worded"]
+
+PUBLISHED_NAMES = {
+    "digits": "digits",
+    "mnist": "MNIST",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "tiny-imagenet": "Tiny ImageNet",
+    "mlp": "MLP",
+    "resnet18": "ResNet-18",
+    "vit_tiny": "ViT-Tiny",
+    "vgg16": "VGG-16",
+}
+
+NOTHING = "–"
+
+
+def worded(metric: str) -> str:
+    """Return ``"average accuracy"`` for ``"average_accuracy"``."""
+    return metric.replace("_", " ")
+
+
+def shown_unit(metric: str) -> tuple[float, str]:
+    """Return the factor by which `metric` is shown and the unit behind its name: accuracies are shown in per cent."""
+    return (100.0, " (%)") if metric.endswith("accuracy") else (1.0, "")
+
+
+def shown_number(metric: str, value: float, *, sign: bool = False) -> str:
+    """Return `value` in the digits shown: two decimals of a per cent, or four of any other number."""
+    if not math.isfinite(value):
+        return NOTHING
+    factor, unit = shown_unit(metric)
+    text = f"{factor * value:{'+' if sign else ''}.{2 if unit else 4}f}"
+    # A difference that rounds to nothing has no sign.
+    return text[1:] if sign and float(text) == 0 else text
+
+
+def shown_pair(metric: str, value: float, spread: float, *, sign: bool = False) -> str:
+    """Return ``"78.12 ± 0.41"``, or the value alone where the spread is unknown."""
+    text = shown_number(metric, value, sign=sign)
+    return f"{text} ± {shown_number(metric, spread)}" if math.isfinite(spread) else text
+
+
+def seeds_text(seeds: Sequence[Scalar]) -> str:
+    """Return ``"seeds 0–4"`` for a run of whole numbers, else the seeds one by one.
+
+    Examples
+    --------
+    >>> seeds_text([0, 1, 2]), seeds_text([0, 7]), seeds_text([3])
+    ('seeds 0–2', 'seeds 0, 7', 'seed 3')
+    """
+    whole = sorted(seed for seed in seeds if isinstance(seed, int))
+    if len(whole) == len(seeds) > 2 and whole == list(range(whole[0], whole[-1] + 1)):
+        return f"seeds {whole[0]}–{whole[-1]}"
+    return f"seed{'s' if len(seeds) != 1 else ''} {', '.join(map(str, seeds))}"
+
+
+def describe(study: StudyData) -> str:
+    """Return one line: study, data set, network, access mode (if the trials name one), seeds."""
+    settings = study.config.get("settings")
+    parts = []
+    for section in ("data", "model"):
+        chosen = settings.get(section) if isinstance(settings, Mapping) else None
+        name = chosen.get("name") if isinstance(chosen, Mapping) else chosen
+        if isinstance(name, str):
+            parts.append(PUBLISHED_NAMES.get(name, name))
+    access = {trial.settings.get("access") for trial in study.trials} - {None}
+    if len(access) == 1:
+        parts.append(f"{access.pop()} access")
+    return f"{study.name}: {', '.join([*parts, seeds_text(study.seeds)])}"

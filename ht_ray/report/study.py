@@ -1,0 +1,410 @@
+"""Read a study directory: what was planned, what came of it, and what is missing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ht_ray._checks import SettingError, did_you_mean
+
+__all__ = [
+    "Curve",
+    "MissingDataError",
+    "Scalar",
+    "StudyData",
+    "TrialData",
+    "group",
+    "load_study",
+    "seed_values",
+    "split_by_access",
+]
+
+FORMAT = 1
+
+Scalar: TypeAlias = str | int | float | bool | None
+"""What a trial's settings hold."""
+
+Curve: TypeAlias = dict[str, NDArray[np.float64]]
+"""The columns of one curve, each of shape ``(rows,)``; NaN where a row has no value."""
+
+
+class MissingDataError(SettingError):
+    """The study has no data for a table or a figure."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrialData:
+    """One planned trial and what is known of it.
+
+    Attributes
+    ----------
+    id
+        The trial's name, and that of its folder.
+    label
+        What a legend calls it; the same for all seeds.
+    settings
+        Flat settings: ``method``, ``momentum``, ``reset_interval``, ``seed``, ...
+    status
+        ``"finished"``, ``"failed"``, ``"diverged"``, ``"running"`` (begun, and not ended), ``"missing"`` (not begun) or
+        ``"damaged"`` (its result file cannot be relied on). Only finished trials enter tables and figures.
+    error
+        The last line of what went wrong, or ``""``.
+    curves
+        ``{"epoch": {"step": ..., "test_accuracy": ...}, ...}``: arrays of shape ``(rows,)``, all reports in a row.
+    summary
+        The numbers of the last report. Accuracies are fractions; NaN where a number was not finite.
+    progress
+        Between 0 and 1.
+    seconds
+        Time spent, over all reports.
+    damage
+        Sentences on files of the trial that were torn or damaged.
+    """
+
+    id: str
+    label: str
+    settings: Mapping[str, Scalar]
+    status: str
+    error: str
+    curves: Mapping[str, Curve]
+    summary: Mapping[str, float]
+    progress: float
+    seconds: float
+    damage: tuple[str, ...]
+
+    @property
+    def seed(self) -> Scalar:
+        """The setting ``seed``; ``None`` where there is none."""
+        return self.settings.get("seed")
+
+    @property
+    def method(self) -> str:
+        """The setting ``method``; ``""`` where there is none."""
+        return str(self.settings.get("method") or "")
+
+    @property
+    def finished(self) -> bool:
+        """Whether the trial ran to its end and its results are whole."""
+        return self.status == "finished"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StudyData:
+    """A study directory, read.
+
+    Attributes
+    ----------
+    directory
+        Where it was read from.
+    config
+        ``config.json`` as it stands.
+    trials
+        All planned trials, in the order planned.
+    """
+
+    directory: Path
+    config: Mapping[str, Any]
+    trials: tuple[TrialData, ...]
+
+    @property
+    def name(self) -> str:
+        """The study's name."""
+        return str(self.config["study"])
+
+    @property
+    def metric(self) -> str:
+        """The summary number by which the study ranks its trials."""
+        return str(self.config["metric"])
+
+    @property
+    def mode(self) -> str:
+        """``"max"`` or ``"min"``: which end of the metric is the better one."""
+        return str(self.config["mode"])
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Plain sentences: which trials are missing, failed, diverged or unfinished, and which files were damaged."""
+        return (*_missing_sentences(self.trials), *(text for trial in self.trials for text in trial.damage))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels, in the order planned."""
+        return tuple(dict.fromkeys(trial.label for trial in self.trials))
+
+    @property
+    def seeds(self) -> tuple[Scalar, ...]:
+        """All seeds planned for any label, in the order planned."""
+        return tuple(dict.fromkeys(trial.seed for trial in self.trials))
+
+    @property
+    def summary_names(self) -> tuple[str, ...]:
+        """The names of all summary numbers that any trial reported."""
+        return tuple(dict.fromkeys(name for trial in self.trials for name in trial.summary))
+
+    def better(self, metric: str) -> str | None:
+        """Return which end of `metric` is the better one, ``"max"`` or ``"min"``; ``None`` where nothing says so."""
+        if metric == self.metric:
+            return self.mode
+        if metric.endswith("accuracy"):
+            return "max"
+        return "min" if metric.endswith("loss") else None
+
+
+def load_study(directory: str | os.PathLike[str]) -> StudyData:
+    """Read a study directory written by ``ht_ray.sweep``, finished or not.
+
+    Parameters
+    ----------
+    directory
+        The folder that holds ``config.json`` and ``trials.json``.
+
+    Raises
+    ------
+    SettingError
+        If `directory` is no study, or a study of another format.
+    """
+    root = Path(directory)
+    if not root.is_dir():
+        raise SettingError(f"{root}: there is no such directory.")
+    missing = [name for name in ("config.json", "trials.json") if not (root / name).is_file()]
+    if missing:
+        studies = sorted(path.parent.name for path in root.glob("*/trials.json"))
+        inside = f" It holds the studies {', '.join(studies[:4])}: name one of them." if studies else ""
+        raise SettingError(f"{root} is no study directory: it has no {' and no '.join(missing)}.{inside}")
+    config = _read_object(root / "config.json", ("format", "study", "metric", "mode"))
+    if config["format"] != FORMAT:
+        raise SettingError(
+            f"{root / 'config.json'}: format = {config['format']!r}: this version of ht_ray reads format {FORMAT}."
+        )
+    if config["mode"] not in ("max", "min"):
+        raise SettingError(f"{root / 'config.json'}: mode = {config['mode']!r}: accepted are 'max', 'min'.")
+    planned = _read_json(root / "trials.json")
+    if not isinstance(planned, list) or not all(_is_plan(plan) for plan in planned):
+        raise SettingError(
+            f"{root / 'trials.json'}: expected a list of trials, each with an id, a label and its settings."
+        )
+    return StudyData(root, config, tuple(_load_trial(plan, root / "trials" / plan["id"]) for plan in planned))
+
+
+def group(study: StudyData, by: str | Sequence[str] = "label") -> dict[tuple[Scalar, ...], tuple[TrialData, ...]]:
+    """Return the trials by ``"label"``, ``"status"`` or any settings, in the order planned.
+
+    Parameters
+    ----------
+    by
+        One name or several. Trials without a setting are grouped under ``None``.
+
+    Returns
+    -------
+    dict
+        From the values of `by`, always a tuple, to all trials that have them, finished or not.
+
+    Raises
+    ------
+    SettingError
+        If no trial has a setting of that name.
+    """
+    names = (by,) if isinstance(by, str) else tuple(by)
+    known = {"label", "status", *(name for trial in study.trials for name in trial.settings)}
+    for name in names:
+        if name not in known:
+            raise SettingError(
+                f"group: by = {name!r}: accepted are {', '.join(map(repr, sorted(known)))}.{did_you_mean(name, known)}"
+            )
+    groups: dict[tuple[Scalar, ...], list[TrialData]] = {}
+    for trial in study.trials:
+        own: dict[str, Scalar] = {**trial.settings, "label": trial.label, "status": trial.status}
+        groups.setdefault(tuple(own.get(name) for name in names), []).append(trial)
+    return {key: tuple(trials) for key, trials in groups.items()}
+
+
+def split_by_access(study: StudyData) -> dict[str | None, StudyData]:
+    """Return one study per access mode (``settings["access"]``); the study itself, under ``None``, if it has but one.
+
+    Methods are compared under the same access to past data only.
+    """
+    modes = group(study, "access") if any("access" in trial.settings for trial in study.trials) else {}
+    if len(modes) < 2:
+        return {None: study}
+    return {str(key[0]): dataclasses.replace(study, trials=trials) for key, trials in modes.items()}
+
+
+def seed_values(trials: Iterable[TrialData], metric: str) -> dict[Scalar, float]:
+    """Return `metric` by seed, of the finished trials whose value is finite.
+
+    Raises
+    ------
+    SettingError
+        If two of the trials have the same seed: then they are not one method's repetitions, and must not be averaged.
+    """
+    values: dict[Scalar, float] = {}
+    by_seed: dict[Scalar, TrialData] = {}
+    for trial in trials:
+        other = by_seed.setdefault(trial.seed, trial)
+        if other is not trial:
+            raise SettingError(
+                f"Trials {other.id} and {trial.id} are both labelled {trial.label!r} with seed {trial.seed}: "
+                "a label and a seed must name one trial (study by study, and access mode by access mode)."
+            )
+        value = trial.summary.get(metric, math.nan)
+        if trial.finished and math.isfinite(value):
+            values[trial.seed] = value
+    return values
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingError(f"{path}: cannot be read as JSON: {error}.") from error
+
+
+def _read_object(path: Path, needed: Sequence[str]) -> dict[str, Any]:
+    content = _read_json(path)
+    absent = [name for name in needed if not isinstance(content, dict) or name not in content]
+    if absent:
+        raise SettingError(f"{path}: it has no {', '.join(map(repr, absent))}.")
+    return dict(content)
+
+
+def _is_plan(plan: object) -> bool:
+    return (
+        isinstance(plan, dict)
+        and isinstance(plan.get("id"), str)
+        and isinstance(plan.get("label"), str)
+        and isinstance(plan.get("settings"), dict)
+    )
+
+
+def _load_trial(plan: Mapping[str, Any], folder: Path) -> TrialData:
+    name = f"Trial {plan['id']}"
+    sentences: list[str] = []
+    status, error = "missing", ""
+    status_file = folder / "status.json"
+    if status_file.is_file():
+        try:
+            state = _read_object(status_file, ("status",))
+        except SettingError as damage:
+            status = "damaged"
+            sentences.append(f"{name}: {damage}")
+        else:
+            status = str(state["status"])
+            error = (str(state.get("error") or "").strip().splitlines() or [""])[-1].strip()
+    reports, damage_found = _read_reports(folder / "results.jsonl")
+    sentences += [f"{name}: {text}" for text in damage_found]
+    progress = reports[-1].progress if reports else 0.0
+    if status == "missing" and reports:
+        status = "running"
+    # A finished trial whose last report is lost would otherwise enter the averages with an earlier phase's summary.
+    if status == "finished" and (not reports or progress < 1 - 1e-9):
+        status = "damaged"
+        sentences.append(f"{name}: it says finished, and its results end at {progress:.0%}.")
+    elif status == "finished" and any("skipped" in text for text in damage_found):
+        status = "damaged"
+    return TrialData(
+        id=plan["id"],
+        label=plan["label"],
+        settings=dict(plan["settings"]),
+        status=status,
+        error=error,
+        curves=_join_curves(reports),
+        summary=reports[-1].summary if reports else {},
+        progress=progress,
+        seconds=sum(report.seconds for report in reports),
+        damage=tuple(sentences),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Report:
+    curves: dict[str, list[dict[str, float]]]
+    summary: dict[str, float]
+    progress: float
+    seconds: float
+
+
+def _read_reports(path: Path) -> tuple[list[_Report], list[str]]:
+    """Return the reports up to the first that is missing or unreadable, and sentences on what was found."""
+    if not path.is_file() or not path.stat().st_size:
+        return [], []
+    lines = path.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n")
+    reports: list[_Report] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            report = _Report(
+                curves={str(name): [_numbers(point) for point in points] for name, points in row["curves"].items()},
+                summary=_numbers(row["summary"]),
+                progress=_number(row["progress"]),
+                seconds=_number(row["seconds"]),
+            )
+            index = row["index"]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if number == len(lines):
+                return reports, [
+                    f"the last line of results.jsonl is torn; what stood in it is lost ({number - 1} are whole)."
+                ]
+            return reports, [f"line {number} of results.jsonl is damaged ({error}); it and what follows are skipped."]
+        if index != len(reports):
+            found = f"line {number} of results.jsonl has index {index!r} instead of {len(reports)}"
+            return reports, [f"{found}; it and what follows are skipped."]
+        reports.append(report)
+    return reports, []
+
+
+def _number(value: object) -> float:
+    if value is None:
+        return math.nan
+    if isinstance(value, (int, float)):
+        return float(value)
+    raise TypeError(f"{value!r} is no number")
+
+
+def _numbers(values: Mapping[str, object]) -> dict[str, float]:
+    return {str(name): _number(value) for name, value in values.items()}
+
+
+def _join_curves(reports: Sequence[_Report]) -> dict[str, Curve]:
+    rows: dict[str, list[dict[str, float]]] = {}
+    for report in reports:
+        for name, points in report.curves.items():
+            rows.setdefault(name, []).extend(points)
+    return {
+        name: {
+            column: np.array([point.get(column, math.nan) for point in points], dtype=np.float64)
+            for column in dict.fromkeys(key for point in points for key in point)
+        }
+        for name, points in rows.items()
+    }
+
+
+def _missing_sentences(trials: Sequence[TrialData]) -> list[str]:
+    """Return one sentence per label and cause, naming the seeds."""
+    causes: dict[tuple[str, Scalar, str], list[TrialData]] = {}
+    several_modes = len({trial.settings.get("access") for trial in trials}) > 1
+    for trial in trials:
+        if not trial.finished:
+            cause = {
+                "missing": "not started",
+                "running": f"not finished ({trial.progress:.0%} done)",
+                "damaged": "its results are damaged",
+            }.get(trial.status, trial.status)
+            if trial.error:
+                cause += f": {trial.error}"
+            access = trial.settings.get("access") if several_modes else None
+            causes.setdefault((trial.label, access, cause), []).append(trial)
+    sentences = []
+    for (label, access, cause), members in causes.items():
+        where = f" ({access} access)" if access is not None else ""
+        seeds = ", ".join(str(trial.seed) for trial in members)
+        sentence = f"{label}{where}, seed{'s' if len(members) > 1 else ''} {seeds}: {cause}"
+        sentences.append(sentence if sentence.endswith(".") else f"{sentence}.")
+    return sentences

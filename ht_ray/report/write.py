@@ -1,0 +1,103 @@
+"""A study's report: tables and figures, written into its directory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from ht_ray.report._files import write_bytes
+from ht_ray.report.figures import epoch_curves, heat_map, phase_curves
+from ht_ray.report.study import MissingDataError, StudyData, load_study, split_by_access
+from ht_ray.report.tables import Table, drops_table, summary_table
+
+__all__ = ["write_report"]
+
+METRICS = ("average_accuracy", "final_accuracy")
+BASELINE = "plain"
+
+
+def write_report(
+    study: StudyData | str | os.PathLike[str], *, say: Callable[[str], object] | None = None
+) -> list[Path]:
+    """Write a study's tables and figures into its directory.
+
+    ``table.md`` holds all tables, ``table.csv`` and ``drops.csv`` the unrounded numbers behind them, ``figures/`` each
+    figure as PNG and PDF. Where a study has both access modes, each has its own tables (told apart by the CSV column
+    ``access``) and figures (by the end of their name). Files of these names are replaced, each at once; no other is
+    touched.
+
+    Parameters
+    ----------
+    study
+        The study, or its directory.
+    say
+        Called with each table as text, and with a sentence for each table or figure the study has no data for; the
+        sentences stand in ``table.md`` as well. ``print`` is what the command line uses.
+
+    Returns
+    -------
+    list of Path
+        The files written.
+
+    Raises
+    ------
+    SettingError
+        If `study` is no study directory, cannot be written to, or holds two trials of one label and seed.
+    """
+    if not isinstance(study, StudyData):
+        study = load_study(study)
+    say = say or (lambda text: None)
+    root = study.directory
+    summaries: list[Table] = []
+    drops: list[Table] = []
+    skipped: list[str] = []
+    written: list[Path] = []
+    for access, part in split_by_access(study).items():
+        metrics = _metrics(part)
+        has_baseline = BASELINE in {trial.method for trial in part.trials}
+        summaries.append(summary_table(part, metrics, BASELINE if has_baseline else None))
+        say(summaries[-1].to_text())
+        try:
+            drops.append(drops_table(part))
+            say(drops[-1].to_text())
+        except MissingDataError as absent:
+            skipped.append(_skipped(access, absent, say))
+        end = "" if access is None else f"_{access}"
+        draw: dict[str, Callable[..., None]] = {
+            **{f"heat_map_{metric}": partial(heat_map, part, metric) for metric in metrics},
+            "epoch_curves": partial(epoch_curves, part),
+            "phase_curves": partial(phase_curves, part),
+        }
+        for name, figure in draw.items():
+            paths = [root / "figures" / f"{name}{end}.{suffix}" for suffix in ("png", "pdf")]
+            try:
+                figure(*paths)
+                written += paths
+            except MissingDataError as absent:
+                skipped.append(_skipped(access, absent, say))
+    markdown = [f"# {study.name}", *(table.to_markdown().rstrip() for table in (*summaries, *drops)), *skipped]
+    texts = {"table.md": "\n\n".join(markdown) + "\n", "table.csv": _joined(summaries)}
+    if drops:
+        texts["drops.csv"] = _joined(drops)
+    for name, text in texts.items():
+        write_bytes(root / name, text.encode())
+    return [*(root / name for name in texts), *written]
+
+
+def _metrics(study: StudyData) -> list[str]:
+    """Return the usual metrics the study has, and the one it is ranked by."""
+    known = study.summary_names
+    names = dict.fromkeys([*METRICS, study.metric])
+    return [name for name in names if name in known] or [study.metric]
+
+
+def _skipped(access: str | None, absent: MissingDataError, say: Callable[[str], object]) -> str:
+    sentence = f"Skipped{f' ({access} access)' if access else ''}: {absent}"
+    say(sentence)
+    return sentence
+
+
+def _joined(tables: list[Table]) -> str:
+    return "".join(table.to_csv(header=index == 0) for index, table in enumerate(tables))
