@@ -1,0 +1,73 @@
+"""Images in memory, streams of phases, the paper's networks, and the plain loop; torch alone is needed.
+
+torchvision and scikit-learn are imported when a data set is read.
+"""
+
+from ht_ray.vision.augment import random_crop_flip
+from ht_ray.vision.data import DATA_SETS, DataConfig, ImageData, load_data
+from ht_ray.vision.evaluate import Evaluation, evaluate, evaluating
+from ht_ray.vision.fit import Diverged, Row, fit, load_checkpoint, save_checkpoint, summarise
+from ht_ray.vision.loader import InMemoryLoader, Normalise
+from ht_ray.vision.method import METHODS, Method, MethodConfig, display_name, method_parts
+from ht_ray.vision.models import ModelConfig, Network, make_model
+from ht_ray.vision.optimizer import (
+    AUGMENTATIONS,
+    TrainingConfig,
+    make_optimizer,
+    set_learning_rate,
+    warmup_factor,
+)
+from ht_ray.vision.reservoir import Reservoir
+from ht_ray.vision.streams import (
+    ContinualConfig,
+    Phase,
+    Stream,
+    WarmStartConfig,
+    continual,
+    make_stream,
+    noise_schedule,
+    noisy_labels,
+    warm_start,
+)
+
+__all__ = [
+    "AUGMENTATIONS",
+    "DATA_SETS",
+    "METHODS",
+    "ContinualConfig",
+    "DataConfig",
+    "Diverged",
+    "Evaluation",
+    "ImageData",
+    "InMemoryLoader",
+    "Method",
+    "MethodConfig",
+    "ModelConfig",
+    "Network",
+    "Normalise",
+    "Phase",
+    "Reservoir",
+    "Row",
+    "Stream",
+    "TrainingConfig",
+    "WarmStartConfig",
+    "continual",
+    "display_name",
+    "evaluate",
+    "evaluating",
+    "fit",
+    "load_checkpoint",
+    "load_data",
+    "make_model",
+    "make_optimizer",
+    "make_stream",
+    "method_parts",
+    "noise_schedule",
+    "noisy_labels",
+    "random_crop_flip",
+    "save_checkpoint",
+    "set_learning_rate",
+    "summarise",
+    "warm_start",
+    "warmup_factor",
+]

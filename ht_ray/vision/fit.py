@@ -1,0 +1,213 @@
+"""The plain loop: train a network on a stream with a method, in torch alone.
+
+It is what the Avalanche strategies are compared with, bit for bit, and what a machine without Avalanche runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ht_ray.mechanisms import derive_seed, isolated_rng
+from ht_ray.vision.data import ImageData
+from ht_ray.vision.evaluate import evaluate
+from ht_ray.vision.loader import InMemoryLoader, Normalise
+from ht_ray.vision.method import Method, MethodConfig
+from ht_ray.vision.optimizer import TrainingConfig, make_optimizer, set_learning_rate, warmup_factor
+from ht_ray.vision.streams import Stream
+
+__all__ = ["Diverged", "Row", "fit", "load_checkpoint", "save_checkpoint", "summarise"]
+
+#: What one epoch measured: ``phase`` and ``epoch`` (from 1), ``step`` (epochs so far), and the metrics.
+Row = dict[str, float]
+
+
+class Diverged(ArithmeticError):
+    """The training loss is no longer finite."""
+
+
+def save_checkpoint(state: Mapping[str, Any], path: Path) -> None:
+    """Write tensors and plain data to `path` at once: to a temporary name, then renamed."""
+    temporary = path.with_name(path.name + ".tmp")
+    torch.save(dict(state), temporary)
+    temporary.replace(path)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read what `save_checkpoint` wrote; nothing but tensors and plain data is accepted."""
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
+def summarise(rows: list[Row]) -> dict[str, float]:
+    """Return a run's measures (fractions) from the rows of its epochs.
+
+    ``average_accuracy`` is the mean over phases of the test accuracy at each phase's end, ``final_accuracy`` the last
+    of them, ``online_accuracy`` the mean over all epochs (what figure 6 of arXiv 2406.02596 plots).
+    """
+    ends = {row["phase"]: row["test_accuracy"] for row in rows}
+    return {
+        "average_accuracy": math.fsum(ends.values()) / len(ends),
+        "final_accuracy": rows[-1]["test_accuracy"],
+        "online_accuracy": math.fsum(row["test_accuracy"] for row in rows) / len(rows),
+    }
+
+
+def fit(
+    model: nn.Module,
+    data: ImageData,
+    stream: Stream,
+    *,
+    method: MethodConfig | None = None,
+    training: TrainingConfig | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    forward: Callable[[Tensor], Tensor] | None = None,
+    checkpoint: str | Path | None = None,
+    on_epoch: Callable[[Row], None] | None = None,
+) -> list[Row]:
+    """Train `model` on the phases of `stream` and test it after every epoch.
+
+    Parameters
+    ----------
+    model
+        The network, trained in place.
+    data, stream
+        The images, and which of them come when; the stream was made over ``data.train_labels``.
+    method
+        What is done against loss of plasticity. Default: nothing.
+    training
+        Optimiser, batches, precision.
+    seed
+        Of every draw: order, augmentation, dropout, the method's. Not of the model and the stream, which are given.
+    device
+        Where to train; `model` and images are moved there.
+    forward
+        Called in place of `model` in training, e.g. ``torch.compile(model)``.
+    checkpoint
+        A file to write after every phase, and to continue from when it exists.
+    on_epoch
+        Called with each row as it is measured.
+
+    Returns
+    -------
+    list of dict
+        A row for each epoch: ``phase``, ``epoch``, ``step``, ``train_loss`` (nats) and ``train_accuracy`` on the
+        batches as they were trained on, ``test_loss`` and ``test_accuracy`` with the network that predicts.
+
+    Raises
+    ------
+    Diverged
+        If the training loss is NaN or infinite at the end of an epoch.
+
+    Examples
+    --------
+    >>> from ht_ray.vision import ContinualConfig, DataConfig, ModelConfig, load_data, make_model, make_stream
+    >>> data = load_data(DataConfig("digits"))
+    >>> stream = make_stream(data.train_labels, data.num_classes, ContinualConfig(phases=2, epochs=3), seed=0)
+    >>> model = make_model(ModelConfig("mlp"), shape=data.shape, num_classes=data.num_classes, seed=0)
+    >>> method = MethodConfig("hare_tortoise", momentum=0.9, reset_interval=1)
+    >>> rows = fit(model, data, stream, method=method, training=TrainingConfig(batch_size=64))
+    >>> len(rows), rows[-1]["phase"], rows[-1]["test_accuracy"] > 0.5
+    (6, 2, True)
+    """
+    config = training or TrainingConfig()
+    device = torch.device(device)
+    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+    model.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
+    acting = Method(method or MethodConfig("plain"), model, seed=seed)
+    images = data.train_images.to(device)
+    test_images, test_labels = data.test_images.to(device), data.test_labels.to(device)
+    normalise = Normalise(data.mean, data.std, device)
+    autocast = torch.bfloat16 if config.precision == "bf16" else None
+    optimizer = make_optimizer(model.parameters(), config)
+    rows: list[Row] = []
+    done = 0
+    path = Path(checkpoint) if checkpoint is not None else None
+    if path is not None and path.exists():
+        state = load_checkpoint(path)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        acting.load_state_dict(state["method"])
+        rows, done = state["rows"], state["phases"]
+
+    for phase in stream.phases[done:]:
+        loader = InMemoryLoader(
+            images,
+            phase.indices,
+            phase.labels,
+            normalise=normalise,
+            batch_size=config.batch_size,
+            augment=config.augment,
+            seed=seed,
+            phase=phase.index,
+            channels_last=config.channels_last,
+        )
+        if config.fresh_optimizer:
+            optimizer = make_optimizer(model.parameters(), config)
+        acting.begin_phase(phase.index, optimizer, steps_per_epoch=len(loader), epochs=phase.epochs)
+        total, step = len(loader) * phase.epochs, 0
+        for epoch in range(1, phase.epochs + 1):
+            model.train()
+            loss_sum = torch.zeros((), device=device)
+            correct = torch.zeros((), dtype=torch.int64, device=device)
+            seen = 0
+            with isolated_rng(derive_seed(seed, "dropout", phase.index, epoch)):
+                for batch, labels in loader:
+                    set_learning_rate(optimizer, warmup_factor(step, total, config.warmup_ratio))
+                    optimizer.zero_grad()
+                    with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+                        logits = (forward or model)(batch)
+                    loss = functional.cross_entropy(logits.float(), labels)
+                    loss.backward()
+                    if config.clip is not None:
+                        nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+                    optimizer.step()
+                    acting.after_step(optimizer, batch)
+                    loss_sum += loss.detach() * len(labels)
+                    correct += (logits.detach().argmax(1) == labels).sum()
+                    seen += len(labels)
+                    step += 1
+            train_loss = loss_sum.item() / seen
+            if not math.isfinite(train_loss):
+                raise Diverged(f"training loss {train_loss} in phase {phase.index + 1}, epoch {epoch}")
+            acting.end_epoch(optimizer, last=epoch == phase.epochs)
+            with acting.predict():
+                tested = evaluate(
+                    model,
+                    test_images,
+                    test_labels,
+                    normalise,
+                    autocast=autocast,
+                    channels_last=config.channels_last,
+                )
+            row: Row = {
+                "step": len(rows) + 1,
+                "phase": phase.index + 1,
+                "epoch": epoch,
+                "train_loss": train_loss,
+                "train_accuracy": correct.item() / seen,
+                "test_loss": tested.loss,
+                "test_accuracy": tested.accuracy,
+            }
+            rows.append(row)
+            if on_epoch is not None:
+                on_epoch(row)
+        if path is not None:
+            save_checkpoint(
+                {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "method": acting.state_dict(),
+                    "rows": rows,
+                    "phases": phase.index + 1,
+                },
+                path,
+            )
+    return rows

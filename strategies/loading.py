@@ -1,0 +1,285 @@
+"""Fast loading: batches are gathered from memory, on the device, instead of sample by sample."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from avalanche.benchmarks.utils import AvalancheDataset
+from avalanche.benchmarks.utils.flat_data import FlatData
+from torch import Tensor
+
+from ht_ray._checks import check_choice, check_number
+from ht_ray.mechanisms import isolated_rng
+from ht_ray.vision.loader import InMemoryLoader, Normalise
+from ht_ray.vision.optimizer import AUGMENTATIONS
+from strategies.benchmark import PoolDataset
+
+__all__ = ["InMemoryLoading"]
+
+
+class _Held(NamedTuple):
+    """A data set in memory: images (or normalised inputs) of a pool, and which of them with which labels."""
+
+    images: Tensor
+    indices: Tensor
+    labels: Tensor
+    tasks: Tensor
+    normalise: Normalise | None
+
+
+class _TaskLoader:
+    """Batches of an `InMemoryLoader` with the task label that Avalanche expects as the last entry."""
+
+    def __init__(self, loader: InMemoryLoader, task: int | None, device: torch.device) -> None:
+        self.loader = loader
+        self.task = task
+        self.device = device
+        self._tasks = torch.full((loader.batch_size,), task or 0, dtype=torch.int64, device=device)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        for images, labels in self.loader:
+            yield [images, labels] if self.task is None else [images, labels, self._tasks[: len(labels)]]
+
+
+class _SequentialLoader:
+    """Batches in order, for evaluation."""
+
+    def __init__(self, held: _Held, batch_size: int, has_tasks: bool, channels_last: bool) -> None:
+        self.held = held
+        self.batch_size = batch_size
+        self.has_tasks = has_tasks
+        self.channels_last = channels_last
+
+    def __len__(self) -> int:
+        return -(-len(self.held.indices) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        held = self.held
+        for start in range(0, len(held.indices), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            images = held.images[held.indices[part]]
+            if held.normalise is not None:
+                images = held.normalise(images)
+            if self.channels_last and images.dim() == 4:
+                images = images.contiguous(memory_format=torch.channels_last)
+            yield [images, held.labels[part], *([held.tasks[part]] if self.has_tasks else [])]
+
+
+class _CannotHold(Exception):
+    """Why a data set is left to Avalanche's own loader."""
+
+
+def _leaves(dataset: Any) -> list[Any]:
+    """Return the data sets that an Avalanche data set is composed of."""
+    if isinstance(dataset, AvalancheDataset):
+        return _leaves(dataset._flat_data)
+    if isinstance(dataset, FlatData):
+        transforms = getattr(dataset, "_transform_groups", None)
+        frozen = getattr(dataset, "_frozen_transform_groups", None)
+        for groups in (transforms, frozen):
+            if groups is not None and any(f is not None for f in groups.transform_groups.values()):
+                return [None]  # somebody's transforms: the leaves are not what comes out
+        return [leaf for part in dataset._datasets for leaf in _leaves(part)]
+    return [dataset]
+
+
+def _positions(dataset: Any) -> Tensor:
+    """Return, for each item, its position in the concatenation of the leaves; int64 of shape ``(n,)``."""
+    flat = dataset._flat_data if isinstance(dataset, AvalancheDataset) else dataset
+    if not isinstance(flat, FlatData):
+        return torch.arange(len(flat))
+    starts = 0
+    parts = []
+    for part in flat._datasets:
+        inner = _positions(part)
+        parts.append(inner + starts)
+        starts += sum(len(leaf) for leaf in _leaves(part))
+    whole = torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
+    if flat._indices is None:
+        return whole
+    return whole[torch.as_tensor(list(flat._indices), dtype=torch.int64)]
+
+
+class InMemoryLoading:
+    """Mixin for any supervised Avalanche strategy: data sets are held in memory and batches gathered from it.
+
+    ``class FastNaive(InMemoryLoading, Naive)``, then ``FastNaive(..., in_memory=True, seed=0)``.
+
+    Benchmarks of `strategies.stream_benchmark` are gathered as uint8, augmented and normalised a batch at once, on
+    the device. Data sets of any other benchmark are read once per experience through Avalanche, transforms included,
+    and kept as tensors, if that changes nothing: where transforms are random (two readings differ), items have other
+    parts than input, label and task, an experience mixes tasks, or `max_bytes` would be exceeded, Avalanche's own
+    loader is used and a warning says why, once.
+
+    Order and augmentation depend on `seed`, experience and epoch alone. A last batch of one sample, which BatchNorm
+    cannot normalise, is left out of an epoch.
+
+    Parameters
+    ----------
+    in_memory
+        Whether to load this way. Default True.
+    seed
+        Of order and augmentation.
+    augment
+        Augmentation of images from `stream_benchmark`; must agree with the benchmark's. None (default) takes that.
+    max_bytes
+        Largest size of a data set that is kept as tensors. Default 2 GiB.
+    precision
+        ``"fp32"``, or ``"bf16"`` for autocast in the forward pass; outputs are float32.
+    channels_last
+        Whether batches of images come in that memory format.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        in_memory: bool = True,
+        seed: int = 0,
+        augment: str | None = None,
+        max_bytes: int = 2 << 30,
+        precision: str = "fp32",
+        channels_last: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        check_number("InMemoryLoading: seed", seed, integer=True)
+        check_number("InMemoryLoading: max_bytes", max_bytes, low=0, integer=True)
+        check_choice("InMemoryLoading: precision", precision, ["fp32", "bf16"])
+        if augment is not None:
+            check_choice("InMemoryLoading: augment", augment, AUGMENTATIONS)
+        self.in_memory = in_memory
+        self.loading_seed = seed
+        self.augment = augment
+        self.max_bytes = max_bytes
+        self.precision = precision
+        self.channels_last = channels_last
+        self._said: set[str] = set()
+        super().__init__(*args, **kwargs)
+
+    def forward(self: Any) -> Tensor:
+        """Compute the model's output for the current batch, float32 also under autocast."""
+        if self.precision == "fp32":
+            return super().forward()
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            output: Tensor = super().forward()
+        return output.float()
+
+    def make_train_dataloader(self: Any, shuffle: bool = True, drop_last: bool = False, **kwargs: Any) -> None:
+        held = self._hold(training=True) if self.in_memory and shuffle and not drop_last else None
+        if held is None:
+            super().make_train_dataloader(shuffle=shuffle, drop_last=drop_last, **kwargs)
+            return
+        augment = "none"
+        if held.normalise is not None:
+            augment = self.augment or _leaves(self.adapted_dataset)[0].augment
+        loader = InMemoryLoader(
+            held.images,
+            held.indices,
+            held.labels,
+            normalise=held.normalise or _as_is,
+            batch_size=self.train_mb_size,
+            augment=augment,
+            seed=self.loading_seed,
+            phase=self.experience.current_experience,
+            channels_last=self.channels_last and held.images.dim() == 4,
+        )
+        has_tasks = hasattr(self.experience, "task_labels")
+        task = int(held.tasks[0]) if has_tasks else None
+        self.dataloader = _TaskLoader(loader, task, self.device)
+
+    def make_eval_dataloader(self: Any, **kwargs: Any) -> None:
+        held = self._hold(training=False) if self.in_memory else None
+        if held is None:
+            super().make_eval_dataloader(**kwargs)
+            return
+        has_tasks = hasattr(self.experience, "task_labels")
+        self.dataloader = _SequentialLoader(held, self.eval_mb_size, has_tasks, self.channels_last)
+
+    def _hold(self: Any, *, training: bool) -> _Held | None:
+        try:
+            return self._from_pool() or self._materialised(training)
+        except _CannotHold as reason:
+            text = str(reason)
+            if text not in self._said:
+                self._said.add(text)
+                warnings.warn(f"in-memory loading is not used: {text}; Avalanche's own loader is.", stacklevel=2)
+            return None
+
+    def _from_pool(self: Any) -> _Held | None:
+        leaves = _leaves(self.adapted_dataset)
+        if not leaves or any(not isinstance(leaf, PoolDataset) for leaf in leaves):
+            return None
+        if any(leaf.pool.key != leaves[0].pool.key or leaf.augment != leaves[0].augment for leaf in leaves):
+            return None
+        images, normalise = leaves[0].pool.on(self.device)
+        positions = _positions(self.adapted_dataset)
+        indices = torch.cat([leaf.indices for leaf in leaves])[positions].to(self.device)
+        labels = torch.cat([leaf.labels for leaf in leaves])[positions].to(self.device)
+        return _Held(images, indices, labels, torch.zeros_like(labels), normalise)
+
+    def _materialised(self: Any, training: bool) -> _Held:
+        dataset = self.adapted_dataset
+        cached = _MATERIALISED.get(id(self.experience.dataset))
+        whole = len(dataset) == len(self.experience.dataset)
+        key = (training, str(self.device))
+        if cached is not None and whole and cached[0]() is self.experience.dataset and key in cached[1]:
+            return cached[1][key]
+        held = self._read(dataset)
+        # What plugins have put together (a buffer, say) is another data set at every experience.
+        if whole and not training:
+            identity = id(self.experience.dataset)
+            reference = weakref.ref(self.experience.dataset, lambda _: _MATERIALISED.pop(identity, None))
+            _MATERIALISED.setdefault(identity, (reference, {}))[1][key] = held
+        return held
+
+    def _read(self: Any, dataset: Any) -> _Held:
+        count = len(dataset)
+        if count == 0:
+            raise _CannotHold("the data set is empty")
+        first = dataset[0]
+        size = first[0].numel() * first[0].element_size() * count if isinstance(first[0], Tensor) else 0
+        if size == 0 or len(first) not in (2, 3):
+            raise _CannotHold("items are not a tensor, a label and a task label")
+        if size > self.max_bytes:
+            raise _CannotHold(f"the data set takes {size / 2**20:.0f} MiB, more than max_bytes allows")
+        # Random transforms cannot be read once for all: 16 items, read twice under different seeds, would differ.
+        probe = range(0, count, max(1, count // 16))
+        readings = []
+        for seed in (1, 2):
+            with isolated_rng(seed):
+                readings.append([dataset[item][0] for item in probe])
+        if any(a.shape != b.shape or not torch.equal(a, b) for a, b in zip(*readings, strict=True)):
+            raise _CannotHold("its transforms are random")
+        inputs: Tensor | None = None
+        labels = torch.empty(count, dtype=torch.int64)
+        tasks = torch.zeros(count, dtype=torch.int64)
+        with isolated_rng(0) if self.is_eval else nullcontext():
+            for item in range(count):
+                sample = dataset[item]
+                if inputs is None:
+                    inputs = torch.empty((count, *sample[0].shape), dtype=sample[0].dtype)
+                if sample[0].shape != inputs.shape[1:]:
+                    raise _CannotHold("inputs have different shapes")
+                inputs[item] = sample[0]
+                labels[item] = int(sample[1])
+                if len(sample) == 3:
+                    tasks[item] = int(sample[2])
+        assert inputs is not None
+        if not self.is_eval and len(tasks.unique()) > 1:
+            raise _CannotHold("an experience mixes tasks, which Avalanche balances")
+        device = self.device
+        return _Held(inputs.to(device), torch.arange(count, device=device), labels.to(device), tasks.to(device), None)
+
+
+def _as_is(images: Tensor) -> Tensor:
+    return images
+
+
+_MATERIALISED: dict[int, tuple[weakref.ref[Any], dict[tuple[bool, str], _Held]]] = {}

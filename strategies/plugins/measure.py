@@ -1,0 +1,97 @@
+"""Per-epoch measurements that cost one pass over the test set and leave no trace."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from avalanche.training.plugins import SupervisedPlugin
+
+from ht_ray.vision.data import ImageData
+from ht_ray.vision.evaluate import evaluate
+from ht_ray.vision.fit import Diverged, Row
+from ht_ray.vision.loader import Normalise
+from strategies.plugins.hare_tortoise import find_tortoise
+
+__all__ = ["MeasurePlugin"]
+
+
+class MeasurePlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[misc,call-arg]
+    """Measure every epoch as `ht_ray.vision.fit` does: the same rows, bit for bit.
+
+    The network that predicts (the tortoise, if there is one) is tested on ``data.test_images``; training loss and
+    accuracy are those of the batches as they were trained on. Put it after the other plugins.
+
+    Parameters
+    ----------
+    data
+        With the test set.
+    autocast, channels_last
+        How the network is evaluated.
+    on_epoch
+        Called with each row.
+
+    Attributes
+    ----------
+    rows
+        A row for each epoch, see `ht_ray.vision.fit`.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        *,
+        autocast: torch.dtype | None = None,
+        channels_last: bool = False,
+        on_epoch: Callable[[Row], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self.data = data
+        self.autocast = autocast
+        self.channels_last = channels_last
+        self.on_epoch = on_epoch
+        self.rows: list[Row] = []
+
+    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        self._loss = torch.zeros((), device=strategy.device)
+        self._correct = torch.zeros((), dtype=torch.int64, device=strategy.device)
+        self._seen = 0
+
+    def after_update(self, strategy: Any, **kwargs: Any) -> None:
+        labels = strategy.mb_y
+        self._loss += strategy.loss.detach().reshape(()) * len(labels)
+        self._correct += (strategy.mb_output.detach().argmax(1) == labels).sum()
+        self._seen += len(labels)
+
+    def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        phase, epoch = strategy.clock.train_exp_counter + 1, strategy.clock.train_exp_epochs + 1
+        train_loss = self._loss.item() / max(1, self._seen)
+        if not math.isfinite(train_loss):
+            raise Diverged(f"training loss {train_loss} in phase {phase}, epoch {epoch}")
+        device = strategy.device
+        tortoise = find_tortoise(strategy)
+        predicting = nullcontext() if tortoise is None else tortoise.attach(strategy.model).predict()
+        with predicting:
+            tested = evaluate(
+                strategy.model,
+                self.data.test_images.to(device),
+                self.data.test_labels.to(device),
+                Normalise(self.data.mean, self.data.std, device),
+                autocast=self.autocast,
+                channels_last=self.channels_last,
+            )
+        row: Row = {
+            "step": len(self.rows) + 1,
+            "phase": phase,
+            "epoch": epoch,
+            "train_loss": train_loss,
+            "train_accuracy": self._correct.item() / max(1, self._seen),
+            "test_loss": tested.loss,
+            "test_accuracy": tested.accuracy,
+        }
+        self.rows.append(row)
+        if self.on_epoch is not None:
+            self.on_epoch(row)
