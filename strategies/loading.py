@@ -183,7 +183,7 @@ class InMemoryLoading:
             held.images,
             held.indices,
             held.labels,
-            normalise=held.normalise or _as_is,
+            normalise=held.normalise,
             batch_size=self.train_mb_size,
             augment=augment,
             seed=self.loading_seed,
@@ -204,13 +204,14 @@ class InMemoryLoading:
 
     def _hold(self: Any, *, training: bool) -> _Held | None:
         try:
-            return self._from_pool() or self._materialised(training)
+            held: _Held | None = self._from_pool() or self._materialised(training)
         except _CannotHold as reason:
             text = str(reason)
             if text not in self._said:
                 self._said.add(text)
                 warnings.warn(f"in-memory loading is not used: {text}; Avalanche's own loader is.", stacklevel=2)
             return None
+        return held
 
     def _from_pool(self: Any) -> _Held | None:
         leaves = _leaves(self.adapted_dataset)
@@ -231,7 +232,7 @@ class InMemoryLoading:
         key = (training, str(self.device))
         if cached is not None and whole and cached[0]() is self.experience.dataset and key in cached[1]:
             return cached[1][key]
-        held = self._read(dataset)
+        held: _Held = self._read(dataset)
         # What plugins have put together (a buffer, say) is another data set at every experience.
         if whole and not training:
             identity = id(self.experience.dataset)
@@ -276,10 +277,6 @@ class InMemoryLoading:
             raise _CannotHold("an experience mixes tasks, which Avalanche balances")
         device = self.device
         return _Held(inputs.to(device), torch.arange(count, device=device), labels.to(device), tasks.to(device), None)
-
-
-def _as_is(images: Tensor) -> Tensor:
-    return images
 
 
 _MATERIALISED: dict[int, tuple[weakref.ref[Any], dict[tuple[bool, str], _Held]]] = {}

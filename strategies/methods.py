@@ -89,7 +89,7 @@ def make_strategy(
     """
     config = training or TrainingConfig()
     if config.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)
     autocast = torch.bfloat16 if config.precision == "bf16" else None
     plugins = [
         PhaseTrainingPlugin(

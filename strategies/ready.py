@@ -161,7 +161,7 @@ class HeadReset(Plain):
 
 
 class LimitedBuffer(Plain):
-    """Each experience with `buffer_size` older samples; settings as in `LimitedBufferPlugin`, the rest as in `Plain`."""
+    """Each experience with `buffer_size` older samples, see `LimitedBufferPlugin`; the rest as in `Plain`."""
 
     def __init__(
         self,

@@ -49,7 +49,7 @@ class InMemoryLoader:
     labels
         Their labels, int64 ``(n,)``.
     normalise
-        Applied to each batch after augmentation.
+        Applied to each batch after augmentation; None if `images` are inputs as they are.
     batch_size
         Samples per batch. Default 256.
     augment
@@ -66,7 +66,7 @@ class InMemoryLoader:
         indices: Tensor,
         labels: Tensor,
         *,
-        normalise: Normalise,
+        normalise: Normalise | None,
         batch_size: int = 256,
         augment: str = "none",
         seed: int = 0,
@@ -100,7 +100,7 @@ class InMemoryLoader:
             images = self.images[indices[start : start + self.batch_size]]
             if self.augment != "none":
                 images = random_crop_flip(images, generator=augmenting, flip=self.augment == "crop_flip")
-            batch = self.normalise(images)
+            batch = images if self.normalise is None else self.normalise(images)
             if self.channels_last:
                 batch = batch.contiguous(memory_format=torch.channels_last)
             yield batch, labels[start : start + self.batch_size]
