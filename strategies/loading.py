@@ -6,7 +6,7 @@ import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from avalanche.benchmarks.utils import AvalancheDataset
@@ -18,6 +18,11 @@ from ht_ray.mechanisms import isolated_rng
 from ht_ray.vision.loader import InMemoryLoader, Normalise
 from ht_ray.vision.optimizer import AUGMENTATIONS
 from strategies.benchmark import PoolDataset
+
+if TYPE_CHECKING:
+    from avalanche.training.templates import SupervisedTemplate as _Template
+else:
+    _Template = object  # a mixin: the template comes after it
 
 __all__ = ["InMemoryLoading"]
 
@@ -108,7 +113,7 @@ def _positions(dataset: Any) -> Tensor:
     return whole[torch.as_tensor(list(flat._indices), dtype=torch.int64)]
 
 
-class InMemoryLoading:
+class InMemoryLoading(_Template):
     """Mixin for any supervised Avalanche strategy: data sets are held in memory and batches gathered from it.
 
     ``class FastNaive(InMemoryLoading, Naive)``, then ``FastNaive(..., in_memory=True, seed=0)``.
@@ -163,15 +168,13 @@ class InMemoryLoading:
         self._said: set[str] = set()
         super().__init__(*args, **kwargs)
 
-    def forward(self: Any) -> Tensor:
+    def forward(self) -> Tensor:
         """Compute the model's output for the current batch, float32 also under autocast."""
-        if self.precision == "fp32":
-            return super().forward()
-        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             output: Tensor = super().forward()
         return output.float()
 
-    def make_train_dataloader(self: Any, shuffle: bool = True, drop_last: bool = False, **kwargs: Any) -> None:
+    def make_train_dataloader(self, shuffle: bool = True, drop_last: bool = False, **kwargs: Any) -> None:
         held = self._hold(training=True) if self.in_memory and shuffle and not drop_last else None
         if held is None:
             super().make_train_dataloader(shuffle=shuffle, drop_last=drop_last, **kwargs)
@@ -192,9 +195,9 @@ class InMemoryLoading:
         )
         has_tasks = hasattr(self.experience, "task_labels")
         task = int(held.tasks[0]) if has_tasks else None
-        self.dataloader = _TaskLoader(loader, task, self.device)
+        self.dataloader: Any = _TaskLoader(loader, task, self.device)
 
-    def make_eval_dataloader(self: Any, **kwargs: Any) -> None:
+    def make_eval_dataloader(self, **kwargs: Any) -> None:
         held = self._hold(training=False) if self.in_memory else None
         if held is None:
             super().make_eval_dataloader(**kwargs)
@@ -202,7 +205,7 @@ class InMemoryLoading:
         has_tasks = hasattr(self.experience, "task_labels")
         self.dataloader = _SequentialLoader(held, self.eval_mb_size, has_tasks, self.channels_last)
 
-    def _hold(self: Any, *, training: bool) -> _Held | None:
+    def _hold(self, *, training: bool) -> _Held | None:
         try:
             held: _Held | None = self._from_pool() or self._materialised(training)
         except _CannotHold as reason:
@@ -213,7 +216,7 @@ class InMemoryLoading:
             return None
         return held
 
-    def _from_pool(self: Any) -> _Held | None:
+    def _from_pool(self) -> _Held | None:
         leaves = _leaves(self.adapted_dataset)
         if not leaves or any(not isinstance(leaf, PoolDataset) for leaf in leaves):
             return None
@@ -225,7 +228,7 @@ class InMemoryLoading:
         labels = torch.cat([leaf.labels for leaf in leaves])[positions].to(self.device)
         return _Held(images, indices, labels, torch.zeros_like(labels), normalise)
 
-    def _materialised(self: Any, training: bool) -> _Held:
+    def _materialised(self, training: bool) -> _Held:
         dataset = self.adapted_dataset
         cached = _MATERIALISED.get(id(self.experience.dataset))
         whole = len(dataset) == len(self.experience.dataset)
@@ -240,7 +243,7 @@ class InMemoryLoading:
             _MATERIALISED.setdefault(identity, (reference, {}))[1][key] = held
         return held
 
-    def _read(self: Any, dataset: Any) -> _Held:
+    def _read(self, dataset: Any) -> _Held:
         count = len(dataset)
         if count == 0:
             raise _CannotHold("the data set is empty")

@@ -23,7 +23,7 @@ from strategies.plugins import (
 __all__ = ["EMA", "HareTortoise", "HeadReset", "LimitedBuffer", "Plain", "ShrinkPerturb"]
 
 
-class Plain(InMemoryLoading, SupervisedTemplate):  # type: ignore[misc]
+class Plain(InMemoryLoading, SupervisedTemplate):
     """Training on the experiences one after the other, nothing else; base of the ready strategies.
 
     Parameters

@@ -53,7 +53,7 @@ def isolated_rng(seed: int | None = None) -> Iterator[None]:
     those of all CUDA devices are restored. With ``seed=None`` the block draws from the present state; only the
     restoring happens.
     """
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call,unused-ignore]
     with torch.random.fork_rng(devices=devices):
         if seed is not None:
             torch.manual_seed(seed)

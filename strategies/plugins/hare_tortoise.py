@@ -15,7 +15,7 @@ from ht_ray.mechanisms import SettingError, Tortoise
 __all__ = ["EMAPlugin", "HareTortoisePlugin", "find_tortoise"]
 
 
-class HareTortoisePlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[misc,call-arg]
+class HareTortoisePlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """Hare & Tortoise (arXiv 2406.02596): a slow average of the model, which the model is set back to.
 
     The strategy's model is the hare. The tortoise follows it after every optimiser step; after every `reset_interval`

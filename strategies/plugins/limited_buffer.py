@@ -13,7 +13,7 @@ from ht_ray.vision.reservoir import Reservoir
 __all__ = ["LimitedBufferPlugin"]
 
 
-class LimitedBufferPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[misc,call-arg]
+class LimitedBufferPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """Train on the experience's samples together with `size` older ones (arXiv 2406.02596, section 5.2).
 
     The older samples are a uniform sample of everything seen before. Unlike Avalanche's ``ReplayPlugin``, which

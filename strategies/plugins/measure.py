@@ -19,7 +19,7 @@ from strategies.plugins.hare_tortoise import find_tortoise
 __all__ = ["MeasurePlugin"]
 
 
-class MeasurePlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[misc,call-arg]
+class MeasurePlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """Measure every epoch as `ht_ray.vision.fit` does: the same rows, bit for bit.
 
     The network that predicts (the tortoise, if there is one) is tested on ``data.test_images``; training loss and

@@ -15,7 +15,7 @@ from ht_ray.vision.optimizer import set_learning_rate, warmup_factor
 __all__ = ["PhaseTrainingPlugin"]
 
 
-class PhaseTrainingPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[misc,call-arg]
+class PhaseTrainingPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """Fresh optimiser state, linear warm-up and clipped gradients in every experience (arXiv 2406.02596, table 3).
 
     Parameters

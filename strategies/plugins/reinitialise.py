@@ -16,7 +16,7 @@ from strategies.plugins.hare_tortoise import find_tortoise
 __all__ = ["HeadResetPlugin", "ReinitialisePlugin", "ShrinkPerturbPlugin"]
 
 
-class ReinitialisePlugin(SupervisedPlugin):  # type: ignore[misc]
+class ReinitialisePlugin(SupervisedPlugin):
     """Acts before every experience but the first; base of `ShrinkPerturbPlugin` and `HeadResetPlugin`.
 
     When a strategy has several, they act in the order of `rank`, whatever their order in the list of plugins, and
