@@ -40,6 +40,7 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "pdf.fonttype": 42,
+    "svg.fonttype": "none",
     "svg.hashsalt": "ht_ray",
 }
 CAPTION = {"fontsize": 7.5, "color": "0.3"}
@@ -73,9 +74,9 @@ def heat_map(study: StudyData, metric: str, *paths: PathLike) -> None:
     Raises
     ------
     MissingDataError
-        If fewer than two cells of Hare & Tortoise have a finished trial.
+        If fewer than two cells of Hare & Tortoise have a finished trial, or two trials share a cell and a seed.
     SettingError
-        If no trial reported `metric`, two trials share a cell and a seed, or a path cannot be written.
+        If no trial reported `metric`, or a path cannot be written.
     """
     if study.summary_names and metric not in study.summary_names:
         check_choice("heat_map: metric", metric, study.summary_names)
@@ -169,7 +170,10 @@ def _grid(study: StudyData, metric: str) -> _Grid:
         cell = _cell_of(trial)
         if cell is not None:
             members.setdefault(cell, []).append(trial)
-    cells = {cell: _measure(trials, metric) for cell, trials in members.items()}
+    try:
+        cells = {cell: _measure(trials, metric) for cell, trials in members.items()}
+    except SettingError as error:
+        raise MissingDataError(f"heat_map of {metric}: the trials form no grid: {error}") from error
     filled = [cell for cell, own in cells.items() if own.estimate.n and math.isfinite(cell[1][0])]
     if len(filled) < 2:
         raise MissingDataError(

@@ -182,7 +182,7 @@ def drop_and_recovery(curve: ArrayLike, starts: Iterable[int]) -> Drops:
             f"drop_and_recovery: starts = {firsts}: accepted are increasing indices below {len(values)}."
         )
     depth, epochs = [], []
-    for first, end in zip(firsts, [*firsts[1:], len(values)], strict=True):
+    for first, end in zip(firsts, [*firsts[1:], len(values)], strict=False):
         if first == 0:
             continue
         level, phase = values[first - 1], values[first:end]

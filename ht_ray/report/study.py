@@ -251,8 +251,8 @@ def seed_values(trials: Iterable[TrialData], metric: str) -> dict[Scalar, float]
         other = by_seed.setdefault(trial.seed, trial)
         if other is not trial:
             raise SettingError(
-                f"Trials {other.id} and {trial.id} are both labelled {trial.label!r} with seed {trial.seed}: "
-                "a label and a seed must name one trial (study by study, and access mode by access mode)."
+                f"Trials {other.id} and {trial.id} both have seed {trial.seed}, and would be averaged as repetitions "
+                f"of {trial.label!r}: label, access mode and seed must name one trial."
             )
         value = trial.summary.get(metric, math.nan)
         if trial.finished and math.isfinite(value):

@@ -48,22 +48,32 @@ def write_report(
     """
     if not isinstance(study, StudyData):
         study = load_study(study)
-    say = say or (lambda text: None)
+    tell = say or (lambda text: None)
     root = study.directory
     summaries: list[Table] = []
     drops: list[Table] = []
     skipped: list[str] = []
     written: list[Path] = []
+
+    def skip(access: str | None, reason: object) -> None:
+        skipped.append(f"Skipped{f' ({access} access)' if access else ''}: {reason}")
+        tell(skipped[-1])
+
     for access, part in split_by_access(study).items():
         metrics = _metrics(part)
-        has_baseline = BASELINE in {trial.method for trial in part.trials}
-        summaries.append(summary_table(part, metrics, BASELINE if has_baseline else None))
-        say(summaries[-1].to_text())
+        plain = {trial.label for trial in part.trials if trial.method == BASELINE}
+        if len(plain) != 1:
+            skip(
+                access, f"differences to the {BASELINE} method: they take one label of it, and there are {len(plain)}."
+            )
+        summaries.append(summary_table(part, metrics, plain.pop() if len(plain) == 1 else None))
+        tell(summaries[-1].to_text())
         try:
             drops.append(drops_table(part))
-            say(drops[-1].to_text())
-        except MissingDataError as absent:
-            skipped.append(_skipped(access, absent, say))
+        except MissingDataError as reason:
+            skip(access, reason)
+        else:
+            tell(drops[-1].to_text())
         end = "" if access is None else f"_{access}"
         draw: dict[str, Callable[..., None]] = {
             **{f"heat_map_{metric}": partial(heat_map, part, metric) for metric in metrics},
@@ -74,9 +84,10 @@ def write_report(
             paths = [root / "figures" / f"{name}{end}.{suffix}" for suffix in ("png", "pdf")]
             try:
                 figure(*paths)
+            except MissingDataError as reason:
+                skip(access, reason)
+            else:
                 written += paths
-            except MissingDataError as absent:
-                skipped.append(_skipped(access, absent, say))
     markdown = [f"# {study.name}", *(table.to_markdown().rstrip() for table in (*summaries, *drops)), *skipped]
     texts = {"table.md": "\n\n".join(markdown) + "\n", "table.csv": _joined(summaries)}
     if drops:
@@ -91,12 +102,6 @@ def _metrics(study: StudyData) -> list[str]:
     known = study.summary_names
     names = dict.fromkeys([*METRICS, study.metric])
     return [name for name in names if name in known] or [study.metric]
-
-
-def _skipped(access: str | None, absent: MissingDataError, say: Callable[[str], object]) -> str:
-    sentence = f"Skipped{f' ({access} access)' if access else ''}: {absent}"
-    say(sentence)
-    return sentence
 
 
 def _joined(tables: list[Table]) -> str:

@@ -1,0 +1,98 @@
+"""The whole report, and its command line."""
+
+import csv
+import io
+import subprocess
+import sys
+
+import pytest
+
+from ht_ray._checks import SettingError
+from ht_ray.report import write_report
+from ht_ray.report.__main__ import main
+
+FIGURES = ["epoch_curves", "heat_map_average_accuracy", "heat_map_final_accuracy", "phase_curves"]
+
+
+def files(root):
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_writes_tables_and_figures_and_touches_nothing_else(write_study, grid_trials):
+    root = write_study(grid_trials)
+    (root / "figures").mkdir()
+    (root / "figures" / "mine.txt").write_text("mine")
+    before = files(root)
+    (root / "table.md").write_text("old")
+    (root / "figures" / "epoch_curves.png").write_text("old")
+    written = write_report(root)
+    after = files(root)
+    expected = ["table.md", "table.csv", "drops.csv"]
+    expected += [f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")]
+    assert sorted(path.relative_to(root).as_posix() for path in written) == sorted(expected)
+    assert set(after) == set(before) | set(expected)
+    assert {name: after[name] for name in before} == before
+    assert after["figures/epoch_curves.png"].startswith(b"\x89PNG")
+    assert after["figures/epoch_curves.pdf"].startswith(b"%PDF")
+    markdown = after["table.md"].decode()
+    assert "## Summary of study" in markdown and "## Drops at phase changes of study" in markdown
+
+
+def test_each_access_mode_has_its_own_tables_and_figures(write_study, planned):
+    trials = [
+        planned("Plain", seed, [[0.4, value], [0.4, value]], settings={"access": access})
+        for access, value in (("full", 0.8), ("buffer", 0.6))
+        for seed in (0, 1)
+    ]
+    said = []
+    root = write_study(trials)
+    write_report(root, say=said.append)
+    assert {path.name for path in (root / "figures").glob("*.png")} == {
+        f"{name}_{access}.png" for name in ("epoch_curves", "phase_curves") for access in ("full", "buffer")
+    }
+    rows = list(csv.DictReader(io.StringIO((root / "table.csv").read_text())))
+    assert [(row["access"], float(row["final_accuracy_mean"])) for row in rows] == [("full", 0.8), ("buffer", 0.6)]
+    assert [row["access"] for row in csv.DictReader((root / "drops.csv").open())] == ["full", "buffer"]
+    assert any("Skipped (buffer access): heat_map of final_accuracy" in text for text in said)
+    assert "Skipped (full access): heat_map of final_accuracy" in (root / "table.md").read_text()
+
+
+def test_a_study_with_nothing_finished_still_has_its_table(write_study, planned):
+    root = write_study([planned("Plain", 0, [[0.1]], status="missing"), planned("EMA", 0, [[0.1]], status="missing")])
+    written = write_report(root)
+    assert {path.name for path in written} == {"table.md", "table.csv"}
+    text = (root / "table.md").read_text()
+    assert "- Plain, seed 0: not started." in text
+    assert "| EMA | 0 of 1 | – | – |" in text
+
+
+def test_a_study_without_a_plain_method_is_compared_with_nothing(write_study, planned):
+    root = write_study([planned("EMA", 0, [[0.5]], "ema")])
+    write_report(root)
+    assert "minus" not in (root / "table.csv").read_text()
+
+
+def test_what_cannot_be_written_is_said(write_study, planned):
+    root = write_study([planned("Plain", 0, [[0.5]])])
+    (root / "figures").write_text("a file where the folder should be")
+    with pytest.raises(SettingError, match="cannot be written"):
+        write_report(root)
+
+
+def test_the_command_prints_the_tables(write_study, planned, capsys):
+    root = write_study([planned("Plain", 0, [[0.5], [0.6]])])
+    assert main([str(root)]) == 0
+    out = capsys.readouterr().out
+    assert "Summary of study: CIFAR-10, ResNet-18, seed 0" in out
+    assert "60.00*" in out
+    assert f"wrote {root / 'table.md'}" in out
+
+
+def test_the_command_refuses_what_is_no_study_before_it_writes(write_study, planned, tmp_path):
+    root = write_study([planned("Plain", 0, [[0.5]])])
+    command = [sys.executable, "-m", "ht_ray.report", str(root), str(tmp_path / "nowhere")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr == f"error: {tmp_path / 'nowhere'}: there is no such directory.\n"
+    assert not (root / "table.md").exists()
