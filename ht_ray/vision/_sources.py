@@ -339,7 +339,14 @@ def _archive_files(path: Path) -> list[tuple[str, bytes]]:
 
 
 def _zip_files(path: Path) -> Iterator[tuple[str, bytes]]:
-    with zipfile.ZipFile(path) as archive:
+    with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        # zipfile does not compare its members with the number that the end record gives (APPNOTE 4.3.16; 65535 stands
+        # for "in the zip64 record", and more wrap round in some writers' archives).
+        file.seek(-min(path.stat().st_size, (1 << 16) + 22), os.SEEK_END)
+        tail = file.read()
+        count = int.from_bytes(tail[tail.rfind(b"PK\x05\x06") + 10 :][:2], "little")
+        if count not in (0xFFFF, len(archive.infolist()) & 0xFFFF):
+            raise zipfile.BadZipFile(f"{len(archive.infolist())} members are listed, the end record says {count}")
         for member in archive.infolist():
             if member.flag_bits & 0x1:
                 raise SettingError(f"{path}: {member.filename} is encrypted; unpack the archive first.")
