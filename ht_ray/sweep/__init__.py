@@ -1,0 +1,25 @@
+"""Runs any trial class as a study on Ray Tune.
+
+A study is a list of `TrialSpec`; each names a setting and a seed. `run_study` runs them on whatever Ray offers, writes
+what they report into a study directory, and can go on from there after a kill.
+
+Importing this package imports neither Ray nor torch, so that settings are checked at once.
+"""
+
+from ht_ray.sweep.config import SweepConfig, check_before_ray
+from ht_ray.sweep.run import StudyResult, run_study
+from ht_ray.sweep.study_dir import load_study_settings
+from ht_ray.sweep.trial import Diverged, Report, Study, Trial, TrialSpec
+
+__all__ = [
+    "Diverged",
+    "Report",
+    "Study",
+    "StudyResult",
+    "SweepConfig",
+    "Trial",
+    "TrialSpec",
+    "check_before_ray",
+    "load_study_settings",
+    "run_study",
+]

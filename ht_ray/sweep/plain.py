@@ -1,0 +1,57 @@
+"""Plain values and plain files: strict JSON, and writing that a kill cannot tear."""
+
+from __future__ import annotations
+
+import json
+import math
+import numbers
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+__all__ = ["Scalar", "to_json", "to_plain", "write_atomic"]
+
+Scalar: TypeAlias = bool | int | float | str | None
+
+
+def to_plain(value: object) -> Any:
+    """Return `value` as what JSON can hold: NaN and infinities become None, tuples lists, NumPy numbers numbers.
+
+    Raises
+    ------
+    TypeError
+        If a value, or a key of a mapping, is something else.
+
+    Examples
+    --------
+    >>> to_plain({"loss": float("nan"), "shape": (3, 32)})
+    {'loss': None, 'shape': [3, 32]}
+    """
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        number = float(value)
+        return number if math.isfinite(number) else None
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(f"the key {key!r} is no text")
+        return {key: to_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item) for item in value]
+    raise TypeError(f"{value!r} is a {type(value).__name__}")
+
+
+def to_json(value: object, *, indent: int | None = None) -> str:
+    """Return `value` (see `to_plain`) as strict JSON."""
+    return json.dumps(to_plain(value), indent=indent, allow_nan=False)
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file that, whenever the process dies, has either its old content or all of the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    temporary.replace(path)

@@ -1,0 +1,347 @@
+"""Runs a study on Ray Tune: resources, retries, resumption and interruption."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ht_ray._checks import SettingError
+from ht_ray.sweep.checkpoints import newest_checkpoint
+from ht_ray.sweep.config import SweepConfig, check_before_ray
+from ht_ray.sweep.progress import Console, StudyProgress
+from ht_ray.sweep.study_dir import (
+    TrialRecord,
+    create_study,
+    load_plan,
+    lock_study,
+    new_attempt,
+    write_results_csv,
+)
+from ht_ray.sweep.trial import Study
+
+__all__ = ["StudyResult", "run_study"]
+
+_TUNE_ENVIRONMENT = {
+    # The study directory holds what Tune's own loggers would write.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Tune's state is never restored: resuming starts a new attempt.
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    # The output that `verbose=0` silences is the old one.
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """How a run of a study ended.
+
+    Parameters
+    ----------
+    directory
+        The study's directory.
+    finished, failed, diverged, unfinished
+        The number of its trials that ended thus, earlier runs included.
+    interrupted
+        Whether the run was stopped by a signal.
+    seconds
+        The wall time of this run.
+    """
+
+    directory: Path
+    finished: int
+    failed: int
+    diverged: int
+    unfinished: int
+    interrupted: bool
+    seconds: float
+
+    @property
+    def exit_code(self) -> int:
+        """What a script should exit with: 130 if interrupted, 1 if a trial failed or is missing, otherwise 0."""
+        return 130 if self.interrupted else int(self.failed + self.unfinished > 0)
+
+    def describe(self) -> str:
+        """Say how the run ended, where the results are, and how to go on if something is missing."""
+        counts = {
+            "finished": self.finished,
+            "diverged": self.diverged,
+            "failed": self.failed,
+            "unfinished": self.unfinished,
+        }
+        told = ", ".join(f"{number} {name}" for name, number in counts.items() if number)
+        text = f"{'Interrupted. ' if self.interrupted else ''}Trials: {told}. Results: {self.directory}"
+        if self.failed + self.unfinished:
+            text += f"\nTo run what is missing: --resume {self.directory}"
+        return text
+
+
+def run_study(study: Study, config: SweepConfig, *, console: Console | None = None) -> StudyResult:
+    """Run all trials of `study`, or, with ``config.resume``, those that have not ended well.
+
+    Ray is used if it is already initialised, and otherwise started (or connected to) and shut down here. Ctrl-C and
+    SIGTERM stop the study: all that was reported is kept, and it can be resumed. A second one does not wait for the
+    workers.
+
+    Parameters
+    ----------
+    study
+        What to run. To resume, the same study as in ``config.resume``.
+    config
+        How to run it.
+    console
+        Where the progress is shown; standard error by default.
+
+    Raises
+    ------
+    SettingError
+        If the study cannot run as configured. Nothing has been written then.
+    """
+    began = time.monotonic()
+    console = console or Console()
+    directory = check_before_ray(config, study.name)
+    resuming = config.resume is not None
+    if resuming:
+        load_plan(directory).check_same(study, directory)
+    with _ray(config, console) as slots:
+        if not resuming:
+            create_study(directory, study)
+        with lock_study(directory):
+            records = [TrialRecord(directory, spec) for spec in study.trials]
+            due = _prepare(directory, records, console)
+            interrupted = bool(due) and _run(study, config, directory, records, due, slots, console)
+            write_results_csv(directory, records)
+    count = Counter(record.status for record in records)
+    return StudyResult(
+        directory,
+        finished=count["finished"],
+        failed=count["failed"],
+        diverged=count["diverged"],
+        unfinished=count["unfinished"],
+        interrupted=interrupted,
+        seconds=time.monotonic() - began,
+    )
+
+
+def _prepare(directory: Path, records: Sequence[TrialRecord], console: Console) -> list[tuple[TrialRecord, str | None]]:
+    """Return the trials to run and the checkpoint of each, their reports cut back to it."""
+    due = []
+    for record in records:
+        if record.status in ("finished", "diverged"):
+            continue
+        if record.torn:
+            console.say(f"trial {record.spec.id}: a line of its results.jsonl was torn; it is left out")
+        if record.progress >= 1:
+            # Killed between the last report and its note.
+            record.cut(record.reports)
+            record.end("finished")
+            continue
+        checkpoint = newest_checkpoint(directory, record.spec.id, record.reports, console.say)
+        record.cut(0 if checkpoint is None else checkpoint.reports)
+        record.status = "unfinished"
+        due.append((record, None if checkpoint is None else str(checkpoint.path)))
+    return due
+
+
+def _run(
+    study: Study,
+    config: SweepConfig,
+    directory: Path,
+    records: Sequence[TrialRecord],
+    due: Sequence[tuple[TrialRecord, str | None]],
+    slots: int,
+    console: Console,
+) -> bool:
+    """Run the trials that are due, and return whether a signal stopped them."""
+    from ray import tune
+
+    from ht_ray.sweep.recorder import StudyRecorder
+    from ht_ray.sweep.trainable import Assignment, StudyTrainable, WorkerPlan
+
+    class StopOnSignal(tune.Stopper):
+        def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+            return False
+
+        def stop_all(self) -> bool:
+            return stop.requested
+
+    assigned = [record for record, _ in due]
+    progress = StudyProgress(study.name, records, study.metric, study.mode, slots)
+    recorder = StudyRecorder(directory, records, assigned, progress, console, tensorboard=config.tensorboard)
+    plan = WorkerPlan(
+        study.factory,
+        tuple(Assignment(record.spec.id, record.spec.config, checkpoint) for record, checkpoint in due),
+        import_path=_import_path(),
+    )
+    trainable = tune.with_resources(
+        tune.with_parameters(StudyTrainable, plan=plan, shared=study.shared),
+        {"cpu": config.cpus_per_trial, "gpu": config.gpus_per_trial},
+    )
+    attempt = new_attempt(directory)
+    # Tune makes a placement group for each pending trial; more than can start soon only cost.
+    environment = {**_TUNE_ENVIRONMENT, "TUNE_MAX_PENDING_TRIALS_PG": str(slots + 1)}
+
+    def name(trial: Any) -> str:
+        number: int = trial.config["trial"]
+        return assigned[number].spec.id
+
+    console.status(progress.lines())
+    with _environment(environment), _quiet_tune(), _StopSignals(console) as stop:
+        try:
+            tune.run(
+                trainable,
+                name=attempt.name,
+                storage_path=str(attempt.parent),
+                config={"trial": tune.grid_search(list(range(len(due))))},
+                trial_name_creator=name,
+                trial_dirname_creator=name,
+                stop=StopOnSignal(),
+                checkpoint_config=tune.CheckpointConfig(num_to_keep=2),
+                max_failures=config.max_failures,
+                max_concurrent_trials=config.max_concurrent,
+                reuse_actors=True,
+                raise_on_failed_trial=False,
+                callbacks=[recorder],
+                verbose=0,
+            )
+        except KeyboardInterrupt:
+            stop.requested = True
+        finally:
+            stop.ignore_more()
+            recorder.close()
+            write_results_csv(directory, records)
+            console.status(progress.lines())
+    return stop.requested
+
+
+@contextmanager
+def _ray(config: SweepConfig, console: Console) -> Iterator[int]:
+    """Have Ray running, and yield how many trials fit at a time."""
+    # Under `uv run` Ray would re-create the whole environment for its workers. Read when Ray is imported.
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    import ray
+
+    ours = not ray.is_initialized()
+    if ours:
+        address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+        console.say("Starting Ray" if address == "local" else f"Connecting to Ray at {address}")
+        local: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+        # Workers of a Ray started here inherit the import path; elsewhere the job's working directory is theirs.
+        path = os.pathsep.join(_import_path())
+        with _environment({"PYTHONPATH": path} if local and path else {}):
+            try:
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+            except (ConnectionError, ValueError) as error:
+                raise SettingError(
+                    f"SweepConfig.address = {address!r}: no Ray cluster can be used there ({error})."
+                ) from error
+    try:
+        yield _slots(config, ray.nodes())
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _slots(config: SweepConfig, nodes: Sequence[dict[str, Any]]) -> int:
+    """Return how many trials fit on the cluster at a time; raise if none ever does."""
+    needed = {"CPU": config.cpus_per_trial, "GPU": config.gpus_per_trial}
+    had = [node["Resources"] for node in nodes if node["Alive"]]
+    fitting = sum(
+        min(int(resources.get(name, 0) / amount + 1e-9) for name, amount in needed.items() if amount)
+        for resources in had
+    )
+    if not fitting:
+        nodes_have = "; ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in had)
+        raise SettingError(
+            f"SweepConfig.cpus_per_trial = {needed['CPU']:g}, gpus_per_trial = {needed['GPU']:g}: no node of "
+            f"the cluster has that much. It has {len(had)} node{'s' if len(had) > 1 else ''} with {nodes_have}."
+        )
+    return min(fitting, config.max_concurrent or fitting)
+
+
+def _import_path() -> tuple[str, ...]:
+    """The entries of the driver's import path that do not belong to its Python installation."""
+    installed = tuple(str(Path(prefix).resolve()) for prefix in (sys.prefix, sys.base_prefix))
+    entries = [Path(entry or ".").resolve() for entry in sys.path]
+    own = [str(entry) for entry in entries if entry.is_dir()]
+    return tuple(dict.fromkeys(entry for entry in own if not entry.startswith(installed)))
+
+
+class _StopSignals:
+    """While entered, Ctrl-C and SIGTERM ask for a stop; the second raises `KeyboardInterrupt`."""
+
+    def __init__(self, console: Console) -> None:
+        self.requested = False
+        self._console = console
+        self._ignoring = False
+        self._before: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
+
+    def __enter__(self) -> _StopSignals:
+        # Only the main thread may set handlers; elsewhere signals are the caller's business.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def ignore_more(self) -> None:
+        """Let no further signal disturb the last writing."""
+        self._ignoring = True
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._ignoring:
+            return
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        self._console.say("Stopping: everything reported is kept. Again to stop without waiting for the workers.")
+
+
+class _NoSummary(logging.Filter):
+    """Drops Tune's list of incomplete trials, which the study's own report replaces."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith("Trials did not complete")
+
+
+@contextmanager
+def _quiet_tune() -> Iterator[None]:
+    package, runner, silence = logging.getLogger("ray.tune"), logging.getLogger("ray.tune.tune"), _NoSummary()
+    level = package.level
+    package.setLevel(logging.ERROR)
+    runner.addFilter(silence)
+    try:
+        yield
+    finally:
+        package.setLevel(level)
+        runner.removeFilter(silence)
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -1,0 +1,335 @@
+"""The study directory: what was planned, what every trial reported, and how it ended.
+
+This is the truth about a study; Ray Tune only executes it. The driver alone writes here::
+
+    config.json                  format, name, command, creation time, versions, metric, mode, settings
+    trials.json                  all planned trials, in order
+    trials/ID/results.jsonl      a line per report: index, curves, summary, progress, seconds
+    trials/ID/status.json        status, error, restarts, node
+    trials/ID/events.out.*       for TensorBoard
+    results.csv                  a row per planned trial
+    ray/attempt-0001/            Tune's own files and the checkpoints; each run or resumption adds an attempt
+
+Files are replaced whole or appended to. A kill can tear only the last line of a ``results.jsonl``, which is then not
+counted as reported.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+import platform
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ht_ray._checks import SettingError
+from ht_ray.sweep.plain import Scalar, to_json, to_plain, write_atomic
+from ht_ray.sweep.trial import RESERVED_COLUMNS, Study, TrialSpec
+
+__all__ = [
+    "StudyPlan",
+    "TrialRecord",
+    "create_study",
+    "is_study",
+    "load_plan",
+    "load_study_settings",
+    "lock_study",
+    "new_attempt",
+    "write_results_csv",
+]
+
+_FORMAT = 1
+_FINAL = ("finished", "failed", "diverged")
+_PACKAGES = ("ht-ray", "torch", "ray", "numpy", "torchvision", "avalanche-lib", "gymnasium", "ale-py")
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """What a study directory says was planned."""
+
+    name: str
+    metric: str
+    mode: str
+    settings: dict[str, Any]
+    trials: tuple[TrialSpec, ...]
+
+    def check_same(self, study: Study, directory: Path) -> None:
+        """Raise `SettingError`, naming the first difference, unless `study` has the trials planned here."""
+        planned, given = [spec.id for spec in self.trials], [spec.id for spec in study.trials]
+        if self.name != study.name:
+            difference = f"it is the study {self.name!r}, not {study.name!r}"
+        elif planned != given:
+            only_there = [name for name in planned if name not in given]
+            only_here = [name for name in given if name not in planned]
+            parts = [f"{len(planned)} trials were planned there, {len(given)} are now"]
+            parts += [f"{only_there[0]!r} is only there"] if only_there else []
+            parts += [f"{only_here[0]!r} is new"] if only_here else []
+            parts += [] if only_there or only_here else ["their order differs"]
+            difference = "; ".join(parts)
+        else:
+            for old, new in zip(self.trials, study.trials, strict=True):
+                if asdict(old) != to_plain(asdict(new)):
+                    difference = f"trial {old.id!r} is {asdict(old)} there and {to_plain(asdict(new))} now"
+                    break
+            else:
+                return
+        raise SettingError(
+            f"resume = {str(directory)!r}: {difference}. Resume with the settings of that study (its config.json), "
+            "or start a new one."
+        )
+
+
+def is_study(directory: Path) -> bool:
+    """Return whether `directory` was made by `create_study`."""
+    return (directory / "config.json").is_file() and (directory / "trials.json").is_file()
+
+
+def load_study_settings(directory: str | Path) -> dict[str, Any]:
+    """Return the settings a study was started with, as `Study.settings` had them.
+
+    Raises
+    ------
+    SettingError
+        If `directory` is no study; the message says what is missing.
+    """
+    settings: dict[str, Any] = _load(Path(directory), "config.json")["settings"]
+    _load(Path(directory), "trials.json")
+    return settings
+
+
+def load_plan(directory: Path) -> StudyPlan:
+    """Return what was planned in `directory`.
+
+    Raises
+    ------
+    SettingError
+        If `directory` is no study.
+    """
+    config, trials = _load(directory, "config.json"), _load(directory, "trials.json")
+    specs = tuple(TrialSpec(**trial) for trial in trials)
+    return StudyPlan(config["study"], config["metric"], config["mode"], config["settings"], specs)
+
+
+def create_study(directory: Path, study: Study) -> None:
+    """Write what `study` plans into `directory`, which must not exist or be empty."""
+    (directory / "trials").mkdir(parents=True, exist_ok=True)
+    config = {
+        "format": _FORMAT,
+        "study": study.name,
+        "command": sys.argv,
+        "created": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version(), **dict(_versions())},
+        "metric": study.metric,
+        "mode": study.mode,
+        "settings": study.settings,
+    }
+    write_atomic(directory / "trials.json", to_json([asdict(spec) for spec in study.trials], indent=1) + "\n")
+    write_atomic(directory / "config.json", to_json(config, indent=1) + "\n")
+
+
+@contextmanager
+def lock_study(directory: Path) -> Iterator[None]:
+    """Keep every other driver off the study while the block runs.
+
+    The lock goes with the process, so a killed driver leaves none behind.
+
+    Raises
+    ------
+    SettingError
+        If another process has it.
+    """
+    with (directory / ".lock").open("a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SettingError(
+                f"The study {str(directory)!r} is being run by another process; wait for it or stop it first."
+            ) from error
+        yield
+
+
+def new_attempt(directory: Path) -> Path:
+    """Create and return the folder for Tune's files of one more run of the study."""
+    taken = [int(path.name.removeprefix("attempt-")) for path in (directory / "ray").glob("attempt-[0-9]*")]
+    attempt = directory / "ray" / f"attempt-{max(taken, default=0) + 1:04d}"
+    attempt.mkdir(parents=True)
+    return attempt
+
+
+class TrialRecord:
+    """What one trial has reported and how it stands, kept in its folder.
+
+    Reading a record changes nothing on disk.
+
+    Attributes
+    ----------
+    status
+        "unfinished" (not running: waiting, or cut off), "running", "finished", "failed" or "diverged".
+    reports
+        The number of complete reports.
+    progress, summary
+        As the last report has them.
+    seconds
+        The worker's time, over all reports.
+    torn
+        Whether a line that a kill had torn was left out.
+    """
+
+    def __init__(self, directory: Path, spec: TrialSpec) -> None:
+        self.directory = directory / "trials" / spec.id
+        self.spec = spec
+        self.status = "unfinished"
+        self.error: str | None = None
+        self.restarts = 0
+        self.node: str | None = None
+        self.summary: dict[str, float | None] = {}
+        self._read_status()
+        self._read_reports()
+
+    @property
+    def final(self) -> bool:
+        """Whether the trial has ended, in one way or another."""
+        return self.status in _FINAL
+
+    @property
+    def finite_summary(self) -> dict[str, float]:
+        """The finite values of the summary."""
+        return {name: value for name, value in self.summary.items() if value is not None}
+
+    def start(self) -> None:
+        """Note that the trial runs."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.status, self.error = "running", None
+        self._write_status()
+
+    def append(self, line: str, report: Mapping[str, Any]) -> None:
+        """Add the next report, `line` being `report` as JSON."""
+        if report["index"] != self.reports:
+            raise ValueError(f"trial {self.spec.id}: report {report['index']} came when {self.reports} was due")
+        with self._results.open("ab") as file:
+            file.write(line.encode() + b"\n")
+        self._count(report)
+
+    def cut(self, reports: int) -> None:
+        """Forget all but the first `reports` reports, and any torn line."""
+        if reports == self.reports and not self.torn:
+            return
+        lines = self._results.read_bytes().split(b"\n")[:reports] if self._results.exists() else []
+        write_atomic(self._results, b"".join(line + b"\n" for line in lines))
+        self._read_reports()
+
+    def end(self, status: str, error: str | None = None) -> None:
+        """Note how the trial ended: "finished", "failed" or "diverged"."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.status, self.error = status, error
+        self._write_status()
+
+    def cut_off(self) -> None:
+        """Note, here only, that the driver stops before the trial ends. On disk that looks as if it had been killed."""
+        if not self.final:
+            self.status = "unfinished"
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """Yield the complete reports."""
+        if self._results.exists():
+            for line in self._results.read_bytes().split(b"\n")[: self.reports]:
+                yield json.loads(line)
+
+    @property
+    def _results(self) -> Path:
+        return self.directory / "results.jsonl"
+
+    def _count(self, report: Mapping[str, Any]) -> None:
+        self.reports += 1
+        self.progress, self.summary = report["progress"], report["summary"]
+        self.seconds += report["seconds"]
+
+    def _read_reports(self) -> None:
+        self.reports, self.progress, self.seconds, self.torn = 0, 0.0, 0.0, False
+        self.summary = {}
+        content = self._results.read_bytes() if self._results.exists() else b""
+        # Without its newline a line may be short of its end, even if it reads as JSON.
+        *lines, rest = content.split(b"\n")
+        self.torn = bool(rest)
+        for line in lines:
+            try:
+                report = json.loads(line)
+            except ValueError:
+                self.torn = True
+                break
+            self._count(report)
+
+    def _read_status(self) -> None:
+        path = self.directory / "status.json"
+        if path.exists():
+            saved = json.loads(path.read_bytes())
+            # "running" is what a driver that was killed left behind.
+            self.status = saved["status"] if saved["status"] in _FINAL else "unfinished"
+            self.error, self.restarts, self.node = saved["error"], saved["restarts"], saved["node"]
+
+    def _write_status(self) -> None:
+        status = {"status": self.status, "error": self.error, "restarts": self.restarts, "node": self.node}
+        write_atomic(self.directory / "status.json", to_json(status) + "\n")
+
+
+def write_results_csv(directory: Path, records: Sequence[TrialRecord]) -> None:
+    """Write ``results.csv``: a row per trial with its settings and its last summary.
+
+    A summary key that is also the name of another column is written as ``summary.KEY``.
+    """
+    settings = list(dict.fromkeys(name for record in records for name in record.spec.settings))
+    summary = list(dict.fromkeys(name for record in records for name in record.summary))
+    taken = {*settings, *RESERVED_COLUMNS}
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    names = [f"summary.{name}" if name in taken else name for name in summary]
+    table.writerow(["id", "label", "status", *settings, *names, "restarts", "seconds", "error"])
+    for record in records:
+        values: list[Scalar] = [record.spec.id, record.spec.label, record.status]
+        values += [record.spec.settings.get(name) for name in settings]
+        values += [record.summary.get(name) for name in summary]
+        values += [record.restarts, round(record.seconds, 3), _last_line(record.error)]
+        table.writerow(values)
+    write_atomic(directory / "results.csv", text.getvalue())
+
+
+def _last_line(error: str | None) -> str:
+    """The line of a traceback that says what went wrong."""
+    lines = [line.strip() for line in (error or "").splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for package in _PACKAGES:
+        try:
+            yield package, metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+
+
+def _load(directory: Path, name: str) -> Any:
+    path = directory / name
+    if not directory.is_dir():
+        raise SettingError(f"{str(directory)!r} is no study: there is no such directory.")
+    if not path.is_file():
+        raise SettingError(f"{str(directory)!r} is no study: it has no {name}.")
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise SettingError(f"{str(directory)!r} is no study: its {name} is not JSON ({error}).") from error
+    if name == "config.json":
+        if not isinstance(content, dict) or "study" not in content or "settings" not in content:
+            raise SettingError(f"{str(directory)!r} is no study: its config.json belongs to something else.")
+        if content.get("format") != _FORMAT:
+            raise SettingError(
+                f"{str(directory)!r}: its format is {content.get('format')!r}, and this version reads {_FORMAT}."
+            )
+    return content
