@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +67,7 @@ def fresh_weights(module: nn.Module, *, seed: int, factory: Callable[[], nn.Modu
         twin = copy.deepcopy(module).cpu()
         with torch.no_grad():
             for parameter in twin.parameters():
-                if parameter.requires_grad and parameter.is_floating_point():
+                if parameter.requires_grad:
                     parameter.fill_(float("nan"))  # so that what no initialiser reaches can be told
             twin.apply(_reinitialise)
     missed = [name for name, p in twin.named_parameters() if p.requires_grad and bool(torch.isnan(p).any())]
@@ -105,9 +105,10 @@ def find_head(module: nn.Module, head: str | nn.Module | None = None) -> str:
     >>> find_head(net, "clasifier")
     Traceback (most recent call last):
     ...
-    ValueError: head = 'clasifier': the network has no such part; it has 'encoder', 'classifier'. Did you mean 'classifier'?
+    ValueError: head = 'clasifier': the network has no such part; it has 'encoder', 'classifier'. \
+Did you mean 'classifier'?
     """
-    parts: Mapping[str, nn.Module] = {name: part for name, part in module.named_modules() if name}
+    parts: dict[str, nn.Module] = {name: part for name, part in module.named_modules(remove_duplicate=False) if name}
     children = ", ".join(repr(name) for name, _ in module.named_children())
     if isinstance(head, nn.Module):
         names = [name for name, part in parts.items() if part is head]

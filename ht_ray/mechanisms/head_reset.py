@@ -22,8 +22,10 @@ __all__ = ["HeadReset"]
 class HeadReset:
     """Head Reset (Nikishin et al. 2022, arXiv 2205.07802; arXiv 2406.02596, appendix A.4).
 
-    All trainable parameters and the buffers of the head are set to their initial values or to fresh ones, and the
-    optimiser forgets them. Frozen parameters are left alone.
+    All trainable parameters of the head and its statistics (float buffers, BatchNorm's counters) are set to their
+    initial values or to fresh ones, and the optimiser forgets them. Frozen parameters are left alone, and so are other
+    integer buffers: masks of the classes known so far, in heads that grow, are not learned. Parameters that the head shares with the backbone count
+    as the head's.
 
     Parameters
     ----------
@@ -108,6 +110,8 @@ class HeadReset:
             raise RuntimeError("HeadReset.apply while the tortoise predicts: stop predicting first")
         self.begin_phase()
         part = self._part()
+        # By identity, not by prefix: a tensor that is tied to the backbone's has its name there.
+        whole_names = {tensor: name for name, tensor in named_tensors(self.module)}
         if self.initial is not None:
             target: Mapping[str, Tensor] = self.initial.tensors
         else:
@@ -115,9 +119,8 @@ class HeadReset:
             if self.factory is None:
                 target = fresh_weights(part, seed=draw)
             else:
-                prefix = f"{self.head}."
                 whole = fresh_weights(self.module, seed=draw, factory=self.factory)
-                target = {n.removeprefix(prefix): t for n, t in whole.items() if n.startswith(prefix)}
+                target = {name: whole[whole_names[live]] for name, live in named_tensors(part)}
         if tortoise is not None:
             tortoise.weights.sync(self.module)
         changed: list[nn.Parameter] = []
@@ -126,8 +129,9 @@ class HeadReset:
                 if not live.requires_grad:
                     continue
                 changed.append(live)
-            whole_name = f"{self.head}.{name}"
-            for tensor in (live, *([tortoise.weights[whole_name]] if tortoise is not None else [])):
+            elif not (live.is_floating_point() or name.endswith("num_batches_tracked")):
+                continue
+            for tensor in (live, *([tortoise.weights[whole_names[live]]] if tortoise is not None else [])):
                 tensor.copy_(target[name])
         if optimizer is not None:
             clear_optimizer_state(optimizer, changed)

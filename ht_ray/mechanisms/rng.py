@@ -49,12 +49,15 @@ def generator(seed: int, purpose: str, *position: int, device: torch.device | st
 def isolated_rng(seed: int | None = None) -> Iterator[None]:
     """Run a block with torch's global generators seeded anew, and put them back afterwards.
 
-    For code that can only draw from the global generators: layers' initialisers, dropout. The CPU generator and
-    those of all CUDA devices are restored. With ``seed=None`` the block draws from the present state; only the
-    restoring happens.
+    For code that can only draw from the global generators: layers' initialisers, dropout. The CPU generator and, if
+    CUDA is in use already, those of all CUDA devices are seeded and restored. With ``seed=None`` the block draws from
+    the present state; only the restoring happens.
     """
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call,unused-ignore]
     with torch.random.fork_rng(devices=devices):
         if seed is not None:
-            torch.manual_seed(seed)
+            # torch.manual_seed would also seed the generators of devices not in use yet, which nothing would restore.
+            torch.default_generator.manual_seed(seed)
+            if devices:
+                torch.cuda.manual_seed_all(seed)
         yield

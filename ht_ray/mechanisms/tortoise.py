@@ -199,11 +199,11 @@ class Tortoise:
         ValueError
             If the optimiser's state is to be cleared and no `optimizer` is given.
         """
-        if self.optimizer_state == "clear":
-            if optimizer is None:
-                raise ValueError("Tortoise: optimizer_state = 'clear' needs the optimizer at a reset")
-            clear_optimizer_state(optimizer, self.hare.parameters())
+        if self.optimizer_state == "clear" and optimizer is None:
+            raise ValueError("Tortoise: optimizer_state = 'clear' needs the optimizer at a reset")
         self.weights.copy_to(self.hare)
+        if self.optimizer_state == "clear" and optimizer is not None:
+            clear_optimizer_state(optimizer, self.hare.parameters())
         self.resets += 1
 
     @contextmanager
@@ -211,13 +211,15 @@ class Tortoise:
         """Let the hare module compute with the tortoise's values inside a ``with`` block.
 
         Values are exchanged in place and put back at the end, also after an exception; parameter identity, the
-        optimiser and hooks are untouched. Do not train inside.
+        optimiser and hooks are untouched. Do not train inside. Blocks may be nested; the outermost puts back.
         """
+        was_predicting = self.predicting
         self.start_predicting()
         try:
             yield self.hare
         finally:
-            self.stop_predicting()
+            if not was_predicting:
+                self.stop_predicting()
 
     def start_predicting(self) -> None:
         """Put the tortoise's values into the hare module (for callbacks; otherwise use `predict`)."""
@@ -236,28 +238,20 @@ class Tortoise:
         --------
         ht_ray.mechanisms.recalibrate_batchnorm : what is done, and what is returned.
         """
-        was_predicting = self.predicting
-        self.start_predicting()
-        try:
-            return recalibrate_batchnorm(self.hare, batches)
-        finally:
-            if not was_predicting:
-                self.stop_predicting()
+        with self.predict() as tortoise:
+            return recalibrate_batchnorm(tortoise, batches)
 
     def trained_tortoise(self) -> nn.Module:
         """Return the slow network as a plain module of its own, in evaluation mode: to export, save or serve."""
         gradients = [(parameter, parameter.grad) for parameter in self.hare.parameters()]
-        was_predicting = self.predicting
-        self.start_predicting()
-        try:
-            for parameter, _ in gradients:
-                parameter.grad = None
-            return copy.deepcopy(self.hare).eval()
-        finally:
-            for parameter, gradient in gradients:
-                parameter.grad = gradient
-            if not was_predicting:
-                self.stop_predicting()
+        with self.predict() as tortoise:
+            try:
+                for parameter, _ in gradients:
+                    parameter.grad = None
+                return copy.deepcopy(tortoise).eval()
+            finally:
+                for parameter, gradient in gradients:
+                    parameter.grad = gradient
 
     def distance(self) -> Tensor:
         """Return the Euclidean distance between hare and tortoise over trainable parameters, shape ``()``."""
@@ -273,23 +267,29 @@ class Tortoise:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`; the hare is loaded by its owner."""
+        """Continue from `state`; the hare is loaded by its owner.
+
+        Raises
+        ------
+        ValueError
+            If names or shapes differ from the hare's; nothing is changed then.
+        """
+        updates, resets, epochs = (int(state[name]) for name in ("updates", "resets", "epochs"))
         self.stop_predicting()
         self.weights.sync(self.hare)
         self.weights.load_state_dict(state["weights"])
-        self.updates = int(state["updates"])
-        self.resets = int(state["resets"])
-        self.epochs = int(state["epochs"])
+        self.updates, self.resets, self.epochs = updates, resets, epochs
 
     def _warn(self, steps_per_epoch: int, epochs: int | None) -> None:
         life = half_life(self.momentum)
-        if epochs is not None and life > steps_per_epoch * epochs:
+        steps = steps_per_epoch * epochs if epochs is not None else None
+        if steps is not None and life > steps:
             warnings.warn(
                 f"Tortoise: momentum = {self.momentum:g} has a half-life of {life:.0f} steps, longer than a phase of "
-                f"{steps_per_epoch * epochs} steps: the tortoise will still be half of what it was before. "
-                f"Take a momentum of at most {momentum_of_half_life(steps_per_epoch * epochs / 4):.4f}, or longer phases.",
+                f"{steps} steps: the tortoise will still be half of what it was before. "
+                f"Take a momentum of at most {momentum_of_half_life(steps / 4):.6g}, or longer phases.",
                 SettingWarning,
-                stacklevel=4,
+                stacklevel=3,
             )
         if self.reset_interval is None or life == 0:
             return
@@ -303,5 +303,5 @@ class Tortoise:
                 f"at least {math.ceil(life / steps_per_epoch) if self.reset_unit == 'epochs' else math.ceil(life)} "
                 f"{self.reset_unit}, or a smaller momentum.",
                 SettingWarning,
-                stacklevel=4,
+                stacklevel=3,
             )

@@ -35,12 +35,27 @@ def _held_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float32 if narrow else tensor.dtype
 
 
-def _grown(old: Tensor, live: Tensor) -> Tensor:
-    """Return a copy of `live` in which the block that `old` also has holds old values."""
-    new = live.detach().to(old.dtype, copy=True)
-    if old.dim() == new.dim():
+def _refusal(live: Tensor) -> str:
+    """Return why this tensor cannot be copied and written in place; nothing if it can."""
+    if is_lazy(live):
+        return "is lazy and has no values yet: run one batch through the module first"
+    if live.is_meta:
+        return "is on the meta device and has no values: materialise the module first"
+    if live.layout != torch.strided:
+        return f"has the layout {live.layout}: accepted are dense tensors"
+    if any(size > 1 and stride == 0 for size, stride in zip(live.shape, live.stride(), strict=True)):
+        return "is expanded and cannot be written to: register a clone of it"
+    return ""
+
+
+def _following(old: Tensor | None, live: Tensor) -> Tensor:
+    """Return `old` in the form of `live`: same shape and device; units that `old` has not are those of `live`."""
+    if old is not None and old.shape == live.shape:
+        return old.to(live.device, _held_dtype(live))
+    new = live.detach().to(_held_dtype(live), copy=True)
+    if old is not None and old.dim() == new.dim():
         block = tuple(slice(0, min(a, b)) for a, b in zip(old.shape, new.shape, strict=True))
-        new[block] = old[block].to(new.device)
+        new[block] = old[block].to(new.device, new.dtype)
     return new
 
 
@@ -49,10 +64,10 @@ class _Binding:
 
     def __init__(self, module: nn.Module, copies: Mapping[str, Tensor]) -> None:
         self.module = module
-        self.tables: list[tuple[Mapping[str, Any], tuple[Any, ...]]] = []
+        self.tables: list[tuple[Mapping[str, Any], tuple[str, ...], tuple[Any, ...]]] = []
         for part in module.modules():
             for table in (part._parameters, part._buffers, part._modules):
-                self.tables.append((table, tuple(table.values())))
+                self.tables.append((table, tuple(table), tuple(table.values())))
         self.metas: list[tuple[Tensor, torch.Size, torch.device, torch.dtype]] = []
         self.live: dict[str, Tensor] = {}
         self.same_live: list[Tensor] = []
@@ -88,8 +103,8 @@ class _Binding:
         """Return whether `module` still consists of the very tensors of these lists, as they were."""
         if module is not self.module:
             return False
-        for table, values in self.tables:
-            if len(table) != len(values):
+        for table, names, values in self.tables:
+            if tuple(table) != names:
                 return False
             for now, then in zip(table.values(), values, strict=True):
                 if now is not then:
@@ -115,8 +130,8 @@ class WeightCopy:
     consists of the same tensors; when a parameter was replaced, a head has grown or the module has moved to another
     device, the copy follows: known units keep their held values, new ones take the module's.
 
-    Not handled: modules with parameters that are not yet materialised (lazy modules), and plain attributes that are
-    neither parameters nor buffers.
+    Not handled: tensors that have no values yet (lazy modules, the meta device), are sparse, or cannot be written to
+    (expanded ones); and plain attributes that are neither parameters nor buffers.
 
     Parameters
     ----------
@@ -126,7 +141,7 @@ class WeightCopy:
     Raises
     ------
     ValueError
-        If `module` has lazy parameters that no batch has materialised yet.
+        If `module` has such a tensor.
 
     Examples
     --------
@@ -149,7 +164,7 @@ class WeightCopy:
 
     def __init__(self, module: nn.Module) -> None:
         self._values: dict[str, Tensor] = {}
-        # Wide (float32) values of narrow tensors, set aside while they are exchanged with the module's.
+        # While exchanged: the wide (float32) values that were rounded on their way into the module's narrow tensors.
         self._parked: dict[str, Tensor] = {}
         self._swapped = False
         self._binding: _Binding | None = None
@@ -181,34 +196,31 @@ class WeightCopy:
         """The held tensors by name; they may be changed in place."""
         return self._values
 
+    # Not in inference mode, whose tensors could not be averaged afterwards.
+    @torch.inference_mode(False)
     @torch.no_grad()
     def sync(self, module: nn.Module) -> None:
         """Follow changes of structure: growth, replaced or removed parameters, device and dtype.
 
         Held values stay; new units, and tensors with a new number of dimensions, take the module's values. All other
         operations call this by themselves.
+
+        Raises
+        ------
+        ValueError
+            If `module` has a tensor that is not handled (lazy, meta, sparse, expanded); nothing is changed then.
         """
         if self._binding is not None and self._binding.holds(module):
             return
         values: dict[str, Tensor] = {}
+        parked: dict[str, Tensor] = {}
         for name, live in named_tensors(module):
-            if is_lazy(live):
-                raise ValueError(
-                    f"parameter {name!r} is lazy and has no values yet: run one batch through the module first"
-                )
-            old = self._values.get(name)
-            if old is None:
-                values[name] = live.detach().to(_held_dtype(live), copy=True)
-            elif old.shape != live.shape:
-                values[name] = _grown(old.to(_held_dtype(live)), live)
-                if name in self._parked:
-                    self._parked[name] = _grown(self._parked[name], live)
-            else:
-                values[name] = old.to(live.device, _held_dtype(live))
-                if name in self._parked:
-                    self._parked[name] = self._parked[name].to(live.device)
-        self._parked = {name: value for name, value in self._parked.items() if name in values}
-        self._values = values
+            if refusal := _refusal(live):
+                raise ValueError(f"tensor {name!r} {refusal}")
+            values[name] = _following(self._values.get(name), live)
+            if self._swapped and values[name].dtype != live.dtype:
+                parked[name] = _following(self._parked.get(name), live)
+        self._values, self._parked = values, parked
         self._binding = _Binding(module, values)
 
     def _bound(self, module: nn.Module) -> _Binding:
@@ -254,28 +266,26 @@ class WeightCopy:
 
     @torch.no_grad()
     def swap(self, module: nn.Module) -> None:
-        """Exchange the values of copy and module; a second call puts everything back, exactly."""
+        """Exchange the values of copy and module; a second call puts everything back, exactly.
+
+        Takes memory for one more set of values while it runs. Values wider than the module's are rounded into it; the
+        second call brings the unrounded ones back where the module's were not changed meanwhile.
+        """
         bound = self._bound(module)
-        for live, copy in zip(
-            [*bound.same_live, *bound.exact_live], [*bound.same_copy, *bound.exact_copy], strict=True
-        ):
-            if live.dtype == copy.dtype:
-                kept = live.clone()
-                live.copy_(copy)
-                copy.copy_(kept)
-        names = {id(copy): name for name, copy in self._values.items()}
-        for live, copy in [
-            *zip(bound.wide_live, bound.wide_copy, strict=True),
-            *((v, c) for v, c in zip(bound.exact_live, bound.exact_copy, strict=True) if v.dtype != c.dtype),
-        ]:
-            name = names[id(copy)]
-            if not self._swapped:
-                self._parked[name] = copy.clone()
-                copy.copy_(live)
-                live.copy_(self._parked[name])
-            else:
-                live.copy_(copy)
-                copy.copy_(self._parked.pop(name))
+        # First all values are set aside, then all are written: tensors of the module that share storage stay right.
+        live = [*bound.same_live, *bound.wide_live, *bound.exact_live]
+        held = [*bound.same_copy, *bound.wide_copy, *bound.exact_copy]
+        kept = [tensor.clone() for tensor in live]
+        wide = {
+            name: self._values[name] for name, tensor in bound.live.items() if tensor.dtype != self._values[name].dtype
+        }
+        parked = {name: value.clone() for name, value in wide.items()} if not self._swapped else {}
+        torch._foreach_copy_(live, held)
+        torch._foreach_copy_(held, kept)
+        for name, value in wide.items() if self._swapped else ():
+            before = self._parked[name]
+            value.copy_(torch.where(value == before.to(bound.live[name].dtype), before, value))
+        self._parked = parked
         self._swapped = not self._swapped
 
     @torch.no_grad()
@@ -287,12 +297,12 @@ class WeightCopy:
         names
             Restrict the sum to these parameters.
         """
-        bound = self._bound(module)
+        self.sync(module)
         total = torch.zeros(())
         for name, parameter in module.named_parameters():
             if parameter.requires_grad and name in self._values and (names is None or name in names):
-                difference = bound.live[name].detach().float() - self._values[name].float()
-                total = total.to(difference.device) + difference.square().sum()
+                difference = self._values[name] - parameter.detach()
+                total = total.to(difference.device) + difference.abs().square().sum()
         return total
 
     def state_dict(self) -> dict[str, Tensor]:

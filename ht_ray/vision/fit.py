@@ -130,6 +130,8 @@ def fit(
     rows: list[Row] = []
     done = 0
     path = Path(checkpoint) if checkpoint is not None else None
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)  # now, not when the first phase has been trained
     if path is not None and path.exists():
         state = load_checkpoint(path)
         model.load_state_dict(state["model"])

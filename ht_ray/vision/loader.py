@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ht_ray._checks import check_number
+from ht_ray._checks import SettingError, check_choice, check_number
 from ht_ray.mechanisms import generator
 from ht_ray.vision.augment import random_crop_flip
+from ht_ray.vision.optimizer import AUGMENTATIONS
 
 __all__ = ["InMemoryLoader", "Normalise"]
 
@@ -58,6 +59,11 @@ class InMemoryLoader:
         Position of the draws, see `ht_ray.mechanisms.generator`.
     channels_last
         Whether batches come in that memory format.
+
+    Raises
+    ------
+    SettingError
+        If `batch_size` or `augment` is not accepted, or there is not one label for each index.
     """
 
     def __init__(
@@ -74,6 +80,11 @@ class InMemoryLoader:
         channels_last: bool = False,
     ) -> None:
         check_number("InMemoryLoader: batch_size", batch_size, low=1, integer=True)
+        check_choice("InMemoryLoader: augment", augment, AUGMENTATIONS)
+        if len(indices) != len(labels):
+            raise SettingError(
+                f"InMemoryLoader: {len(labels)} labels for {len(indices)} indices: accepted is one each."
+            )
         self.images = images
         self.indices = indices.to(images.device)
         self.labels = labels.to(images.device)

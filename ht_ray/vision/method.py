@@ -201,6 +201,14 @@ class Method:
         return {name: part.state_dict() for name, part in parts.items() if part is not None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`."""
+        """Continue from `state`.
+
+        Raises
+        ------
+        ValueError
+            If `state` is of other methods, or of another network.
+        """
+        if state.keys() != (held := self.state_dict()).keys():
+            raise ValueError(f"the state is of {sorted(state)}; {self.config.name!r} has {sorted(held)}")
         for part, saved in state.items():
             getattr(self, part).load_state_dict(saved)

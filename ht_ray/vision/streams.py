@@ -40,7 +40,8 @@ class Phase:
     epochs
         How long to train on it.
     indices
-        Positions in the training set, int64 of shape ``(n,)``: the new chunk first, then older samples.
+        Positions in the training set, int64 of shape ``(n,)``. In `continual` the new chunk comes first, then older
+        samples.
     labels
         Their labels with this phase's noise, int64 of shape ``(n,)``.
     noise
@@ -100,7 +101,12 @@ def noisy_labels(
         Share of the samples, in [0, 1], whose labels are redrawn; exactly ``round(ratio * n)`` of them.
     rule
         ``"uniform"`` draws from all classes, so that some stay true by chance (the paper);
-        ``"other"`` never draws the true label (the authors' code).
+        ``"other"`` never draws the true label (the authors' code), and needs two classes.
+
+    Raises
+    ------
+    SettingError
+        If `ratio`, `rule` or `num_classes` is not accepted.
 
     Examples
     --------
@@ -109,6 +115,9 @@ def noisy_labels(
     >>> int((noisy_labels(clean, 0.5, 3, rule="other", generator=draw) != clean).sum())
     5
     """
+    check_number("noisy_labels: ratio", ratio, low=0, high=1)
+    check_choice("noisy_labels: rule", rule, ["uniform", "other"])
+    check_number("noisy_labels: num_classes", num_classes, low=2 if rule == "other" else 1, integer=True)
     count = round(ratio * len(labels))
     if count == 0:
         return labels.clone()
