@@ -6,7 +6,7 @@ Importing this package imports avalanche, which takes several seconds.
 from strategies.benchmark import ImagePool, PoolDataset, stream_benchmark
 from strategies.checkpoint import load_strategy, save_strategy
 from strategies.loading import InMemoryLoading
-from strategies.methods import make_strategy, method_plugins
+from strategies.methods import MethodStrategy, make_strategy, method_plugins
 from strategies.plugins import (
     EMAPlugin,
     HareTortoisePlugin,
@@ -31,6 +31,7 @@ __all__ = [
     "LimitedBuffer",
     "LimitedBufferPlugin",
     "MeasurePlugin",
+    "MethodStrategy",
     "PhaseTrainingPlugin",
     "Plain",
     "PoolDataset",

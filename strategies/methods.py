@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -23,7 +23,41 @@ from strategies.plugins import (
 )
 from strategies.ready import Plain
 
-__all__ = ["make_strategy", "method_plugins"]
+__all__ = ["MethodStrategy", "make_strategy", "method_plugins"]
+
+
+class MethodStrategy(Plain):
+    """What `make_strategy` returns: a strategy whose state is tensors and plain data, without pickled objects."""
+
+    @property
+    def measured(self) -> list[Row]:
+        """A row for each epoch so far, see `ht_ray.vision.fit`."""
+        return next(plugin for plugin in self.plugins if isinstance(plugin, MeasurePlugin)).rows
+
+    def training_state(self) -> dict[str, Any]:
+        """Return what is needed to continue after an experience, for ``torch.save`` and ``weights_only`` loading."""
+        return {
+            "experiences": self.clock.train_exp_counter,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "plugins": [plugin.state_dict() for plugin in self.plugins if isinstance(plugin, _STATEFUL)],
+            "rows": list(self.measured),
+        }
+
+    def load_training_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from `training_state`, on a strategy made with the same settings that has not trained yet."""
+        self.model.load_state_dict(state["model"])
+        # Avalanche clears the optimiser's state the first time it looks at it: let it look before.
+        self.make_optimizer(reset_optimizer_state=True)
+        self.optimizer.load_state_dict(state["optimizer"])
+        stateful = [plugin for plugin in self.plugins if isinstance(plugin, _STATEFUL)]
+        for plugin, saved in zip(stateful, state["plugins"], strict=True):
+            plugin.load_state_dict(saved, self.model)
+        self.clock.train_exp_counter = int(state["experiences"])
+        self.measured.extend(state["rows"])
+
+
+_STATEFUL = (HareTortoisePlugin, ShrinkPerturbPlugin, HeadResetPlugin)
 
 
 def method_plugins(config: MethodConfig, *, seed: int = 0) -> list[SupervisedPlugin]:
@@ -70,11 +104,10 @@ def make_strategy(
     epochs: int = 1,
     on_epoch: Callable[[Row], None] | None = None,
     **kwargs: Any,
-) -> Plain:
+) -> MethodStrategy:
     """Return an Avalanche strategy that trains as `ht_ray.vision.fit` does, bit for bit, and measures the same.
 
-    Train it on the experiences of ``stream_benchmark(data, stream)``; the rows are in the last plugin,
-    `MeasurePlugin`.
+    Train it on the experiences of ``stream_benchmark(data, stream)``; the rows are its ``measured``.
 
     Parameters
     ----------
@@ -101,7 +134,7 @@ def make_strategy(
         *method_plugins(method or MethodConfig("plain"), seed=seed),
         MeasurePlugin(data, autocast=autocast, channels_last=config.channels_last, on_epoch=on_epoch),
     ]
-    return Plain(
+    return MethodStrategy(
         model=model,
         optimizer=make_optimizer(model.parameters(), config),
         train_mb_size=config.batch_size,

@@ -153,9 +153,10 @@ class ImageData:
         )
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> tuple[int, int, int]:
         """Shape of one image, ``(C, H, W)``."""
-        return tuple(self.train_images.shape[1:])
+        _, channels, height, width = self.train_images.shape
+        return channels, height, width
 
     @property
     def num_classes(self) -> int:

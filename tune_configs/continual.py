@@ -1,0 +1,70 @@
+"""Compare methods over the phases of a stream, with full access to the past and with a limited buffer.
+
+Run it alone (``python tune_configs/continual.py``), on a cluster (``--address auto``), or as a submitted job
+(``ray job submit --working-dir . -- python tune_configs/continual.py``).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a script: the checkout need not be installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ht_ray._checks import SettingError, check_choice, check_number
+from ht_ray.sweep import TrialSpec
+from tune_configs.command_line import main as run_main
+from tune_configs.settings import VisionSettings
+from tune_configs.trials import trial
+
+__all__ = ["ContinualSettings", "main", "trials"]
+
+
+@dataclass(frozen=True)
+class ContinualSettings(VisionSettings):
+    """Settings of the comparison of methods."""
+
+    methods: tuple[str, ...] = ("plain", "ema", "shrink_perturb", "head_reset", "hare_tortoise")
+    """Methods to compare; several joined by + are combined: hare_tortoise+head_reset."""
+    access: tuple[str, ...] = ("full", "buffer")
+    """Continual: full access to what has arrived, a limited buffer, or both."""
+    momentum: float = 0.99
+    """Of the tortoise, in Hare & Tortoise and EMA."""
+    reset_interval: int = 5
+    """Of Hare & Tortoise."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("--momentum", self.momentum, low=0, high=1, high_open=True)
+        check_number("--reset-interval", self.reset_interval, low=1, integer=True)
+        for access in self.access:
+            check_choice("--access", access, ["full", "buffer"])
+        for flag, values in (("--methods", self.methods), ("--access", self.access)):
+            if not values:
+                raise SettingError(f"{flag}: accepted is at least one value.")
+            if len(set(values)) < len(values):
+                raise SettingError(f"{flag} = {values!r}: a value is given twice.")
+
+
+def trials(settings: ContinualSettings) -> tuple[TrialSpec, ...]:
+    """Return the planned trials: by access, method and seed."""
+    methods = [
+        settings.method_config(name, momentum=settings.momentum, reset_interval=settings.reset_interval)
+        for name in settings.methods
+    ]
+    modes = settings.access if settings.stream == "continual" else settings.access[:1]
+    return tuple(
+        trial(settings, method, access, seed) for access in modes for method in methods for seed in settings.seed_list
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the study; see ``--help``."""
+    return run_main("continual", ContinualSettings, trials, str(__doc__), arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,300 @@
+"""What the vision studies have in common: their flags, and what a data set's name implies."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self, TypeVar
+
+from ht_ray._checks import SettingError, check_choice, check_number
+from ht_ray.vision import (
+    ContinualConfig,
+    DataConfig,
+    MethodConfig,
+    ModelConfig,
+    TrainingConfig,
+    WarmStartConfig,
+    method_parts,
+)
+
+__all__ = ["PRESETS", "VisionSettings", "with_flag_names"]
+
+T = TypeVar("T")
+
+#: What a data set's name implies where no flag says otherwise. Network, learning rate and weight decay are those of
+#: arXiv 2406.02596, appendix A.2; digits is ours: small, so that differences show within minutes.
+PRESETS: dict[str, dict[str, Any]] = {
+    "digits": {"model": "mlp", "learning_rate": 1e-3, "weight_decay": 1e-4, "batch_size": 32, "augment": "none"},
+    "mnist": {"model": "mlp", "learning_rate": 1e-3, "weight_decay": 1e-4, "batch_size": 256, "augment": "none"},
+    "cifar10": {
+        "model": "resnet18",
+        "learning_rate": 1e-3,
+        "weight_decay": 1e-5,
+        "batch_size": 256,
+        "augment": "crop_flip",
+    },
+    "cifar100": {
+        "model": "vit_tiny",
+        "learning_rate": 3e-3,
+        "weight_decay": 0.05,
+        "batch_size": 256,
+        "augment": "crop_flip",
+    },
+    "tiny-imagenet": {
+        "model": "vgg16",
+        "learning_rate": 1e-3,
+        "weight_decay": 1e-4,
+        "batch_size": 256,
+        "augment": "crop_flip",
+    },
+}
+
+
+@dataclass(frozen=True)
+class VisionSettings:
+    """Settings of a study on images. None means what the data set's name implies."""
+
+    data: str = "digits"
+    """Data set: digits (embedded), mnist, cifar10, cifar100 or tiny-imagenet."""
+    data_root: str | None = None
+    """Folder or archive with the images; by default they are downloaded once."""
+    download: bool = True
+    """Whether missing images may be downloaded."""
+    train_limit: int | None = None
+    """Use so many training images only, balanced over the classes."""
+    test_limit: int | None = None
+    """Use so many test images only, balanced over the classes."""
+
+    model: str | None = None
+    """Network: mlp, resnet18, vit_tiny or vgg16."""
+    hidden: tuple[int, ...] = (100, 100)
+    """Widths of the hidden layers of the mlp."""
+    width: float = 1.0
+    """Multiplies the width of every hidden layer."""
+
+    stream: str = "continual"
+    """continual, or warm_start (appendix D of the paper)."""
+    phases: int = 10
+    """Continual: number of phases."""
+    epochs: int = 20
+    """Epochs of each phase; warm_start: of the second phase. The paper's number is 100."""
+    chunk_ratio: float | None = None
+    """Continual: share of the training set that is new in each phase; by default all of it is used, equally."""
+    noise: str = "paper"
+    """Continual: label noise over the phases: paper (from 0.5 to 0), linear, none, or numbers such as 0.5,0.3,0."""
+    buffer_size: int = 5000
+    """Continual, limited access: how many older samples are kept."""
+    subset_ratio: float = 0.1
+    """Warm start: share of the training set in the first phase."""
+    label_noise: float = 0.5
+    """Warm start: label noise in the first phase."""
+    warm_epochs: int | None = None
+    """Warm start: epochs of the first phase; by default epochs / subset_ratio, the same number of updates."""
+    noise_rule: str = "uniform"
+    """Labels that noise draws: uniform over all classes, or other than the true one."""
+
+    batch_size: int | None = None
+    """Samples per optimiser step."""
+    learning_rate: float | None = None
+    """Of AdamW, after the warm-up."""
+    weight_decay: float | None = None
+    """Of AdamW."""
+    warmup_ratio: float = 0.1
+    """Share of each phase over which the learning rate rises from 0."""
+    clip: float = 0.5
+    """Largest gradient norm."""
+    fresh_optimizer: bool = True
+    """Whether the optimiser starts afresh at each phase."""
+    augment: str | None = None
+    """none, crop (pad by 4, crop), or crop_flip (and mirror)."""
+    precision: str = "fp32"
+    """fp32, or bf16 for autocast."""
+    channels_last: bool = False
+    """Whether convolutions run in that memory format."""
+    device: str = "auto"
+    """Where a trial runs: auto (its GPU, if it has one), cpu or cuda."""
+
+    reset_unit: str = "epochs"
+    """Unit of the reset interval: epochs, counted from 1 in each phase, or steps."""
+    optimizer_state: str = "keep"
+    """Whether to keep or clear the optimiser's state at a reset of the hare."""
+    reset_at_phase_end: bool = True
+    """Whether a reset due at a phase's last epoch happens."""
+    recalibrate_batchnorm: int = 0
+    """Batches from which the tortoise's BatchNorm statistics are recomputed each epoch; 0 averages them."""
+    ratio: float = 0.8
+    """Shrink & Perturb: share taken from the initial weights."""
+    perturb: float = 0.0
+    """Shrink & Perturb: standard deviation of the noise added to the weights."""
+    toward: str = "initial"
+    """Shrink & Perturb and Head Reset: initial or fresh weights."""
+    reinitialise_tortoise: bool = True
+    """Whether Shrink & Perturb and Head Reset, combined with a tortoise, act on it too."""
+
+    seeds: int = 5
+    """Number of seeds: data order, label noise, weights and everything else drawn."""
+    first_seed: int = 0
+    """The first of them."""
+
+    def __post_init__(self) -> None:
+        check_choice("--stream", self.stream, ["continual", "warm_start"])
+        check_number("--seeds", self.seeds, low=1, integer=True)
+        check_number("--first-seed", self.first_seed, low=0, integer=True)
+        check_choice("--device", self.device, ["auto", "cpu", "cuda"])
+        with_flag_names(self._data_config)
+        with_flag_names(self._model_config)
+        with_flag_names(self._training_config)
+        with_flag_names(lambda: self._stream_config("full"))
+
+    @property
+    def method_defaults(self) -> dict[str, Any]:
+        """Settings that all methods of the study share."""
+        return {
+            "reset_unit": self.reset_unit,
+            "optimizer_state": self.optimizer_state,
+            "reset_at_phase_end": self.reset_at_phase_end,
+            "recalibrate_batchnorm": self.recalibrate_batchnorm,
+            "ratio": self.ratio,
+            "noise": self.perturb,
+            "toward": self.toward,
+            "reinitialise_tortoise": self.reinitialise_tortoise,
+        }
+
+    def data_config(self) -> DataConfig:
+        """Return which images to load."""
+        return self._data_config()
+
+    def method_config(self, name: str, **settings: Any) -> MethodConfig:
+        """Return a method of this study."""
+        return with_flag_names(lambda: MethodConfig(name, **{**self.method_defaults, **settings}))
+
+    def trial_config(self, method: MethodConfig, access: str, seed: int) -> dict[str, Any]:
+        """Return what a trial is made from, as plain data."""
+        return {
+            "data": self.data,
+            "model": asdict(self._model_config()),
+            "stream": {"kind": self.stream, **asdict(self._stream_config(access))},
+            "training": asdict(self._training_config()),
+            "method": asdict(method),
+            "device": self.device,
+            "seed": seed,
+        }
+
+    def trial_settings(self, method: MethodConfig, access: str, seed: int) -> dict[str, Any]:
+        """Return a trial's columns in the table of results; None where a setting does not apply."""
+        parts = method_parts(method.name)
+        follows = "ema" in parts or "hare_tortoise" in parts
+        resets = "hare_tortoise" in parts
+        return {
+            "data": self.data,
+            "model": self._model_config().name,
+            "stream": self.stream,
+            "access": access if self.stream == "continual" else None,
+            "method": method.name,
+            "momentum": method.momentum if follows else None,
+            "reset_interval": method.reset_interval if resets else None,
+            "reset_unit": method.reset_unit if resets else None,
+            "seed": seed,
+        }
+
+    @property
+    def seed_list(self) -> list[int]:
+        """The seeds."""
+        return list(range(self.first_seed, self.first_seed + self.seeds))
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> Self:
+        """Return the settings that an earlier run wrote.
+
+        Raises
+        ------
+        SettingError
+            If they are of another version.
+        """
+        known = {field.name for field in fields(cls)}
+        if saved.keys() - known:
+            raise SettingError(
+                f"--resume: the study has settings {sorted(saved.keys() - known)} that this version does not know."
+            )
+        values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in saved.items()}
+        return cls(**values)
+
+    def _preset(self, name: str) -> Any:
+        value = getattr(self, name)
+        return PRESETS[self.data][name] if value is None else value
+
+    def _data_config(self) -> DataConfig:
+        return DataConfig(
+            name=self.data,
+            root=self.data_root,
+            download=self.download,
+            train_limit=self.train_limit,
+            test_limit=self.test_limit,
+        )
+
+    def _model_config(self) -> ModelConfig:
+        name = self._preset("model")
+        if name == "mlp":
+            return ModelConfig(name=name, hidden=tuple(self.hidden), width=self.width)
+        return ModelConfig(name=name, width=self.width)
+
+    def _training_config(self) -> TrainingConfig:
+        augment = self._preset("augment")
+        if self.augment is None and self.stream == "warm_start":
+            augment = "none"  # protocol of tables 4 and 5 and appendix D
+        return TrainingConfig(
+            batch_size=self._preset("batch_size"),
+            learning_rate=self._preset("learning_rate"),
+            weight_decay=self._preset("weight_decay"),
+            warmup_ratio=self.warmup_ratio,
+            clip=self.clip,
+            fresh_optimizer=self.fresh_optimizer,
+            augment=augment,
+            precision=self.precision,  # type: ignore[arg-type]
+            channels_last=self.channels_last,
+        )
+
+    def _stream_config(self, access: str) -> ContinualConfig | WarmStartConfig:
+        if self.stream == "warm_start":
+            return WarmStartConfig(
+                subset_ratio=self.subset_ratio,
+                label_noise=self.label_noise,
+                epochs=self.epochs,
+                warm_epochs=self.warm_epochs,
+                noise_rule=self.noise_rule,  # type: ignore[arg-type]
+            )
+        return ContinualConfig(
+            phases=self.phases,
+            epochs=self.epochs,
+            chunk_ratio=self.chunk_ratio,
+            noise=self.noise,
+            access=access,  # type: ignore[arg-type]
+            buffer_size=self.buffer_size,
+            noise_rule=self.noise_rule,  # type: ignore[arg-type]
+        )
+
+
+#: Fields of the configurations whose flags have other names.
+_FLAGS = {
+    "DataConfig.name": "--data",
+    "DataConfig.root": "--data-root",
+    "ModelConfig.name": "--model",
+    "MethodConfig.name": "--methods",
+    "MethodConfig.noise": "--perturb",
+    "MethodConfig.momentum": "--momenta",
+    "MethodConfig.reset_interval": "--reset-intervals",
+}
+
+
+def with_flag_names(build: Callable[[], T]) -> T:
+    """Call `build`; in a refusal, name the flag that the value came from instead of the field it ended in."""
+    try:
+        return build()
+    except SettingError as error:
+        match = re.match(r"(\w+)(?:: |\.)(\w+) = ", str(error))
+        if match is None:
+            raise
+        owner, field = match.groups()
+        flag = _FLAGS.get(f"{owner}.{field}", "--" + field.replace("_", "-"))
+        raise SettingError(f"{flag} = {str(error)[match.end() :]}") from error

@@ -1,0 +1,42 @@
+"""Planned trials of the vision studies: their names, and what figures call them."""
+
+from __future__ import annotations
+
+from ht_ray.sweep import TrialSpec
+from ht_ray.vision import MethodConfig, display_name
+from tune_configs.settings import VisionSettings
+
+__all__ = ["label_of", "trial"]
+
+
+def label_of(method: MethodConfig) -> str:
+    """Return what tables and legends call a method with its settings.
+
+    Examples
+    --------
+    >>> label_of(MethodConfig("hare_tortoise", momentum=0.99, reset_interval=5))
+    'Hare & Tortoise m=0.99 r=5'
+    >>> label_of(MethodConfig("head_reset"))
+    'Head Reset'
+    """
+    label = display_name(method.name)
+    if "ema" in method.parts or "hare_tortoise" in method.parts:
+        label += f" m={method.momentum:g}"
+    if "hare_tortoise" in method.parts:
+        label += f" r={method.reset_interval}" + (" steps" if method.reset_unit == "steps" else "")
+    return label
+
+
+def trial(settings: VisionSettings, method: MethodConfig, access: str, seed: int) -> TrialSpec:
+    """Return the planned trial of one method with one seed."""
+    parts = [access if settings.stream == "continual" else settings.stream, method.name]
+    if "ema" in method.parts or "hare_tortoise" in method.parts:
+        parts.append(f"m{method.momentum:g}")
+    if "hare_tortoise" in method.parts:
+        parts.append(f"r{method.reset_interval}{method.reset_unit[0]}")
+    return TrialSpec(
+        id="-".join([*parts, f"seed{seed}"]),
+        label=label_of(method),
+        settings=settings.trial_settings(method, access, seed),
+        config=settings.trial_config(method, access, seed),
+    )

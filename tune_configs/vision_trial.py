@@ -1,0 +1,101 @@
+"""One trial of a vision study: an Avalanche strategy over the phases of a stream, a phase at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ht_ray.sweep import Diverged, Report
+from ht_ray.vision import (
+    ContinualConfig,
+    ImageData,
+    MethodConfig,
+    ModelConfig,
+    Row,
+    TrainingConfig,
+    WarmStartConfig,
+    load_checkpoint,
+    make_model,
+    make_stream,
+    save_checkpoint,
+    summarise,
+)
+from ht_ray.vision import Diverged as LossDiverged
+
+__all__ = ["VisionTrial"]
+
+_STATE = "state.pt"
+
+
+class VisionTrial:
+    """Train a network on a stream with a method, and report after every phase.
+
+    Parameters
+    ----------
+    config
+        From `tune_configs.settings.VisionSettings.trial_config`.
+    shared
+        The data set, from `ht_ray.vision.ImageData.to_arrays`.
+    """
+
+    def __init__(self, config: dict[str, Any], shared: Any) -> None:
+        from strategies import make_strategy, stream_benchmark  # avalanche takes seconds to import
+
+        self.data = ImageData.from_arrays(shared)
+        seed = config["seed"]
+        stream = dict(config["stream"])
+        kind = stream.pop("kind")
+        stream_config = WarmStartConfig(**stream) if kind == "warm_start" else ContinualConfig(**stream)
+        self.stream = make_stream(self.data.train_labels, self.data.num_classes, stream_config, seed=seed)
+        training = TrainingConfig(**{**config["training"], "betas": tuple(config["training"]["betas"])})
+        model: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in config["model"].items()}
+        device = config["device"]
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.strategy = make_strategy(
+            make_model(ModelConfig(**model), shape=self.data.shape, num_classes=self.data.num_classes, seed=seed).to(
+                device
+            ),
+            self.data,
+            method=MethodConfig(**config["method"]),
+            training=training,
+            seed=seed,
+            device=device,
+        )
+        self.benchmark = stream_benchmark(self.data, self.stream, augment=training.augment)
+        self.phase = 0
+
+    @property
+    def rows(self) -> list[Row]:
+        """What each epoch so far measured."""
+        return self.strategy.measured
+
+    def advance(self) -> Report:
+        """Train the next phase."""
+        phase = self.stream[self.phase]
+        self.strategy.train_epochs = phase.epochs
+        before = len(self.rows)
+        try:
+            self.strategy.train(self.benchmark.train_stream[phase.index], eval_streams=[])
+        except LossDiverged as error:
+            raise Diverged(str(error)) from error
+        self.phase += 1
+        new = [dict(row) for row in self.rows[before:]]
+        end = {**new[-1], "step": self.phase}
+        return Report(
+            curves={"epoch": new, "phase": [end]},
+            summary=summarise(self.rows),
+            progress=len(self.rows) / self.stream.epochs if self.phase < len(self.stream) else 1.0,
+        )
+
+    def save(self, directory: Path) -> None:
+        """Write tensors and counters."""
+        save_checkpoint({"phase": self.phase, "strategy": self.strategy.training_state()}, directory / _STATE)
+
+    def load(self, directory: Path) -> None:
+        """Continue from what `save` wrote."""
+        state = load_checkpoint(directory / _STATE)
+        self.phase = state["phase"]
+        self.strategy.load_training_state(state["strategy"])
