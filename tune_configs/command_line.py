@@ -58,6 +58,7 @@ def main(
 def _run(name: str, settings: VisionSettings, run: SweepConfig, trials: Callable[[Any], tuple[Any, ...]]) -> int:
     if run.resume is not None:
         settings = _resumed(name, settings, run.resume)
+    settings = settings.resolved()
     planned = trials(settings)
     with_flag_names(lambda: check_before_ray(run, name))
     data = with_flag_names(lambda: load_data(settings.data_config()))

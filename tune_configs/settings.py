@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self, TypeVar
 
 from ht_ray._checks import SettingError, check_choice, check_number
@@ -146,6 +146,12 @@ class VisionSettings:
         with_flag_names(self._model_config)
         with_flag_names(self._training_config)
         with_flag_names(lambda: self._stream_config("full"))
+
+    def resolved(self) -> Self:
+        """Return these settings with the data set's own values written out, as results record them."""
+        implied = ("model", "batch_size", "learning_rate", "weight_decay")
+        values: dict[str, Any] = {name: self._preset(name) for name in implied}
+        return replace(self, augment=self._training_config().augment, **values)
 
     @property
     def method_defaults(self) -> dict[str, Any]:
