@@ -464,9 +464,7 @@ def test_squared_distance_is_that_of_trainable_parameters() -> None:
     module = Mixed()
     held = WeightCopy(module)
     scramble(module)
-    expected = sum(
-        (p.detach().to(torch.complex128).abs() ** 2).sum() for p in module.parameters() if p.requires_grad
-    )
+    expected = sum((p.detach().to(torch.complex128).abs() ** 2).sum() for p in module.parameters() if p.requires_grad)
     assert held.squared_distance(module).item() == pytest.approx(expected.item(), rel=1e-6)
     part = held.squared_distance(module, names=["of_float64", "frozen", "nonsense"])
     assert part.item() == pytest.approx(module.of_float64.detach().square().sum().item(), rel=1e-12)
