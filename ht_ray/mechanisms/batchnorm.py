@@ -12,7 +12,7 @@ __all__ = ["recalibrate_batchnorm"]
 
 
 @torch.no_grad()
-def recalibrate_batchnorm(module: nn.Module, batches: Iterable[Tensor]) -> int:
+def recalibrate_batchnorm(module: nn.Module, batches: Iterable[Tensor | tuple[Tensor, ...]]) -> int:
     """Set the running statistics of every BatchNorm layer to those of `batches` under the module's weights.
 
     An averaged network's activations have other statistics than the average of the statistics. Only the BatchNorm
@@ -21,7 +21,8 @@ def recalibrate_batchnorm(module: nn.Module, batches: Iterable[Tensor]) -> int:
     Parameters
     ----------
     batches
-        Inputs of the module, each at least two samples; statistics are averaged over the batches with equal weight.
+        Inputs of the module (a tuple where it takes several), each at least two samples; statistics are averaged over
+        the batches with equal weight.
 
     Returns
     -------
@@ -41,7 +42,7 @@ def recalibrate_batchnorm(module: nn.Module, batches: Iterable[Tensor]) -> int:
             layer.momentum = None  # a cumulative mean
             layer.train()
         for batch in inputs:
-            module(batch)
+            module(*batch) if isinstance(batch, tuple) else module(batch)
     finally:
         for layer, momentum in momenta.items():
             layer.momentum = momentum

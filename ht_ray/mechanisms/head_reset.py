@@ -24,8 +24,8 @@ class HeadReset:
 
     All trainable parameters of the head and its statistics (float buffers, BatchNorm's counters) are set to their
     initial values or to fresh ones, and the optimiser forgets them. Frozen parameters are left alone, and so are other
-    integer buffers: masks of the classes known so far, in heads that grow, are not learned. Parameters that the head shares with the backbone count
-    as the head's.
+    integer buffers: masks of the classes known so far, in heads that grow, are not learned. Parameters that the head
+    shares with the backbone count as the head's.
 
     Parameters
     ----------

@@ -231,7 +231,7 @@ class Tortoise:
         if self.predicting:
             self.weights.swap(self.hare)
 
-    def recalibrate_batchnorm(self, batches: Iterable[Tensor]) -> int:
+    def recalibrate_batchnorm(self, batches: Iterable[Tensor | tuple[Tensor, ...]]) -> int:
         """Set the tortoise's BatchNorm statistics to those of `batches` under its own weights.
 
         See Also
