@@ -27,7 +27,8 @@ from ht_ray.vision.streams import Stream
 
 __all__ = ["ImagePool", "PoolDataset", "stream_benchmark"]
 
-_POOLS: weakref.WeakValueDictionary[str, ImagePool] = weakref.WeakValueDictionary()
+# Several pools of the same images may live, and any of them serves.
+_POOLS: dict[str, weakref.WeakSet[ImagePool]] = {}
 
 
 class ImagePool:
@@ -50,7 +51,7 @@ class ImagePool:
         digest.update(images.reshape(len(images), -1)[:: max(1, len(images) // 256)].numpy().tobytes())
         self.key = digest.hexdigest()
         self._on_device: dict[torch.device, tuple[Tensor, Normalise]] = {}
-        _POOLS[self.key] = self
+        _POOLS.setdefault(self.key, weakref.WeakSet()).add(self)
 
     def on(self, device: torch.device) -> tuple[Tensor, Normalise]:
         """Return the images on `device`, and what normalises batches of them there."""
@@ -63,13 +64,12 @@ class ImagePool:
 
 
 def _find_pool(key: str) -> ImagePool:
-    try:
-        return _POOLS[key]
-    except KeyError:
-        raise LookupError(
-            "the checkpoint refers to images that are not in memory: make the benchmark (stream_benchmark) that the "
-            "strategy was trained on before loading it"
-        ) from None
+    for pool in _POOLS.get(key, ()):
+        return pool
+    raise LookupError(
+        "the checkpoint refers to images that are not in memory: make the benchmark (stream_benchmark) and the "
+        "strategy that were saved before loading"
+    )
 
 
 class PoolDataset(Dataset[tuple[Tensor, int]]):

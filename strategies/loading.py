@@ -9,9 +9,10 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from avalanche.benchmarks.utils import AvalancheDataset
+from avalanche.benchmarks.utils import AvalancheDataset, ConstantSequence
 from avalanche.benchmarks.utils.flat_data import FlatData
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from ht_ray._checks import check_choice, check_number
 from ht_ray.mechanisms import isolated_rng
@@ -125,7 +126,8 @@ class InMemoryLoading(_Template):
     loader is used and a warning says why, once.
 
     Order and augmentation depend on `seed`, experience and epoch alone. A last batch of one sample, which BatchNorm
-    cannot normalise, is left out of an epoch.
+    cannot normalise, is left out of an epoch. Evaluation draws nothing from the global generators that training would
+    notice (Avalanche's loaders do, so with ``in_memory=False`` evaluating changes what training draws next).
 
     Parameters
     ----------
@@ -170,9 +172,19 @@ class InMemoryLoading(_Template):
 
     def forward(self) -> Tensor:
         """Compute the model's output for the current batch, float32 also under autocast."""
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            output: Tensor = super().forward()
+        output: Tensor
+        if self.precision == "fp32":
+            output = super().forward()
+            return output
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            output = super().forward()
         return output.float()
+
+    def eval(self, experiences: Any, **kwargs: Any) -> dict[str, Any]:
+        """Evaluate as Avalanche does; loaders, and heads that grow, draw from generators that are put back."""
+        with isolated_rng() if self.in_memory else nullcontext():
+            metrics: dict[str, Any] = super().eval(experiences, **kwargs)
+        return metrics
 
     def make_train_dataloader(self, shuffle: bool = True, drop_last: bool = False, **kwargs: Any) -> None:
         held = self._hold(training=True) if self.in_memory and shuffle and not drop_last else None
@@ -222,11 +234,19 @@ class InMemoryLoading(_Template):
             return None
         if any(leaf.pool.key != leaves[0].pool.key or leaf.augment != leaves[0].augment for leaf in leaves):
             return None
+        attributes = self.adapted_dataset._data_attributes
+        if any(attribute.use_in_getitem and name != _TASKS for name, attribute in attributes.items()):
+            return None
         images, normalise = leaves[0].pool.on(self.device)
         positions = _positions(self.adapted_dataset)
         indices = torch.cat([leaf.indices for leaf in leaves])[positions].to(self.device)
         labels = torch.cat([leaf.labels for leaf in leaves])[positions].to(self.device)
-        return _Held(images, indices, labels, torch.zeros_like(labels), normalise)
+        tasks = torch.zeros_like(labels)
+        if _TASKS in attributes:
+            given = attributes[_TASKS].data
+            constant = isinstance(given, ConstantSequence)
+            tasks += given[0] if constant else torch.as_tensor(list(given), device=self.device)
+        return _Held(images, indices, labels, self._one_task(tasks), normalise)
 
     def _materialised(self, training: bool) -> _Held:
         dataset = self.adapted_dataset
@@ -247,14 +267,19 @@ class InMemoryLoading(_Template):
         count = len(dataset)
         if count == 0:
             raise _CannotHold("the data set is empty")
-        first = dataset[0]
-        size = first[0].numel() * first[0].element_size() * count if isinstance(first[0], Tensor) else 0
-        if size == 0 or len(first) not in (2, 3):
+        with isolated_rng(0):
+            first = dataset[0]
+        parts = len(first) if isinstance(first, (tuple, list)) else 0
+        if parts not in (2, 3) or not isinstance(first[0], Tensor) or dataset.collate_fn is not default_collate:
             raise _CannotHold("items are not a tensor, a label and a task label")
+        label = torch.as_tensor(first[1])
+        if label.dim() > 0 or label.is_floating_point():
+            raise _CannotHold("labels are not class numbers")
+        size = first[0].numel() * first[0].element_size() * count
         if size > self.max_bytes:
             raise _CannotHold(f"the data set takes {size / 2**20:.0f} MiB, more than max_bytes allows")
-        # Random transforms cannot be read once for all: 16 items, read twice under different seeds, would differ.
-        probe = range(0, count, max(1, count // 16))
+        # Random transforms cannot be read once for all: 64 items, read twice under different seeds, would differ.
+        probe = range(0, count, max(1, count // 64))
         readings = []
         for seed in (1, 2):
             with isolated_rng(seed):
@@ -264,7 +289,7 @@ class InMemoryLoading(_Template):
         inputs: Tensor | None = None
         labels = torch.empty(count, dtype=torch.int64)
         tasks = torch.zeros(count, dtype=torch.int64)
-        with isolated_rng(0) if self.is_eval else nullcontext():
+        with isolated_rng(0):
             for item in range(count):
                 sample = dataset[item]
                 if inputs is None:
@@ -276,10 +301,15 @@ class InMemoryLoading(_Template):
                 if len(sample) == 3:
                     tasks[item] = int(sample[2])
         assert inputs is not None
-        if not self.is_eval and len(tasks.unique()) > 1:
-            raise _CannotHold("an experience mixes tasks, which Avalanche balances")
         device = self.device
-        return _Held(inputs.to(device), torch.arange(count, device=device), labels.to(device), tasks.to(device), None)
+        indices = torch.arange(count, device=device)
+        return _Held(inputs.to(device), indices, labels.to(device), self._one_task(tasks).to(device), None)
+
+    def _one_task(self, tasks: Tensor) -> Tensor:
+        if self.is_training and hasattr(self.experience, "task_labels") and len(tasks.unique()) > 1:
+            raise _CannotHold("an experience mixes tasks, which Avalanche balances")
+        return tasks
 
 
+_TASKS = "targets_task_labels"
 _MATERIALISED: dict[int, tuple[weakref.ref[Any], dict[tuple[bool, str], _Held]]] = {}

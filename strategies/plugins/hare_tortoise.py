@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Literal
 
+from avalanche.benchmarks import OnlineCLExperience
+from avalanche.models.utils import is_multi_task_module
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor, nn
 
 from ht_ray._checks import check_number
 from ht_ray.mechanisms import SettingError, Tortoise
+from strategies.plugins._early_stopping import BestTortoise
 
 __all__ = ["EMAPlugin", "HareTortoisePlugin", "find_tortoise"]
 
@@ -24,6 +28,10 @@ class HareTortoisePlugin(SupervisedPlugin, supports_distributed=True):  # type: 
 
     Evaluation exchanges the two networks' values in place and puts them back after. If evaluation raises, they are
     put back when training or evaluation starts again (or by `restore`).
+
+    Avalanche's ``EarlyStoppingPlugin`` sees the tortoise's metrics and restores the hare of the best moment; the
+    tortoise is then set to its own values of that moment. In online streams count resets in steps: each sub-experience
+    counts its epochs anew.
 
     Parameters
     ----------
@@ -65,7 +73,8 @@ class HareTortoisePlugin(SupervisedPlugin, supports_distributed=True):  # type: 
         self.recalibrate_batchnorm = recalibrate_batchnorm
         #: The tortoise; None before the first experience.
         self.tortoise: Tortoise | None = None
-        self._inputs: deque[Tensor] = deque(maxlen=recalibrate_batchnorm)
+        self._inputs: deque[Tensor | tuple[Tensor, ...]] = deque(maxlen=recalibrate_batchnorm)
+        self._best = BestTortoise()
 
     def trained_tortoise(self) -> nn.Module:
         """Return the slow network as a plain module of its own, in evaluation mode.
@@ -103,17 +112,23 @@ class HareTortoisePlugin(SupervisedPlugin, supports_distributed=True):  # type: 
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         tortoise = self.attach(strategy.model)
-        try:
-            steps = len(strategy.dataloader)
-        except TypeError:  # a user's loader without a length: only the warnings need it
-            steps = None
+        steps = None
+        # A sub-experience of an online stream is no phase whose size says anything.
+        if not isinstance(strategy.experience, OnlineCLExperience):
+            with suppress(TypeError):  # a user's loader without a length: only the warnings need it
+                steps = len(strategy.dataloader)
         tortoise.begin_phase(steps_per_epoch=steps, epochs=strategy.train_epochs)
+
+    def before_forward(self, strategy: Any, **kwargs: Any) -> None:
+        assert self.tortoise is not None
+        self._best.watch(strategy, self.tortoise)
 
     def after_update(self, strategy: Any, **kwargs: Any) -> None:
         assert self.tortoise is not None
         self.tortoise.step(strategy.optimizer)
         if self.recalibrate_batchnorm:
-            self._inputs.append(strategy.mb_x)
+            several = is_multi_task_module(strategy.model)
+            self._inputs.append((strategy.mb_x, strategy.mb_task_id) if several else strategy.mb_x)
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         assert self.tortoise is not None
@@ -123,6 +138,10 @@ class HareTortoisePlugin(SupervisedPlugin, supports_distributed=True):  # type: 
         # Avalanche's clock counts the epoch after all plugins have seen its end.
         last = strategy.clock.train_exp_epochs + 1 >= strategy.train_epochs
         self.tortoise.end_epoch(strategy.optimizer, last=last)
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        assert self.tortoise is not None
+        self._best.restore(strategy, self.tortoise)
 
     def before_eval(self, strategy: Any, **kwargs: Any) -> None:
         if self.tortoise is not None:

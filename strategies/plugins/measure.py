@@ -13,7 +13,7 @@ from avalanche.training.plugins import SupervisedPlugin
 from ht_ray.vision.data import ImageData
 from ht_ray.vision.evaluate import evaluate
 from ht_ray.vision.fit import Diverged, Row
-from ht_ray.vision.loader import Normalise
+from strategies.benchmark import ImagePool
 from strategies.plugins.hare_tortoise import find_tortoise
 
 __all__ = ["MeasurePlugin"]
@@ -49,7 +49,9 @@ class MeasurePlugin(SupervisedPlugin, supports_distributed=True):  # type: ignor
         on_epoch: Callable[[Row], None] | None = None,
     ) -> None:
         super().__init__()
-        self.data = data
+        # A pool is not written into checkpoints, and goes to the device once.
+        self.pool = ImagePool(data.test_images, data.mean, data.std)
+        self.labels = data.test_labels
         self.autocast = autocast
         self.channels_last = channels_last
         self.on_epoch = on_epoch
@@ -71,15 +73,15 @@ class MeasurePlugin(SupervisedPlugin, supports_distributed=True):  # type: ignor
         train_loss = self._loss.item() / max(1, self._seen)
         if not math.isfinite(train_loss):
             raise Diverged(f"training loss {train_loss} in phase {phase}, epoch {epoch}")
-        device = strategy.device
+        images, normalise = self.pool.on(strategy.device)
         tortoise = find_tortoise(strategy)
         predicting = nullcontext() if tortoise is None else tortoise.attach(strategy.model).predict()
         with predicting:
             tested = evaluate(
                 strategy.model,
-                self.data.test_images.to(device),
-                self.data.test_labels.to(device),
-                Normalise(self.data.mean, self.data.std, device),
+                images,
+                self.labels.to(strategy.device),
+                normalise,
                 autocast=self.autocast,
                 channels_last=self.channels_last,
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
@@ -9,7 +10,7 @@ from avalanche.benchmarks import OnlineCLExperience
 from avalanche.training.plugins import SupervisedPlugin
 from torch import nn
 
-from ht_ray._checks import check_choice, check_number
+from ht_ray._checks import SettingWarning, check_choice, check_number
 from ht_ray.mechanisms import HeadReset, ShrinkPerturb
 from strategies.plugins.hare_tortoise import find_tortoise
 
@@ -20,7 +21,8 @@ class ReinitialisePlugin(SupervisedPlugin):
     """Acts before every experience but the first; base of `ShrinkPerturbPlugin` and `HeadResetPlugin`.
 
     When a strategy has several, they act in the order of `rank`, whatever their order in the list of plugins, and
-    after the tortoise's reset that was due. In online streams, an experience begins with its first sub-experience.
+    after the tortoise's reset that was due. In online streams, an experience begins with its first sub-experience; a
+    stream that hides where that is (``access_task_boundaries=False``) is one experience, and a warning says so.
 
     Parameters
     ----------
@@ -57,9 +59,17 @@ class ReinitialisePlugin(SupervisedPlugin):
 
     def _begin(self, strategy: Any) -> None:
         experience = strategy.experience
-        online = isinstance(experience, OnlineCLExperience) and experience.access_task_boundaries
-        if online and not experience.is_first_subexp:
-            return
+        if isinstance(experience, OnlineCLExperience):
+            hidden = not experience.access_task_boundaries
+            if hidden and self.experiences == 1:
+                warnings.warn(
+                    f"{type(self).__name__}: the online stream hides where experiences begin, so nothing is "
+                    "re-initialised: make it with access_task_boundaries=True.",
+                    SettingWarning,
+                    stacklevel=2,
+                )
+            if self.experiences > 0 if hidden else not experience.is_first_subexp:
+                return
         mechanism = self.attach(strategy.model)
         mechanism.begin_phase()
         if self.experiences > 0:
