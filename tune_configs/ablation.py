@@ -28,7 +28,7 @@ __all__ = ["AblationSettings", "main", "trials"]
 class AblationSettings(VisionSettings):
     """Settings of the momentum x reset interval study."""
 
-    momenta: tuple[float, ...] = (0.9, 0.99, 0.999)
+    momenta: tuple[float, ...] = (0.9, 0.97, 0.99)
     """Momenta of the tortoise to try."""
     reset_intervals: tuple[int, ...] = (1, 5, 10)
     """Reset intervals to try."""

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, make_dataclass
 from typing import Any
 
 import tyro
+from torch import Tensor, nn
 
-from ht_ray._checks import SettingError
-from ht_ray.sweep import Study, SweepConfig, check_before_ray, load_study_settings, run_study
-from ht_ray.vision import load_data
+from ht_ray._checks import SettingError, SettingWarning
+from ht_ray.mechanisms import Tortoise
+from ht_ray.sweep import Study, SweepConfig, TrialSpec, check_before_ray, load_study_settings, run_study
+from ht_ray.vision import MethodConfig, load_data
 from tune_configs.settings import VisionSettings, with_flag_names
+from tune_configs.vision_trial import stream_of
 
-__all__ = ["main"]
+__all__ = ["main", "schedule_warnings"]
 
 
 def main(
@@ -62,6 +66,8 @@ def _run(name: str, settings: VisionSettings, run: SweepConfig, trials: Callable
     planned = trials(settings)
     with_flag_names(lambda: check_before_ray(run, name))
     data = with_flag_names(lambda: load_data(settings.data_config()))
+    for sentence in schedule_warnings(planned, data.train_labels, data.num_classes):
+        print(f"{name}.py: warning: {sentence}", file=sys.stderr)
     study = Study(
         name=name,
         factory="tune_configs.vision_trial:VisionTrial",
@@ -80,6 +86,40 @@ def _run(name: str, settings: VisionSettings, run: SweepConfig, trials: Callable
     if run.tensorboard:
         print(f"Curves: tensorboard --logdir {shlex.quote(str(result.directory / 'trials'))}")
     return result.exit_code
+
+
+def schedule_warnings(planned: Sequence[TrialSpec], labels: Tensor, num_classes: int) -> list[str]:
+    """Return what `Tortoise` warns of in the phases of the planned trials, a sentence for each setting.
+
+    Trials run in other processes, where nobody sees a warning.
+    """
+    sentences = []
+    told = set()
+    for spec in planned:
+        key = (spec.label, spec.settings["access"])
+        method = MethodConfig(**spec.config["method"])
+        if key in told or not {"ema", "hare_tortoise"} & set(method.parts):
+            continue
+        told.add(key)
+        tortoise = Tortoise(
+            nn.Identity(),
+            momentum=method.momentum,
+            reset_interval=method.reset_interval if "hare_tortoise" in method.parts else None,
+            reset_unit=method.reset_unit,
+        )
+        batch_size = spec.config["training"]["batch_size"]
+        raised: list[tuple[int, str]] = []
+        stream = stream_of(spec.config, labels, num_classes)
+        for phase in stream:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always", SettingWarning)
+                tortoise.begin_phase(steps_per_epoch=-(-len(phase) // batch_size), epochs=phase.epochs)
+            raised += [(phase.index + 1, str(warning.message)) for warning in caught]
+        if raised:
+            phases = sorted({number for number, _ in raised})
+            listed = f"phase {phases[0]}" if len(phases) == 1 else f"{len(phases)} phases, first {phases[0]}"
+            sentences.append(f"{spec.label} ({listed} of {len(stream)}): {raised[0][1]}")
+    return sentences
 
 
 def _resumed(name: str, given: VisionSettings, directory: str) -> VisionSettings:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ht_ray.sweep import Diverged, Report
 from ht_ray.vision import (
@@ -14,6 +15,7 @@ from ht_ray.vision import (
     MethodConfig,
     ModelConfig,
     Row,
+    Stream,
     TrainingConfig,
     WarmStartConfig,
     load_checkpoint,
@@ -24,9 +26,17 @@ from ht_ray.vision import (
 )
 from ht_ray.vision import Diverged as LossDiverged
 
-__all__ = ["VisionTrial"]
+__all__ = ["VisionTrial", "stream_of"]
 
 _STATE = "state.pt"
+
+
+def stream_of(config: dict[str, Any], labels: Tensor, num_classes: int) -> Stream:
+    """Return the stream of a trial over a training set with these true labels."""
+    settings = dict(config["stream"])
+    kind = settings.pop("kind")
+    stream = WarmStartConfig(**settings) if kind == "warm_start" else ContinualConfig(**settings)
+    return make_stream(labels, num_classes, stream, seed=config["seed"])
 
 
 class VisionTrial:
@@ -45,10 +55,7 @@ class VisionTrial:
 
         self.data = ImageData.from_arrays(shared)
         seed = config["seed"]
-        stream = dict(config["stream"])
-        kind = stream.pop("kind")
-        stream_config = WarmStartConfig(**stream) if kind == "warm_start" else ContinualConfig(**stream)
-        self.stream = make_stream(self.data.train_labels, self.data.num_classes, stream_config, seed=seed)
+        self.stream = stream_of(config, self.data.train_labels, self.data.num_classes)
         training = TrainingConfig(**{**config["training"], "betas": tuple(config["training"]["betas"])})
         model: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in config["model"].items()}
         device = config["device"]
