@@ -39,6 +39,7 @@ class ReinitialisePlugin(SupervisedPlugin):
         #: How many experiences have begun.
         self.experiences = 0
         self.mechanism: ShrinkPerturb | HeadReset | None = None
+        self._warned = False
 
     def _make(self, model: nn.Module) -> ShrinkPerturb | HeadReset:
         raise NotImplementedError(f"{type(self).__name__} must make its mechanism")
@@ -61,7 +62,8 @@ class ReinitialisePlugin(SupervisedPlugin):
         experience = strategy.experience
         if isinstance(experience, OnlineCLExperience):
             hidden = not experience.access_task_boundaries
-            if hidden and self.experiences == 1:
+            if hidden and self.experiences > 0 and not self._warned:
+                self._warned = True
                 warnings.warn(
                     f"{type(self).__name__}: the online stream hides where experiences begin, so nothing is "
                     "re-initialised: make it with access_task_boundaries=True.",
