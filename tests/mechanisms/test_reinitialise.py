@@ -280,6 +280,20 @@ def test_head_reset_sets_head_and_its_statistics_and_nothing_else(toward: str, d
     assert net.head[1].num_batches_tracked == 0
 
 
+@pytest.mark.parametrize("toward", ["initial", "fresh"])
+def test_masks_of_known_classes_are_not_reset(toward: str) -> None:
+    net = make()
+    net.head.register_buffer("known", torch.tensor([False, False, False]))
+    method = HeadReset(net, toward=toward)
+    tortoise = Tortoise(net)
+    train(net, 3, tortoise)
+    net.head.known[:2] = True
+    tortoise.follow()
+    method.apply(tortoise)
+    assert net.head.known.tolist() == tortoise.weights["head.known"].tolist() == [True, True, False]
+    assert net.head[1].num_batches_tracked == tortoise.weights["head.1.num_batches_tracked"] == 0
+
+
 class Tied(nn.Module):
     """The head's weight is the encoder's."""
 

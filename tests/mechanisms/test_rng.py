@@ -61,10 +61,11 @@ def test_isolated_draws_leave_no_trace_also_after_an_exception(seed: int | None)
 def test_devices_not_in_use_yet_are_not_seeded() -> None:
     if torch.cuda.is_initialized():
         pytest.skip("CUDA is in use in this process")
-    waiting = len(torch.cuda._queued_calls)  # seeds wait here until CUDA starts, past the end of the block
+    waiting = torch.cuda._lazy_seed_tracker  # seeds wait here until CUDA starts, past the end of the block
+    before = list(waiting.get_calls())
     with isolated_rng(5):
         torch.rand(1)
-    assert len(torch.cuda._queued_calls) == waiting
+    assert waiting.get_calls() == before
 
 
 @pytest.mark.gpu

@@ -437,6 +437,16 @@ def test_recalibration_is_torchs_update_bn_for_networks_without_dropout() -> Non
     assert_same(values_of(module), values_of(theirs))
 
 
+def test_recalibration_passes_on_several_inputs() -> None:
+    class Masked(nn.BatchNorm1d):
+        def forward(self, inputs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return super().forward(inputs * mask)
+
+    layer, inputs, mask = Masked(3), torch.randn(8, 3), torch.tensor([1.0, 0.0, 2.0])
+    assert recalibrate_batchnorm(layer, [(inputs, mask)]) == 1
+    torch.testing.assert_close(layer.running_mean, (inputs * mask).mean(0))
+
+
 def test_without_batches_or_layers_recalibration_changes_nothing() -> None:
     hare = network()
     train(hare, adam(hare), 2)
