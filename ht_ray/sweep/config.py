@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import socket
 import tempfile
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,7 +13,7 @@ from pathlib import Path
 from ht_ray._checks import SettingError, check_number
 from ht_ray.sweep.study_dir import is_study, load_study_settings
 
-__all__ = ["SweepConfig", "check_before_ray"]
+__all__ = ["SweepConfig", "check_before_ray", "ray_address"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class SweepConfig:
 
 
 def check_before_ray(config: SweepConfig, study_name: str = "study") -> Path:
-    """Check all that can be checked without Ray, and return the study's directory.
+    """Check all that can be checked without importing Ray, and return the study's directory.
 
     The directory is tried for writing; nothing is left behind in it, and a new one is not created yet.
 
@@ -84,8 +85,9 @@ def check_before_ray(config: SweepConfig, study_name: str = "study") -> Path:
     ------
     SettingError
         If ``config.resume`` is no study, the directory holds something already, cannot be written, or would vanish
-        with a submitted job.
+        with a submitted job; or the cluster's address is of the wrong kind or does not answer.
     """
+    _check_address(ray_address(config))
     if config.resume is not None:
         directory = _absolute(config.resume)
         load_study_settings(directory)
@@ -112,6 +114,28 @@ def check_before_ray(config: SweepConfig, study_name: str = "study") -> Path:
         raise SettingError(f"{where} = {str(directory)!r}: it exists and nothing is ever overwritten. {advice}")
     _try_writing(where, directory)
     return directory
+
+
+def ray_address(config: SweepConfig) -> str:
+    """Return the address to give to Ray."""
+    return config.address or os.environ.get("RAY_ADDRESS") or "local"
+
+
+def _check_address(address: str) -> None:
+    """Raise unless something listens at `address`: Ray itself would try for minutes."""
+    if address in ("auto", "local"):
+        return
+    where = "address (SweepConfig.address, or RAY_ADDRESS)"
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdecimal():
+        raise SettingError(
+            f"{where} = {address!r}: accepted are 'auto', 'local' and HOST:PORT, the port being that of Ray itself "
+            "(usually 6379). To use a cluster from outside it, submit the study as a job: ray job submit."
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise SettingError(f"{where} = {address!r}: no Ray cluster answers there ({error}).") from error
 
 
 def _absolute(path: str) -> Path:

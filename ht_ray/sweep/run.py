@@ -18,7 +18,7 @@ from typing import Any
 
 from ht_ray._checks import SettingError
 from ht_ray.sweep.checkpoints import newest_checkpoint
-from ht_ray.sweep.config import SweepConfig, check_before_ray
+from ht_ray.sweep.config import SweepConfig, check_before_ray, ray_address
 from ht_ray.sweep.progress import Console, StudyProgress
 from ht_ray.sweep.study_dir import (
     TrialRecord,
@@ -108,7 +108,7 @@ def run_study(study: Study, config: SweepConfig, *, console: Console | None = No
     Raises
     ------
     SettingError
-        If the study cannot run as configured. Nothing has been written then.
+        If the study cannot run as configured.
     """
     began = time.monotonic()
     console = console or Console()
@@ -120,6 +120,7 @@ def run_study(study: Study, config: SweepConfig, *, console: Console | None = No
         if not resuming:
             create_study(directory, study)
         with lock_study(directory):
+            _check_shared(config, directory)
             records = [TrialRecord(directory, spec) for spec in study.trials]
             due = _prepare(directory, records, console)
             interrupted = bool(due) and _run(study, config, directory, records, due, slots, console)
@@ -236,7 +237,7 @@ def _ray(config: SweepConfig, console: Console) -> Iterator[int]:
 
     ours = not ray.is_initialized()
     if ours:
-        address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+        address = ray_address(config)
         console.say("Starting Ray" if address == "local" else f"Connecting to Ray at {address}")
         local: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
         # Workers of a Ray started here inherit the import path; elsewhere the job's working directory is theirs.
@@ -244,7 +245,7 @@ def _ray(config: SweepConfig, console: Console) -> Iterator[int]:
         with _environment({"PYTHONPATH": path} if local and path else {}):
             try:
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
-            except (ConnectionError, ValueError) as error:
+            except ConnectionError as error:
                 raise SettingError(
                     f"SweepConfig.address = {address!r}: no Ray cluster can be used there ({error})."
                 ) from error
@@ -257,19 +258,47 @@ def _ray(config: SweepConfig, console: Console) -> Iterator[int]:
 
 def _slots(config: SweepConfig, nodes: Sequence[dict[str, Any]]) -> int:
     """Return how many trials fit on the cluster at a time; raise if none ever does."""
-    needed = {"CPU": config.cpus_per_trial, "GPU": config.gpus_per_trial}
-    had = [node["Resources"] for node in nodes if node["Alive"]]
-    fitting = sum(
-        min(int(resources.get(name, 0) / amount + 1e-9) for name, amount in needed.items() if amount)
-        for resources in had
-    )
+    fitting = sum(_fit(config, node) for node in nodes)
     if not fitting:
+        had = [node["Resources"] for node in nodes if node["Alive"]]
         nodes_have = "; ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in had)
         raise SettingError(
-            f"SweepConfig.cpus_per_trial = {needed['CPU']:g}, gpus_per_trial = {needed['GPU']:g}: no node of "
-            f"the cluster has that much. It has {len(had)} node{'s' if len(had) > 1 else ''} with {nodes_have}."
+            f"SweepConfig.cpus_per_trial = {config.cpus_per_trial:g}, gpus_per_trial = {config.gpus_per_trial:g}: "
+            f"no node of the cluster has that much. It has {len(had)} node{'s' if len(had) > 1 else ''} with {nodes_have}."
         )
     return min(fitting, config.max_concurrent or fitting)
+
+
+def _fit(config: SweepConfig, node: dict[str, Any]) -> int:
+    """How many trials `node` runs at a time."""
+    if not node["Alive"]:
+        return 0
+    needed = {"CPU": config.cpus_per_trial, "GPU": config.gpus_per_trial}
+    return min(int(node["Resources"].get(name, 0) / amount + 1e-9) for name, amount in needed.items() if amount)
+
+
+def _check_shared(config: SweepConfig, directory: Path) -> None:
+    """Raise if a node that would run trials does not see the study's directory, where their checkpoints go."""
+    import ray
+
+    nodes = [node for node in ray.nodes() if _fit(config, node)]
+    blind = _nodes_without(directory, nodes) if len(nodes) > 1 else []
+    if blind:
+        raise SettingError(
+            f"SweepConfig.results_dir = {str(directory)!r}: trials would run on {', '.join(blind)}, where that directory "
+            "is not seen. Give one on a file system that all nodes share."
+        )
+
+
+def _nodes_without(directory: Path, nodes: Sequence[dict[str, Any]]) -> list[str]:
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    # A function that every Python has.
+    sees = ray.remote(num_cpus=0)(os.path.isdir)
+    where = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+    seen = ray.get([sees.options(scheduling_strategy=node).remote(str(directory)) for node in where])
+    return [node["NodeManagerHostname"] for node, found in zip(nodes, seen, strict=True) if not found]
 
 
 def _import_path() -> tuple[str, ...]:

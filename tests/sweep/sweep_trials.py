@@ -1,0 +1,66 @@
+"""Trials for the tests of the sweep, in pure Python. Not installed: workers import it by the driver's import path."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from ht_ray.sweep import Diverged, Report, Study, TrialSpec
+
+
+class Counting:
+    """Walks through pseudo-random numbers; every report depends on all that came before."""
+
+    def __init__(self, config: dict[str, Any], shared: Any) -> None:
+        self.config = config
+        self.offset = 0 if shared is None else int(sum(shared))
+        self.state, self.part = config["seed"], 0
+        self.seen: list[float] = []
+
+    def advance(self) -> Report:
+        config = self.config
+        self.part += 1
+        time.sleep(config.get("sleep", 0.0))
+        if self.part == config.get("fail_at"):
+            raise ValueError("this trial was made to fail")
+        if self.part == config.get("diverge_at"):
+            raise Diverged("the loss was nan in epoch 7")
+        if self.part == config.get("die_at") and not Path(config["died"]).exists():
+            Path(config["died"]).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        epochs = []
+        for epoch in (1, 2):
+            self.state = (self.state * 6364136223846793005 + 1442695040888963407 + self.offset) % 2**64
+            self.seen.append(self.state / 2**64)
+            row = {"step": 2 * (self.part - 1) + epoch, "phase": self.part, "accuracy": self.seen[-1]}
+            epochs.append(row)
+        summary = {"average": sum(self.seen) / len(self.seen), "threads": int(os.environ["OMP_NUM_THREADS"])}
+        if config.get("nan"):
+            summary["average"] = float("nan")
+        phase = [{"step": self.part, "accuracy": self.seen[-1]}]
+        return Report({"epoch": epochs, "phase": phase}, summary, self.part / config["parts"])
+
+    def save(self, directory: Path) -> None:
+        if self.part == self.config.get("save_fails_at"):
+            raise OSError("this trial was made to fail when saved")
+        (directory / "deep").mkdir()
+        state = {"state": self.state, "part": self.part, "seen": self.seen}
+        (directory / "deep" / "state.json").write_text(json.dumps(state))
+
+    def load(self, directory: Path) -> None:
+        saved = json.loads((directory / "deep" / "state.json").read_text())
+        self.state, self.part, self.seen = saved["state"], saved["part"], saved["seen"]
+
+
+def spec(name: str, *, label: str = "Plain", seed: int = 0, parts: int = 3, **config: Any) -> TrialSpec:
+    settings = {"method": label.lower(), "momentum": None, "on": True, "seed": seed}
+    return TrialSpec(name, label, settings, {"seed": seed, "parts": parts, **config})
+
+
+def study(*trials: TrialSpec, **changes: Any) -> Study:
+    fields: dict[str, Any] = {"name": "counting", "factory": "sweep_trials:Counting", "metric": "average"}
+    return Study(trials=trials, **{**fields, "settings": {"parts": 3, "limit": float("inf")}, **changes})

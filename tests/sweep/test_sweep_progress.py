@@ -1,0 +1,103 @@
+"""The time left, and the lines that tell it."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sweep_trials import spec
+
+from ht_ray.sweep.progress import Console, StudyProgress, Workload, clock, seconds_left
+from ht_ray.sweep.study_dir import TrialRecord
+
+DONE = Workload(1.0, 10.0, ended=True)
+WAITING = Workload(0.0, 0.0)
+
+
+def test_nothing_is_known_before_the_first_report() -> None:
+    assert seconds_left([WAITING, Workload(0.0, 0.0, running_for=5.0)], 2) is None
+
+
+def test_nothing_is_left_at_the_end() -> None:
+    assert seconds_left([DONE, Workload(0.4, 3.0, ended=True)], 2) == 0
+
+
+def test_waiting_trials_share_the_slots() -> None:
+    assert seconds_left([DONE, *[WAITING] * 4], 1) == 40
+    assert seconds_left([DONE, *[WAITING] * 4], 2) == 20
+    assert seconds_left([DONE, *[WAITING] * 5], 2) == 30
+    assert seconds_left([DONE, WAITING], 8) == 10
+
+
+def test_a_running_trial_goes_on_at_its_own_speed() -> None:
+    slow = Workload(0.25, 25.0, running_for=5.0)
+    assert seconds_left([DONE, slow], 2) == 70
+    # The others take the mean of all: 35 seconds for 1.25 trials.
+    assert seconds_left([DONE, slow, WAITING, WAITING, WAITING], 2) == pytest.approx(3 * 28)
+
+
+def test_a_part_that_takes_longer_than_thought_is_about_to_end() -> None:
+    assert seconds_left([Workload(0.5, 5.0, running_for=60.0)], 1) == 0
+
+
+@given(
+    shares=st.lists(st.floats(0.01, 0.99), min_size=1, max_size=8),
+    speed=st.floats(0.1, 100),
+    waiting=st.integers(0, 8),
+    slots=st.integers(1, 8),
+)
+def test_time_left_lies_between_perfect_and_serial_work(
+    shares: list[float], speed: float, waiting: int, slots: int
+) -> None:
+    trials = [Workload(share, share * speed) for share in shares] + [WAITING] * waiting
+    left = seconds_left(trials, slots)
+    work = [(1 - share) * speed for share in shares] + [speed] * waiting
+    assert left is not None
+    assert max(sum(work) / slots, max(work)) * (1 - 1e-9) <= left <= sum(work) * (1 + 1e-9)
+
+
+def test_clock() -> None:
+    assert [clock(seconds) for seconds in (0, 59.6, 3600, 360000)] == ["0:00:00", "0:01:00", "1:00:00", "100:00:00"]
+
+
+def test_summary_names_the_best_finished_trial(tmp_path: Path) -> None:
+    records = [TrialRecord(tmp_path, spec(f"t{seed}", label=f"m={seed}", seed=seed)) for seed in range(4)]
+    for record, loss in zip(records, (0.5, 0.2, 0.1, None), strict=True):
+        record.start()
+        report = {"index": 0, "progress": 1.0, "summary": {"loss": loss}, "seconds": 1.0}
+        record.append("{}", report)
+    for record, status in zip(records, ("finished", "finished", "diverged", "finished"), strict=True):
+        record.end(status)
+    lines = StudyProgress("s", records, "loss", "min", slots=1).lines()
+    assert lines == ["s: 3 of 4 trials done, 1 diverged, 0:00:00 elapsed", "best loss so far 0.2: m=1 (seed 1)"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_is_repainted_and_texts_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "20")
+    stream = Terminal()
+    console = Console(stream)
+    console.status(["a" * 30, "b"])
+    console.say("told")
+    console.status(["c"])
+    up = "\x1b[2F\x1b[J"
+    first = "a" * 19 + "\nb\n"
+    assert stream.getvalue() == f"{first}{up}told\n{first}{up}c\n"
+
+
+def test_without_a_terminal_lines_are_few_and_plain() -> None:
+    stream = io.StringIO()
+    console = Console(stream, every=1000.0)
+    assert console.due()
+    console.status(["a", "b"])
+    assert not console.due()
+    console.say("told")
+    assert stream.getvalue() == "a; b\ntold\n"
