@@ -262,9 +262,10 @@ def _slots(config: SweepConfig, nodes: Sequence[dict[str, Any]]) -> int:
     if not fitting:
         had = [node["Resources"] for node in nodes if node["Alive"]]
         nodes_have = "; ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in had)
+        count = f"{len(had)} node{'s' if len(had) > 1 else ''}"
         raise SettingError(
             f"SweepConfig.cpus_per_trial = {config.cpus_per_trial:g}, gpus_per_trial = {config.gpus_per_trial:g}: "
-            f"no node of the cluster has that much. It has {len(had)} node{'s' if len(had) > 1 else ''} with {nodes_have}."
+            f"no node of the cluster has that much. It has {count} with {nodes_have}."
         )
     return min(fitting, config.max_concurrent or fitting)
 
@@ -285,8 +286,8 @@ def _check_shared(config: SweepConfig, directory: Path) -> None:
     blind = _nodes_without(directory, nodes) if len(nodes) > 1 else []
     if blind:
         raise SettingError(
-            f"SweepConfig.results_dir = {str(directory)!r}: trials would run on {', '.join(blind)}, where that directory "
-            "is not seen. Give one on a file system that all nodes share."
+            f"SweepConfig.results_dir = {str(directory)!r}: trials would run on {', '.join(blind)}, where that "
+            "directory is not seen. Give one on a file system that all nodes share."
         )
 
 

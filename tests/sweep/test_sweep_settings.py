@@ -119,7 +119,7 @@ def test_an_address_of_another_kind_is_refused(address: str) -> None:
 
 def test_a_cluster_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    with pytest.raises(SettingError, match="RAY_ADDRESS.* = '127.0.0.1:1': no Ray cluster answers there"):
+    with pytest.raises(SettingError, match=r"RAY_ADDRESS.* = '127\.0\.0\.1:1': no Ray cluster answers there"):
         check_before_ray(SweepConfig())
 
 
