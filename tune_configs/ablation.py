@@ -15,10 +15,10 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a script: the checkout need not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ht_ray._checks import SettingError, check_choice, check_number
+from ht_ray._checks import check_choice, check_number
 from ht_ray.sweep import TrialSpec
 from tune_configs.command_line import main as run_main
-from tune_configs.settings import VisionSettings
+from tune_configs.settings import VisionSettings, check_distinct
 from tune_configs.trials import trial
 
 __all__ = ["AblationSettings", "main", "trials"]
@@ -39,18 +39,17 @@ class AblationSettings(VisionSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_choice("AblationSettings.access", self.access, ["full", "buffer"])
         for momentum in self.momenta:
-            check_number("--momenta", momentum, low=0, high=1, high_open=True)
+            check_number("AblationSettings.momenta", momentum, low=0, high=1, high_open=True)
         for interval in self.reset_intervals:
-            check_number("--reset-intervals", interval, low=1, integer=True)
-        check_choice("--access", self.access, ["full", "buffer"])
+            check_number("AblationSettings.reset_intervals", interval, low=1, integer=True)
         for name in self.baselines:
-            check_choice("--baselines", name, ["plain", "ema", "shrink_perturb", "head_reset"])
-        for flag, values in (("--momenta", self.momenta), ("--reset-intervals", self.reset_intervals)):
-            if not values:
-                raise SettingError(f"{flag}: accepted is at least one value.")
-            if len(set(values)) < len(values):
-                raise SettingError(f"{flag} = {values!r}: a value is given twice.")
+            check_choice("AblationSettings.baselines", name, ["plain", "ema", "shrink_perturb", "head_reset"])
+        check_distinct("AblationSettings.momenta", self.momenta)
+        check_distinct("AblationSettings.reset_intervals", self.reset_intervals)
+        if self.baselines:
+            check_distinct("AblationSettings.baselines", self.baselines)
 
 
 def trials(settings: AblationSettings) -> tuple[TrialSpec, ...]:

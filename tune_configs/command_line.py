@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import re
 import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, make_dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import tyro
 from torch import Tensor, nn
@@ -15,11 +18,22 @@ from torch import Tensor, nn
 from ht_ray._checks import SettingError, SettingWarning
 from ht_ray.mechanisms import Tortoise
 from ht_ray.sweep import Study, SweepConfig, TrialSpec, check_before_ray, load_study_settings, run_study
-from ht_ray.vision import MethodConfig, load_data
-from tune_configs.settings import VisionSettings, with_flag_names
+from ht_ray.vision import ImageData, MethodConfig, load_data
+from tune_configs.settings import VisionSettings
 from tune_configs.vision_trial import stream_of
 
-__all__ = ["main", "schedule_warnings"]
+__all__ = ["check_streams", "main", "schedule_warnings", "with_flag_names"]
+
+TSettings = TypeVar("TSettings", bound=VisionSettings)
+
+# Fields of configurations whose flags have other names.
+_FLAGS = {
+    "DataConfig.name": "data",
+    "DataConfig.root": "data_root",
+    "ModelConfig.name": "model",
+    "MethodConfig.name": "methods",
+    "MethodConfig.noise": "perturb",
+}
 
 
 def main(
@@ -47,25 +61,93 @@ def main(
     arguments
         The command line; ``sys.argv`` by default.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that cannot show "±" shows "?", and the study ends as it would elsewhere.
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        settings, run = _parse(name, settings_class, description, arguments)
+        return _run(name, settings, run, trials)
+    except SettingError as error:
+        names = [field.name for config in (settings_class, SweepConfig) for field in fields(config)]
+        print(f"{name}.py: error: {with_flag_names(str(error), names)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{name}.py: interrupted", file=sys.stderr)
+        return 130
 
+
+def with_flag_names(text: str, names: Sequence[str]) -> str:
+    """Return a refusal with the flags, of these field `names`, that a command line knows instead of the fields.
+
+    Examples
+    --------
+    >>> names = ("data", "batch_size", "results_dir", "resume")
+    >>> with_flag_names("TrainingConfig: batch_size = 0: accepted is a number with 2 <= batch_size.", names)
+    '--batch-size = 0: accepted is a number with 2 <= batch_size.'
+    >>> with_flag_names("SweepConfig.results_dir = 'x': it exists. To continue it: resume='x'.", names)
+    "--results-dir = 'x': it exists. To continue it: --resume='x'."
+    """
+
+    def of_field(match: re.Match[str]) -> str:
+        name = _FLAGS.get(f"{match[1]}.{match[2]}", match[2])
+        return _flag(name) if name in names else match[0]
+
+    text = re.sub(r"\b(\w+(?:Config|Settings))(?:: |\.)(\w+)", of_field, text)
+    # Two fields in one sentence: only the first has the name of its class before it.
+    return re.sub(rf"(?<![\w.'\"/-])({'|'.join(names)})(?= ?=)", lambda match: _flag(match[1]), text)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _parse(
+    name: str, settings_class: type[TSettings], description: str, arguments: Sequence[str] | None
+) -> tuple[TSettings, SweepConfig]:
+    """Return what the command line says; with ``--resume``, the settings of that study: no flag may contradict them."""
+    # Checked once they are parsed, so that values are refused in our words and not in the parser's.
+    study, run = _unchecked(settings_class), _unchecked(SweepConfig)
     # One class for both makes one flat list of flags.
     flat = tyro.conf.OmitArgPrefixes
-    both = make_dataclass("Arguments", [("study", flat[settings_class]), ("run", flat[SweepConfig])])
+    both = make_dataclass("Arguments", [("study", flat[study]), ("run", flat[run])])
+
+    def parse(**defaults: Any) -> Any:
+        return tyro.cli(both, args=arguments, prog=f"{name}.py", description=description, **defaults)
+
+    parsed = parse()
+    config = SweepConfig(**vars(parsed.run))
+    if config.resume is None:
+        return settings_class(**vars(parsed.study)).resolved(), config
     try:
-        parsed: Any = tyro.cli(both, args=arguments, prog=f"{name}.py", description=description)
-        return _run(name, parsed.study, parsed.run, trials)
+        saved = settings_class.from_json(load_study_settings(Path(config.resume).expanduser()))
     except SettingError as error:
-        print(f"{name}.py: error: {error}", file=sys.stderr)
-        return 2
+        raise SettingError(f"SweepConfig.resume = {config.resume!r}: {error}") from error
+    # With the study's settings as defaults, a flag that was given is told from one that was not.
+    given = settings_class(**vars(parse(default=both(study=study(**asdict(saved)), run=parsed.run)).study)).resolved()
+    for field in fields(saved):
+        value, kept = getattr(given, field.name), getattr(saved, field.name)
+        if value != kept:
+            raise SettingError(
+                f"{settings_class.__name__}.{field.name} = {value!r}: the study that is resumed has {kept!r} and "
+                "keeps it; start a new study for other settings."
+            )
+    return saved, config
+
+
+def _unchecked(config: type[Any]) -> type[Any]:
+    return type(config.__name__, (config,), {"__post_init__": lambda self: None, "__doc__": config.__doc__})
 
 
 def _run(name: str, settings: VisionSettings, run: SweepConfig, trials: Callable[[Any], tuple[Any, ...]]) -> int:
-    if run.resume is not None:
-        settings = _resumed(name, settings, run.resume)
-    settings = settings.resolved()
+    if settings.device == "cuda" and run.gpus_per_trial == 0:
+        raise SettingError(
+            "VisionSettings.device = 'cuda': the trials have no GPU; give each one, or a share of one, with "
+            "SweepConfig.gpus_per_trial."
+        )
     planned = trials(settings)
-    with_flag_names(lambda: check_before_ray(run, name))
-    data = with_flag_names(lambda: load_data(settings.data_config()))
+    check_before_ray(run, name)
+    data = _load(settings)
+    check_streams(planned, data.train_labels, data.num_classes)
     for sentence in schedule_warnings(planned, data.train_labels, data.num_classes):
         print(f"{name}.py: warning: {sentence}", file=sys.stderr)
     study = Study(
@@ -76,7 +158,7 @@ def _run(name: str, settings: VisionSettings, run: SweepConfig, trials: Callable
         shared=data.to_arrays(),
         settings=asdict(settings),
     )
-    result = with_flag_names(lambda: run_study(study, run))
+    result = run_study(study, run)
     if result.finished or result.diverged:
         from ht_ray.report import write_report
 
@@ -86,6 +168,34 @@ def _run(name: str, settings: VisionSettings, run: SweepConfig, trials: Callable
     if run.tensorboard:
         print(f"Curves: tensorboard --logdir {shlex.quote(str(result.directory / 'trials'))}")
     return result.exit_code
+
+
+def _load(settings: VisionSettings) -> ImageData:
+    try:
+        return load_data(settings.data_config())
+    except SettingError as error:
+        if str(error).startswith("DataConfig."):
+            raise
+        # What is wrong with the files themselves: say which flag they came from.
+        field = "data" if settings.data_root is None else "data_root"
+        raise SettingError(f"VisionSettings.{field} = {getattr(settings, field)!r}: {error}") from error
+
+
+def check_streams(planned: Sequence[TrialSpec], labels: Tensor, num_classes: int) -> None:
+    """Refuse a data set that is too small for the phases of the planned trials.
+
+    Raises
+    ------
+    SettingError
+        If a phase has fewer than two samples, which BatchNorm cannot normalise.
+    """
+    for spec in {spec.settings["access"]: spec for spec in planned}.values():
+        for phase in stream_of(spec.config, labels, num_classes):
+            if len(phase) < 2:
+                raise SettingError(
+                    f"Phase {phase.index + 1} would have {len(phase)} of the {len(labels)} training images, and needs "
+                    "at least 2: take more images, or larger shares of them."
+                )
 
 
 def schedule_warnings(planned: Sequence[TrialSpec], labels: Tensor, num_classes: int) -> list[str]:
@@ -120,17 +230,3 @@ def schedule_warnings(planned: Sequence[TrialSpec], labels: Tensor, num_classes:
             listed = f"phase {phases[0]}" if len(phases) == 1 else f"{len(phases)} phases, first {phases[0]}"
             sentences.append(f"{spec.label} ({listed} of {len(stream)}): {raised[0][1]}")
     return sentences
-
-
-def _resumed(name: str, given: VisionSettings, directory: str) -> VisionSettings:
-    """Return the settings of the study in `directory`; refuse flags that contradict them."""
-    saved: VisionSettings = type(given).from_json(load_study_settings(directory))
-    default = type(given)()
-    for field in fields(given):
-        value = getattr(given, field.name)
-        if value != getattr(default, field.name) and value != getattr(saved, field.name):
-            raise SettingError(
-                f"--{field.name.replace('_', '-')} = {value!r}: the study that is resumed has "
-                f"{getattr(saved, field.name)!r}, and keeps it; start a new study for other settings."
-            )
-    return saved

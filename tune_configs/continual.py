@@ -14,10 +14,11 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a script: the checkout need not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ht_ray._checks import SettingError, check_choice, check_number
+from ht_ray._checks import check_choice, check_number
 from ht_ray.sweep import TrialSpec
+from ht_ray.vision import method_parts
 from tune_configs.command_line import main as run_main
-from tune_configs.settings import VisionSettings
+from tune_configs.settings import VisionSettings, check_distinct
 from tune_configs.trials import trial
 
 __all__ = ["ContinualSettings", "main", "trials"]
@@ -38,15 +39,13 @@ class ContinualSettings(VisionSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("--momentum", self.momentum, low=0, high=1, high_open=True)
-        check_number("--reset-interval", self.reset_interval, low=1, integer=True)
+        check_number("ContinualSettings.momentum", self.momentum, low=0, high=1, high_open=True)
+        check_number("ContinualSettings.reset_interval", self.reset_interval, low=1, integer=True)
         for access in self.access:
-            check_choice("--access", access, ["full", "buffer"])
-        for flag, values in (("--methods", self.methods), ("--access", self.access)):
-            if not values:
-                raise SettingError(f"{flag}: accepted is at least one value.")
-            if len(set(values)) < len(values):
-                raise SettingError(f"{flag} = {values!r}: a value is given twice.")
+            check_choice("ContinualSettings.access", access, ["full", "buffer"])
+        check_distinct("ContinualSettings.access", self.access)
+        # However they are spelt, and in whatever order they are combined.
+        check_distinct("ContinualSettings.methods", self.methods, same=lambda name: frozenset(method_parts(name)))
 
 
 def trials(settings: ContinualSettings) -> tuple[TrialSpec, ...]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Self, TypeVar
+from pathlib import Path
+from typing import Any, Self
 
 from ht_ray._checks import SettingError, check_choice, check_number
 from ht_ray.vision import (
@@ -18,9 +18,7 @@ from ht_ray.vision import (
     method_parts,
 )
 
-__all__ = ["PRESETS", "VisionSettings", "with_flag_names"]
-
-T = TypeVar("T")
+__all__ = ["PRESETS", "VisionSettings", "check_distinct"]
 
 #: What a data set's name implies where no flag says otherwise. Network, learning rate and weight decay are those of
 #: arXiv 2406.02596, appendix A.2; digits is ours: small, so that differences show within minutes.
@@ -50,10 +48,22 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+# What has no meaning for the other stream, in any study that has the setting.
+_OF_STREAM = {
+    "continual": ("phases", "chunk_ratio", "noise", "access", "buffer_size"),
+    "warm_start": ("subset_ratio", "label_noise", "warm_epochs"),
+}
+
 
 @dataclass(frozen=True)
 class VisionSettings:
-    """Settings of a study on images. None means what the data set's name implies."""
+    """Settings of a study on images. None means what the data set's name implies.
+
+    Raises
+    ------
+    SettingError
+        If a value is not accepted, or has no meaning for the stream.
+    """
 
     data: str = "digits"
     """Data set: digits (embedded), mnist, cifar10, cifar100 or tiny-imagenet."""
@@ -138,19 +148,31 @@ class VisionSettings:
     """The first of them."""
 
     def __post_init__(self) -> None:
-        check_choice("--stream", self.stream, ["continual", "warm_start"])
-        check_number("--seeds", self.seeds, low=1, integer=True)
-        check_number("--first-seed", self.first_seed, low=0, integer=True)
-        check_choice("--device", self.device, ["auto", "cpu", "cuda"])
-        with_flag_names(self._data_config)
-        with_flag_names(self._model_config)
-        with_flag_names(self._training_config)
-        with_flag_names(lambda: self._stream_config("full"))
+        check_choice("VisionSettings.stream", self.stream, _OF_STREAM)
+        check_number("VisionSettings.seeds", self.seeds, low=1, integer=True)
+        check_number("VisionSettings.first_seed", self.first_seed, low=0, integer=True)
+        check_choice("VisionSettings.device", self.device, ["auto", "cpu", "cuda"])
+        self.data_config()
+        self._model_config()
+        self._training_config()
+        self._stream_config("full")
+        self.method_config("plain")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            for stream, names in _OF_STREAM.items():
+                if stream != self.stream and field.name in names and value != field.default:
+                    raise SettingError(
+                        f"VisionSettings.{field.name} = {value!r}: it has no meaning for VisionSettings.stream = "
+                        f"{self.stream!r}, only for {stream!r}."
+                    )
 
     def resolved(self) -> Self:
         """Return these settings with the data set's own values written out, as results record them."""
         implied = ("model", "batch_size", "learning_rate", "weight_decay")
         values: dict[str, Any] = {name: self._preset(name) for name in implied}
+        if self.data_root is not None:
+            # A study may be resumed from another directory.
+            values["data_root"] = str(Path(self.data_root).expanduser().absolute())
         return replace(self, augment=self._training_config().augment, **values)
 
     @property
@@ -169,11 +191,17 @@ class VisionSettings:
 
     def data_config(self) -> DataConfig:
         """Return which images to load."""
-        return self._data_config()
+        return DataConfig(
+            name=self.data,
+            root=self.data_root,
+            download=self.download,
+            train_limit=self.train_limit,
+            test_limit=self.test_limit,
+        )
 
     def method_config(self, name: str, **settings: Any) -> MethodConfig:
-        """Return a method of this study."""
-        return with_flag_names(lambda: MethodConfig(name, **{**self.method_defaults, **settings}))
+        """Return a method of this study, under the one name it has however `name` is spelt."""
+        return MethodConfig("+".join(method_parts(name)), **{**self.method_defaults, **settings})
 
     def trial_config(self, method: MethodConfig, access: str, seed: int) -> dict[str, Any]:
         """Return what a trial is made from, as plain data."""
@@ -216,12 +244,13 @@ class VisionSettings:
         Raises
         ------
         SettingError
-            If they are of another version.
+            If they are of another study, or of another version.
         """
         known = {field.name for field in fields(cls)}
         if saved.keys() - known:
             raise SettingError(
-                f"--resume: the study has settings {sorted(saved.keys() - known)} that this version does not know."
+                f"the study has settings that {cls.__name__} does not know: {', '.join(sorted(saved.keys() - known))}. "
+                "It was made by another script, or another version."
             )
         values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in saved.items()}
         return cls(**values)
@@ -230,20 +259,8 @@ class VisionSettings:
         value = getattr(self, name)
         return PRESETS[self.data][name] if value is None else value
 
-    def _data_config(self) -> DataConfig:
-        return DataConfig(
-            name=self.data,
-            root=self.data_root,
-            download=self.download,
-            train_limit=self.train_limit,
-            test_limit=self.test_limit,
-        )
-
     def _model_config(self) -> ModelConfig:
-        name = self._preset("model")
-        if name == "mlp":
-            return ModelConfig(name=name, hidden=tuple(self.hidden), width=self.width)
-        return ModelConfig(name=name, width=self.width)
+        return ModelConfig(name=self._preset("model"), hidden=tuple(self.hidden), width=self.width)
 
     def _training_config(self) -> TrainingConfig:
         augment = self._preset("augment")
@@ -281,26 +298,14 @@ class VisionSettings:
         )
 
 
-#: Fields of the configurations whose flags have other names.
-_FLAGS = {
-    "DataConfig.name": "--data",
-    "DataConfig.root": "--data-root",
-    "ModelConfig.name": "--model",
-    "MethodConfig.name": "--methods",
-    "MethodConfig.noise": "--perturb",
-    "MethodConfig.momentum": "--momenta",
-    "MethodConfig.reset_interval": "--reset-intervals",
-}
-
-
-def with_flag_names(build: Callable[[], T]) -> T:
-    """Call `build`; in a refusal, name the flag that the value came from instead of the field it ended in."""
-    try:
-        return build()
-    except SettingError as error:
-        match = re.match(r"(\w+)(?:: |\.)(\w+) = ", str(error))
-        if match is None:
-            raise
-        owner, field = match.groups()
-        flag = _FLAGS.get(f"{owner}.{field}", "--" + field.replace("_", "-"))
-        raise SettingError(f"{flag} = {str(error)[match.end() :]}") from error
+def check_distinct(where: str, values: Sequence[Any], same: Callable[[Any], Hashable] = lambda value: value) -> None:
+    """Raise `SettingError` unless there are `values`, of which no two are the `same`."""
+    if not values:
+        raise SettingError(f"{where} = (): accepted is at least one value.")
+    seen: dict[Hashable, Any] = {}
+    for value in values:
+        if same(value) in seen:
+            first = seen[same(value)]
+            twice = "is given twice" if first == value else f"is the same as {first!r}"
+            raise SettingError(f"{where} = {value!r}: it {twice}.")
+        seen[same(value)] = value

@@ -21,7 +21,7 @@ def label_of(method: MethodConfig) -> str:
     """
     label = display_name(method.name)
     if "ema" in method.parts or "hare_tortoise" in method.parts:
-        label += f" m={method.momentum:g}"
+        label += f" m={method.momentum:.12g}"
     if "hare_tortoise" in method.parts:
         label += f" r={method.reset_interval}" + (" steps" if method.reset_unit == "steps" else "")
     return label
@@ -31,7 +31,7 @@ def trial(settings: VisionSettings, method: MethodConfig, access: str, seed: int
     """Return the planned trial of one method with one seed."""
     parts = [access if settings.stream == "continual" else settings.stream, method.name]
     if "ema" in method.parts or "hare_tortoise" in method.parts:
-        parts.append(f"m{method.momentum:g}")
+        parts.append(f"m{method.momentum:.12g}")
     if "hare_tortoise" in method.parts:
         parts.append(f"r{method.reset_interval}{method.reset_unit[0]}")
     return TrialSpec(
