@@ -29,11 +29,11 @@ class BestTortoise:
         stopping = _early_stopping(strategy)
         if stopping is None or stopping.best_state is None:
             return
-        if strategy._stop_training:  # in iterations, one more step follows the restored hare
-            self._put_back(tortoise)
-        elif stopping.best_state is not self._hare:
+        if stopping.best_state is not self._hare:
             self._hare = stopping.best_state
             self._tortoise = {name: value.clone() for name, value in tortoise.weights.state_dict().items()}
+        elif strategy._stop_training:  # in iterations, one more step follows the restored hare
+            tortoise.weights.load_state_dict(self._tortoise)
 
     def restore(self, strategy: Any, tortoise: Tortoise) -> None:
         """Call after every experience: if the hare was put back to the best moment, put the tortoise back, too."""
@@ -41,13 +41,9 @@ class BestTortoise:
         if stopping is not None and stopping.best_state is self._hare and self._hare is not None:
             live = tortoise.hare.state_dict()
             if all(torch.equal(value, live[name]) for name, value in self._hare.items() if torch.is_tensor(value)):
-                self._put_back(tortoise)
+                tortoise.weights.load_state_dict(self._tortoise)
         self._hare = None
         self._tortoise = {}
-
-    def _put_back(self, tortoise: Tortoise) -> None:
-        if self._tortoise:
-            tortoise.weights.load_state_dict(self._tortoise)
 
 
 def _early_stopping(strategy: Any) -> EarlyStoppingPlugin | None:

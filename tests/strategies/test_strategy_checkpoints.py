@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from avalanche.evaluation.metrics import accuracy_metrics
+from avalanche.logging import InteractiveLogger
+from avalanche.training.plugins import EvaluationPlugin, LRSchedulerPlugin, LwFPlugin, ReplayPlugin
+from torch.optim import SGD, Adam, AdamW
+
+from ht_ray.vision import ContinualConfig, MethodConfig, ModelConfig, TrainingConfig, make_model, make_stream
+from strategies import (
+    EMA,
+    HareTortoise,
+    HareTortoisePlugin,
+    HeadReset,
+    HeadResetPlugin,
+    LimitedBuffer,
+    LimitedBufferPlugin,
+    PhaseTrainingPlugin,
+    Plain,
+    ShrinkPerturb,
+    ShrinkPerturbPlugin,
+    load_strategy,
+    make_strategy,
+    save_strategy,
+    stream_benchmark,
+)
+
+Make = Callable[[], tuple[Any, Any]]
+
+
+def all_plugins() -> list[Any]:
+    return [
+        PhaseTrainingPlugin(fresh_optimizer=False, seed=3),
+        LimitedBufferPlugin(9, seed=1),
+        ShrinkPerturbPlugin(noise=0.01),
+        HeadResetPlugin(toward="fresh"),
+        HareTortoisePlugin(momentum=0.7, reset_interval=5, reset_unit="steps", recalibrate_batchnorm=1),
+    ]
+
+
+CASES: dict[str, Any] = {
+    "hare_tortoise": (HareTortoise, AdamW, "growing", lambda o: [], {"momentum": 0.8, "reset_interval": 2}),
+    "ema": (EMA, Adam, "masked", lambda o: [], {"half_life": 3}),
+    "shrink_perturb": (ShrinkPerturb, SGD, "plain", lambda o: [], {"noise": 0.1, "toward": "fresh"}),
+    "head_reset": (HeadReset, AdamW, "growing", lambda o: [], {}),
+    "limited_buffer": (LimitedBuffer, AdamW, "growing", lambda o: [], {"buffer_size": 9}),
+    "all": (Plain, AdamW, "growing", lambda o: all_plugins(), {}),
+    "with_avalanches": (
+        HareTortoise,
+        AdamW,
+        "growing",
+        lambda o: [ReplayPlugin(mem_size=9), LwFPlugin(), LRSchedulerPlugin(torch.optim.lr_scheduler.StepLR(o, 1))],
+        {"momentum": 0.8, "reset_interval": 2},
+    ),
+}
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_resumed_after_every_experience(
+    tmp_path, make_network, make_benchmark, picture_of, differing, case, in_memory
+) -> None:
+    kind, optimizer_class, head, plugins, settings = CASES[case]
+
+    def make(seed: int) -> tuple[Any, Any]:
+        network = make_network(head, seed=seed, dropout=0.2)
+        optimizer = optimizer_class(network.parameters(), lr=0.05)
+        strategy = kind(
+            model=network,
+            optimizer=optimizer,
+            train_mb_size=8,
+            train_epochs=2,
+            in_memory=in_memory,
+            plugins=plugins(optimizer),
+            evaluator=EvaluationPlugin(accuracy_metrics(stream=True), loggers=[]),
+            **settings,
+        )
+        return strategy, make_benchmark(aware=True, per_class=14, class_order=(3, 0, 5, 1, 4, 2))
+
+    strategy, benchmark = make(1)
+    torch.manual_seed(6)
+    for experience in benchmark.train_stream:
+        strategy.train(experience)
+        metrics = strategy.eval(benchmark.test_stream)
+    wanted = picture_of(strategy)
+
+    path = tmp_path / "strategy"
+    torch.manual_seed(6)
+    for index in range(3):
+        if index == 0:
+            state = torch.get_rng_state()
+        strategy, benchmark = make(1 if index == 0 else 100 + index)  # later ones are told all by the file
+        if index == 0:
+            torch.set_rng_state(state)
+        strategy, done = load_strategy(strategy, path)
+        assert done == index
+        strategy.train(benchmark.train_stream[done])
+        resumed_metrics = strategy.eval(benchmark.test_stream)
+        save_strategy(strategy, path)
+        torch.manual_seed(55)  # another process has other generators
+    assert [
+        name for name in differing(wanted, picture_of(strategy)) if not name.startswith("pointer") and name != "rng"
+    ] == []
+    assert metrics == resumed_metrics
+    assert list(tmp_path.iterdir()) == [path]
+    if hasattr(strategy, "trained_tortoise"):
+        held = strategy._tortoise_plugin.tortoise.weights.tensors
+        assert strategy._tortoise_plugin in strategy.plugins
+        assert differing(dict(strategy.trained_tortoise().state_dict()), dict(held)) == []
+
+
+@pytest.mark.parametrize("name", ["hare_tortoise+shrink_perturb+head_reset", "plain"])
+def test_stream_strategies_resume_and_write_no_images(tmp_path, image_data, differing, name) -> None:
+    method = MethodConfig(name, momentum=0.8, reset_interval=2, recalibrate_batchnorm=1)
+    training = TrainingConfig(batch_size=16, augment="crop", fresh_optimizer=False)
+    config = ContinualConfig(phases=3, epochs=2, access="new", noise="none")
+
+    def make(seed: int) -> tuple[Any, Any]:
+        stream = make_stream(image_data.train_labels, 3, config, seed=1)
+        model = make_model(ModelConfig("mlp", hidden=(8,)), shape=image_data.shape, num_classes=3, seed=seed)
+        strategy = make_strategy(model, image_data, method=method, training=training, seed=2, epochs=2)
+        strategy.plugins.insert(0, LimitedBufferPlugin(20, seed=1))
+        return strategy, stream_benchmark(image_data, stream, augment="crop")
+
+    def rows(strategy: Any) -> Any:
+        return next(plugin.rows for plugin in strategy.plugins if hasattr(plugin, "rows"))
+
+    whole, benchmark = make(1)
+    whole.train(benchmark.train_stream)
+    path = tmp_path / "strategy"
+    for index in range(3):
+        resumed, benchmark = make(1 if index == 0 else 9)
+        resumed, done = load_strategy(resumed, path)
+        assert done == index
+        resumed.train(benchmark.train_stream[done])
+        save_strategy(resumed, path)
+    assert rows(resumed) == rows(whole)
+    assert differing(dict(whole.model.state_dict()), dict(resumed.model.state_dict())) == []
+    images = [image_data.train_images, image_data.test_images]
+    content = path.read_bytes()
+    assert not any(tensor[0].numpy().tobytes() in content for tensor in images)
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+@pytest.mark.parametrize("name", ["plain", "ema+head_reset", "hare_tortoise+shrink_perturb"])
+def test_training_state_is_plain_and_continues_bit_for_bit(tmp_path, image_data, differing, name, fresh) -> None:
+    method = MethodConfig(name, momentum=0.8, reset_interval=3, reset_unit="steps", noise=0.01)
+    training = TrainingConfig(batch_size=16, fresh_optimizer=fresh)
+    stream = make_stream(image_data.train_labels, 3, ContinualConfig(phases=3, epochs=2), seed=1)
+    benchmark = stream_benchmark(image_data, stream)
+
+    def make(seed: int) -> Any:
+        torch.manual_seed(seed)
+        model = make_model(ModelConfig("mlp", hidden=(8,)), shape=image_data.shape, num_classes=3, seed=seed)
+        return make_strategy(model, image_data, method=method, training=training, seed=2, epochs=2)
+
+    whole = make(1)
+    whole.train(benchmark.train_stream)
+    path = tmp_path / "state"
+    for index in range(3):
+        resumed = make(1 if index == 0 else 9)
+        if index > 0:
+            resumed.load_training_state(torch.load(path, weights_only=True))
+        resumed.train(benchmark.train_stream[index])
+        torch.save(resumed.training_state(), path)
+    assert resumed.measured == whole.measured
+    assert len(whole.measured) == 6
+    states = [strategy.training_state() for strategy in (whole, resumed)]
+    assert differing(states[0]["model"], states[1]["model"]) == []
+    assert states[0]["experiences"] == states[1]["experiences"] == 3
+
+
+def test_default_evaluator_and_logger_can_be_saved(tmp_path, make_network, make_benchmark, capsys) -> None:
+    network = make_network()
+    strategy = HareTortoise(
+        model=network,
+        optimizer=SGD(network.parameters(), lr=0.1),
+        train_mb_size=8,
+        evaluator=EvaluationPlugin(accuracy_metrics(stream=True), loggers=[InteractiveLogger()]),
+    )
+    strategy.train(make_benchmark().train_stream[0])
+    save_strategy(strategy, str(tmp_path / "strategy"))
+    strategy, done = load_strategy(strategy, str(tmp_path / "strategy"))
+    assert done == 1
+    strategy.train(make_benchmark().train_stream[1])
+    assert "End of training phase" in capsys.readouterr().out
+
+
+def test_without_a_file_nothing_is_loaded(tmp_path, make_network) -> None:
+    network = make_network()
+    strategy = EMA(model=network, optimizer=SGD(network.parameters(), lr=0.1), evaluator=None)
+    loaded, done = load_strategy(strategy, tmp_path / "none")
+    assert loaded is strategy
+    assert loaded.model is network
+    assert done == 0
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path, make_network) -> None:
+    network = make_network()
+    strategy = EMA(model=network, optimizer=SGD(network.parameters(), lr=0.1), evaluator=None)
+    path = tmp_path / "strategy"
+    save_strategy(strategy, path)
+    content = path.read_bytes()
+    strategy.cannot_be_pickled = (value for value in "a generator")
+    with pytest.raises(TypeError, match="generator"):
+        save_strategy(strategy, path)
+    assert path.read_bytes() == content
+
+
+SCRIPT = """
+import sys, torch
+from avalanche.models import IncrementalClassifier
+from torch import nn
+from ht_ray.vision import (
+    ContinualConfig, DataConfig, MethodConfig, ModelConfig, TrainingConfig, load_data, make_model, make_stream,
+)
+from strategies import LimitedBufferPlugin, load_strategy, make_strategy, save_strategy, stream_benchmark
+
+path, experiences = sys.argv[1], int(sys.argv[2])
+torch.set_num_threads(1)
+data = load_data(DataConfig("digits", train_limit=200, test_limit=100))
+stream = make_stream(data.train_labels, 10, ContinualConfig(phases=3, epochs=2, access="new"), seed=0)
+benchmark = stream_benchmark(data, stream)
+model = make_model(ModelConfig("mlp", hidden=(8,)), shape=data.shape, num_classes=10, seed=0)
+method = MethodConfig("hare_tortoise+shrink_perturb+head_reset", momentum=0.8, reset_interval=2, noise=0.01)
+strategy = make_strategy(model, data, method=method, training=TrainingConfig(batch_size=32), epochs=2)
+strategy.plugins.insert(0, LimitedBufferPlugin(30))
+strategy, done = load_strategy(strategy, path)
+strategy.train(benchmark.train_stream[done : done + experiences])
+save_strategy(strategy, path)
+rows = next(plugin.rows for plugin in strategy.plugins if hasattr(plugin, "rows"))
+print("\\n".join(repr(row) for row in rows))
+print(repr({name: value.double().sum().item() for name, value in strategy.model.state_dict().items()}))
+"""
+
+
+@pytest.mark.slow
+def test_resumed_in_fresh_processes(tmp_path) -> None:
+    def run(path: Path, experiences: int) -> str:
+        root = Path(__file__).parents[2]
+        command = [sys.executable, "-W", "ignore", "-c", SCRIPT, str(path), str(experiences)]
+        return subprocess.run(command, check=True, capture_output=True, text=True, cwd=root).stdout
+
+    whole = run(tmp_path / "whole", 3)
+    for _ in range(3):
+        resumed = run(tmp_path / "parts", 1)
+    assert whole == resumed
+    assert whole.count("\n") == 7
