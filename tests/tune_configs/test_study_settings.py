@@ -1,0 +1,232 @@
+"""Planned trials of the studies, and the settings behind them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ht_ray._checks import SettingError
+from ht_ray.sweep import Study
+from ht_ray.vision import DATA_SETS, METHODS, ContinualConfig, MethodConfig, ModelConfig, TrainingConfig
+from tune_configs import ablation, continual
+from tune_configs.ablation import AblationSettings
+from tune_configs.continual import ContinualSettings
+from tune_configs.settings import PRESETS, VisionSettings
+from tune_configs.trials import label_of
+from tune_configs.vision_trial import stream_of
+
+# arXiv 2406.02596, appendix A.2 and table 3: network, learning rate, weight decay, batch; figure 6: augmentation.
+PAPER = {
+    "mnist": ("mlp", 1e-3, 1e-4, 256, "none"),
+    "cifar10": ("resnet18", 1e-3, 1e-5, 256, "crop_flip"),
+    "cifar100": ("vit_tiny", 3e-3, 0.05, 256, "crop_flip"),
+    "tiny-imagenet": ("vgg16", 1e-3, 1e-4, 256, "crop_flip"),
+}
+
+
+def planned(settings: AblationSettings | ContinualSettings) -> tuple[Any, ...]:
+    resolved = settings.resolved()
+    return ablation.trials(resolved) if isinstance(resolved, AblationSettings) else continual.trials(resolved)
+
+
+@pytest.mark.parametrize("data", PAPER)
+def test_presets_are_the_papers(data: str) -> None:
+    config = planned(ContinualSettings(data=data))[0].config
+    training = config["training"]
+    found = (config["model"]["name"], *(training[name] for name in ("learning_rate", "weight_decay", "batch_size")))
+    assert (*found, training["augment"]) == PAPER[data]
+    assert (training["betas"], training["warmup_ratio"], training["clip"]) == ((0.9, 0.999), 0.1, 0.5)
+    assert training["fresh_optimizer"]
+    assert config["stream"]["buffer_size"] == 5000
+
+
+def test_every_data_set_has_a_preset() -> None:
+    assert set(PRESETS) == set(DATA_SETS)
+
+
+@pytest.mark.parametrize("data", DATA_SETS)
+def test_warm_start_has_no_augmentation_unless_it_is_asked_for(data: str) -> None:
+    assert AblationSettings(data=data, stream="warm_start").resolved().augment == "none"
+    assert AblationSettings(data=data, stream="warm_start", augment="crop").resolved().augment == "crop"
+
+
+def test_a_flag_goes_before_the_preset() -> None:
+    settings = AblationSettings(data="cifar10", model="vgg16", learning_rate=0.1, weight_decay=0.0, batch_size=8)
+    config = planned(settings)[0].config
+    assert config["model"]["name"] == "vgg16"
+    assert [config["training"][n] for n in ("learning_rate", "weight_decay", "batch_size")] == [0.1, 0.0, 8]
+
+
+def test_ablation_plans_the_baselines_and_the_grid() -> None:
+    specs = planned(AblationSettings(momenta=(0.9, 0.99), reset_intervals=(1, 5), seeds=2, first_seed=3))
+    assert [spec.id for spec in specs if spec.settings["seed"] == 3] == [
+        "full-plain-seed3",
+        "full-ema-m0.9-seed3",
+        "full-ema-m0.99-seed3",
+        "full-shrink_perturb-seed3",
+        "full-head_reset-seed3",
+        "full-hare_tortoise-m0.9-r1e-seed3",
+        "full-hare_tortoise-m0.9-r5e-seed3",
+        "full-hare_tortoise-m0.99-r1e-seed3",
+        "full-hare_tortoise-m0.99-r5e-seed3",
+    ]
+    assert [spec.settings["seed"] for spec in specs] == [3, 4] * 9
+    assert {spec.config["seed"] for spec in specs} == {3, 4}
+    last = specs[-1]
+    assert last.label == "Hare & Tortoise m=0.99 r=5"
+    assert last.settings == {
+        **{"data": "digits", "model": "mlp", "stream": "continual", "access": "full", "method": "hare_tortoise"},
+        **{"momentum": 0.99, "reset_interval": 5, "reset_unit": "epochs", "seed": 4},
+    }
+    assert (last.config["method"]["momentum"], last.config["method"]["reset_interval"]) == (0.99, 5)
+    assert specs[0].settings["momentum"] is None
+    assert specs[2].settings["reset_interval"] is None
+
+
+def test_continual_plans_access_modes_and_methods() -> None:
+    settings = ContinualSettings(methods=("plain", "hare-tortoise + head-reset"), seeds=1, reset_unit="steps")
+    specs = planned(settings)
+    assert [spec.id for spec in specs] == [
+        "full-plain-seed0",
+        "full-hare_tortoise+head_reset-m0.99-r5s-seed0",
+        "buffer-plain-seed0",
+        "buffer-hare_tortoise+head_reset-m0.99-r5s-seed0",
+    ]
+    assert specs[1].label == specs[3].label == "Hare & Tortoise + Head Reset m=0.99 r=5 steps"
+    assert [spec.config["stream"]["access"] for spec in specs] == ["full", "full", "buffer", "buffer"]
+    # What the results and the workers call it is one and the same.
+    assert {spec.settings["method"] for spec in specs} == {"plain", "hare_tortoise+head_reset"}
+
+
+def test_warm_start_has_no_access() -> None:
+    for settings in (AblationSettings(stream="warm_start"), ContinualSettings(stream="warm_start")):
+        specs = planned(settings)
+        assert {spec.settings["access"] for spec in specs} == {None}
+        assert all(spec.id.startswith("warm_start-") for spec in specs)
+        assert all("access" not in spec.config["stream"] for spec in specs)
+        assert len({spec.id for spec in specs}) == len(specs)
+
+
+momenta = st.lists(st.floats(0, 1, exclude_max=True).map(lambda m: round(m, 9)), min_size=1, max_size=3, unique=True)
+intervals = st.lists(st.integers(1, 500), min_size=1, max_size=3, unique=True)
+
+
+@given(
+    momenta=momenta.filter(lambda values: 1.0 not in values),
+    intervals=intervals,
+    baselines=st.lists(st.sampled_from(["plain", "ema", "shrink_perturb", "head_reset"]), unique=True),
+    seeds=st.integers(1, 3),
+    stream=st.sampled_from(["continual", "warm_start"]),
+)
+def test_ids_are_unique_and_stay_the_same(
+    momenta: list[float], intervals: list[int], baselines: list[str], seeds: int, stream: str
+) -> None:
+    settings = AblationSettings(
+        momenta=tuple(momenta),
+        reset_intervals=tuple(intervals),
+        baselines=tuple(baselines),
+        seeds=seeds,
+        stream=stream,
+    )
+    specs = planned(settings)
+    Study(name="ablation", factory="a:b", trials=specs, metric="m")  # refuses ids that are given twice
+    assert specs == planned(settings)
+    groups: dict[str, set[int]] = {}
+    for spec in specs:
+        # A label and a seed name one trial, or the report would average different settings.
+        assert spec.config["seed"] not in groups.setdefault(spec.label, set())
+        groups[spec.label].add(spec.config["seed"])
+    grid = len(momenta) * len(intervals)
+    other = sum(len(momenta) if name == "ema" else 1 for name in baselines)
+    assert len(groups) == grid + other
+
+
+@pytest.mark.parametrize("number", [0.9999999, 0.99999999])
+def test_label_tells_momenta_near_one_apart(number: float) -> None:
+    assert str(number) in label_of(MethodConfig("ema", momentum=number))
+
+
+def test_configs_rebuild_what_was_planned_after_json() -> None:
+    settings = ContinualSettings(methods=tuple(METHODS), hidden=(7, 5), clip=0.25, toward="fresh", perturb=0.1, seeds=1)
+    for spec in planned(settings):
+        config = json.loads(json.dumps(spec.config))
+        assert asdict(MethodConfig(**config["method"])) == spec.config["method"]
+        assert config["method"]["noise"] == 0.1
+        assert ModelConfig(**{**config["model"], "hidden": tuple(config["model"]["hidden"])}).hidden == (7, 5)
+        assert TrainingConfig(**config["training"]).clip == 0.25
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        AblationSettings(),
+        AblationSettings(data="tiny-imagenet", stream="warm_start", momenta=(0.5,), warm_epochs=7, subset_ratio=1.0),
+        ContinualSettings(hidden=(3,), methods=("hare_tortoise+head_reset",), noise="0.1,0", phases=2, first_seed=4),
+    ],
+)
+def test_settings_survive_json(settings: VisionSettings) -> None:
+    for kept in (settings, settings.resolved()):
+        assert type(settings).from_json(json.loads(json.dumps(asdict(kept)))) == kept
+    assert settings.resolved().resolved() == settings.resolved()
+
+
+def test_settings_of_another_study_are_refused() -> None:
+    with pytest.raises(SettingError, match="momenta, reset_intervals.*another script"):
+        ContinualSettings.from_json(asdict(AblationSettings()))
+
+
+def test_data_root_is_kept_as_an_absolute_path(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert AblationSettings(data="mnist", data_root="here").resolved().data_root == str(tmp_path / "here")
+
+
+@pytest.mark.parametrize(
+    ("given_settings", "told"),
+    [
+        ({"stream": "warm_start", "phases": 3}, "phases = 3.*no meaning"),
+        ({"stream": "warm_start", "noise": "none"}, "noise = 'none'"),
+        ({"stream": "warm_start", "buffer_size": 10}, "buffer_size = 10"),
+        ({"stream": "warm_start", "access": "buffer"}, "access = 'buffer'"),
+        ({"label_noise": 0.3}, "label_noise = 0.3.*no meaning"),
+        ({"subset_ratio": 0.3}, "subset_ratio = 0.3"),
+        ({"warm_epochs": 3}, "warm_epochs = 3"),
+        ({"data": "cifar10", "hidden": (50,)}, "hidden.*'mlp' only"),
+    ],
+)
+def test_settings_without_a_meaning_are_refused(given_settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(SettingError, match=told):
+        AblationSettings(**given_settings)
+
+
+def test_every_setting_has_a_help_text() -> None:
+    import ast
+    import inspect
+
+    for config in (VisionSettings, AblationSettings, ContinualSettings):
+        body = ast.parse(inspect.getsource(config)).body[0]
+        assert isinstance(body, ast.ClassDef)
+        own = [f.name for f in fields(config) if f.name in config.__dict__.get("__annotations__", {})]
+        texts = {
+            statement.target.id: following
+            for statement, following in zip(body.body, body.body[1:], strict=False)
+            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+        }
+        for name in own:
+            assert isinstance(texts[name], ast.Expr), f"{config.__name__}.{name} has no text for --help"
+
+
+def test_stream_of_a_trial_is_the_one_its_settings_name() -> None:
+    import torch
+
+    labels = torch.arange(200) % 10
+    spec = planned(ContinualSettings(phases=2, noise="0.4,0.1", access=("buffer",), buffer_size=30, seeds=1))[0]
+    stream = stream_of(spec.config, labels, 10)
+    assert [(len(phase), phase.noise, phase.epochs) for phase in stream] == [(100, 0.4, 20), (130, 0.1, 20)]
+    assert ContinualConfig(**{k: v for k, v in spec.config["stream"].items() if k != "kind"}).access == "buffer"
+    warm = planned(AblationSettings(stream="warm_start", epochs=3, seeds=1))[0]
+    assert [(len(phase), phase.epochs) for phase in stream_of(warm.config, labels, 10)] == [(20, 30), (200, 3)]
