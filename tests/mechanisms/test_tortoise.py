@@ -398,7 +398,7 @@ def test_duplicates_carry_their_own_hare(duplicate) -> None:
 
 def test_batchnorm_statistics_are_those_of_the_batches_under_the_slow_weights() -> None:
     hare, tortoise, slow, fast = slow_and_fast()
-    hare[3].eval()
+    hare[4].eval()
     batches = [torch.randn(6, 4) for _ in range(3)]
     modes = [part.training for part in hare.modules()]
     state = torch.random.get_rng_state()
