@@ -144,10 +144,16 @@ def test_it_is_the_loop_that_one_would_write_by_hand(method: MethodConfig, fresh
 
 
 def test_the_same_seed_gives_the_same_run_and_another_another() -> None:
-    (net, rows), (again, same), (_, other) = run(), run(), run(seed=1)
-    assert rows == same
-    assert_same(net, again)
-    assert rows[0]["train_loss"] != other[0]["train_loss"]
+    augmented = TrainingConfig(batch_size=16, learning_rate=0.01, augment="crop")
+    whole = TrainingConfig(batch_size=120, learning_rate=0.01, augment="crop", clip=None)
+    for training in (TRAINING, augmented, whole):
+        (net, rows), (again, same), (_, other) = (
+            run(make_net(dropout=0), training=training, seed=k) for k in (0, 0, 1)
+        )
+        assert rows == same
+        assert_same(net, again)
+        assert rows[1]["train_loss"] != other[1]["train_loss"]
+    assert run(training=augmented)[1] != run(training=TRAINING)[1]
 
 
 def test_dropout_is_drawn_from_the_runs_seed_whatever_the_global_generator_holds() -> None:
@@ -156,6 +162,17 @@ def test_dropout_is_drawn_from_the_runs_seed_whatever_the_global_generator_holds
     torch.manual_seed(2)
     assert run()[1] == rows
     assert run(make_net(dropout=0))[1] != rows
+
+
+def test_dropout_differs_between_epochs_and_phases() -> None:
+    net, states = make_net(), []
+    net.register_forward_pre_hook(lambda *_: states.append(torch.random.get_rng_state()) if net.training else None)
+    run(net)
+    assert (
+        len({bytes(state.tolist()) for state in states})
+        == len(states)
+        == sum(math.ceil(len(phase) / 16) * phase.epochs for phase in STREAM)
+    )
 
 
 class Killed(Exception):
@@ -208,6 +225,14 @@ def test_a_checkpoint_is_plain_data_in_a_folder_made_for_it(tmp_path: Path) -> N
         assert torch.equal(state["model"][name], tensor)
         # The reset of each phase's second epoch has just happened.
         assert torch.equal(state["method"]["tortoise"]["weights"][name], tensor)
+
+
+def test_the_hare_may_enter_the_next_phase_unreset(tmp_path: Path) -> None:
+    method = MethodConfig("hare_tortoise", momentum=0.8, reset_interval=2, reset_at_phase_end=False)
+    net, _ = run(method=method, checkpoint=tmp_path / "run.pt")
+    state = load_checkpoint(tmp_path / "run.pt")["method"]["tortoise"]
+    assert (state["resets"], state["epochs"]) == (0, 2)
+    assert not torch.equal(state["weights"]["head.0.weight"], net.head[0].weight)
 
 
 def test_a_checkpoint_of_another_method_is_refused(tmp_path: Path) -> None:
