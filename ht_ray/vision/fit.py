@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,17 @@ def summarise(rows: list[Row]) -> dict[str, float]:
     }
 
 
+def _sizes(stream: Stream) -> list[list[int]]:
+    # What tells one stream from another: plain data, and short.
+    return [[len(phase), phase.epochs, int(phase.indices.sum()), int(phase.labels.sum())] for phase in stream]
+
+
 def fit(
     model: nn.Module,
     data: ImageData,
     stream: Stream,
     *,
-    method: MethodConfig | None = None,
+    method: MethodConfig | Method | None = None,
     training: TrainingConfig | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
@@ -81,7 +87,8 @@ def fit(
     data, stream
         The images, and which of them come when; the stream was made over ``data.train_labels``.
     method
-        What is done against loss of plasticity. Default: nothing.
+        What is done against loss of plasticity: its settings, or a `Method` over `model`, whose ``tortoise`` is at hand
+        afterwards. Default: nothing.
     training
         Optimiser, batches, precision.
     seed
@@ -105,6 +112,8 @@ def fit(
     ------
     Diverged
         If the training loss is NaN or infinite at the end of an epoch.
+    ValueError
+        If `checkpoint` is that of a run with other settings, seed or stream.
 
     Examples
     --------
@@ -121,7 +130,8 @@ def fit(
     device = torch.device(device)
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     model.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
-    acting = Method(method or MethodConfig("plain"), model, seed=seed)
+    acting = method if isinstance(method, Method) else Method(method or MethodConfig("plain"), model, seed=seed)
+    settings = {"method": asdict(acting.config), "training": asdict(config), "seed": seed, "phases": _sizes(stream)}
     images = data.train_images.to(device)
     test_images, test_labels = data.test_images.to(device), data.test_labels.to(device)
     normalise = Normalise(data.mean, data.std, device)
@@ -134,6 +144,9 @@ def fit(
         path.parent.mkdir(parents=True, exist_ok=True)  # now, not when the first phase has been trained
     if path is not None and path.exists():
         state = load_checkpoint(path)
+        if state["settings"] != settings:
+            differing = [name for name, value in settings.items() if state["settings"].get(name) != value]
+            raise ValueError(f"{path} is the checkpoint of a run with another {' and '.join(differing)}")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         acting.load_state_dict(state["method"])
@@ -207,6 +220,7 @@ def fit(
                     "model": model.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "method": acting.state_dict(),
+                    "settings": settings,
                     "rows": rows,
                     "phases": phase.index + 1,
                 },

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from ht_ray.vision import (
     DataConfig,
     Diverged,
     ImageData,
+    Method,
     MethodConfig,
     ModelConfig,
     Network,
@@ -235,11 +237,31 @@ def test_the_hare_may_enter_the_next_phase_unreset(tmp_path: Path) -> None:
     assert not torch.equal(state["weights"]["head.0.weight"], net.head[0].weight)
 
 
-def test_a_checkpoint_of_another_method_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("named", "changed"),
+    [
+        ("another method", {"method": METHOD}),
+        ("another seed", {"seed": 7}),
+        ("another training", {"training": replace(TRAINING, learning_rate=0.5)}),
+        ("another phases", {"stream": Stream("short", STREAM.phases[:2])}),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, named: str, changed: dict[str, object]) -> None:
     file = tmp_path / "run.pt"
     run(method=MethodConfig("plain"), checkpoint=file)
-    with pytest.raises(ValueError, match="'hare_tortoise' has"):
-        run(method=METHOD, checkpoint=file)
+    with pytest.raises(ValueError, match=named):
+        run(**{"method": MethodConfig("plain"), "checkpoint": file} | changed)
+
+
+def test_a_given_method_has_the_tortoise_afterwards() -> None:
+    net = make_net()
+    acting = Method(METHOD, net, seed=0)
+    _, rows = run(net, method=acting)
+    twin, same = run(method=METHOD)
+    assert rows == same
+    assert_same(net, twin)
+    assert acting.tortoise is not None
+    assert acting.tortoise.updates > 0
 
 
 def test_a_checkpoint_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
