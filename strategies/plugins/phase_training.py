@@ -61,7 +61,6 @@ class PhaseTrainingPlugin(SupervisedPlugin, supports_distributed=True):  # type:
         return {**self.__dict__, "_rng": ExitStack()}
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        self._rng.close()
         self._step = 0
         if self.fresh_optimizer:
             strategy.make_optimizer(reset_optimizer_state=True)

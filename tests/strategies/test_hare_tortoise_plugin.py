@@ -461,6 +461,21 @@ def test_deepcopy_of_a_plugin_serves_another_strategy(make_network, make_benchma
     assert differing(held, dict(plugin.tortoise.weights.tensors)) == []
 
 
+def test_evaluation_of_a_model_that_took_the_place_of_another(make_network, make_benchmark, differing) -> None:
+    plugin, seen = HareTortoisePlugin(momentum=0.6, reset_interval=None), []
+    spy = SupervisedPlugin()
+    spy.before_eval_forward = lambda strategy, **kwargs: seen.append(dict(copy.deepcopy(strategy.model.state_dict())))
+    strategy = naive(make_network(), [plugin, spy])
+    benchmark = make_benchmark()
+    strategy.train(benchmark.train_stream[0])
+    held = {name: value.clone() for name, value in plugin.tortoise.weights.tensors.items()}
+    strategy.model = make_network(seed=3)
+    before = dict(copy.deepcopy(strategy.model.state_dict()))
+    strategy.eval(benchmark.test_stream)
+    assert all(differing(state, held) == [] for state in seen)
+    assert differing(before, dict(strategy.model.state_dict())) == []
+
+
 def test_loader_without_a_length(make_network, make_benchmark) -> None:
     class Endless(SupervisedPlugin):
         def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:

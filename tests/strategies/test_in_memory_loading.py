@@ -468,3 +468,19 @@ def test_wrong_settings_are_refused_at_construction(make_network, settings, mess
     network = make_network()
     with pytest.raises(SettingError, match=message):
         FastNaive(model=network, optimizer=SGD(network.parameters(), lr=0.1), **settings)
+
+
+@pytest.mark.parametrize("max_bytes", [0, 1 << 20], ids=["avalanches_loader", "held"])
+def test_evaluation_moves_no_generator(make_benchmark, make_network, max_bytes) -> None:
+    network = make_network("growing")
+    strategy = FastNaive(
+        model=network, optimizer=SGD(network.parameters(), lr=0.1), train_mb_size=8, max_bytes=max_bytes, evaluator=None
+    )
+    benchmark = make_benchmark()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        strategy.train(benchmark.train_stream[0])
+        before = torch.get_rng_state()
+        strategy.eval(benchmark.test_stream)  # loaders draw seeds, new units initial weights
+    assert network.classifier.classifier.out_features == 6
+    assert torch.equal(before, torch.get_rng_state())
