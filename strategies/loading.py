@@ -147,7 +147,7 @@ class InMemoryLoading(_Template):
 
     def __init__(
         self,
-        *args: Any,
+        *,
         in_memory: bool = True,
         seed: int = 0,
         augment: str | None = None,
@@ -168,7 +168,7 @@ class InMemoryLoading(_Template):
         self.precision = precision
         self.channels_last = channels_last
         self._said: set[str] = set()
-        super().__init__(*args, **kwargs)
+        super().__init__(**kwargs)
 
     def forward(self) -> Tensor:
         """Compute the model's output for the current batch, float32 also under autocast."""

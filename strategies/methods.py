@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -103,6 +103,7 @@ def make_strategy(
     device: str | torch.device = "cpu",
     epochs: int = 1,
     on_epoch: Callable[[Row], None] | None = None,
+    plugins: Sequence[SupervisedPlugin] = (),
     **kwargs: Any,
 ) -> MethodStrategy:
     """Return an Avalanche strategy that trains as `ht_ray.vision.fit` does, bit for bit, and measures the same.
@@ -117,6 +118,8 @@ def make_strategy(
         With the test set.
     epochs
         Epochs of each experience; set ``strategy.train_epochs`` where phases differ.
+    plugins
+        More plugins, which act after the method's. Their state is not in the strategy's ``training_state``.
     **kwargs
         Of Avalanche's template.
     """
@@ -124,7 +127,7 @@ def make_strategy(
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
     autocast = torch.bfloat16 if config.precision == "bf16" else None
-    plugins = [
+    acting = [
         PhaseTrainingPlugin(
             warmup_ratio=config.warmup_ratio,
             clip=config.clip,
@@ -132,16 +135,17 @@ def make_strategy(
             seed=seed,
         ),
         *method_plugins(method or MethodConfig("plain"), seed=seed),
+        *plugins,
         MeasurePlugin(data, autocast=autocast, channels_last=config.channels_last, on_epoch=on_epoch),
     ]
     return MethodStrategy(
         model=model,
         optimizer=make_optimizer(model.parameters(), config),
         train_mb_size=config.batch_size,
-        eval_mb_size=1000,
+        eval_mb_size=kwargs.pop("eval_mb_size", 1000),
         train_epochs=epochs,
         device=device,
-        plugins=plugins,
+        plugins=acting,
         evaluator=kwargs.pop("evaluator", None),
         in_memory=True,
         seed=seed,

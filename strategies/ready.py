@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -81,11 +81,14 @@ class HareTortoise(Plain):
     def __init__(
         self,
         *,
+        model: nn.Module,
+        optimizer: Optimizer,
         momentum: float | None = None,
         half_life: float | None = None,
         reset_interval: int | None = 10,
         reset_unit: Literal["epochs", "steps"] = "epochs",
         optimizer_state: Literal["keep", "clear"] = "keep",
+        reset_at_phase_end: bool = True,
         recalibrate_batchnorm: int = 0,
         plugins: Sequence[SupervisedPlugin] = (),
         **kwargs: Any,
@@ -96,9 +99,10 @@ class HareTortoise(Plain):
             reset_interval=reset_interval,
             reset_unit=reset_unit,
             optimizer_state=optimizer_state,
+            reset_at_phase_end=reset_at_phase_end,
             recalibrate_batchnorm=recalibrate_batchnorm,
         )
-        super().__init__(plugins=[plugin, *plugins], **kwargs)
+        super().__init__(model=model, optimizer=optimizer, plugins=[plugin, *plugins], **kwargs)
         self._tortoise_plugin = plugin
 
     def trained_tortoise(self) -> nn.Module:
@@ -112,6 +116,8 @@ class EMA(Plain):
     def __init__(
         self,
         *,
+        model: nn.Module,
+        optimizer: Optimizer,
         momentum: float | None = None,
         half_life: float | None = None,
         recalibrate_batchnorm: int = 0,
@@ -119,7 +125,7 @@ class EMA(Plain):
         **kwargs: Any,
     ) -> None:
         plugin = EMAPlugin(momentum=momentum, half_life=half_life, recalibrate_batchnorm=recalibrate_batchnorm)
-        super().__init__(plugins=[plugin, *plugins], **kwargs)
+        super().__init__(model=model, optimizer=optimizer, plugins=[plugin, *plugins], **kwargs)
         self._tortoise_plugin = plugin
 
     def trained_tortoise(self) -> nn.Module:
@@ -133,15 +139,28 @@ class ShrinkPerturb(Plain):
     def __init__(
         self,
         *,
+        model: nn.Module,
+        optimizer: Optimizer,
         ratio: float = 0.8,
         noise: float = 0.0,
         toward: Literal["initial", "fresh", "zero"] = "initial",
+        optimizer_state: Literal["clear", "keep"] = "clear",
         seed: int = 0,
+        factory: Callable[[], nn.Module] | None = None,
+        reinitialise_tortoise: bool = True,
         plugins: Sequence[SupervisedPlugin] = (),
         **kwargs: Any,
     ) -> None:
-        plugin = ShrinkPerturbPlugin(ratio=ratio, noise=noise, toward=toward, seed=seed)
-        super().__init__(plugins=[plugin, *plugins], seed=seed, **kwargs)
+        plugin = ShrinkPerturbPlugin(
+            ratio=ratio,
+            noise=noise,
+            toward=toward,
+            optimizer_state=optimizer_state,
+            seed=seed,
+            factory=factory,
+            reinitialise_tortoise=reinitialise_tortoise,
+        )
+        super().__init__(model=model, optimizer=optimizer, plugins=[plugin, *plugins], seed=seed, **kwargs)
 
 
 class HeadReset(Plain):
@@ -150,14 +169,20 @@ class HeadReset(Plain):
     def __init__(
         self,
         *,
+        model: nn.Module,
+        optimizer: Optimizer,
         head: str | None = None,
         toward: Literal["initial", "fresh"] = "initial",
         seed: int = 0,
+        factory: Callable[[], nn.Module] | None = None,
+        reinitialise_tortoise: bool = True,
         plugins: Sequence[SupervisedPlugin] = (),
         **kwargs: Any,
     ) -> None:
-        plugin = HeadResetPlugin(head=head, toward=toward, seed=seed)
-        super().__init__(plugins=[plugin, *plugins], seed=seed, **kwargs)
+        plugin = HeadResetPlugin(
+            head=head, toward=toward, seed=seed, factory=factory, reinitialise_tortoise=reinitialise_tortoise
+        )
+        super().__init__(model=model, optimizer=optimizer, plugins=[plugin, *plugins], seed=seed, **kwargs)
 
 
 class LimitedBuffer(Plain):
@@ -166,10 +191,12 @@ class LimitedBuffer(Plain):
     def __init__(
         self,
         *,
+        model: nn.Module,
+        optimizer: Optimizer,
         buffer_size: int = 5000,
         seed: int = 0,
         plugins: Sequence[SupervisedPlugin] = (),
         **kwargs: Any,
     ) -> None:
         plugin = LimitedBufferPlugin(buffer_size, seed=seed)
-        super().__init__(plugins=[plugin, *plugins], seed=seed, **kwargs)
+        super().__init__(model=model, optimizer=optimizer, plugins=[plugin, *plugins], seed=seed, **kwargs)

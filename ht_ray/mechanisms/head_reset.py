@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ht_ray._checks import SettingError, check_choice
+from ht_ray._checks import SettingError, check_choice, check_number
 from ht_ray.mechanisms.fresh import find_head, fresh_weights
 from ht_ray.mechanisms.optimizer import clear_optimizer_state
 from ht_ray.mechanisms.rng import derive_seed
@@ -69,6 +69,7 @@ class HeadReset:
         factory: Callable[[], nn.Module] | None = None,
     ) -> None:
         check_choice("HeadReset: toward", toward, ["initial", "fresh"])
+        check_number("HeadReset: seed", seed, integer=True)
         self.module = module
         try:
             self.head = find_head(module, head)

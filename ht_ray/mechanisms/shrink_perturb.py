@@ -75,6 +75,7 @@ class ShrinkPerturb:
     ) -> None:
         check_number("ShrinkPerturb: ratio", ratio, low=0, high=1)
         check_number("ShrinkPerturb: noise", noise, low=0)
+        check_number("ShrinkPerturb: seed", seed, integer=True)
         check_choice("ShrinkPerturb: toward", toward, ["initial", "fresh", "zero"])
         check_choice("ShrinkPerturb: optimizer_state", optimizer_state, ["clear", "keep"])
         self.module = module

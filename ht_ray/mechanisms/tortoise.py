@@ -291,7 +291,17 @@ class Tortoise:
                 SettingWarning,
                 stacklevel=3,
             )
-        if self.reset_interval is None or life == 0:
+        if self.reset_interval is None:
+            return
+        if self.reset_unit == "epochs" and epochs is not None and self.reset_interval > epochs:
+            warnings.warn(
+                f"Tortoise: reset_interval = {self.reset_interval} epochs, and a phase has {epochs}: the hare is never "
+                f"reset, as epochs are counted anew in each phase. Take an interval of at most {epochs}, or count in "
+                "steps.",
+                SettingWarning,
+                stacklevel=3,
+            )
+        if life == 0:
             return
         interval = self.reset_interval * (steps_per_epoch if self.reset_unit == "epochs" else 1)
         if interval < life / 4:

@@ -44,6 +44,7 @@ class Reservoir:
 
     def __init__(self, size: int, *, seed: int = 0) -> None:
         check_number("Reservoir: size", size, low=1, integer=True)
+        check_number("Reservoir: seed", seed, integer=True)
         self.size = size
         self.seed = seed
         #: How many times items were added.

@@ -488,6 +488,12 @@ def test_it_warns_of_a_momentum_longer_than_a_phase() -> None:
     assert caught(Tortoise(hare, momentum=advised), steps_per_epoch=1000, epochs=1000) == []
 
 
+def test_it_warns_of_an_interval_that_no_phase_reaches() -> None:
+    tortoise = Tortoise(nn.Linear(2, 2), momentum=0.5, reset_interval=10)
+    with pytest.warns(SettingWarning, match="reset_interval = 10 epochs, and a phase has 3: the hare is never reset"):
+        tortoise.begin_phase(steps_per_epoch=100, epochs=3)
+
+
 def test_it_warns_of_resets_too_frequent_to_learn_and_its_share_is_right() -> None:
     hare = nn.Linear(1, 1, bias=False).double()
     nn.init.zeros_(hare.weight)

@@ -253,3 +253,21 @@ def test_a_phase_too_short_for_the_momentum_is_told(make_network, make_benchmark
     with pytest.warns(SettingWarning, match="longer than a phase of 30 steps"):
         strategy.train(make_benchmark().train_stream[0])
     assert isinstance(strategy._tortoise_plugin.tortoise.weights, WeightCopy)
+
+
+@pytest.mark.parametrize(("kind", "plugin", "settings"), READY)
+def test_model_and_optimizer_may_be_positional(kind: Any, plugin: Any, settings: dict[str, Any]) -> None:
+    model = SimpleMLP(num_classes=4, input_size=8)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    strategy = kind(model, optimizer, evaluator=None, **settings)
+    assert strategy.model is model
+    assert strategy.optimizer is optimizer
+
+
+def test_make_strategy_takes_more_plugins(image_data: Any) -> None:
+    model = make_model(ModelConfig("mlp"), shape=image_data.shape, num_classes=image_data.num_classes, seed=0)
+    mine = LimitedBufferPlugin(20)
+    strategy = make_strategy(model, image_data, method=MethodConfig("ema"), plugins=[mine], eval_mb_size=7)
+    kinds = [type(plugin) for plugin in strategy.plugins]
+    assert kinds.index(EMAPlugin) < strategy.plugins.index(mine) < kinds.index(MeasurePlugin)
+    assert strategy.eval_mb_size == 7
