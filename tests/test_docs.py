@@ -1,0 +1,233 @@
+"""The documents say what is true: their code runs, their flags and files exist, their numbers are the code's."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ht_ray._checks import SettingWarning
+from ht_ray.mechanisms import Tortoise, half_life
+from ht_ray.sweep import SweepConfig
+from tune_configs import ablation, command_line, continual
+from tune_configs.settings import PRESETS
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+STUDIES = {
+    "tune_configs/ablation.py": (ablation, ablation.AblationSettings),
+    "tune_configs/continual.py": (continual, continual.ContinualSettings),
+}
+# Flags in running text that are not a study's: of ray, and --help.
+FOREIGN_FLAGS = {"--help", "--slow", "--head", "--working-dir", "--no-wait", "--submission-id", "--logdir"}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block, the line of its first line of code, and the comment before it (``data``, ``no-run``)."""
+
+    document: Path
+    line: int
+    language: str
+    mark: str
+    code: str
+
+    def compiled(self) -> Any:
+        # As many empty lines before it as the document has, so that tracebacks name the right one.
+        return compile("\n" * (self.line - 1) + self.code, str(self.document), "exec")
+
+
+def blocks(language: str, documents: Sequence[Path] = DOCUMENTS) -> list[Block]:
+    found = []
+    for document in documents:
+        text = document.read_text(encoding="utf-8")
+        for match in re.finditer(r"^(?:<!-- ([\w-]+) -->\n)?```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+            mark, named, code = match[1] or "", match[2], match[3]
+            assert mark in ("", "data", "no-run"), f"{document.name}: the comment {mark!r} means nothing"
+            if named == language:
+                found.append(Block(document, text.count("\n", 0, match.start(3)) + 1, named, mark, code))
+    return found
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    """Yield every command of the bash blocks with its place; ``a && b`` is two, ``uv run`` and ``> file`` go."""
+    for block in blocks("bash"):
+        for offset, line in enumerate(block.code.splitlines()):
+            for part in line.split("&&"):
+                # A name to fill in is written <so>.
+                words = shlex.split(re.sub(r"<(\w+)>", r"\1", part), comments=True)
+                words = words[: words.index(">")] if ">" in words else words
+                words = words[2:] if words[:2] == ["uv", "run"] else words
+                if words:
+                    yield f"{block.document.name}:{block.line + offset}", words
+
+
+def study_commands() -> list[Any]:
+    found = []
+    for place, words in commands():
+        if "--" in words:
+            words = words[words.index("--") + 1 :]
+        if words[0] == "python" and words[1].endswith(".py"):
+            found.append(pytest.param(words[1], words[2:], id=place))
+    return found
+
+
+def execute(block: Block, namespace: dict[str, Any]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # A page's settings are an example to follow: they must not be ones that hardly work.
+        warnings.simplefilter("error", SettingWarning)
+        exec(block.compiled(), namespace)
+
+
+@pytest.fixture
+def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["example"])
+    with torch.random.fork_rng(devices=[]):
+        yield tmp_path
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_the_code_of_a_page_runs_in_one_go(document: Path, in_tmp: Path) -> None:
+    namespace: dict[str, Any] = {"__name__": "page"}
+    for block in blocks("python", [document]):
+        if block.mark:
+            block.compiled()
+        else:
+            execute(block, namespace)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    "block",
+    [block for block in blocks("python") if block.mark == "data"],
+    ids=lambda block: f"{block.document.name}:{block.line}",
+)
+def test_scripts_run_on_real_data(block: Block, in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    execute(block, {"__name__": "script"})
+    values = dict(re.findall(r"^(\w+): (-?[\d.]+)$", capsys.readouterr().out, re.MULTILINE))
+    assert values.keys() == {"Top1_Acc_Stream", "StreamForgetting", "StreamBWT", "StreamForwardTransfer"}
+    assert float(values["Top1_Acc_Stream"]) > 0.6
+    assert float(values["StreamForgetting"]) == pytest.approx(-float(values["StreamBWT"]), abs=2e-3)
+
+
+@pytest.mark.parametrize(("script", "arguments"), study_commands())
+def test_study_commands_are_accepted(script: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    module, settings = STUDIES[script]
+    seen = []
+
+    def accept(name: str, *parsed: Any) -> int:
+        seen.append(name)
+        return 0
+
+    monkeypatch.setattr(command_line, "_run", accept)
+    monkeypatch.setattr(command_line, "load_study_settings", lambda directory: asdict(settings().resolved()))
+    assert module.main(arguments) == 0
+    assert seen == [Path(script).stem]
+
+
+def test_ray_commands_exist() -> None:
+    from ray.scripts.scripts import cli
+
+    checked = set()
+    for place, words in commands():
+        if words[0] != "ray":
+            continue
+        command, rest = cli, words[1:]
+        while hasattr(command, "commands"):
+            assert rest[0] in command.commands, f"{place}: ray has no {rest[0]!r}"
+            command, rest = command.commands[rest[0]], rest[1:]
+        command.make_context(words[1], rest)  # refuses options that it does not know
+        checked.add(words[1])
+    assert {"start", "job", "get-auth-token"} <= checked
+
+
+def test_other_commands_exist() -> None:
+    known = {"pip", "pytest", "tensorboard", "export", "ray", "python"}
+    for place, words in commands():
+        assert words[0] in known, f"{place}: {words[0]!r}"
+        if words[:2] == ["python", "-m"]:
+            assert importlib.util.find_spec(words[2]), f"{place}: no module {words[2]}"
+
+
+def test_flags_in_the_text_are_flags() -> None:
+    names = {field.name for _, settings in STUDIES.values() for field in (*fields(settings), *fields(SweepConfig))}
+    flags = {f"--{negation}{name.replace('_', '-')}" for name in names for negation in ("", "no-")} | FOREIGN_FLAGS
+    for document in DOCUMENTS:
+        prose = re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+        for code in re.findall(r"`([^`]+)`", prose):
+            for flag in re.findall(r"(?<!\S)--[a-z][a-z-]*", code):
+                assert flag in flags, f"{document.name}: {flag}"
+
+
+def test_links_lead_somewhere() -> None:
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+            if "://" in target:
+                continue
+            path, _, anchor = target.partition("#")
+            linked = document.parent / path if path else document
+            assert linked.exists(), f"{document.name}: {target}"
+            if anchor:
+                headings = re.findall(r"^#+ (.+)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
+                anchors = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+                assert anchor in anchors, f"{document.name}: {target}"
+
+
+def table(document: str, heading: str) -> list[list[str]]:
+    """Return the cells of the table whose first line holds `heading`, without the line of dashes."""
+    lines = (ROOT / "docs" / document).read_text(encoding="utf-8").splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("|") and heading in line)
+    rows = []
+    for line in lines[start:]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return [rows[0], *rows[2:]]
+
+
+def test_table_of_half_lives() -> None:
+    momenta, lives = table("settings.md", "| momentum | 0.9 ")
+    for momentum, life in zip(momenta[1:], lives[1:], strict=True):
+        assert float(life) == pytest.approx(half_life(float(momentum)), abs=0.5 if "." not in life else 0.05)
+
+
+def test_table_of_what_is_kept_of_the_hares_speed() -> None:
+    """Measured on a hare that moves evenly."""
+    ratios, shares = table("settings.md", "| interval / half-life")
+    for ratio, share in zip(ratios[1:], shares[1:], strict=True):
+        top, _, bottom = ratio.partition("/")
+        interval = round(float(top) / float(bottom or 1) * half_life(0.999))
+        hare = torch.nn.Linear(1, 1, bias=False).double()
+        torch.nn.init.zeros_(hare.weight)
+        tortoise = Tortoise(hare, momentum=0.999, reset_interval=interval, reset_unit="steps")
+        with torch.no_grad():
+            for _ in range(interval):
+                hare.weight += 1
+                tortoise.step()
+        assert hare.weight.item() / interval == pytest.approx(float(share.strip(" %")) / 100, abs=0.006)
+
+
+def test_table_of_data_sets() -> None:
+    shown = {"MLP, 2 x 100": "mlp", "ResNet-18": "resnet18", "ViT-Tiny, patch 4": "vit_tiny", "VGG-16": "vgg16"}
+    _, *rows = table("settings.md", "| `--data`")
+    assert [row[0].strip("`") for row in rows] == list(PRESETS)
+    for name, network, rate, decay, batch, augment in rows:
+        preset = PRESETS[name.strip("`")]
+        assert shown[network] == preset["model"]
+        assert (float(rate), float(decay), int(batch)) == (
+            preset["learning_rate"],
+            preset["weight_decay"],
+            preset["batch_size"],
+        )
+        assert augment.replace(" and ", "_") == preset["augment"]
