@@ -154,7 +154,7 @@ def _run(name: str, settings: VisionSettings, run: SweepConfig, trials: Callable
         name=name,
         factory="tune_configs.vision_trial:VisionTrial",
         trials=planned,
-        metric="average_accuracy",
+        metric=settings.metric,
         shared=data.to_arrays(),
         settings=asdict(settings),
     )

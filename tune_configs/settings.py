@@ -23,14 +23,29 @@ __all__ = ["PRESETS", "VisionSettings", "check_distinct"]
 #: What a data set's name implies where no flag says otherwise. Network, learning rate and weight decay are those of
 #: arXiv 2406.02596, appendix A.2; digits is ours: small, so that differences show within minutes.
 PRESETS: dict[str, dict[str, Any]] = {
-    "digits": {"model": "mlp", "learning_rate": 1e-3, "weight_decay": 1e-4, "batch_size": 32, "augment": "none"},
-    "mnist": {"model": "mlp", "learning_rate": 1e-3, "weight_decay": 1e-4, "batch_size": 256, "augment": "none"},
+    "digits": {
+        "model": "mlp",
+        "learning_rate": 1e-3,
+        "weight_decay": 1e-4,
+        "batch_size": 32,
+        "augment": "none",
+        "buffer_size": 200,  # of 1437 images
+    },
+    "mnist": {
+        "model": "mlp",
+        "learning_rate": 1e-3,
+        "weight_decay": 1e-4,
+        "batch_size": 256,
+        "augment": "none",
+        "buffer_size": 5000,
+    },
     "cifar10": {
         "model": "resnet18",
         "learning_rate": 1e-3,
         "weight_decay": 1e-5,
         "batch_size": 256,
         "augment": "crop_flip",
+        "buffer_size": 5000,
     },
     "cifar100": {
         "model": "vit_tiny",
@@ -38,6 +53,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "weight_decay": 0.05,
         "batch_size": 256,
         "augment": "crop_flip",
+        "buffer_size": 5000,
     },
     "tiny-imagenet": {
         "model": "vgg16",
@@ -45,6 +61,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "weight_decay": 1e-4,
         "batch_size": 256,
         "augment": "crop_flip",
+        "buffer_size": 5000,
     },
 }
 
@@ -93,8 +110,8 @@ class VisionSettings:
     """Continual: share of the training set that is new in each phase; by default all of it is used, equally."""
     noise: str = "paper"
     """Continual: label noise over the phases: paper (from 0.5 to 0), linear, none, or numbers such as 0.5,0.3,0."""
-    buffer_size: int = 5000
-    """Continual, limited access: how many older samples are kept."""
+    buffer_size: int | None = None
+    """Continual, limited access: how many older samples are kept; by default 5000, and 200 for digits."""
     subset_ratio: float = 0.1
     """Warm start: share of the training set in the first phase."""
     label_noise: float = 0.5
@@ -168,12 +185,19 @@ class VisionSettings:
 
     def resolved(self) -> Self:
         """Return these settings with the data set's own values written out, as results record them."""
-        implied = ("model", "batch_size", "learning_rate", "weight_decay")
+        implied = ["model", "batch_size", "learning_rate", "weight_decay"]
+        if self.stream == "continual":
+            implied.append("buffer_size")
         values: dict[str, Any] = {name: self._preset(name) for name in implied}
         if self.data_root is not None:
             # A study may be resumed from another directory.
             values["data_root"] = str(Path(self.data_root).expanduser().absolute())
         return replace(self, augment=self._training_config().augment, **values)
+
+    @property
+    def metric(self) -> str:
+        """What trials are compared by: the first phase of a warm start is a means, not an end."""
+        return "average_accuracy" if self.stream == "continual" else "final_accuracy"
 
     @property
     def method_defaults(self) -> dict[str, Any]:
@@ -293,7 +317,7 @@ class VisionSettings:
             chunk_ratio=self.chunk_ratio,
             noise=self.noise,
             access=access,  # type: ignore[arg-type]
-            buffer_size=self.buffer_size,
+            buffer_size=self._preset("buffer_size"),
             noise_rule=self.noise_rule,  # type: ignore[arg-type]
         )
 

@@ -247,7 +247,8 @@ def _ray(config: SweepConfig, console: Console) -> Iterator[int]:
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
             except ConnectionError as error:
                 raise SettingError(
-                    f"SweepConfig.address = {address!r}: no Ray cluster can be used there ({error})."
+                    f"SweepConfig.address = {address!r}: no Ray cluster can be used there ({error}). "
+                    "A cluster that asks for a token needs RAY_AUTH_MODE=token, here and there."
                 ) from error
     try:
         yield _slots(config, ray.nodes())

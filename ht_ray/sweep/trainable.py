@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import time
 import traceback
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 from ray.tune.result import DONE, SHOULD_CHECKPOINT
 
@@ -57,6 +59,9 @@ class StudyTrainable(tune.Trainable):
     def setup(self, config: dict[str, Any], *, plan: WorkerPlan, shared: Any) -> None:
         self._plan = plan
         self._shared = shared
+        if not ray.get_gpu_ids():
+            # Ray leaves all of the node's GPUs visible to a worker that was given none.
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         sys.path.extend(entry for entry in plan.import_path if entry not in sys.path)
         # Collecting garbage between trials need not go through all of Ray's modules each time.
         gc.freeze()

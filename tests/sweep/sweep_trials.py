@@ -64,3 +64,19 @@ def spec(name: str, *, label: str = "Plain", seed: int = 0, parts: int = 3, **co
 def study(*trials: TrialSpec, **changes: Any) -> Study:
     fields: dict[str, Any] = {"name": "counting", "factory": "sweep_trials:Counting", "metric": "average"}
     return Study(trials=trials, **{**fields, "settings": {"parts": 3, "limit": float("inf")}, **changes})
+
+
+class Seeing:
+    """Reports which GPUs its worker may see."""
+
+    def __init__(self, config: dict[str, Any], shared: Any) -> None:
+        pass
+
+    def advance(self) -> Report:
+        return Report(curves={}, summary={"hidden": float(os.environ.get("CUDA_VISIBLE_DEVICES") == "")}, progress=1.0)
+
+    def save(self, directory: Path) -> None:
+        pass
+
+    def load(self, directory: Path) -> None:
+        pass

@@ -20,7 +20,7 @@ from sweep_driver import long_study
 from sweep_trials import spec, study
 
 from ht_ray._checks import SettingError
-from ht_ray.sweep import Study, StudyResult, SweepConfig, load_study_settings, run_study
+from ht_ray.sweep import Study, StudyResult, SweepConfig, TrialSpec, load_study_settings, run_study
 from ht_ray.sweep.progress import Console
 from ht_ray.sweep.run import _nodes_without
 from ht_ray.sweep.study_dir import create_study, lock_study
@@ -339,3 +339,9 @@ def test_more_than_any_node_has_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="cpus_per_trial = 3"):
         run(study(spec("one")), tmp_path / "study", cpus_per_trial=3)
     assert not (tmp_path / "study").exists()
+
+
+def test_a_trial_without_a_gpu_sees_none(tmp_path: Path) -> None:
+    seeing = TrialSpec(id="seeing", label="Seeing")
+    run(Study("seeing", "sweep_trials:Seeing", (seeing,), "hidden"), tmp_path / "study")
+    assert table(tmp_path / "study")["seeing"]["hidden"] == "1.0"
