@@ -49,6 +49,15 @@ def test_presets_are_the_papers(data: str) -> None:
     assert config["stream"]["buffer_size"] == 5000
 
 
+def test_digits_have_a_buffer_smaller_than_themselves() -> None:
+    assert planned(ContinualSettings())[0].config["stream"]["buffer_size"] == 200
+
+
+def test_warm_starts_are_compared_by_their_end() -> None:
+    assert AblationSettings(stream="warm_start").metric == "final_accuracy"
+    assert AblationSettings().metric == "average_accuracy"
+
+
 def test_every_data_set_has_a_preset() -> None:
     assert set(PRESETS) == set(DATA_SETS)
 
