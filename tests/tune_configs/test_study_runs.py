@@ -186,6 +186,7 @@ def test_both_access_modes_and_a_combination(disturbed: tuple[int, Path], access
     assert [row["access"] for row in table(directory)].count(access) == 2
 
 
+@pytest.mark.slow
 def test_ablation_on_the_warm_start_stream(cluster: str, tmp_path: Path) -> None:
     directory = tmp_path / "study"
     arguments = "--stream warm_start --momenta 0.5 --reset-intervals 1 --baselines plain --seeds 1 --epochs 2"
