@@ -61,7 +61,7 @@ def both(data: Any, config: Any, model: ModelConfig, method: MethodConfig, train
                 strategy.train_epochs = phase.epochs
                 strategy.train(experience)
                 strategy.eval(benchmark.test_stream)
-            measure = strategy.plugins[-4]
+            measure = next(plugin for plugin in strategy.plugins if isinstance(plugin, MeasurePlugin))
             assert isinstance(measure, MeasurePlugin)
             assert measure.rows == rows
         results.append((rows, {name: value.clone() for name, value in network.state_dict().items()}))
