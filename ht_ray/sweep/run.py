@@ -320,6 +320,10 @@ class _StopSignals:
         self._ignoring = False
         self._before: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune pickles its stopper now and then; the console's stream is not always one that can be.
+        return {"requested": self.requested}
+
     def __enter__(self) -> _StopSignals:
         # Only the main thread may set handlers; elsewhere signals are the caller's business.
         if threading.current_thread() is threading.main_thread():
