@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -64,10 +65,14 @@ class _Binding:
 
     def __init__(self, module: nn.Module, copies: Mapping[str, Tensor]) -> None:
         self.module = module
-        self.tables: list[tuple[Mapping[str, Any], tuple[str, ...], tuple[Any, ...]]] = []
-        for part in module.modules():
-            for table in (part._parameters, part._buffers, part._modules):
-                self.tables.append((table, tuple(table), tuple(table.values())))
+        parts = list(module.modules())
+        self.tables: list[dict[str, Any]] = [
+            table for part in parts for table in (part._parameters, part._buffers, part._modules)
+        ]
+        self.names = list(chain.from_iterable(self.tables))
+        # Held, so that no other object can take their place in memory, and then compared by identity.
+        self.values = [value for table in self.tables for value in table.values()]
+        self.identities = list(map(id, self.values))
         self.metas: list[tuple[Tensor, torch.Size, torch.device, torch.dtype]] = []
         self.live: dict[str, Tensor] = {}
         self.same_live: list[Tensor] = []
@@ -98,21 +103,29 @@ class _Binding:
             else:
                 self.wide_live.append(live)
                 self.wide_copy.append(copy)
+        self.memory = self._memory()
 
     def holds(self, module: nn.Module) -> bool:
-        """Return whether `module` still consists of the very tensors of these lists, as they were."""
-        if module is not self.module:
+        """Return whether `module` still consists of the very tensors of these lists, as they were.
+
+        Called at every step: what can be compared in C is, and only a difference is looked into.
+        """
+        if module is not self.module or list(chain.from_iterable(self.tables)) != self.names:
             return False
-        for table, names, values in self.tables:
-            if tuple(table) != names:
-                return False
-            for now, then in zip(table.values(), values, strict=True):
-                if now is not then:
-                    return False
+        if list(map(id, chain.from_iterable(map(dict.values, self.tables)))) != self.identities:
+            return False
+        memory = self._memory()
+        if memory == self.memory:
+            return True
         for live, shape, device, dtype in self.metas:
             if live.shape != shape or live.device != device or live.dtype != dtype:
                 return False
+        self.memory = memory
         return True
+
+    def _memory(self) -> tuple[list[int], list[int]]:
+        # ``parameter.data = other`` keeps the parameter; where it lies in memory tells.
+        return list(map(Tensor.data_ptr, self.live.values())), list(map(Tensor.numel, self.live.values()))
 
 
 class WeightCopy:
