@@ -112,6 +112,7 @@ class HareTortoisePlugin(SupervisedPlugin, supports_distributed=True):  # type: 
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         tortoise = self.attach(strategy.model)
+        self._best.begin(strategy)
         steps = None
         # A sub-experience of an online stream is no phase whose size says anything.
         if not isinstance(strategy.experience, OnlineCLExperience):
@@ -141,7 +142,7 @@ class HareTortoisePlugin(SupervisedPlugin, supports_distributed=True):  # type: 
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         assert self.tortoise is not None
-        self._best.restore(strategy, self.tortoise)
+        self._best.restore(self.tortoise)
 
     def before_eval(self, strategy: Any, **kwargs: Any) -> None:
         if self.tortoise is not None:
