@@ -237,7 +237,8 @@ class WeightCopy:
         self._binding = _Binding(module, values)
 
     def _bound(self, module: nn.Module) -> _Binding:
-        self.sync(module)
+        if self._binding is None or not self._binding.holds(module):
+            self.sync(module)
         assert self._binding is not None
         return self._binding
 
