@@ -82,7 +82,7 @@ def test_paired_difference_as_in_scipy(pairs, level):
     assert found.n == len(pairs)
     assert found.mean == pytest.approx(gains.mean(), abs=1e-15)
     half_width = stats.t.ppf((1 + level) / 2, len(gains) - 1) * gains.std(ddof=1) / np.sqrt(len(gains))
-    assert found.high - found.low == pytest.approx(2 * half_width, abs=1e-12)
+    assert found.high - found.low == pytest.approx(2 * half_width, rel=1e-9, abs=1e-12)
     assert (found.low + found.high) / 2 == pytest.approx(found.mean, abs=1e-12)
 
 
