@@ -28,8 +28,8 @@ class CReLU(nn.Module):
 
     Examples
     --------
-    >>> CReLU()(torch.tensor([[1.0, -2.0, 0.0]])).tolist()
-    [[1.0, 0.0, 0.0, 0.0, 2.0, 0.0]]
+    >>> CReLU()(torch.tensor([[1.0, -2.0]])).tolist()
+    [[1.0, 0.0, 0.0, 2.0]]
     """
 
     def __init__(self, dim: int = 1) -> None:

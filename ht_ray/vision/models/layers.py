@@ -1,4 +1,4 @@
-"""Layers that differ from torch's only in how they draw their initial weights.
+"""Layers that differ from torch's only in how they draw their initial weights, and which normalisation is meant.
 
 The initialisation belongs to the layer, not to the network that holds it: torch's constructors call
 ``reset_parameters()``, so building a network, re-initialising all of it (Shrink & Perturb), its head (Head Reset) or
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import nn
 
-__all__ = ["HeConv2d", "TruncNormalLinear"]
+__all__ = ["HeConv2d", "TruncNormalLinear", "map_norm"]
 
 
 class HeConv2d(nn.Conv2d):
@@ -44,3 +44,17 @@ class TruncNormalLinear(nn.Linear):
         nn.init.trunc_normal_(self.weight, std=0.02)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+
+
+def map_norm(channels: int, *, layer_norm: bool) -> nn.Module:
+    """Return the normalisation of maps ``(B, C, H, W)``: BatchNorm, or LayerNorm over each sample's ``(C, H, W)``.
+
+    The latter is a GroupNorm of one group: statistics as LayerNorm's over ``(C, H, W)``, but one weight and bias per
+    channel, as BatchNorm has, and not per position.
+
+    References
+    ----------
+    Ba et al. (2016). Layer normalization. arXiv:1607.06450.
+    Wu and He (2018). Group normalization. arXiv:1803.08494.
+    """
+    return nn.GroupNorm(1, channels) if layer_norm else nn.BatchNorm2d(channels)

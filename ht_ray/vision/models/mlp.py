@@ -7,20 +7,26 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from ht_ray.mechanisms.crelu import CReLU
+
 __all__ = ["MLP"]
 
 
 class MLP(nn.Module):
-    """Fully connected hidden layers, each with BatchNorm and ReLU.
+    """Fully connected hidden layers, each with normalisation and activation: BatchNorm and ReLU as published.
 
     Parameters
     ----------
     shape
         One image's ``(channels, height, width)``; images are flattened.
     hidden
-        Units of each hidden layer. With none, the features are the pixels.
+        Features that each hidden layer passes on. With none, the features are the pixels.
     dropout
-        Probability of dropping a unit, after each activation.
+        Probability of dropping a feature, after each activation.
+    layer_norm
+        Whether LayerNorm takes BatchNorm's place.
+    crelu
+        Whether each hidden layer has half as many units, rounded up, and CReLU, which doubles them.
 
     References
     ----------
@@ -34,17 +40,25 @@ class MLP(nn.Module):
     """
 
     def __init__(
-        self, shape: tuple[int, int, int], *, hidden: Sequence[int] = (100, 100), dropout: float = 0.0
+        self,
+        shape: tuple[int, int, int],
+        *,
+        hidden: Sequence[int] = (100, 100),
+        dropout: float = 0.0,
+        layer_norm: bool = False,
+        crelu: bool = False,
     ) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Flatten())
-        units = math.prod(shape)
+        features = math.prod(shape)
         for wanted in hidden:
-            self.layers.extend([nn.Linear(units, wanted), nn.BatchNorm1d(wanted), nn.ReLU()])
+            units = math.ceil(wanted / 2) if crelu else wanted
+            norm = nn.LayerNorm(units) if layer_norm else nn.BatchNorm1d(units)
+            self.layers.extend([nn.Linear(features, units), norm, CReLU() if crelu else nn.ReLU()])
             if dropout:
                 self.layers.append(nn.Dropout(dropout))
-            units = wanted
-        self.feature_size = units
+            features = 2 * units if crelu else units
+        self.feature_size = features
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images ``(B, C, H, W)`` to features ``(B, feature_size)``."""

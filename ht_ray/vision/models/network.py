@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from ht_ray._checks import SettingError, check_choice, check_number
+from ht_ray.mechanisms.crelu import CReLU
 from ht_ray.mechanisms.rng import derive_seed, isolated_rng
 from ht_ray.vision.models.layers import TruncNormalLinear
 from ht_ray.vision.models.mlp import MLP
@@ -19,6 +21,8 @@ __all__ = ["ModelConfig", "Network", "make_model"]
 _NAMES = ("mlp", "resnet18", "vit_tiny", "vgg16")
 _PAPER_DROPOUT = {"vit_tiny": 0.1}
 _PAPER_HEAD = {"vgg16": (1024, 1024)}
+# CReLU replaces an activation: heads that have none get a hidden layer as wide as the published features.
+_CRELU_HEAD = {"vgg16": (1024, 1024), "resnet18": (512,), "vit_tiny": (192,)}
 
 
 class Network(nn.Module):
@@ -65,7 +69,9 @@ class ModelConfig:
 
     References
     ----------
-    Lee et al. (2024), appendix A.2. arXiv:2406.02596.
+    Lee et al. (2024), appendices A.2 and A.4. arXiv:2406.02596.
+    Abbas et al. (2023). Loss of plasticity in continual deep reinforcement learning. arXiv:2303.07507.
+    Lyle et al. (2023). Understanding plasticity in neural networks. arXiv:2303.01486.
 
     Examples
     --------
@@ -88,7 +94,17 @@ Did you mean 'resnet18'?
     each hidden layer of the mlp and of any head, on the features of resnet18 and vgg16, and in vit_tiny as in DeiT."""
     head_hidden: tuple[int, ...] | None = None
     """Units of each hidden layer of the head, () for a linear one; None is the paper's: (1024, 1024) for vgg16, () for
-    the others."""
+    the others (but see `activation`)."""
+    activation: str = "relu"
+    """relu (as published; the blocks of vit_tiny have GELU), or crelu as in the paper's comparison: in the head, and in
+    the mlp everywhere. Each layer before a CReLU has half the units named here, rounded up, and so passes on as many
+    features. The published heads of resnet18 and vit_tiny are linear and have no activation to replace: with crelu
+    and ``head_hidden=None`` they get a hidden layer of 512 (as the authors' code has for CIFAR-10) and 192 features;
+    the same network with ReLU has ``head_hidden=(512,)`` or ``(192,)``."""
+    normalisation: str = "published"
+    """published (BatchNorm; LayerNorm in vit_tiny), or layer: LayerNorm in BatchNorm's places. That of resnet18 and
+    vgg16 is over all channels and positions of a sample, with one weight and bias per channel (a GroupNorm of one
+    group). For vit_tiny only published is accepted."""
 
     def __post_init__(self) -> None:
         check_choice("ModelConfig.name", self.name, _NAMES)
@@ -104,6 +120,17 @@ Did you mean 'resnet18'?
             check_number("ModelConfig.dropout", self.dropout, low=0, high=1, high_open=True)
         for units in self.head_hidden or ():
             check_number("ModelConfig.head_hidden", units, low=1, integer=True)
+        check_choice("ModelConfig.activation", self.activation, ("relu", "crelu"))
+        if self.activation == "crelu" and self.head_hidden == () and self.name != "mlp":
+            raise SettingError(
+                f"ModelConfig.activation = 'crelu': a linear head has no activation; accepted for {self.name} is a "
+                f"ModelConfig.head_hidden with layers, or None for {_CRELU_HEAD[self.name]}."
+            )
+        check_choice("ModelConfig.normalisation", self.normalisation, ("published", "layer"))
+        if self.normalisation == "layer" and self.name == "vit_tiny":
+            raise SettingError(
+                "ModelConfig.normalisation = 'layer': accepted for vit_tiny is 'published', which is LayerNorm."
+            )
 
 
 def make_model(config: ModelConfig, *, shape: tuple[int, int, int], num_classes: int, seed: int) -> Network:
@@ -143,32 +170,35 @@ def make_model(config: ModelConfig, *, shape: tuple[int, int, int], num_classes:
     check_number("make_model: num_classes", num_classes, low=1, integer=True)
 
     dropout = _PAPER_DROPOUT.get(config.name, 0.0) if config.dropout is None else config.dropout
-    head_hidden = _PAPER_HEAD.get(config.name, ()) if config.head_hidden is None else config.head_hidden
+    crelu, layer_norm = config.activation == "crelu", config.normalisation == "layer"
+    paper_head = (_CRELU_HEAD if crelu else _PAPER_HEAD).get(config.name, ())
+    head_hidden = paper_head if config.head_hidden is None else config.head_hidden
     base = _scaled(64, config.width)
     backbone: MLP | ResNet18 | VGG16 | VisionTransformer
     linear: type[nn.Linear] = nn.Linear
     with isolated_rng(derive_seed(seed, "init")):
         if config.name == "mlp":
             hidden = [_scaled(units, config.width) for units in config.hidden]
-            backbone = MLP(shape, hidden=hidden, dropout=dropout)
+            backbone = MLP(shape, hidden=hidden, dropout=dropout, layer_norm=layer_norm, crelu=crelu)
         elif config.name == "resnet18":
-            backbone = ResNet18(shape[0], base=base, dropout=dropout)
+            backbone = ResNet18(shape[0], base=base, dropout=dropout, layer_norm=layer_norm)
         elif config.name == "vgg16":
-            backbone = VGG16(shape, base=base, dropout=dropout)
+            backbone = VGG16(shape, base=base, dropout=dropout, layer_norm=layer_norm)
         else:
             heads = _scaled(3, config.width)
             dim = heads * 8 * _scaled(24 / heads, config.width)
             backbone = VisionTransformer(shape, dim=dim, heads=heads, dropout=dropout)
             linear = TruncNormalLinear
         head = nn.Sequential()
-        units = backbone.feature_size
+        features = backbone.feature_size
         for wanted in head_hidden:
             wanted = _scaled(wanted, config.width)
-            head.extend([linear(units, wanted), nn.ReLU()])
+            units = math.ceil(wanted / 2) if crelu else wanted
+            head.extend([linear(features, units), CReLU() if crelu else nn.ReLU()])
             if dropout:
                 head.append(nn.Dropout(dropout))
-            units = wanted
-        head.append(linear(units, num_classes))
+            features = 2 * units if crelu else units
+        head.append(linear(features, num_classes))
     return Network(backbone, head, backbone.feature_size)
 
 

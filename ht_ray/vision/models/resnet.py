@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ht_ray.vision.models.layers import HeConv2d
+from ht_ray.vision.models.layers import HeConv2d, map_norm
 
 __all__ = ["ResNet18"]
 
@@ -14,17 +14,17 @@ def _conv3x3(inputs: int, outputs: int, stride: int = 1) -> HeConv2d:
 
 
 class _BasicBlock(nn.Module):
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, layer_norm: bool) -> None:
         super().__init__()
         self.conv1 = _conv3x3(inputs, outputs, stride)
-        self.norm1 = nn.BatchNorm2d(outputs)
+        self.norm1 = map_norm(outputs, layer_norm=layer_norm)
         self.relu1 = nn.ReLU()
         self.conv2 = _conv3x3(outputs, outputs)
-        self.norm2 = nn.BatchNorm2d(outputs)
+        self.norm2 = map_norm(outputs, layer_norm=layer_norm)
         self.shortcut = nn.Sequential()
         if stride != 1 or inputs != outputs:
             self.shortcut.append(HeConv2d(inputs, outputs, kernel_size=1, stride=stride, bias=False))
-            self.shortcut.append(nn.BatchNorm2d(outputs))
+            self.shortcut.append(map_norm(outputs, layer_norm=layer_norm))
         self.relu2 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,6 +47,8 @@ class ResNet18(nn.Module):
         Channels of the stem and the first stage, doubled at each of the three later stages. Published: 64.
     dropout
         Probability of dropping a feature, after the average over the map.
+    layer_norm
+        Whether LayerNorm over each sample's map takes BatchNorm's place (see `map_norm`).
 
     References
     ----------
@@ -60,15 +62,15 @@ class ResNet18(nn.Module):
     torch.Size([5, 64])
     """
 
-    def __init__(self, channels: int, *, base: int = 64, dropout: float = 0.0) -> None:
+    def __init__(self, channels: int, *, base: int = 64, dropout: float = 0.0, layer_norm: bool = False) -> None:
         super().__init__()
-        self.stem = nn.Sequential(_conv3x3(channels, base), nn.BatchNorm2d(base), nn.ReLU())
+        self.stem = nn.Sequential(_conv3x3(channels, base), map_norm(base, layer_norm=layer_norm), nn.ReLU())
         self.stages = nn.Sequential()
         inputs = base
         for stage in range(4):
             outputs = base << stage
-            first = _BasicBlock(inputs, outputs, stride=1 if stage == 0 else 2)
-            self.stages.append(nn.Sequential(first, _BasicBlock(outputs, outputs, stride=1)))
+            first = _BasicBlock(inputs, outputs, 1 if stage == 0 else 2, layer_norm)
+            self.stages.append(nn.Sequential(first, _BasicBlock(outputs, outputs, 1, layer_norm)))
             inputs = outputs
         self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         if dropout:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ht_ray.vision.models.layers import HeConv2d
+from ht_ray.vision.models.layers import HeConv2d, map_norm
 
 __all__ = ["VGG16"]
 
@@ -27,6 +27,8 @@ class VGG16(nn.Module):
         Channels of the first stage. Published: 64.
     dropout
         Probability of dropping a feature, at the end.
+    layer_norm
+        Whether LayerNorm over each sample's map takes BatchNorm's place (see `map_norm`).
 
     References
     ----------
@@ -40,14 +42,16 @@ class VGG16(nn.Module):
     torch.Size([5, 256])
     """
 
-    def __init__(self, shape: tuple[int, int, int], *, base: int = 64, dropout: float = 0.0) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int], *, base: int = 64, dropout: float = 0.0, layer_norm: bool = False
+    ) -> None:
         super().__init__()
         channels, height, width = shape
         self.layers = nn.Sequential()
         for convolutions, factor in _STAGES:
             for _ in range(convolutions):
                 conv = HeConv2d(channels, base * factor, kernel_size=3, padding=1)
-                self.layers.extend([conv, nn.BatchNorm2d(base * factor), nn.ReLU()])
+                self.layers.extend([conv, map_norm(base * factor, layer_norm=layer_norm), nn.ReLU()])
                 channels = base * factor
             if min(height, width) >= 2:
                 self.layers.append(nn.MaxPool2d(2))
