@@ -1,0 +1,277 @@
+"""Penalties on weights and logits: L2, spectral decoupling, regenerative regularisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ht_ray._checks import SettingError, check_choice, check_number
+from ht_ray.mechanisms._groups import stepped_groups
+from ht_ray.mechanisms.fresh import fresh_weights
+from ht_ray.mechanisms.mechanism import Mechanism
+from ht_ray.mechanisms.rng import derive_seed
+from ht_ray.mechanisms.weight_copy import WeightCopy
+
+__all__ = ["L2", "Regenerative", "SpectralDecoupling"]
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    # A sum of squares that is rounded to 16 bits has two or three digits.
+    return tensor.float() if tensor.element_size() < 4 else tensor
+
+
+class L2(Mechanism):
+    """L2 regularisation: weights are drawn towards zero.
+
+    Of all trainable parameters, biases and those of normalisation layers included ("the square of the magnitude" of
+    the parameters, arXiv 2406.02596, appendix A.4).
+
+    Parameters
+    ----------
+    module
+        The network.
+    strength
+        Default 1e-4 (the smallest of the values tried in the authors' code of arXiv 2406.02596). 0 is off.
+    coupling
+        ``"decoupled"`` (default; what the authors' code does): before each step ``w <- (1 - lr * strength) * w`` with
+        the learning rate of the parameter's group, on top of the optimiser's own weight decay. With
+        ``AdamW(weight_decay=0)`` this is ``AdamW(weight_decay=strength)``, bit for bit in its ``foreach`` and
+        single-tensor forms; as there, parameters without a gradient are passed over.
+        ``"loss"`` (what the paper describes) adds ``strength * sum(w ** 2)`` to the loss, whose gradient is
+        ``2 * strength * w``.
+
+    Raises
+    ------
+    SettingError
+        If a setting is out of its range.
+
+    References
+    ----------
+    Loshchilov & Hutter (2019). Decoupled weight decay regularization. arXiv:1711.05101.
+
+    Examples
+    --------
+    >>> layer = nn.Linear(2, 1, bias=False)
+    >>> with torch.no_grad():
+    ...     _ = layer.weight.copy_(torch.tensor([[3.0, 4.0]]))
+    >>> L2(layer, strength=0.5, coupling="loss").loss(torch.zeros(8, 1)).item()
+    12.5
+    """
+
+    rank: ClassVar[int] = -10
+
+    def __init__(
+        self, module: nn.Module, *, strength: float = 1e-4, coupling: Literal["decoupled", "loss"] = "decoupled"
+    ) -> None:
+        super().__init__(module)
+        check_number("L2: strength", strength, low=0)
+        check_choice("L2: coupling", coupling, ["decoupled", "loss"])
+        self.strength = float(strength)
+        self.coupling = coupling
+        self.begin_phase()
+
+    def begin_phase(self) -> None:
+        """Find the network's parameters."""
+        self._parameters: dict[Tensor, None] = dict.fromkeys(self.module.parameters())
+
+    def loss(self, outputs: Tensor) -> Tensor | None:
+        """Return ``strength * sum(w ** 2)`` with ``coupling="loss"``."""
+        if self.coupling != "loss" or not self.strength:
+            return None
+        squares = [_wide(p).square().sum() for p in self._parameters if p.requires_grad]
+        return self.strength * torch.stack(squares).sum() if squares else None
+
+    @torch.no_grad()
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Shrink the parameters with ``coupling="decoupled"``."""
+        if self.coupling != "decoupled" or not self.strength:
+            return
+        for group, own in stepped_groups(optimizer, self._parameters):
+            torch._foreach_mul_(own, 1 - group["lr"] * self.strength)
+
+
+class SpectralDecoupling(Mechanism):
+    """Spectral decoupling: an L2 penalty on the logits, against gradient starvation.
+
+    Adds ``strength / 2`` times the squared norm of a sample's logits (the sum over its classes), averaged over the
+    batch. The paper writes ``lambda / 2 * ||y||^2`` for the single logits of binary classification, beside a loss that
+    is likewise summed over samples; that is ours times the number of samples, in both terms. Code that averages over
+    classes as well has a penalty smaller by their number.
+
+    Parameters
+    ----------
+    module
+        The network.
+    strength
+        The paper's lambda. Default 0.01 (ours: the paper tunes it for each data set). 0 is off.
+
+    Raises
+    ------
+    SettingError
+        If `strength` is negative.
+
+    References
+    ----------
+    Pezeshki et al. (2021). Gradient starvation: a learning proclivity in neural networks. arXiv:2011.09468.
+
+    Examples
+    --------
+    >>> method = SpectralDecoupling(nn.Linear(1, 2), strength=0.1)
+    >>> round(method.loss(torch.tensor([[3.0, 4.0], [0.0, 1.0]])).item(), 6)
+    0.65
+    """
+
+    rank: ClassVar[int] = -9
+
+    def __init__(self, module: nn.Module, *, strength: float = 0.01) -> None:
+        super().__init__(module)
+        check_number("SpectralDecoupling: strength", strength, low=0)
+        self.strength = float(strength)
+
+    def loss(self, outputs: Tensor) -> Tensor | None:
+        """Return the penalty on logits ``(B, K)``."""
+        if not self.strength:
+            return None
+        return self.strength / 2 * _wide(outputs).square().flatten(1).sum(1).mean()
+
+
+class Regenerative(Mechanism):
+    """Regenerative regularisation ("L2 Init"): weights are drawn towards their initialisation.
+
+    Of all trainable parameters, biases and those of normalisation layers included. Units that the network grows are
+    drawn towards the values that they have when `begin_phase` first sees them.
+
+    Parameters
+    ----------
+    module
+        The network as initialised: its weights ``w0`` are what ``toward="initial"`` draws to.
+    strength
+        Default 1e-3 (ours: the papers tune it). 0 is off.
+    norm
+        ``"l2"`` (default): ``strength * sum((w - w0) ** 2)``; ``"l1"``: ``strength * sum(|w - w0|)``.
+    coupling
+        ``"loss"`` (default) adds that to the loss. ``"decoupled"``, for ``"l2"`` only, moves the weights before each
+        step, ``w <- w - min(1, lr * strength) * (w - w0)`` with the learning rate of the parameter's group, past the
+        optimiser's moments (and without the factor 2 of the square's gradient); parameters without a gradient are
+        passed over. That variant is ours.
+    toward
+        ``"initial"`` (default), or ``"fresh"``: ``w0`` is drawn anew at every step from the distribution of the
+        initialisation (the ablation "L2 Init + Resample"). Slow: each draw copies the network on the CPU.
+    seed
+        Of fresh weights.
+    factory
+        Makes the network anew, for ``"fresh"`` with networks that have no ``reset_parameters`` methods.
+
+    Raises
+    ------
+    SettingError
+        If a setting is out of its range, or ``"fresh"`` cannot draw the network's weights.
+
+    References
+    ----------
+    Kumar et al. (2023). Maintaining plasticity in continual learning via regenerative regularization.
+    arXiv:2308.11958. Compared with in arXiv:2406.02596.
+
+    Examples
+    --------
+    >>> layer = nn.Linear(2, 1, bias=False)
+    >>> method = Regenerative(layer, strength=0.5)
+    >>> with torch.no_grad():
+    ...     _ = layer.weight.add_(2.0)
+    >>> round(method.loss(torch.zeros(8, 1)).item(), 4)
+    4.0
+    """
+
+    rank: ClassVar[int] = -8
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        strength: float = 1e-3,
+        norm: Literal["l2", "l1"] = "l2",
+        coupling: Literal["loss", "decoupled"] = "loss",
+        toward: Literal["initial", "fresh"] = "initial",
+        seed: int = 0,
+        factory: Callable[[], nn.Module] | None = None,
+    ) -> None:
+        super().__init__(module)
+        check_number("Regenerative: strength", strength, low=0)
+        check_choice("Regenerative: norm", norm, ["l2", "l1"])
+        check_choice("Regenerative: coupling", coupling, ["loss", "decoupled"])
+        check_choice("Regenerative: toward", toward, ["initial", "fresh"])
+        check_number("Regenerative: seed", seed, integer=True)
+        if coupling == "decoupled" and norm == "l1":
+            raise SettingError(
+                "Regenerative: norm = 'l1' with coupling = 'decoupled': accepted is norm = 'l2', or coupling = 'loss'."
+            )
+        self.strength = float(strength)
+        self.norm = norm
+        self.coupling = coupling
+        self.toward = toward
+        self.seed = seed
+        self.factory = factory
+        #: How often fresh weights were drawn.
+        self.draws = 0
+        if toward == "fresh":
+            try:
+                fresh_weights(module, seed=seed, factory=factory)
+            except ValueError as error:
+                raise SettingError(f"Regenerative: toward = 'fresh': {error}") from error
+        self.initial = WeightCopy(module) if toward == "initial" else None
+        self.begin_phase()
+
+    def begin_phase(self) -> None:
+        """Find the network's parameters and note the initial weights of units that it has grown."""
+        if self.initial is not None:
+            self.initial.sync(self.module)
+        self._names: dict[Tensor, str] = {parameter: name for name, parameter in self.module.named_parameters()}
+
+    def _anchor(self) -> Mapping[str, Tensor]:
+        if self.initial is not None:
+            return self.initial.tensors
+        draw = derive_seed(self.seed, "regenerative: fresh weights", self.draws)
+        self.draws += 1
+        return fresh_weights(self.module, seed=draw, factory=self.factory)
+
+    def loss(self, outputs: Tensor) -> Tensor | None:
+        """Return the distance from the initial weights with ``coupling="loss"``."""
+        if self.coupling != "loss" or not self.strength:
+            return None
+        anchor = self._anchor()
+        power = torch.abs if self.norm == "l1" else torch.square
+        terms = [
+            power(_wide(p) - anchor[name].to(p.device)).sum() for p, name in self._names.items() if p.requires_grad
+        ]
+        return self.strength * torch.stack(terms).sum() if terms else None
+
+    @torch.no_grad()
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Move the parameters towards the initial weights with ``coupling="decoupled"``."""
+        if self.coupling != "decoupled" or not self.strength:
+            return
+        anchor = self._anchor()
+        for group, own in stepped_groups(optimizer, self._names):
+            targets = [anchor[self._names[p]].to(p.device, p.dtype) for p in own]
+            torch._foreach_lerp_(own, targets, min(1.0, group["lr"] * self.strength))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the initial weights and the counter of draws."""
+        return {"initial": self.initial.state_dict() if self.initial is not None else {}, "draws": self.draws}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`.
+
+        Raises
+        ------
+        ValueError
+            If names or shapes differ from the network's; nothing is changed then.
+        """
+        if self.initial is not None:
+            self.initial.sync(self.module)
+            self.initial.load_state_dict(state["initial"])
+        self.draws = int(state["draws"])
