@@ -4,7 +4,8 @@ Everything here runs on numpy, and on matplotlib once a figure is drawn; neither
 results can be read on a machine that could not have made them. ``python -m ht_ray.report DIRECTORY`` does it all.
 """
 
-from ht_ray.report.figures import epoch_curves, heat_map, phase_curves
+from ht_ray.report.curves import epoch_curves, phase_curves
+from ht_ray.report.heat_map import heat_map
 from ht_ray.report.statistics import (
     Difference,
     Drops,

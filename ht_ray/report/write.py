@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from ht_ray.report._files import write_bytes
-from ht_ray.report.figures import epoch_curves, heat_map, phase_curves
+from ht_ray.report.curves import epoch_curves, phase_curves
+from ht_ray.report.heat_map import heat_map
 from ht_ray.report.study import MissingDataError, StudyData, load_study, split_by_access
 from ht_ray.report.tables import Table, drops_table, summary_table
 
