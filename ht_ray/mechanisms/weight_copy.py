@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from itertools import chain
 from typing import Any
@@ -235,6 +236,28 @@ class WeightCopy:
                 parked[name] = _following(self._parked.get(name), live)
         self._values, self._parked = values, parked
         self._binding = _Binding(module, values)
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Give held tensors the names that the module's now have, so that the next `sync` keeps their values.
+
+        Parameters
+        ----------
+        names
+            New names by old ones; tensors that it does not name keep theirs.
+
+        Raises
+        ------
+        ValueError
+            If an old name is not held, or two tensors would have one name; nothing is changed then.
+        """
+        if unknown := sorted(names.keys() - self._values.keys()):
+            raise ValueError(f"no tensors are held under {unknown}")
+        renamed = [names.get(name, name) for name in self._values]
+        if twice := sorted(name for name, times in Counter(renamed).items() if times > 1):
+            raise ValueError(f"several tensors would be called {twice}")
+        self._values = dict(zip(renamed, self._values.values(), strict=True))
+        self._parked = {names.get(name, name): value for name, value in self._parked.items()}
+        self._binding = None
 
     def _bound(self, module: nn.Module) -> _Binding:
         if self._binding is None or not self._binding.holds(module):

@@ -425,6 +425,39 @@ def test_state_goes_through_a_file_and_back(module: nn.Module) -> None:
             assert value.data_ptr() != state[name].data_ptr()
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+def test_renamed_tensors_keep_their_values_when_the_module_is_rearranged(swapped: bool) -> None:
+    module = net().to(torch.bfloat16)  # narrow: the copy's wider values are parked while exchanged
+    held = WeightCopy(module)
+    scramble(module)
+    held.lerp_from(module, 0.3)
+    slow, fast = values_of(held), values_of(module)
+    if swapped:
+        held.swap(module)
+    names = {name: name.replace("head.", "head.old.") for name in slow if name.startswith("head.")}
+    module.head = nn.ModuleDict({"old": module.head, "new": nn.Linear(2, 2).to(torch.bfloat16)})
+    held.rename(names)
+    held.sync(module)
+    if swapped:
+        held.swap(module)
+    new = {name: tensor.detach() for name, tensor in module.named_parameters() if ".new." in name}
+    assert new
+    assert_same({names.get(n, n): t for n, t in slow.items()} | {n: t.float() for n, t in new.items()}, values_of(held))
+    assert_same({names.get(n, n): t for n, t in fast.items()} | new, values_of(module))
+
+
+def test_names_that_are_not_held_or_taken_are_refused_and_nothing_changes() -> None:
+    held = WeightCopy(nn.Linear(2, 2))
+    before = values_of(held)
+    with pytest.raises(ValueError, match=r"no tensors are held under \['wieght'\]"):
+        held.rename({"wieght": "w"})
+    with pytest.raises(ValueError, match=r"several tensors would be called \['bias'\]"):
+        held.rename({"weight": "bias"})
+    assert_same(before, values_of(held))
+    held.rename({"weight": "bias", "bias": "weight"})
+    assert_same({"bias": before["weight"], "weight": before["bias"]}, values_of(held))
+
+
 def test_a_wrong_state_is_refused_and_nothing_changes() -> None:
     held = WeightCopy(net())
     before = values_of(held)
