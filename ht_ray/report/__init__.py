@@ -6,10 +6,13 @@ results can be read on a machine that could not have made them. ``python -m ht_r
 
 from ht_ray.report.curves import epoch_curves, phase_curves
 from ht_ray.report.heat_map import heat_map
+from ht_ray.report.indicator_curves import indicator_curves
+from ht_ray.report.indicator_tables import correlation_table, indicator_table
 from ht_ray.report.statistics import (
     Difference,
     Drops,
     Estimate,
+    correlation,
     drop_and_recovery,
     estimate,
     paired_difference,
@@ -29,12 +32,16 @@ __all__ = [
     "StudyData",
     "Table",
     "TrialData",
+    "correlation",
+    "correlation_table",
     "drop_and_recovery",
     "drops_table",
     "epoch_curves",
     "estimate",
     "group",
     "heat_map",
+    "indicator_curves",
+    "indicator_table",
     "load_study",
     "paired_difference",
     "phase_curves",

@@ -7,7 +7,17 @@ from collections.abc import Mapping, Sequence
 
 from ht_ray.report.study import Scalar, StudyData
 
-__all__ = ["describe", "seeds_text", "shown_number", "shown_pair", "shown_unit", "worded"]
+__all__ = [
+    "NOTHING",
+    "describe",
+    "indicator_title",
+    "seeds_text",
+    "shown_number",
+    "shown_pair",
+    "shown_short",
+    "shown_unit",
+    "worded",
+]
 
 PUBLISHED_NAMES = {
     "digits": "digits",
@@ -21,12 +31,41 @@ PUBLISHED_NAMES = {
     "vgg16": "VGG-16",
 }
 
+INDICATOR_TITLES = {
+    "weight_magnitude": "weight magnitude (mean square)",
+    "weight_distance": "distance to initial weights (mean square)",
+    "zero_activation_ratio": "zero activations (share)",
+    "zero_gradient_ratio": "zero gradients (share)",
+    "srank": "feature rank (srank)",
+    "effective_rank": "effective rank of the features",
+    "stable_rank": "stable rank of the features",
+    "dormant_ratio": "dormant units (share)",
+    "gradient_norm": "gradient norm",
+    "hessian_max": "largest Hessian eigenvalue",
+    "gradient_cosine": "cosine between samples' gradients (mean)",
+    "gradient_interference": "conflicting gradients (share of pairs)",
+    "probe_loss": "probe: loss reached (nats)",
+    "probe_baseline": "probe: loss of a fresh network (nats)",
+    "probe_gap": "probe: loss above a fresh network (nats; more is worse)",
+}
+
 NOTHING = "–"
 
 
 def worded(metric: str) -> str:
     """Return ``"average accuracy"`` for ``"average_accuracy"``."""
     return metric.replace("_", " ")
+
+
+def indicator_title(name: str) -> str:
+    """Return what an indicator is called, with its unit; the name in words where it has no title.
+
+    Examples
+    --------
+    >>> indicator_title("dormant_ratio"), indicator_title("hessian_2")
+    ('dormant units (share)', 'hessian 2')
+    """
+    return INDICATOR_TITLES.get(name) or f"{worded(name)}{shown_unit(name)[1]}"
 
 
 def shown_unit(metric: str) -> tuple[float, str]:
@@ -48,6 +87,19 @@ def shown_pair(metric: str, value: float, spread: float, *, sign: bool = False) 
     """Return ``"78.12 ± 0.41"``, or the value alone where the spread is unknown."""
     text = shown_number(metric, value, sign=sign)
     return f"{text} ± {shown_number(metric, spread)}" if math.isfinite(spread) else text
+
+
+def shown_short(value: float, spread: float = math.nan) -> str:
+    """Return a number of any size, with its spread where that is known: four digits, and two of the spread.
+
+    Examples
+    --------
+    >>> shown_short(0.00123456, 0.000117), shown_short(41.0), shown_short(math.nan)
+    ('0.001235 ± 0.00012', '41', '–')
+    """
+    if not math.isfinite(value):
+        return NOTHING
+    return f"{value:.4g} ± {spread:.2g}" if math.isfinite(spread) else f"{value:.4g}"
 
 
 def seeds_text(seeds: Sequence[Scalar]) -> str:

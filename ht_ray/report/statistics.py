@@ -12,7 +12,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from ht_ray._checks import SettingError, check_number
 
-__all__ = ["Difference", "Drops", "Estimate", "drop_and_recovery", "estimate", "paired_difference", "t_quantile"]
+__all__ = [
+    "Difference",
+    "Drops",
+    "Estimate",
+    "correlation",
+    "drop_and_recovery",
+    "estimate",
+    "paired_difference",
+    "t_quantile",
+]
 
 Seed = TypeVar("Seed")
 
@@ -97,6 +106,40 @@ def paired_difference(
         return Difference(sample.n, sample.mean, math.nan)
     half_width = t_quantile((1 + level) / 2, sample.n - 1) * sample.sd / math.sqrt(sample.n)
     return Difference(sample.n, sample.mean, half_width)
+
+
+def correlation(a: ArrayLike, b: ArrayLike) -> float:
+    """Return Pearson's correlation of two samples; NaN where one is constant or there are fewer than two pairs.
+
+    Parameters
+    ----------
+    a, b
+        Shape ``(n,)``, finite.
+
+    Examples
+    --------
+    >>> round(correlation([1.0, 2.0, 3.0], [2.0, 1.0, 0.0]), 12)
+    -1.0
+    >>> correlation([0.1, 0.1, 0.1], [1.0, 2.0, 3.0])
+    nan
+    """
+    first, second = _standard(a), _standard(b)
+    if first is None or second is None:
+        return math.nan
+    return float(np.clip(first @ second, -1.0, 1.0))
+
+
+def _standard(sample: ArrayLike) -> NDArray[np.float64] | None:
+    """Return the deviations from the mean in units of their norm; None where there are none."""
+    values = np.asarray(sample, dtype=np.float64)
+    # The mean of equal numbers can differ from them in the last digit.
+    if values.size < 2 or values.min() == values.max():
+        return None
+    deviation = values - values.mean()
+    # Squares of very small or large deviations would vanish or overflow.
+    deviation /= np.abs(deviation).max()
+    deviation /= np.sqrt(deviation @ deviation)
+    return deviation
 
 
 def t_quantile(probability: float, degrees: int) -> float:

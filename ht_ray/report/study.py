@@ -149,6 +149,19 @@ class StudyData:
         """The names of all summary numbers that any trial reported."""
         return tuple(dict.fromkeys(name for trial in self.trials for name in trial.summary))
 
+    @property
+    def indicator_names(self) -> tuple[str, ...]:
+        """The names of all plasticity indicators that any trial measured: the columns that are no usual one."""
+        return tuple(
+            dict.fromkeys(
+                column
+                for trial in self.trials
+                for curve in ("epoch", "phase")
+                for column in trial.curves.get(curve, ())
+                if column not in ("step", "phase", "epoch") and not column.startswith(("train_", "test_"))
+            )
+        )
+
     def better(self, metric: str) -> str | None:
         """Return which end of `metric` is the better one, ``"max"`` or ``"min"``; ``None`` where nothing says so."""
         if metric == self.metric:

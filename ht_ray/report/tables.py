@@ -17,7 +17,19 @@ from ht_ray.report.names import NOTHING, describe, shown_number, shown_pair, sho
 from ht_ray.report.statistics import drop_and_recovery, estimate, paired_difference
 from ht_ray.report.study import MissingDataError, StudyData, TrialData, group, seed_values
 
-__all__ = ["Cell", "Column", "Table", "drops_table", "summary_table"]
+__all__ = [
+    "Cell",
+    "Column",
+    "Number",
+    "Table",
+    "context_of",
+    "drops_table",
+    "own_n",
+    "problem_notes",
+    "rows_of",
+    "seeds_cell",
+    "summary_table",
+]
 
 Number = float | int | str
 
@@ -155,7 +167,7 @@ def summary_table(
     groups = {str(key[0]): trials for key, trials in group(study).items()}
     finished = {label: sum(trial.finished for trial in trials) for label, trials in groups.items()}
     columns = [Column("method", ("label",)), Column("seeds", ("seeds_finished", "seeds_planned"))]
-    cells = {label: [Cell(label, (label,)), _seeds_cell(trials)] for label, trials in groups.items()}
+    cells = {label: [Cell(label, (label,)), seeds_cell(trials)] for label, trials in groups.items()}
     for metric in metrics:
         _, unit = shown_unit(metric)
         columns.append(Column(f"{worded(metric)}{unit}", tuple(f"{metric}_{part}" for part in ("n", "mean", "sd"))))
@@ -164,7 +176,7 @@ def summary_table(
         complete = {label: own.mean for label, own in means.items() if own.n == len(study.seeds)}
         best = _best(complete, study.better(metric), partial(shown_number, metric))
         for label, own in means.items():
-            text = shown_pair(metric, own.mean, own.sd) + _own_n(own.n, finished[label])
+            text = shown_pair(metric, own.mean, own.sd) + own_n(own.n, finished[label])
             cells[label].append(Cell(text, (own.n, own.mean, own.sd), label in best))
         if base is None:
             continue
@@ -175,7 +187,7 @@ def summary_table(
                 cells[label].append(Cell("", (math.nan,) * 4))
                 continue
             gain = paired_difference(own_values, values[base])
-            text = shown_pair(metric, gain.mean, gain.half_width, sign=True) + _own_n(
+            text = shown_pair(metric, gain.mean, gain.half_width, sign=True) + own_n(
                 gain.n, min(finished[label], finished[base])
             )
             cells[label].append(Cell(text, (gain.n, gain.mean, gain.low, gain.high)))
@@ -189,7 +201,11 @@ def summary_table(
             "(not corrected for their number), over the seeds that both finished."
         )
     return Table(
-        f"Summary of {describe(study)}", tuple(columns), _rows(cells), (*notes, *_problem_notes(study)), _context(study)
+        f"Summary of {describe(study)}",
+        tuple(columns),
+        rows_of(cells),
+        (*notes, *problem_notes(study)),
+        context_of(study),
     )
 
 
@@ -211,7 +227,7 @@ def drops_table(study: StudyData) -> Table:
         If no finished trial has a curve by epoch with at least two phases.
     """
     groups = {str(key[0]): trials for key, trials in group(study).items()}
-    cells = {label: [Cell(label, (label,)), _seeds_cell(trials)] for label, trials in groups.items()}
+    cells = {label: [Cell(label, (label,)), seeds_cell(trials)] for label, trials in groups.items()}
     means: dict[str, float] = {}
     for label, trials in groups.items():
         drops = [drop for drop in map(_drops_of, trials) if drop is not None]
@@ -247,7 +263,7 @@ def drops_table(study: StudyData) -> Table:
         "that level; points are percentage points. Epochs to recover: epochs of the new phase spent below that level.",
         "Mean ± standard deviation (n − 1) over seeds; worst and median over all seeds and phase changes.",
     )
-    return Table(f"Drops at phase changes of {describe(study)}", columns, _rows(cells), notes, _context(study))
+    return Table(f"Drops at phase changes of {describe(study)}", columns, rows_of(cells), notes, context_of(study))
 
 
 def _drops_of(trial: TrialData) -> tuple[np.ndarray, np.ndarray] | None:
@@ -284,26 +300,26 @@ def _best(means: dict[str, float], better: str | None, shown: Callable[[float], 
     return {label for label, mean in means.items() if shown(mean) == top}
 
 
-def _seeds_cell(trials: Sequence[TrialData]) -> Cell:
+def seeds_cell(trials: Sequence[TrialData]) -> Cell:
     finished = sum(trial.finished for trial in trials)
     text = str(finished) if finished == len(trials) else f"{finished} of {len(trials)}"
     return Cell(text, (finished, len(trials)))
 
 
-def _own_n(n: int, expected: int) -> str:
+def own_n(n: int, expected: int) -> str:
     """Say how many seeds a number stands on where the numbers finished do not tell."""
     return f" (n={n})" if 0 < n != expected else ""
 
 
-def _rows(cells: dict[str, list[Cell]]) -> tuple[tuple[Cell, ...], ...]:
+def rows_of(cells: dict[str, list[Cell]]) -> tuple[tuple[Cell, ...], ...]:
     return tuple(tuple(row) for row in cells.values())
 
 
-def _problem_notes(study: StudyData) -> tuple[str, ...]:
+def problem_notes(study: StudyData) -> tuple[str, ...]:
     return ("Left out, or wanting:", *(f"- {problem}" for problem in study.problems)) if study.problems else ()
 
 
-def _context(study: StudyData) -> tuple[tuple[str, str], ...]:
+def context_of(study: StudyData) -> tuple[tuple[str, str], ...]:
     access = {trial.settings.get("access") for trial in study.trials} - {None}
     return (("study", study.name), ("access", ", ".join(sorted(map(str, access)))))
 
