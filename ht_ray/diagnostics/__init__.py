@@ -1,0 +1,64 @@
+"""Indicators of plasticity, for any ``nn.Module``; torch is all they need.
+
+A measurement leaves no trace: modes, parameters, buffers, gradients, hooks and the global generators are as before,
+errors included. It is made in evaluation mode: BatchNorm uses its running statistics, dropout is off.
+"""
+
+from ht_ray.diagnostics.curvature import HessianEigenvalues, hessian_eigenvalues, hessian_vector_product
+from ht_ray.diagnostics.features import (
+    FeatureRecord,
+    Ranks,
+    effective_rank,
+    feature_matrix,
+    feature_recorder,
+    ranks,
+    srank,
+    stable_rank,
+    zero_activation_ratio,
+)
+from ht_ray.diagnostics.gradients import (
+    GradientCovariance,
+    LossGradients,
+    gradient_covariance,
+    gradient_norm,
+    loss_gradients,
+    zero_gradient_ratio,
+)
+from ht_ray.diagnostics.indicators import INDICATOR_GROUPS, INDICATORS, IndicatorConfig, Indicators
+from ht_ray.diagnostics.probe import Probe, plasticity_probe, probe_loss
+from ht_ray.diagnostics.units import ACTIVATIONS, ActivationRecord, activation_recorder, dormant_ratios
+from ht_ray.diagnostics.weights import weight_distance, weight_magnitude
+
+__all__ = [
+    "ACTIVATIONS",
+    "INDICATORS",
+    "INDICATOR_GROUPS",
+    "ActivationRecord",
+    "FeatureRecord",
+    "GradientCovariance",
+    "HessianEigenvalues",
+    "IndicatorConfig",
+    "Indicators",
+    "LossGradients",
+    "Probe",
+    "Ranks",
+    "activation_recorder",
+    "dormant_ratios",
+    "effective_rank",
+    "feature_matrix",
+    "feature_recorder",
+    "gradient_covariance",
+    "gradient_norm",
+    "hessian_eigenvalues",
+    "hessian_vector_product",
+    "loss_gradients",
+    "plasticity_probe",
+    "probe_loss",
+    "ranks",
+    "srank",
+    "stable_rank",
+    "weight_distance",
+    "weight_magnitude",
+    "zero_activation_ratio",
+    "zero_gradient_ratio",
+]

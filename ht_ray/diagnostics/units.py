@@ -1,0 +1,194 @@
+"""Which units of a network are active."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ht_ray._checks import check_number
+from ht_ray.diagnostics._measuring import accumulator, measuring, run
+from ht_ray.mechanisms.crelu import CReLU
+from ht_ray.mechanisms.mechanism import Inputs
+
+__all__ = ["ACTIVATIONS", "ActivationRecord", "activation_recorder", "dormant_ratios"]
+
+#: The element-wise activation modules whose units are looked at.
+ACTIVATIONS: tuple[type[nn.Module], ...] = (
+    nn.ReLU,
+    nn.ReLU6,
+    nn.LeakyReLU,
+    nn.PReLU,
+    nn.RReLU,
+    nn.ELU,
+    nn.CELU,
+    nn.SELU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Mish,
+    nn.Hardswish,
+    nn.Hardtanh,
+    nn.Hardsigmoid,
+    nn.Hardshrink,
+    nn.Softshrink,
+    nn.Tanhshrink,
+    nn.Softplus,
+    nn.Softsign,
+    nn.Sigmoid,
+    nn.LogSigmoid,
+    nn.Tanh,
+    nn.Threshold,
+    CReLU,
+)
+
+
+class ActivationRecord:
+    """Mean absolute activation of each unit over the batches inside `activation_recorder`."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._calls: dict[str, int] = {}
+
+    def means(self) -> dict[str, Tensor]:
+        """Return ``mean |a_i|`` of each layer's units, ``(units,)``, by the name of the activation module.
+
+        A module that is used more than once in a forward pass is a layer each time: ``"relu"``, ``"relu#2"``.
+        """
+        return {layer: total / self._counts[layer] for layer, total in self._sums.items()}
+
+    def dormant_ratios(self, thresholds: Sequence[float]) -> dict[float, dict[str, Tensor]]:
+        """Return the share of dormant units at each threshold: see `dormant_ratios`."""
+        for threshold in thresholds:
+            check_number("dormant_ratios: thresholds", threshold, low=0)
+        means = self.means()
+        nan = torch.tensor(float("nan"))
+        ratios: dict[float, dict[str, Tensor]] = {}
+        for threshold in thresholds:
+            dormant: dict[str, Tensor] = {}
+            for layer, mean in means.items():
+                # Not divided by the layer's mean: a layer without any activity is all dormant.
+                inactive = (mean <= threshold * mean.mean()).to(mean.dtype).sum()
+                dormant[layer] = torch.where(torch.isfinite(mean).all(), inactive, nan.to(mean))
+            units = {layer: mean.numel() for layer, mean in means.items()}
+            ratios[threshold] = {layer: number / units[layer] for layer, number in dormant.items()}
+            counts = list(dormant.values())
+            ratios[threshold]["all"] = (
+                torch.stack([number.to(counts[0].device) for number in counts]).sum() / sum(units.values())
+                if counts
+                else nan
+            )
+        return ratios
+
+    @torch.no_grad()
+    def _add(self, name: str, part: nn.Module, activations: Tensor) -> None:
+        self._calls[name] = self._calls.get(name, 0) + 1
+        layer = name if self._calls[name] == 1 else f"{name}#{self._calls[name]}"
+        if isinstance(part, CReLU):
+            dim = part.dim
+        else:
+            dim = -1 if activations.dim() in (1, 3) else 1
+        by_unit = activations.detach().movedim(dim, 0).reshape(activations.shape[dim], -1)
+        total = by_unit.abs().sum(1, dtype=accumulator(activations.device))
+        if isinstance(part, CReLU):
+            # Both halves, relu(x) and relu(-x), are one unit's: together |x|.
+            total = total.reshape(2, -1).mean(0)
+        self._sums[layer] = self._sums[layer] + total if layer in self._sums else total
+        self._counts[layer] = self._counts.get(layer, 0) + by_unit.shape[1]
+
+
+@contextmanager
+def activation_recorder(
+    module: nn.Module, kinds: tuple[type[nn.Module], ...] = ACTIVATIONS
+) -> Iterator[ActivationRecord]:
+    """Record the mean absolute activation of the units of `module` while the block runs.
+
+    Parameters
+    ----------
+    module
+        The network. Only activations that are modules are seen, not calls such as ``F.relu``.
+    kinds
+        The classes of modules whose output is looked at.
+
+    Notes
+    -----
+    Units are along dimension 1 of an output, as of linear layers ``(B, units)`` and convolutions ``(B, units, H, W)``,
+    and along the last of an output of 3 dimensions, as of tokens ``(B, T, units)``. A `CReLU` knows its dimension and
+    has half as many units as outputs: the two outputs of a unit are averaged.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Identity(), nn.ReLU())
+    >>> with activation_recorder(net) as record:
+    ...     _ = net(torch.tensor([[1.0, -1.0], [3.0, -2.0]]))
+    >>> record.means()["1"].tolist()
+    [2.0, 0.0]
+    """
+    record = ActivationRecord()
+
+    def begin(part: nn.Module, arguments: Any) -> None:
+        record._calls.clear()
+
+    handles = [module.register_forward_pre_hook(begin)]
+    try:
+        for name, part in module.named_modules():
+            if isinstance(part, kinds):
+
+                def look(part: nn.Module, arguments: Any, output: Tensor, name: str = name) -> None:
+                    record._add(name, part, output)
+
+                handles.append(part.register_forward_hook(look))
+        yield record
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def dormant_ratios(
+    module: nn.Module, batch: Inputs, thresholds: Sequence[float] = (0.0, 0.025, 0.1), *, chunk_size: int = 256
+) -> dict[float, dict[str, Tensor]]:
+    """Return the share of units that are dormant on a batch, in evaluation mode.
+
+    A unit is dormant at threshold τ if its score, its mean absolute activation over that of its layer's average unit,
+    is at most τ. All units of a layer without any activity are dormant.
+
+    Parameters
+    ----------
+    module
+        The network: see `activation_recorder` for what counts as a unit.
+    batch
+        Its inputs.
+    thresholds
+        The τ: 0 finds units that never fire; 0.025 and 0.1 are those of Sokar et al.
+    chunk_size
+        Samples computed at a time.
+
+    Returns
+    -------
+    dict
+        By threshold, the ratio of each layer by the name of its activation module, and ``"all"``: of all units
+        together. Device tensors of shape ``()``; NaN where an activation is not finite, and ``"all"`` where the network
+        has no activation modules.
+
+    Raises
+    ------
+    SettingError
+        If a threshold is negative.
+
+    References
+    ----------
+    Sokar et al. (2023). The dormant neuron phenomenon in deep reinforcement learning. arXiv:2302.12902.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Identity(), nn.ReLU())
+    >>> dormant_ratios(net, torch.tensor([[1.0, -1.0], [3.0, -2.0]]))[0.025]["1"].item()
+    0.5
+    """
+    check_number("dormant_ratios: chunk_size", chunk_size, low=1, integer=True)
+    with measuring(module), activation_recorder(module) as record:
+        run(module, batch, chunk_size)
+    return record.dormant_ratios(thresholds)
