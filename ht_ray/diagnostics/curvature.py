@@ -149,20 +149,16 @@ def hessian_eigenvalues(
     def draw() -> Tensor:
         return torch.randn(size, generator=draws, dtype=held).to(parameters[0].device)
 
+    def product(vector: Tensor) -> Tensor:
+        return _product(module, inputs, labels, vector, loss, chunk_size)
+
     with measuring(module), sdpa_kernel(SDPBackend.MATH):
-        return _lanczos(
-            lambda vector: _product(module, inputs, labels, vector, loss, chunk_size),
-            draw,
-            size,
-            k,
-            iterations,
-            tolerance,
-        )
+        return _lanczos(product, draw, size, k=k, iterations=iterations, tolerance=tolerance)
 
 
 def _product(module: nn.Module, inputs: Inputs, labels: Tensor, vector: Tensor, loss: Loss, chunk_size: int) -> Tensor:
     parameters = list(trainable(module).values())
-    pieces = vector.split([parameter.numel() for parameter in parameters])
+    pieces = torch.split(vector, [parameter.numel() for parameter in parameters])
     directions = [v.view(p.shape).to(p.device, p.dtype) for v, p in zip(pieces, parameters, strict=True)]
     total = count(inputs)
     product = torch.zeros_like(vector)
@@ -182,6 +178,7 @@ def _lanczos(
     product: Callable[[Tensor], Tensor],
     draw: Callable[[], Tensor],
     size: int,
+    *,
     k: int,
     iterations: int,
     tolerance: float,

@@ -180,9 +180,10 @@ def gradient_covariance(
                 column_gradients = (
                     row_gradients if i == j else _sample_gradients(module, column_inputs, labels[columns], loss)
                 )
-                for a, b in zip(row_gradients, column_gradients, strict=True):
-                    gram[rows, columns] += (a @ b.T).to(gram)
-                gram[columns, rows] = gram[rows, columns].T
+                products = [(a @ b.T).to(gram) for a, b in zip(row_gradients, column_gradients, strict=True)]
+                block = torch.stack(products).sum(0)
+                gram[rows, columns] = block
+                gram[columns, rows] = block.T
     length = gram.diagonal().sqrt()
     scale = torch.where(length > 0, 1 / length, torch.where(length == 0, 0.0, float("nan")))
     matrix = gram * scale * scale[:, None]
@@ -213,7 +214,8 @@ def _sample_gradients(module: nn.Module, inputs: Inputs, labels: Tensor, loss: L
 
     def sample_loss(parameters: dict[str, Tensor], sample: Inputs, label: Tensor) -> Tensor:
         batch = tuple(x.unsqueeze(0) for x in sample) if isinstance(sample, tuple) else (sample.unsqueeze(0),)
-        return loss(widened(functional_call(module, parameters, batch)), label.unsqueeze(0))
+        outputs: Tensor = functional_call(module, parameters, batch)
+        return loss(widened(outputs), label.unsqueeze(0))
 
     try:
         # Fused attention has no rule for vmap.

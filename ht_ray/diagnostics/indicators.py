@@ -197,9 +197,7 @@ class Indicators:
         fresh: nn.Module | Callable[[], nn.Module] | None = None,
     ) -> None:
         if len(labels) != count(inputs):
-            raise SettingError(
-                f"Indicators: {len(labels)} labels for {count(inputs)} inputs: accepted is one for each."
-            )
+            raise SettingError(f"Indicators: {len(labels)} labels for {count(inputs)} inputs: accepted is one each.")
         check_number("Indicators: samples in the batch", len(labels), low=2, integer=True)
         check_number("Indicators: num_classes", num_classes, low=1, integer=True)
         check_number("Indicators: seed", seed, integer=True)

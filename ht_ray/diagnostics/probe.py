@@ -172,9 +172,7 @@ def _targets(targets: str | Tensor, inputs: Inputs, num_classes: int, seed: int)
     number = count(inputs)
     if isinstance(targets, Tensor):
         if len(targets) != number:
-            raise SettingError(
-                f"plasticity_probe: {len(targets)} targets: accepted is one for each of {number} inputs."
-            )
+            raise SettingError(f"plasticity_probe: {len(targets)} targets for {number} inputs: accepted is one each.")
         return targets
     check_choice("plasticity_probe: targets", targets, ["random_labels"])
     device = (inputs[0] if isinstance(inputs, tuple) else inputs).device
