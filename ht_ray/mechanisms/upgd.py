@@ -176,7 +176,7 @@ class UPGD(Mechanism):
             torch._foreach_sigmoid_(gates)
             change = torch._foreach_sub(group.parameters, group.values)
             if noise is not None:
-                drawn = [next(noise).view_as(parameter) for parameter in group.parameters]
+                drawn = [next(noise).view_as(p).to(p.dtype) for p in group.parameters]
                 torch._foreach_mul_(drawn, group.lr * self.noise)
                 torch._foreach_sub_(change, drawn)
             torch._foreach_mul_(change, gates)
