@@ -13,8 +13,15 @@ from ht_ray._checks import SettingError, check_number
 __all__ = ["crop_flip", "random_crop_flip"]
 
 
-def random_crop_flip(images: Tensor, *, generator: torch.Generator, padding: int = 4, flip: bool = True) -> Tensor:
-    """Pad each image with zeros, crop it back to its size at a random place, and flip it left to right half the time.
+def random_crop_flip(
+    images: Tensor,
+    *,
+    generator: torch.Generator,
+    padding: int = 4,
+    flip: bool = True,
+    fill: Tensor | None = None,
+) -> Tensor:
+    """Pad each image, crop it back to its size at a random place, and flip it left to right half the time.
 
     Parameters
     ----------
@@ -27,6 +34,9 @@ def random_crop_flip(images: Tensor, *, generator: torch.Generator, padding: int
         Pixels added on each side.
     flip
         Whether to flip. The crops are the same with and without.
+    fill
+        ``(C,)``: what each channel is padded with; None for zeros. For images that are normalised already it is what
+        normalisation makes of zero; the result is then that of normalising the augmented images, bit for bit.
 
     Returns
     -------
@@ -36,7 +46,8 @@ def random_crop_flip(images: Tensor, *, generator: torch.Generator, padding: int
     Raises
     ------
     SettingError
-        If `images` has not four dimensions, or `padding` is not a whole number of at least 0.
+        If `images` has not four dimensions, `padding` is not a whole number of at least 0, or `fill` has not one value
+        for each channel.
 
     References
     ----------
@@ -57,11 +68,13 @@ def random_crop_flip(images: Tensor, *, generator: torch.Generator, padding: int
         draws = draws.pin_memory()
     draws = draws.to(images.device, non_blocking=True)
     corners = torch.stack([draws // (2 * places), draws // 2 % places], dim=1)
-    return crop_flip(images, corners, draws % 2 == 1 if flip else None, padding=padding)
+    return crop_flip(images, corners, draws % 2 == 1 if flip else None, padding=padding, fill=fill)
 
 
-def crop_flip(images: Tensor, corners: Tensor, flips: Tensor | None, *, padding: int) -> Tensor:
-    """Pad with zeros, crop at the given corners, then flip the given images left to right.
+def crop_flip(
+    images: Tensor, corners: Tensor, flips: Tensor | None, *, padding: int, fill: Tensor | None = None
+) -> Tensor:
+    """Pad, crop at the given corners, then flip the given images left to right.
 
     Parameters
     ----------
@@ -73,6 +86,8 @@ def crop_flip(images: Tensor, corners: Tensor, flips: Tensor | None, *, padding:
         ``(B,)``, booleans: which images are flipped; None for none.
     padding
         Pixels added on each side.
+    fill
+        ``(C,)``: what each channel is padded with; None for zeros.
 
     Returns
     -------
@@ -82,12 +97,16 @@ def crop_flip(images: Tensor, corners: Tensor, flips: Tensor | None, *, padding:
     Raises
     ------
     SettingError
-        If `images` has not four dimensions.
+        If `images` has not four dimensions, or `fill` not one value for each channel.
     """
     if images.ndim != 4:
         raise SettingError(f"crop_flip: images of shape {tuple(images.shape)}: accepted is (B, C, H, W).")
     batch, channels, height, width = images.shape
+    if fill is not None and fill.shape != (channels,):
+        raise SettingError(f"crop_flip: fill of shape {tuple(fill.shape)}: accepted is ({channels},), one per channel.")
     padded = images.new_zeros(batch, channels, height + 2 * padding, width + 2 * padding)
+    if fill is not None:
+        padded.copy_(fill.view(1, channels, 1, 1))
     padded[:, :, padding : padding + height, padding : padding + width] = images
     # Indexing windows of a whole row copies row by row; a gather would look up each pixel.
     rows = padded.unfold(3, width, 1)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from ht_ray._checks import SettingError
 from ht_ray.mechanisms.rng import isolated_rng
 from ht_ray.vision.augment import crop_flip, random_crop_flip
+from ht_ray.vision.loader import Normalise
 
 
 def pixels(*shape: int, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
@@ -95,6 +96,43 @@ def test_result_shares_nothing_with_the_images():
     assert torch.equal(images, original)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 33), st.integers(1, 33)),
+    padding=st.integers(0, 5),
+    flip=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_normalised_images_padded_with_normalised_black_are_the_normalised_augmented_ones(sizes, padding, flip, seed):
+    images, channels = pixels(*sizes), sizes[1]
+    draw = torch.Generator().manual_seed(seed)
+    mean, std = (torch.rand(channels, generator=draw).add(0.1).tolist() for _ in range(2))
+    normalise = Normalise(mean, std)
+    black = normalise(torch.zeros(1, channels, 1, 1, dtype=torch.uint8)).flatten()
+    first = random_crop_flip(images, generator=torch.Generator().manual_seed(seed), padding=padding, flip=flip)
+    then = random_crop_flip(
+        normalise(images), generator=torch.Generator().manual_seed(seed), padding=padding, flip=flip, fill=black
+    )
+    assert torch.equal(then, normalise(first))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16])
+def test_each_channel_is_padded_with_its_own_value(dtype):
+    images = pixels(6, 2, 5, 7, dtype=dtype)
+    fill = torch.tensor([3.0, 200.0])
+    corners = torch.tensor([(row, column) for row in (0, 2, 4) for column in (0, 4)])
+    out = crop_flip(images, corners, None, padding=2, fill=fill)
+    wanted = [one_by_one(images[:, [c]] - value, corners, None, 2) + value for c, value in enumerate((3, 200))]
+    assert out.dtype == dtype and fill.tolist() == [3.0, 200.0]
+    if dtype == torch.bfloat16:  # whose differences are rounded
+        torch.testing.assert_close(out, torch.cat(wanted, 1), rtol=0.02, atol=1)
+    else:
+        assert torch.equal(out, torch.cat(wanted, 1))
+    assert torch.equal(
+        crop_flip(images, corners, None, padding=2, fill=torch.zeros(2)), crop_flip(images, corners, None, padding=2)
+    )
+
+
 def test_empty_batch():
     assert random_crop_flip(pixels(0, 3, 8, 8), generator=torch.Generator()).shape == (0, 3, 8, 8)
 
@@ -105,6 +143,8 @@ def test_what_cannot_work_is_named():
         random_crop_flip(pixels(4, 1, 8, 8), generator=generator, padding=-1)
     with pytest.raises(SettingError, match=r"images of shape \(4, 8, 8\): accepted is \(B, C, H, W\)"):
         random_crop_flip(pixels(4, 8, 8), generator=generator)
+    with pytest.raises(SettingError, match=r"fill of shape \(1,\): accepted is \(3,\), one per channel"):
+        random_crop_flip(pixels(4, 3, 8, 8), generator=generator, fill=torch.zeros(1))
 
 
 @pytest.mark.gpu
