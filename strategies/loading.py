@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -176,9 +176,13 @@ class InMemoryLoading(_Template):
         if self.precision == "fp32":
             output = super().forward()
             return output
-        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+        with self.autocast():
             output = super().forward()
         return output.float()
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context in which the model computes."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
     def eval(self, experiences: Any, **kwargs: Any) -> dict[str, Any]:
         """Evaluate as Avalanche does; loaders, and heads that grow, draw from generators that are put back."""

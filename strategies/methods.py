@@ -9,17 +9,34 @@ import torch
 from avalanche.training.plugins import SupervisedPlugin
 from torch import nn
 
+from ht_ray.diagnostics import IndicatorConfig, Indicators
 from ht_ray.vision.data import ImageData
 from ht_ray.vision.fit import Row
-from ht_ray.vision.method import MethodConfig
+from ht_ray.vision.indicators import make_indicators
+from ht_ray.vision.loader import Normalise
+from ht_ray.vision.method import check_architecture
+from ht_ray.vision.method_config import MethodConfig
 from ht_ray.vision.optimizer import TrainingConfig, make_optimizer
 from strategies.plugins import (
+    ContinualBackpropPlugin,
     EMAPlugin,
     HareTortoisePlugin,
     HeadResetPlugin,
+    L2Plugin,
     MeasurePlugin,
+    MechanismPlugin,
+    OptimizerResetPlugin,
+    OrderedPlugin,
     PhaseTrainingPlugin,
+    PlasticityInjectionPlugin,
+    ReDoPlugin,
+    RegenerativePlugin,
+    ReinitialisePlugin,
+    SelfDistillationPlugin,
     ShrinkPerturbPlugin,
+    SpectralDecouplingPlugin,
+    UPGDPlugin,
+    WeightClippingPlugin,
 )
 from strategies.ready import Plain
 
@@ -32,7 +49,15 @@ class MethodStrategy(Plain):
     @property
     def measured(self) -> list[Row]:
         """A row for each epoch so far, see `ht_ray.vision.fit`."""
-        return next(plugin for plugin in self.plugins if isinstance(plugin, MeasurePlugin)).rows
+        return self._measuring.rows
+
+    @property
+    def _measuring(self) -> MeasurePlugin:
+        return next(plugin for plugin in self.plugins if isinstance(plugin, MeasurePlugin))
+
+    @property
+    def _indicators(self) -> Indicators | None:
+        return self._measuring.indicators
 
     def training_state(self) -> dict[str, Any]:
         """Return what is needed to continue after an experience, for ``torch.save`` and ``weights_only`` loading."""
@@ -41,55 +66,64 @@ class MethodStrategy(Plain):
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "plugins": [plugin.state_dict() for plugin in self.plugins if isinstance(plugin, _STATEFUL)],
+            "indicators": self._indicators.state_dict() if self._indicators is not None else {},
             "rows": list(self.measured),
         }
 
     def load_training_state(self, state: Mapping[str, Any]) -> None:
         """Continue from `training_state`, on a strategy made with the same settings that has not trained yet."""
+        stateful = [plugin for plugin in self.plugins if isinstance(plugin, _STATEFUL)]
+        for plugin, saved in zip(stateful, state["plugins"], strict=True):
+            if isinstance(plugin, ReinitialisePlugin):
+                plugin.rebuild(saved, self.model)
         self.model.load_state_dict(state["model"])
         # Avalanche clears the optimiser's state the first time it looks at it: let it look before.
         self.make_optimizer(reset_optimizer_state=True)
         self.optimizer.load_state_dict(state["optimizer"])
-        stateful = [plugin for plugin in self.plugins if isinstance(plugin, _STATEFUL)]
         for plugin, saved in zip(stateful, state["plugins"], strict=True):
             plugin.load_state_dict(saved, self.model)
+        if self._indicators is not None:
+            self._indicators.load_state_dict(state["indicators"])
         self.clock.train_exp_counter = int(state["experiences"])
         self.measured.extend(state["rows"])
 
 
-_STATEFUL = (HareTortoisePlugin, ShrinkPerturbPlugin, HeadResetPlugin)
+_STATEFUL = (HareTortoisePlugin, ReinitialisePlugin, MechanismPlugin)
+
+_PLUGINS: dict[str, Callable[..., OrderedPlugin]] = {
+    "shrink_perturb": ShrinkPerturbPlugin,
+    "head_reset": HeadResetPlugin,
+    "plasticity_injection": PlasticityInjectionPlugin,
+    "l2": L2Plugin,
+    "spectral_decoupling": SpectralDecouplingPlugin,
+    "regenerative": RegenerativePlugin,
+    "self_distillation": SelfDistillationPlugin,
+    "upgd": UPGDPlugin,
+    "weight_clipping": WeightClippingPlugin,
+    "continual_backprop": ContinualBackpropPlugin,
+    "redo": ReDoPlugin,
+    "optimizer_reset": OptimizerResetPlugin,
+}
+_REINITIALISING = ("shrink_perturb", "head_reset", "plasticity_injection", "continual_backprop", "redo")
 
 
-def method_plugins(config: MethodConfig, *, seed: int = 0) -> list[SupervisedPlugin]:
-    """Return the plugins of a method."""
-    plugins: list[SupervisedPlugin] = []
+def method_plugins(config: MethodConfig, *, seed: int = 0) -> list[OrderedPlugin]:
+    """Return the plugins of a method; augmentation, CReLU, LayerNorm and Adam's settings are not done by plugins.
+
+    What they are done by: see `MethodConfig.training` and `MethodConfig.model`.
+    """
+    plugins: list[OrderedPlugin] = []
     if "hare_tortoise" in config.parts:
-        plugins.append(
-            HareTortoisePlugin(
-                momentum=config.momentum,
-                reset_interval=config.reset_interval,
-                reset_unit=config.reset_unit,
-                optimizer_state=config.optimizer_state,
-                reset_at_phase_end=config.reset_at_phase_end,
-                recalibrate_batchnorm=config.recalibrate_batchnorm,
-            )
-        )
-    if "ema" in config.parts:
+        settings = config.settings_of("hare_tortoise")
+        plugins.append(HareTortoisePlugin(**settings, recalibrate_batchnorm=config.recalibrate_batchnorm))
+    elif config.follows:
         plugins.append(EMAPlugin(momentum=config.momentum, recalibrate_batchnorm=config.recalibrate_batchnorm))
-    if "shrink_perturb" in config.parts:
-        plugins.append(
-            ShrinkPerturbPlugin(
-                ratio=config.ratio,
-                noise=config.noise,
-                toward=config.toward,
-                seed=seed,
-                reinitialise_tortoise=config.reinitialise_tortoise,
-            )
-        )
-    if "head_reset" in config.parts:
-        plugins.append(
-            HeadResetPlugin(toward=config.toward, seed=seed, reinitialise_tortoise=config.reinitialise_tortoise)
-        )
+    for name, plugin in _PLUGINS.items():
+        if name in config.parts:
+            settings = config.settings_of(name, seed=seed)
+            if name in _REINITIALISING:
+                settings["reinitialise_tortoise"] = config.reinitialise_tortoise
+            plugins.append(plugin(**settings))
     return plugins
 
 
@@ -102,6 +136,7 @@ def make_strategy(
     seed: int = 0,
     device: str | torch.device = "cpu",
     epochs: int = 1,
+    indicators: IndicatorConfig | None = None,
     on_epoch: Callable[[Row], None] | None = None,
     plugins: Sequence[SupervisedPlugin] = (),
     **kwargs: Any,
@@ -112,7 +147,7 @@ def make_strategy(
 
     Parameters
     ----------
-    model, method, training, seed, device, on_epoch
+    model, method, training, seed, device, indicators, on_epoch
         As in `ht_ray.vision.fit`.
     data
         With the test set.
@@ -123,10 +158,16 @@ def make_strategy(
     **kwargs
         Of Avalanche's template.
     """
-    config = training or TrainingConfig()
+    method = method or MethodConfig("plain")
+    check_architecture(method, model)
+    config = method.training(training or TrainingConfig(), data.shape)
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
     autocast = torch.bfloat16 if config.precision == "bf16" else None
+    normalise = Normalise(data.mean, data.std, device)
+    measuring = make_indicators(
+        indicators, model.to(device), data, training=config, normalise=normalise, seed=seed, device=device
+    )
     acting = [
         PhaseTrainingPlugin(
             warmup_ratio=config.warmup_ratio,
@@ -134,9 +175,15 @@ def make_strategy(
             fresh_optimizer=config.fresh_optimizer,
             seed=seed,
         ),
-        *method_plugins(method or MethodConfig("plain"), seed=seed),
+        *method_plugins(method, seed=seed),
         *plugins,
-        MeasurePlugin(data, autocast=autocast, channels_last=config.channels_last, on_epoch=on_epoch),
+        MeasurePlugin(
+            data,
+            autocast=autocast,
+            channels_last=config.channels_last,
+            indicators=measuring,
+            on_epoch=on_epoch,
+        ),
     ]
     return MethodStrategy(
         model=model,
@@ -149,6 +196,7 @@ def make_strategy(
         evaluator=kwargs.pop("evaluator", None),
         in_memory=True,
         seed=seed,
+        augment=config.augment if "augment" in method.parts else None,
         precision=config.precision,
         channels_last=config.channels_last,
         **kwargs,

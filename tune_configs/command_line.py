@@ -208,7 +208,7 @@ def schedule_warnings(planned: Sequence[TrialSpec], labels: Tensor, num_classes:
     for spec in planned:
         key = (spec.label, spec.settings["access"])
         method = MethodConfig(**spec.config["method"])
-        if key in told or not {"ema", "hare_tortoise"} & set(method.parts):
+        if key in told or not method.follows:
             continue
         told.add(key)
         tortoise = Tortoise(

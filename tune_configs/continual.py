@@ -33,7 +33,7 @@ class ContinualSettings(VisionSettings):
     access: tuple[str, ...] = ("full", "buffer")
     """Continual: full access to what has arrived, a limited buffer, or both."""
     momentum: float = 0.99
-    """Of the tortoise, in Hare & Tortoise and EMA."""
+    """Of the tortoise, in Hare & Tortoise, EMA and self-distillation."""
     reset_interval: int = 5
     """Of Hare & Tortoise."""
 

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from ht_ray._checks import SettingError, check_choice, check_number
+from ht_ray.diagnostics import IndicatorConfig
 from ht_ray.vision import (
     ContinualConfig,
     DataConfig,
     MethodConfig,
+    MethodSettings,
     ModelConfig,
     TrainingConfig,
     WarmStartConfig,
@@ -73,15 +75,8 @@ _OF_STREAM = {
 
 
 @dataclass(frozen=True)
-class VisionSettings:
-    """Settings of a study on images. None means what the data set's name implies.
-
-    Raises
-    ------
-    SettingError
-        If a value is not accepted, or has no meaning for the stream.
-    """
-
+class _StudyFields:
+    # Apart from the methods' own settings, so that these flags come first in ``--help``.
     data: str = "digits"
     """Data set: digits (embedded), mnist, cifar10, cifar100 or tiny-imagenet."""
     data_root: str | None = None
@@ -157,12 +152,29 @@ class VisionSettings:
     toward: str = "initial"
     """Shrink & Perturb and Head Reset: initial or fresh weights."""
     reinitialise_tortoise: bool = True
-    """Whether Shrink & Perturb and Head Reset, combined with a tortoise, act on it too."""
+    """Whether what re-initialises weights (Shrink & Perturb, Head Reset, ReDo, ...), combined with a tortoise, acts on
+    it too."""
+
+    indicators_every: int = 0
+    """Measure the plasticity indicators after every so many epochs, and at each phase's end; 0 means never."""
+    indicators: tuple[str, ...] = ("weights", "features", "units", "gradients")
+    """Groups of indicators to measure: weights, features, units, gradients; costly: curvature, covariance, probe."""
 
     seeds: int = 5
     """Number of seeds: data order, label noise, weights and everything else drawn."""
     first_seed: int = 0
     """The first of them."""
+
+
+@dataclass(frozen=True)
+class VisionSettings(MethodSettings, _StudyFields):
+    """Settings of a study on images. None means what the data set's name implies.
+
+    Raises
+    ------
+    SettingError
+        If a value is not accepted, or has no meaning for the stream.
+    """
 
     def __post_init__(self) -> None:
         check_choice("VisionSettings.stream", self.stream, _OF_STREAM)
@@ -174,6 +186,7 @@ class VisionSettings:
         self._training_config()
         self._stream_config("full")
         self.method_config("plain")
+        self.indicator_config()
         for field in fields(self):
             value = getattr(self, field.name)
             for stream, names in _OF_STREAM.items():
@@ -203,6 +216,7 @@ class VisionSettings:
     def method_defaults(self) -> dict[str, Any]:
         """Settings that all methods of the study share."""
         return {
+            **{field.name: getattr(self, field.name) for field in fields(MethodSettings)},
             "reset_unit": self.reset_unit,
             "optimizer_state": self.optimizer_state,
             "reset_at_phase_end": self.reset_at_phase_end,
@@ -212,6 +226,10 @@ class VisionSettings:
             "toward": self.toward,
             "reinitialise_tortoise": self.reinitialise_tortoise,
         }
+
+    def indicator_config(self) -> IndicatorConfig:
+        """Return which plasticity indicators are measured, and how often."""
+        return IndicatorConfig(every=self.indicators_every, names=tuple(self.indicators))
 
     def data_config(self) -> DataConfig:
         """Return which images to load."""
@@ -231,9 +249,10 @@ class VisionSettings:
         """Return what a trial is made from, as plain data."""
         return {
             "data": self.data,
-            "model": asdict(self._model_config()),
+            "model": asdict(method.model(self._model_config())),
             "stream": {"kind": self.stream, **asdict(self._stream_config(access))},
             "training": asdict(self._training_config()),
+            "indicators": asdict(self.indicator_config()),
             "method": asdict(method),
             "device": self.device,
             "seed": seed,
@@ -241,9 +260,7 @@ class VisionSettings:
 
     def trial_settings(self, method: MethodConfig, access: str, seed: int) -> dict[str, Any]:
         """Return a trial's columns in the table of results; None where a setting does not apply."""
-        parts = method_parts(method.name)
-        follows = "ema" in parts or "hare_tortoise" in parts
-        resets = "hare_tortoise" in parts
+        follows, resets = method.follows, method.resets
         return {
             "data": self.data,
             "model": self._model_config().name,

@@ -20,7 +20,7 @@ def label_of(method: MethodConfig) -> str:
     'Head Reset'
     """
     label = display_name(method.name)
-    if "ema" in method.parts or "hare_tortoise" in method.parts:
+    if method.follows:
         label += f" m={method.momentum:.12g}"
     if "hare_tortoise" in method.parts:
         label += f" r={method.reset_interval}" + (" steps" if method.reset_unit == "steps" else "")
@@ -30,7 +30,7 @@ def label_of(method: MethodConfig) -> str:
 def trial(settings: VisionSettings, method: MethodConfig, access: str, seed: int) -> TrialSpec:
     """Return the planned trial of one method with one seed."""
     parts = [access if settings.stream == "continual" else settings.stream, method.name]
-    if "ema" in method.parts or "hare_tortoise" in method.parts:
+    if method.follows:
         parts.append(f"m{method.momentum:.12g}")
     if "hare_tortoise" in method.parts:
         parts.append(f"r{method.reset_interval}{method.reset_unit[0]}")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ht_ray.diagnostics import IndicatorConfig
 from ht_ray.sweep import Diverged, Report
 from ht_ray.vision import (
     ContinualConfig,
@@ -39,6 +40,11 @@ def stream_of(config: dict[str, Any], labels: Tensor, num_classes: int) -> Strea
     return make_stream(labels, num_classes, stream, seed=config["seed"])
 
 
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    # What JSON made lists of.
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
 class VisionTrial:
     """Train a network on a stream with a method, and report after every phase.
 
@@ -56,22 +62,27 @@ class VisionTrial:
         self.data = ImageData.from_arrays(shared)
         seed = config["seed"]
         self.stream = stream_of(config, self.data.train_labels, self.data.num_classes)
-        training = TrainingConfig(**{**config["training"], "betas": tuple(config["training"]["betas"])})
-        model: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in config["model"].items()}
+        training = TrainingConfig(**_tuples(config["training"]))
+        method = MethodConfig(**_tuples(config["method"]))
         device = config["device"]
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.strategy = make_strategy(
-            make_model(ModelConfig(**model), shape=self.data.shape, num_classes=self.data.num_classes, seed=seed).to(
-                device
-            ),
+            make_model(
+                ModelConfig(**_tuples(config["model"])),
+                shape=self.data.shape,
+                num_classes=self.data.num_classes,
+                seed=seed,
+            ).to(device),
             self.data,
-            method=MethodConfig(**config["method"]),
+            method=method,
             training=training,
             seed=seed,
             device=device,
+            indicators=IndicatorConfig(**_tuples(config["indicators"])),
         )
-        self.benchmark = stream_benchmark(self.data, self.stream, augment=training.augment)
+        augment = method.training(training, self.data.shape).augment
+        self.benchmark = stream_benchmark(self.data, self.stream, augment=augment)
         self.phase = 0
 
     @property

@@ -7,8 +7,10 @@ from ht_ray.vision.augment import random_crop_flip
 from ht_ray.vision.data import DATA_SETS, DataConfig, ImageData, load_data
 from ht_ray.vision.evaluate import Evaluation, evaluate, evaluating
 from ht_ray.vision.fit import Diverged, Row, fit, load_checkpoint, save_checkpoint, summarise
+from ht_ray.vision.indicators import make_indicators
 from ht_ray.vision.loader import InMemoryLoader, Normalise
-from ht_ray.vision.method import METHODS, Method, MethodConfig, display_name, method_parts
+from ht_ray.vision.method import Method
+from ht_ray.vision.method_config import METHODS, MethodConfig, MethodSettings, display_name, method_parts
 from ht_ray.vision.models import ModelConfig, Network, make_model
 from ht_ray.vision.optimizer import (
     AUGMENTATIONS,
@@ -42,6 +44,7 @@ __all__ = [
     "InMemoryLoader",
     "Method",
     "MethodConfig",
+    "MethodSettings",
     "ModelConfig",
     "Network",
     "Normalise",
@@ -58,6 +61,7 @@ __all__ = [
     "fit",
     "load_checkpoint",
     "load_data",
+    "make_indicators",
     "make_model",
     "make_optimizer",
     "make_stream",

@@ -15,11 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ht_ray.diagnostics import IndicatorConfig
 from ht_ray.mechanisms import derive_seed, isolated_rng
 from ht_ray.vision.data import ImageData
 from ht_ray.vision.evaluate import evaluate
+from ht_ray.vision.indicators import make_indicators
 from ht_ray.vision.loader import InMemoryLoader, Normalise
-from ht_ray.vision.method import Method, MethodConfig
+from ht_ray.vision.method import Method
+from ht_ray.vision.method_config import MethodConfig
 from ht_ray.vision.optimizer import TrainingConfig, make_optimizer, set_learning_rate, warmup_factor
 from ht_ray.vision.streams import Stream
 
@@ -75,6 +78,7 @@ def fit(
     seed: int = 0,
     device: torch.device | str = "cpu",
     forward: Callable[[Tensor], Tensor] | None = None,
+    indicators: IndicatorConfig | None = None,
     checkpoint: str | Path | None = None,
     on_epoch: Callable[[Row], None] | None = None,
 ) -> list[Row]:
@@ -97,6 +101,8 @@ def fit(
         Where to train; `model` and images are moved there.
     forward
         Called in place of `model` in training, e.g. ``torch.compile(model)``.
+    indicators
+        Which plasticity indicators of `model` (the hare) are measured, and how often; default none. They leave no trace.
     checkpoint
         A file to write after every phase, and to continue from when it exists.
     on_epoch
@@ -105,8 +111,9 @@ def fit(
     Returns
     -------
     list of dict
-        A row for each epoch: ``phase``, ``epoch``, ``step``, ``train_loss`` (nats) and ``train_accuracy`` on the
-        batches as they were trained on, ``test_loss`` and ``test_accuracy`` with the network that predicts.
+        A row for each epoch: ``phase``, ``epoch``, ``step``, ``train_loss`` (cross-entropy in nats, without what a
+        method adds to it) and ``train_accuracy`` on the batches as they were trained on, ``test_loss`` and
+        ``test_accuracy`` with the network that predicts; and the indicators in those epochs where they were measured.
 
     Raises
     ------
@@ -126,17 +133,21 @@ def fit(
     >>> len(rows), rows[-1]["phase"], rows[-1]["test_accuracy"] > 0.5
     (6, 2, True)
     """
-    config = training or TrainingConfig()
     device = torch.device(device)
+    acting_config = method.config if isinstance(method, Method) else method or MethodConfig("plain")
+    config = acting_config.training(training or TrainingConfig(), data.shape)
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     model.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
-    acting = method if isinstance(method, Method) else Method(method or MethodConfig("plain"), model, seed=seed)
+    acting = method if isinstance(method, Method) else Method(acting_config, model, seed=seed)
     settings = {"method": asdict(acting.config), "training": asdict(config), "seed": seed, "phases": _sizes(stream)}
+    if indicators is not None:
+        settings["indicators"] = asdict(indicators)
     images = data.train_images.to(device)
     test_images, test_labels = data.test_images.to(device), data.test_labels.to(device)
     normalise = Normalise(data.mean, data.std, device)
     autocast = torch.bfloat16 if config.precision == "bf16" else None
     optimizer = make_optimizer(model.parameters(), config)
+    measuring = make_indicators(indicators, model, data, training=config, normalise=normalise, seed=seed, device=device)
     rows: list[Row] = []
     done = 0
     path = Path(checkpoint) if checkpoint is not None else None
@@ -147,9 +158,13 @@ def fit(
         if state["settings"] != settings:
             differing = [name for name, value in settings.items() if state["settings"].get(name) != value]
             raise ValueError(f"{path} is the checkpoint of a run with another {' and '.join(differing)}")
+        acting.rebuild(state["method"])
         model.load_state_dict(state["model"])
+        optimizer = make_optimizer(model.parameters(), config)
         optimizer.load_state_dict(state["optimizer"])
         acting.load_state_dict(state["method"])
+        if measuring is not None:
+            measuring.load_state_dict(state["indicators"])
         rows, done = state["rows"], state["phases"]
 
     for phase in stream.phases[done:]:
@@ -178,11 +193,15 @@ def fit(
                     set_learning_rate(optimizer, warmup_factor(step, total, config.warmup_ratio))
                     optimizer.zero_grad()
                     with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-                        logits = (forward or model)(batch)
-                    loss = functional.cross_entropy(logits.float(), labels)
-                    loss.backward()
+                        acting.before_forward(batch)
+                        with acting.watching():
+                            logits = (forward or model)(batch)
+                    outputs = logits.float()
+                    loss = functional.cross_entropy(outputs, labels)
+                    acting.loss(loss, outputs).backward()
                     if config.clip is not None:
                         nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+                    acting.before_step(optimizer)
                     optimizer.step()
                     acting.after_step(optimizer, batch)
                     loss_sum += loss.detach() * len(labels)
@@ -211,6 +230,8 @@ def fit(
                 "test_loss": tested.loss,
                 "test_accuracy": tested.accuracy,
             }
+            if measuring is not None and (measuring.due(epoch) or epoch == phase.epochs):
+                row.update(measuring.measure())
             rows.append(row)
             if on_epoch is not None:
                 on_epoch(row)
@@ -220,6 +241,7 @@ def fit(
                     "model": model.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "method": acting.state_dict(),
+                    "indicators": measuring.state_dict() if measuring is not None else {},
                     "settings": settings,
                     "rows": rows,
                     "phases": phase.index + 1,

@@ -9,17 +9,17 @@ from typing import Any, Literal
 
 from avalanche.benchmarks import OnlineCLExperience
 from avalanche.models.utils import is_multi_task_module
-from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor, nn
 
 from ht_ray._checks import check_number
 from ht_ray.mechanisms import SettingError, Tortoise
 from strategies.plugins._early_stopping import BestTortoise
+from strategies.plugins.ordered import OrderedPlugin
 
 __all__ = ["EMAPlugin", "HareTortoisePlugin", "find_tortoise"]
 
 
-class HareTortoisePlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
+class HareTortoisePlugin(OrderedPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """Hare & Tortoise (arXiv 2406.02596): a slow average of the model, which the model is set back to.
 
     The strategy's model is the hare. The tortoise follows it after every optimiser step; after every `reset_interval`
@@ -110,7 +110,7 @@ class HareTortoisePlugin(SupervisedPlugin, supports_distributed=True):  # type: 
                 + " and ".join(type(plugin).__name__ for plugin in [self, *others])
             )
 
-    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+    def begin(self, strategy: Any) -> None:
         tortoise = self.attach(strategy.model)
         self._best.begin(strategy)
         steps = None
@@ -120,18 +120,18 @@ class HareTortoisePlugin(SupervisedPlugin, supports_distributed=True):  # type: 
                 steps = len(strategy.dataloader)
         tortoise.begin_phase(steps_per_epoch=steps, epochs=strategy.train_epochs)
 
-    def before_forward(self, strategy: Any, **kwargs: Any) -> None:
+    def enter_network(self, strategy: Any) -> None:
         assert self.tortoise is not None
         self._best.watch(strategy, self.tortoise)
 
-    def after_update(self, strategy: Any, **kwargs: Any) -> None:
+    def follow_step(self, strategy: Any) -> None:
         assert self.tortoise is not None
         self.tortoise.step(strategy.optimizer)
         if self.recalibrate_batchnorm:
             several = is_multi_task_module(strategy.model)
             self._inputs.append((strategy.mb_x, strategy.mb_task_id) if several else strategy.mb_x)
 
-    def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+    def end_epoch(self, strategy: Any) -> None:
         assert self.tortoise is not None
         if self._inputs:
             self.tortoise.recalibrate_batchnorm(self._inputs)

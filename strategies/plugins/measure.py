@@ -8,22 +8,24 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from avalanche.training.plugins import SupervisedPlugin
 
+from ht_ray.diagnostics import Indicators
 from ht_ray.vision.data import ImageData
 from ht_ray.vision.evaluate import evaluate
 from ht_ray.vision.fit import Diverged, Row
 from strategies.benchmark import ImagePool
 from strategies.plugins.hare_tortoise import find_tortoise
+from strategies.plugins.ordered import OrderedPlugin
 
 __all__ = ["MeasurePlugin"]
 
 
-class MeasurePlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
+class MeasurePlugin(OrderedPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """Measure every epoch as `ht_ray.vision.fit` does: the same rows, bit for bit.
 
     The network that predicts (the tortoise, if there is one) is tested on ``data.test_images``; training loss and
-    accuracy are those of the batches as they were trained on. Put it after the other plugins.
+    accuracy are those of the batches as they were trained on, without what methods add to the loss. Put it after the
+    other plugins.
 
     Parameters
     ----------
@@ -31,6 +33,9 @@ class MeasurePlugin(SupervisedPlugin, supports_distributed=True):  # type: ignor
         With the test set.
     autocast, channels_last
         How the network is evaluated.
+    indicators
+        Measures the plasticity indicators of the strategy's model, in the epochs where they are due and in each
+        experience's last.
     on_epoch
         Called with each row.
 
@@ -40,12 +45,15 @@ class MeasurePlugin(SupervisedPlugin, supports_distributed=True):  # type: ignor
         A row for each epoch, see `ht_ray.vision.fit`.
     """
 
+    rank = -1000
+
     def __init__(
         self,
         data: ImageData,
         *,
         autocast: torch.dtype | None = None,
         channels_last: bool = False,
+        indicators: Indicators | None = None,
         on_epoch: Callable[[Row], None] | None = None,
     ) -> None:
         super().__init__()
@@ -54,6 +62,7 @@ class MeasurePlugin(SupervisedPlugin, supports_distributed=True):  # type: ignor
         self.labels = data.test_labels
         self.autocast = autocast
         self.channels_last = channels_last
+        self.indicators = indicators
         self.on_epoch = on_epoch
         self.rows: list[Row] = []
 
@@ -62,13 +71,17 @@ class MeasurePlugin(SupervisedPlugin, supports_distributed=True):  # type: ignor
         self._correct = torch.zeros((), dtype=torch.int64, device=strategy.device)
         self._seen = 0
 
-    def after_update(self, strategy: Any, **kwargs: Any) -> None:
+    def add_loss(self, strategy: Any) -> None:
+        self._batch_loss = strategy.loss.detach().reshape(())  # before methods add their terms
+
+    def follow_step(self, strategy: Any) -> None:
         labels = strategy.mb_y
-        self._loss += strategy.loss.detach().reshape(()) * len(labels)
+        self._loss += self._batch_loss * len(labels)
         self._correct += (strategy.mb_output.detach().argmax(1) == labels).sum()
         self._seen += len(labels)
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        super().after_training_epoch(strategy, **kwargs)  # if it stands first: the others act before it measures
         phase, epoch = strategy.clock.train_exp_counter + 1, strategy.clock.train_exp_epochs + 1
         train_loss = self._loss.item() / max(1, self._seen)
         if not math.isfinite(train_loss):
@@ -94,6 +107,10 @@ class MeasurePlugin(SupervisedPlugin, supports_distributed=True):  # type: ignor
             "test_loss": tested.loss,
             "test_accuracy": tested.accuracy,
         }
+        if self.indicators is not None:
+            last = epoch == strategy.train_epochs
+            if last or self.indicators.due(epoch):
+                row.update(self.indicators.measure())
         self.rows.append(row)
         if self.on_epoch is not None:
             self.on_epoch(row)

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from avalanche.benchmarks import OnlineCLExperience
-from avalanche.training.plugins import SupervisedPlugin
 from torch import nn
 
 from ht_ray._checks import SettingWarning, check_choice, check_number
-from ht_ray.mechanisms import HeadReset, ShrinkPerturb
+from ht_ray.mechanisms import HeadReset, PlasticityInjection, ShrinkPerturb
 from strategies.plugins.hare_tortoise import find_tortoise
+from strategies.plugins.ordered import OrderedPlugin
 
-__all__ = ["HeadResetPlugin", "ReinitialisePlugin", "ShrinkPerturbPlugin"]
+__all__ = ["HeadResetPlugin", "PlasticityInjectionPlugin", "ReinitialisePlugin", "ShrinkPerturbPlugin"]
+
+Reinitialiser = ShrinkPerturb | HeadReset | PlasticityInjection
 
 
-class ReinitialisePlugin(SupervisedPlugin):
-    """Acts before every experience but the first; base of `ShrinkPerturbPlugin` and `HeadResetPlugin`.
+class ReinitialisePlugin(OrderedPlugin):
+    """Acts before every experience but the first; base of `ShrinkPerturbPlugin` and others.
 
-    When a strategy has several, they act in the order of `rank`, whatever their order in the list of plugins, and
+    When a strategy has several, they act in the order of `begin_rank`, whatever their order in the list of plugins, and
     after the tortoise's reset that was due. In online streams, an experience begins with its first sub-experience; a
     stream that hides where that is (``access_task_boundaries=False``) is one experience, and a warning says so.
 
@@ -31,34 +33,25 @@ class ReinitialisePlugin(SupervisedPlugin):
         old weights past the re-initialisation. Default True.
     """
 
-    rank: ClassVar[int] = 0
-
     def __init__(self, *, reinitialise_tortoise: bool = True) -> None:
         super().__init__()
         self.reinitialise_tortoise = reinitialise_tortoise
         #: How many experiences have begun.
         self.experiences = 0
-        self.mechanism: ShrinkPerturb | HeadReset | None = None
+        self.mechanism: Reinitialiser | None = None
         self._warned = False
 
-    def _make(self, model: nn.Module) -> ShrinkPerturb | HeadReset:
+    def _make(self, model: nn.Module) -> Reinitialiser:
         raise NotImplementedError(f"{type(self).__name__} must make its mechanism")
 
-    def attach(self, model: nn.Module) -> ShrinkPerturb | HeadReset:
+    def attach(self, model: nn.Module) -> Reinitialiser:
         """Return the mechanism over `model`, made now (from its present weights as the initial ones) if needed."""
         if self.mechanism is None:
             self.mechanism = self._make(model)
         self.mechanism.module = model
         return self.mechanism
 
-    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        plugins = [plugin for plugin in strategy.plugins if isinstance(plugin, ReinitialisePlugin)]
-        if plugins[0] is not self:
-            return  # the first one in the list acts for all, in their own order
-        for plugin in sorted(plugins, key=lambda plugin: plugin.rank):
-            plugin._begin(strategy)
-
-    def _begin(self, strategy: Any) -> None:
+    def begin(self, strategy: Any) -> None:
         experience = strategy.experience
         if isinstance(experience, OnlineCLExperience):
             hidden = not experience.access_task_boundaries
@@ -80,12 +73,17 @@ class ReinitialisePlugin(SupervisedPlugin):
             if plugin is not None:
                 tortoise = plugin.attach(strategy.model)
             mechanism.apply(tortoise if self.reinitialise_tortoise else None, strategy.optimizer)
+            if tortoise is not None:
+                tortoise.weights.sync(strategy.model)  # a head may have been added
         self.experiences += 1
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and counters to continue from."""
         mechanism = self.mechanism.state_dict() if self.mechanism is not None else {}
         return {"experiences": self.experiences, "mechanism": mechanism}
+
+    def rebuild(self, state: Mapping[str, Any], model: nn.Module) -> None:
+        """Give `model` the structure that it had in `state`; call before its own state is loaded."""
 
     def load_state_dict(self, state: Mapping[str, Any], model: nn.Module) -> None:
         """Continue from `state` on `model`."""
@@ -110,7 +108,7 @@ class ShrinkPerturbPlugin(ReinitialisePlugin, supports_distributed=True):  # typ
         If a setting is out of its range.
     """
 
-    rank = 1
+    begin_rank = 1
 
     def __init__(
         self,
@@ -156,7 +154,7 @@ class HeadResetPlugin(ReinitialisePlugin, supports_distributed=True):  # type: i
         If a setting is not accepted; before the first experience, if the model has no such head.
     """
 
-    rank = 2
+    begin_rank = 2
 
     def __init__(
         self,
@@ -174,3 +172,53 @@ class HeadResetPlugin(ReinitialisePlugin, supports_distributed=True):  # type: i
 
     def _make(self, model: nn.Module) -> HeadReset:
         return HeadReset(model, **self.settings)
+
+
+class PlasticityInjectionPlugin(ReinitialisePlugin, supports_distributed=True):  # type: ignore[call-arg]
+    """Plasticity injection before experiences, from the second on (Nikishin et al. 2023, arXiv 2305.15555).
+
+    The head is frozen and a new one is added whose contribution is 0 at first; the optimiser is told. Predictions are
+    the same before and after.
+
+    Parameters
+    ----------
+    head
+        Name of the head in the model; None finds it (see `ht_ray.mechanisms.find_head`).
+    times
+        Before how many experiences a head is added; None means before each. Default 1.
+    seed, factory
+        Of the new head, as in `ht_ray.mechanisms.PlasticityInjection`.
+    reinitialise_tortoise
+        As in `ReinitialisePlugin`: whether the tortoise keeps its own average of the old head.
+
+    Raises
+    ------
+    SettingError
+        If a setting is not accepted; before the first experience, if the model has no such head.
+    """
+
+    begin_rank = 3
+
+    def __init__(
+        self,
+        *,
+        head: str | None = None,
+        times: int | None = 1,
+        seed: int = 0,
+        factory: Callable[[], nn.Module] | None = None,
+        reinitialise_tortoise: bool = True,
+    ) -> None:
+        super().__init__(reinitialise_tortoise=reinitialise_tortoise)
+        if times is not None:
+            check_number("PlasticityInjectionPlugin: times", times, low=1, integer=True)
+        check_number("PlasticityInjectionPlugin: seed", seed, integer=True)
+        self.settings: dict[str, Any] = {"head": head, "times": times, "seed": seed, "factory": factory}
+
+    def _make(self, model: nn.Module) -> PlasticityInjection:
+        return PlasticityInjection(model, **self.settings)
+
+    def rebuild(self, state: Mapping[str, Any], model: nn.Module) -> None:
+        if state["mechanism"]:
+            mechanism = self.attach(model)
+            assert isinstance(mechanism, PlasticityInjection)
+            mechanism.rebuild(state["mechanism"])

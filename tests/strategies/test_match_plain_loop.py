@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from ht_ray.vision import METHODS as ALL
 from ht_ray.vision import (
     ContinualConfig,
     Diverged,
@@ -38,6 +39,50 @@ METHODS = [
     MethodConfig("hare_tortoise+shrink_perturb+head_reset", momentum=0.8, reset_interval=1, noise=0.01),
     MethodConfig("head_reset+hare_tortoise", momentum=0.8, reset_interval=2, reinitialise_tortoise=False),
     MethodConfig("ema+shrink_perturb", momentum=0.8),
+    MethodConfig("l2", l2_strength=0.5),
+    MethodConfig("l2", l2_strength=1e-3, l2_coupling="loss"),
+    MethodConfig("augment"),
+    MethodConfig("spectral_decoupling", spectral_strength=0.01),
+    MethodConfig("regenerative"),
+    MethodConfig("regenerative", regenerative_norm="l1"),
+    MethodConfig("l2_init", regenerative_coupling="decoupled", regenerative_strength=0.5),
+    MethodConfig("regenerative", regenerative_toward="fresh"),
+    MethodConfig("redo", redo_threshold=0.7, redo_interval=1),
+    MethodConfig("redo", redo_threshold=0.7, redo_interval=3, redo_unit="steps", redo_batches=1),
+    MethodConfig("crelu"),
+    MethodConfig("crelu+redo", redo_threshold=0.7, redo_interval=1),
+    MethodConfig("layer_norm"),
+    MethodConfig("self_distillation", momentum=0.8),
+    MethodConfig("self_distillation", momentum=0.8, distillation_temperature=3.0, recalibrate_batchnorm=1),
+    MethodConfig("optimizer_reset"),
+    MethodConfig("optimizer_reset", optimizer_reset_interval=3, optimizer_reset_unit="steps"),
+    MethodConfig("adam"),
+    MethodConfig("continual_backprop", cbp_replacement_rate=0.1, cbp_maturity=2),
+    MethodConfig("plasticity_injection"),
+    MethodConfig("plasticity_injection", injection_times=None),
+    MethodConfig("weight_clipping", weight_clipping_factor=0.7),
+    MethodConfig("upgd"),
+    # Everything that can meet, in no order.
+    MethodConfig(
+        "upgd+redo+augment+self_distillation+l2+hare_tortoise+spectral_decoupling+head_reset+weight_clipping+adam"
+        "+plasticity_injection+regenerative+optimizer_reset+shrink_perturb+continual_backprop",
+        momentum=0.8,
+        reset_interval=1,
+        redo_threshold=0.7,
+        redo_interval=2,
+        cbp_replacement_rate=0.1,
+        cbp_maturity=2,
+        noise=0.01,
+    ),
+    MethodConfig(
+        "hare_tortoise+plasticity_injection+redo+continual_backprop",
+        momentum=0.8,
+        reset_interval=3,
+        reset_unit="steps",
+        redo_threshold=0.7,
+        redo_interval=1,
+        reinitialise_tortoise=False,
+    ),
 ]
 MLP = ModelConfig("mlp", hidden=(12, 8))
 CONV = ModelConfig("resnet18", width=0.05)
@@ -50,12 +95,12 @@ def both(data: Any, config: Any, model: ModelConfig, method: MethodConfig, train
     results = []
     for loop in ("plain", "strategy"):
         torch.manual_seed(len(loop))  # the global generator must not matter
-        network: nn.Module = make_model(model, shape=data.shape, num_classes=data.num_classes, seed=3)
+        network: nn.Module = make_model(method.model(model), shape=data.shape, num_classes=data.num_classes, seed=3)
         rows: list[dict[str, float]] = []
         if loop == "plain":
             fit(network, data, stream, method=method, training=training, seed=3, on_epoch=rows.append)
         else:
-            benchmark = stream_benchmark(data, stream, augment=training.augment)
+            benchmark = stream_benchmark(data, stream, augment=method.training(training, data.shape).augment)
             strategy = make_strategy(network, data, method=method, training=training, seed=3, on_epoch=rows.append)
             for phase, experience in zip(stream, benchmark.train_stream, strict=True):
                 strategy.train_epochs = phase.epochs
@@ -73,6 +118,10 @@ def assert_same(results: list[Any], differing: Any, epochs: int) -> None:
     assert len(rows) == epochs
     assert rows == other_rows
     assert differing(tensors, other_tensors) == []
+
+
+def test_no_method_is_forgotten() -> None:
+    assert {part for method in METHODS for part in method.parts} == set(ALL)
 
 
 @pytest.mark.parametrize("fresh", [True, False], ids=["fresh", "kept"])
