@@ -1,5 +1,8 @@
 """Read study directories; make their tables and figures.
 
+A study's curves hold test accuracies and whatever else was measured: any column that is no usual one is taken as a
+plasticity indicator.
+
 Everything here runs on numpy, and on matplotlib once a figure is drawn; neither torch nor ray is needed, so that
 results can be read on a machine that could not have made them. ``python -m ht_ray.report DIRECTORY`` does it all.
 """

@@ -18,6 +18,8 @@ from ht_ray.report.study import MissingDataError, StudyData, TrialData, group, s
 
 __all__ = ["heat_map"]
 
+#: Other methods under each other; more stand in columns.
+DOWN = 10
 UNKNOWN = (0.93, 0.93, 0.93, 1.0)
 # The relative luminance on which black and white have the same contrast (WCAG 2.1).
 MIDDLE_GREY = 0.179
@@ -59,8 +61,9 @@ def heat_map(study: StudyData, metric: str, *paths: PathLike) -> None:
         _draw_heat_map(figure, study, metric, grid, references)
 
     lines = max((name.count("\n") + 2 for name in references), default=0)
-    height = max(0.62 * len(grid.rows), (0.18 * lines + 0.12) * len(references), 1.6) + 1.7
-    write_figure(draw, (1.12 * len(grid.columns) + (5.0 if references else 2.7), height), paths)
+    height = max(0.62 * len(grid.rows), (0.18 * lines + 0.12) * min(len(references), DOWN), 1.6) + 1.7
+    beside = 2.3 * math.ceil(len(references) / DOWN)
+    write_figure(draw, (1.12 * len(grid.columns) + beside + 2.7, height), paths)
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,8 @@ def _draw_heat_map(figure: Figure, study: StudyData, metric: str, grid: _Grid, r
     def colour_of(mean: float) -> tuple[float, ...]:
         return tuple(colours.to_rgba(np.array([factor * mean]))[0])
 
-    widths = [1.12 * len(grid.columns), *([2.1] if references else []), 0.16]
+    across = math.ceil(len(references) / DOWN)
+    widths = [1.12 * len(grid.columns), *([2.1 * across] if references else []), 0.16]
     axes = figure.subplots(1, len(widths), width_ratios=widths)
     axis, bar = axes[0], axes[-1]
 
@@ -177,9 +181,10 @@ def _draw_heat_map(figure: Figure, study: StudyData, metric: str, grid: _Grid, r
 
     if references:
         strip = axes[1]
-        for index, (label, own) in enumerate(reversed(references.items())):
-            fill(strip, 0, index, own, label)
-        strip.set(xlim=(0, 1), ylim=(0, len(references)), xticks=[], yticks=[])
+        down = math.ceil(len(references) / across)
+        for index, (label, own) in enumerate(references.items()):
+            fill(strip, index // down, down - 1 - index % down, own, label)
+        strip.set(xlim=(0, across), ylim=(0, down), xticks=[], yticks=[])
         strip.set_title("Other methods", fontsize=9)
     for each in axes[:-1]:
         each.tick_params(length=0)

@@ -85,7 +85,7 @@ def indicator_curves(study: StudyData, *paths: PathLike, names: Sequence[str] | 
     down = math.ceil(len(panels) / across)
     columns = max(across, 2)
     texts = [key.name() for key in keys]
-    height = 0.16 * max(sum(text.count("\n") + 1.4 for text in texts[first::columns]) for first in range(columns))
+    height = 0.13 * max(sum(text.count("\n") + 1.5 for text in column) for column in np.array_split(texts, columns))
 
     def draw(figure: Figure) -> None:
         # A row of its own keeps the legend clear of the caption.
@@ -101,7 +101,7 @@ def indicator_curves(study: StudyData, *paths: PathLike, names: Sequence[str] | 
                 axis.set_ylim(0.7 * min(line.mean.min() for line in lines))
             integer_ticks(axis, *axis.get_xlim(), each=False)
             heading = indicator_title(name)
-            axis.set_title(textwrap.fill(heading[0].upper() + heading[1:], 40), fontsize=8, loc="left")
+            axis.set_title(textwrap.fill(heading[0].upper() + heading[1:], 38), fontsize=8, loc="left")
             axis.tick_params(labelsize=7.5)
             axis.grid(axis="y", color="0.92", linewidth=0.6)
             axis.set_axisbelow(True)

@@ -106,9 +106,9 @@ def correlation_table(study: StudyData) -> Table:
         )
     where = "first phase (the warm start)" if warm_start else "last phase"
     notes = (
-        f"Pearson's correlation of the indicator at the end of the {where} with the test accuracy at the end of the "
-        f"last, over runs (label and seed); {NOTHING}: undefined, as one of the two is constant or there are fewer "
-        f"than {FEWEST_RUNS} runs. Runs of one label are no independent evidence, and a correlation no cause.",
+        f"Pearson's correlation, over runs (label and seed), of the indicator at the end of the {where} and the final "
+        f"test accuracy; {NOTHING}: undefined, as one of the two is constant or there are fewer than {FEWEST_RUNS} "
+        "runs. Runs of one label are no independent evidence, and a correlation no cause.",
     )
     return Table(
         f"Plasticity indicators and final accuracy of {describe(study)}",

@@ -213,7 +213,7 @@ def draw_line(axis: Any, line: Line, style: dict[str, Any], *, place: float = 0.
     return handle
 
 
-def limits(lines: Sequence[Line], settled: float = -math.inf) -> tuple[float, float]:
+def limits(lines: Sequence[Line], settled: float) -> tuple[float, float]:
     """Return the ends of a vertical axis that shows all bands, of the lower ends those from `settled` on."""
     spread = [np.nan_to_num(line.sd) for line in lines]
     low = min(_lowest((line.mean - sd)[line.x >= settled]) for line, sd in zip(lines, spread, strict=True))

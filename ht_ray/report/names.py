@@ -50,6 +50,7 @@ INDICATOR_TITLES = {
 }
 
 NOTHING = "–"
+MOST_DECIMALS = 6
 
 
 def worded(metric: str) -> str:
@@ -90,16 +91,23 @@ def shown_pair(metric: str, value: float, spread: float, *, sign: bool = False) 
 
 
 def shown_short(value: float, spread: float = math.nan) -> str:
-    """Return a number of any size, with its spread where that is known: four digits, and two of the spread.
+    """Return a number of any size in four digits, or, where its spread is known, in those that two digits of it leave.
 
     Examples
     --------
     >>> shown_short(0.00123456, 0.000117), shown_short(41.0), shown_short(math.nan)
-    ('0.001235 ± 0.00012', '41', '–')
+    ('0.00123 ± 0.00012', '41', '–')
+    >>> shown_short(6630.4, 277.1), shown_short(1.2346e-9, 1.7e-10)
+    ('6630 ± 277', '1.235e-09 ± 1.7e-10')
     """
     if not math.isfinite(value):
         return NOTHING
-    return f"{value:.4g} ± {spread:.2g}" if math.isfinite(spread) else f"{value:.4g}"
+    if not math.isfinite(spread):
+        return f"{value:.4g}"
+    decimals = max(1 - math.floor(math.log10(spread)), 0) if spread > 0 else MOST_DECIMALS + 1
+    if decimals > MOST_DECIMALS or abs(value) >= 1e6 or spread >= 1e6:
+        return f"{value:.4g} ± {spread:.2g}"
+    return f"{value:.{decimals}f} ± {spread:.{decimals}f}"
 
 
 def seeds_text(seeds: Sequence[Scalar]) -> str:

@@ -138,8 +138,8 @@ def _standard(sample: ArrayLike) -> NDArray[np.float64] | None:
     deviation = values - values.mean()
     # Squares of very small or large deviations would vanish or overflow.
     deviation /= np.abs(deviation).max()
-    deviation /= np.sqrt(deviation @ deviation)
-    return deviation
+    unit: NDArray[np.float64] = deviation / np.linalg.norm(deviation)
+    return unit
 
 
 def t_quantile(probability: float, degrees: int) -> float:

@@ -1,17 +1,22 @@
 """Study directories as a sweep writes them, made in the test."""
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
 
 @dataclass
 class Planned:
-    """A trial to write; `phases` holds the test accuracies of each phase, epoch by epoch."""
+    """A trial to write; `phases` holds the test accuracies of each phase, epoch by epoch, `measured` other columns so.
+
+    Epochs without a value of a measured column, NaN there, have no such key.
+    """
 
     label: str
     seed: int
@@ -21,6 +26,7 @@ class Planned:
     error: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     summary: Mapping[str, float | None] = field(default_factory=dict)
+    measured: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -32,15 +38,18 @@ def report_line(trial: Planned, index: int, of: int) -> str:
     before = sum(len(phase) for phase in trial.phases[:index])
     ends = [phase[-1] for phase in trial.phases[: index + 1]]
     known = [end for end in ends if end is not None]
-    epochs = [
+    epochs: list[dict[str, float | None]] = [
         {"step": before + epoch, "phase": index + 1, "epoch": epoch, "test_accuracy": value}
         for epoch, value in enumerate(trial.phases[index], start=1)
     ]
+    for name, values in trial.measured.items():
+        for row, value in zip(epochs, values[index], strict=True):
+            row |= {} if math.isnan(value) else {name: value}
     summary = {"average_accuracy": sum(known) / len(known) if known else None, "final_accuracy": ends[-1]}
     return json.dumps(
         {
             "index": index,
-            "curves": {"epoch": epochs, "phase": [{"step": index + 1, "test_accuracy": ends[-1]}]},
+            "curves": {"epoch": epochs, "phase": [{**epochs[-1], "step": index + 1}]},
             "summary": {**summary, **trial.summary},
             "progress": (index + 1) / of,
             "seconds": 2.0,
@@ -85,6 +94,20 @@ def write_study(tmp_path: Path) -> WriteStudy:
         return root
 
     return write
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures that are written, as matplotlib has them."""
+    figures: list[Any] = []
+    save = Figure.savefig
+
+    def keep(figure: Any, *arguments: Any, **options: Any) -> None:
+        figures.append(figure)
+        save(figure, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return figures
 
 
 @pytest.fixture
