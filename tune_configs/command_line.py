@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from ht_ray._checks import SettingError, SettingWarning
 from ht_ray.mechanisms import Tortoise
 from ht_ray.sweep import Study, SweepConfig, TrialSpec, check_before_ray, load_study_settings, run_study
-from ht_ray.vision import ImageData, MethodConfig, load_data
+from ht_ray.vision import ImageData, Method, load_data, make_model
 from tune_configs.settings import VisionSettings
-from tune_configs.vision_trial import stream_of
+from tune_configs.vision_trial import stream_of, trial_config
 
-__all__ = ["check_streams", "main", "schedule_warnings", "with_flag_names"]
+__all__ = ["check_streams", "main", "method_warnings", "schedule_warnings", "with_flag_names"]
 
 TSettings = TypeVar("TSettings", bound=VisionSettings)
 
@@ -148,7 +148,8 @@ def _run(name: str, settings: VisionSettings, run: SweepConfig, trials: Callable
     check_before_ray(run, name)
     data = _load(settings)
     check_streams(planned, data.train_labels, data.num_classes)
-    for sentence in schedule_warnings(planned, data.train_labels, data.num_classes):
+    said = method_warnings(planned, data.shape, data.num_classes)
+    for sentence in [*said, *schedule_warnings(planned, data.train_labels, data.num_classes)]:
         print(f"{name}.py: warning: {sentence}", file=sys.stderr)
     study = Study(
         name=name,
@@ -198,6 +199,26 @@ def check_streams(planned: Sequence[TrialSpec], labels: Tensor, num_classes: int
                 )
 
 
+def method_warnings(planned: Sequence[TrialSpec], shape: tuple[int, int, int], num_classes: int) -> list[str]:
+    """Return what the methods of the planned trials warn of on their networks, a sentence for each method.
+
+    Trials run in other processes, where nobody sees a warning, and where a refusal would come late.
+
+    Raises
+    ------
+    SettingError
+        If a method cannot act on the network.
+    """
+    sentences = []
+    for spec in {spec.label: spec for spec in planned}.values():
+        config = trial_config(spec.config)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", SettingWarning)
+            Method(config.method, make_model(config.model, shape=shape, num_classes=num_classes, seed=0), seed=0)
+        sentences += [f"{spec.label}: {warning.message}" for warning in caught]
+    return sentences
+
+
 def schedule_warnings(planned: Sequence[TrialSpec], labels: Tensor, num_classes: int) -> list[str]:
     """Return what `Tortoise` warns of in the phases of the planned trials, a sentence for each setting.
 
@@ -207,7 +228,7 @@ def schedule_warnings(planned: Sequence[TrialSpec], labels: Tensor, num_classes:
     told = set()
     for spec in planned:
         key = (spec.label, spec.settings["access"])
-        method = MethodConfig(**spec.config["method"])
+        method = trial_config(spec.config).method
         if key in told or not method.follows:
             continue
         told.add(key)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from ht_ray.vision import (
 )
 from ht_ray.vision import Diverged as LossDiverged
 
-__all__ = ["VisionTrial", "stream_of"]
+__all__ = ["TrialConfig", "VisionTrial", "stream_of", "trial_config"]
 
 _STATE = "state.pt"
 
@@ -40,9 +40,27 @@ def stream_of(config: dict[str, Any], labels: Tensor, num_classes: int) -> Strea
     return make_stream(labels, num_classes, stream, seed=config["seed"])
 
 
-def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    # What JSON made lists of.
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+class TrialConfig(NamedTuple):
+    """The parts of a trial's configuration, checked."""
+
+    model: ModelConfig
+    training: TrainingConfig
+    method: MethodConfig
+    indicators: IndicatorConfig
+
+
+def trial_config(config: dict[str, Any]) -> TrialConfig:
+    """Return the configurations in what `tune_configs.settings.VisionSettings.trial_config` made, or JSON of it."""
+
+    def values(name: str) -> dict[str, Any]:
+        return {key: tuple(value) if isinstance(value, list) else value for key, value in config[name].items()}
+
+    return TrialConfig(
+        ModelConfig(**values("model")),
+        TrainingConfig(**values("training")),
+        MethodConfig(**values("method")),
+        IndicatorConfig(**values("indicators")),
+    )
 
 
 class VisionTrial:
@@ -62,26 +80,25 @@ class VisionTrial:
         self.data = ImageData.from_arrays(shared)
         seed = config["seed"]
         self.stream = stream_of(config, self.data.train_labels, self.data.num_classes)
-        training = TrainingConfig(**_tuples(config["training"]))
-        method = MethodConfig(**_tuples(config["method"]))
+        parts = trial_config(config)
         device = config["device"]
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.strategy = make_strategy(
             make_model(
-                ModelConfig(**_tuples(config["model"])),
+                parts.model,
                 shape=self.data.shape,
                 num_classes=self.data.num_classes,
                 seed=seed,
             ).to(device),
             self.data,
-            method=method,
-            training=training,
+            method=parts.method,
+            training=parts.training,
             seed=seed,
             device=device,
-            indicators=IndicatorConfig(**_tuples(config["indicators"])),
+            indicators=parts.indicators,
         )
-        augment = method.training(training, self.data.shape).augment
+        augment = parts.method.training(parts.training, self.data.shape).augment
         self.benchmark = stream_benchmark(self.data, self.stream, augment=augment)
         self.phase = 0
 

@@ -102,7 +102,8 @@ def fit(
     forward
         Called in place of `model` in training, e.g. ``torch.compile(model)``.
     indicators
-        Which plasticity indicators of `model` (the hare) are measured, and how often; default none. They leave no trace.
+        Which plasticity indicators of `model` (the hare) are measured, and how often; none by default. They leave no
+        trace.
     checkpoint
         A file to write after every phase, and to continue from when it exists.
     on_epoch
@@ -230,7 +231,7 @@ def fit(
                 "test_loss": tested.loss,
                 "test_accuracy": tested.accuracy,
             }
-            if measuring is not None and (measuring.due(epoch) or epoch == phase.epochs):
+            if measuring is not None and measuring.due(epoch, last=epoch == phase.epochs):
                 row.update(measuring.measure())
             rows.append(row)
             if on_epoch is not None:

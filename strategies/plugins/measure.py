@@ -108,8 +108,8 @@ class MeasurePlugin(OrderedPlugin, supports_distributed=True):  # type: ignore[c
             "test_accuracy": tested.accuracy,
         }
         if self.indicators is not None:
-            last = epoch == strategy.train_epochs
-            if last or self.indicators.due(epoch):
+            self.indicators.module = strategy.model
+            if self.indicators.due(epoch, last=epoch == strategy.train_epochs):
                 row.update(self.indicators.measure())
         self.rows.append(row)
         if self.on_epoch is not None:

@@ -70,7 +70,7 @@ class MechanismPlugin(OrderedPlugin):
         self.kind(probe, **settings)  # wrong settings are refused here, not at the first experience
 
     def __init_subclass__(cls, supports_distributed: bool = True, **kwargs: Any) -> None:
-        super().__init_subclass__(supports_distributed=supports_distributed, **kwargs)  # type: ignore[call-arg]
+        super().__init_subclass__(supports_distributed=supports_distributed, **kwargs)
         cls.rank = cls.kind.rank
 
     def __getstate__(self) -> dict[str, Any]:
@@ -211,7 +211,8 @@ class SelfDistillationPlugin(MechanismPlugin):
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
         if find_tortoise(strategy) is None:
             raise SettingError(
-                "SelfDistillationPlugin: the strategy has no teacher: put an EMAPlugin or a HareTortoisePlugin beside it."
+                "SelfDistillationPlugin: the strategy has no teacher: put an EMAPlugin or a HareTortoisePlugin beside "
+                "it."
             )
 
 
