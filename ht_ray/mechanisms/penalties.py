@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.optim import Optimizer
 
 from ht_ray._checks import SettingError, check_choice, check_number
@@ -19,9 +20,32 @@ from ht_ray.mechanisms.weight_copy import WeightCopy
 __all__ = ["L2", "Regenerative", "SpectralDecoupling"]
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    # A sum of squares that is rounded to 16 bits has two or three digits.
-    return tensor.float() if tensor.element_size() < 4 else tensor
+class _Deviation(torch.autograd.Function):
+    """Sum of ``|w - anchor| ** power`` over all parameters; without anchors, of ``|w| ** power``.
+
+    A few kernels for the whole network, in both directions, where autograd's own would be several for each parameter.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, power: int, anchors: list[Tensor] | None, *parameters: Tensor) -> Tensor:
+        deviations = parameters if anchors is None else torch._foreach_sub(parameters, anchors)
+        ctx.power = power
+        ctx.save_for_backward(*deviations)
+        # A sum that is rounded to 16 bits has two or three digits.
+        wide = [d.float() if d.element_size() < 4 else d for d in deviations]
+        norms = torch.stack(torch._foreach_norm(wide, power))
+        return norms.square().sum() if power == 2 else norms.sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        slopes = torch._foreach_sign(ctx.saved_tensors) if ctx.power == 1 else ctx.saved_tensors
+        return (None, None, *torch._foreach_mul(slopes, gradient * ctx.power))
+
+
+def _deviation(power: int, anchors: list[Tensor] | None, parameters: list[Tensor]) -> Tensor:
+    total: Tensor = _Deviation.apply(power, anchors, *parameters)
+    return total
 
 
 class L2(Mechanism):
@@ -82,8 +106,8 @@ class L2(Mechanism):
         """Return ``strength * sum(w ** 2)`` with ``coupling="loss"``."""
         if self.coupling != "loss" or not self.strength:
             return None
-        squares = [_wide(p).square().sum() for p in self._parameters if p.requires_grad]
-        return self.strength * torch.stack(squares).sum() if squares else None
+        trained = [p for p in self._parameters if p.requires_grad]
+        return self.strength * _deviation(2, None, trained) if trained else None
 
     @torch.no_grad()
     def before_step(self, optimizer: Optimizer) -> None:
@@ -136,7 +160,8 @@ class SpectralDecoupling(Mechanism):
         """Return the penalty on logits ``(B, K)``."""
         if not self.strength:
             return None
-        return self.strength / 2 * _wide(outputs).square().flatten(1).sum(1).mean()
+        wide = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        return self.strength / 2 * wide.square().flatten(1).sum(1).mean()
 
 
 class Regenerative(Mechanism):
@@ -243,11 +268,9 @@ class Regenerative(Mechanism):
         if self.coupling != "loss" or not self.strength:
             return None
         anchor = self._anchor()
-        power = torch.abs if self.norm == "l1" else torch.square
-        terms = [
-            power(_wide(p) - anchor[name].to(p.device)).sum() for p, name in self._names.items() if p.requires_grad
-        ]
-        return self.strength * torch.stack(terms).sum() if terms else None
+        trained = [p for p in self._names if p.requires_grad]
+        anchors = [anchor[self._names[p]].to(p.device) for p in trained]
+        return self.strength * _deviation(1 if self.norm == "l1" else 2, anchors, trained) if trained else None
 
     @torch.no_grad()
     def before_step(self, optimizer: Optimizer) -> None:

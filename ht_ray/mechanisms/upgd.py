@@ -25,6 +25,7 @@ class _Before(NamedTuple):
     values: list[Tensor]
     lr: float | Tensor
     utilities: list[Tensor]
+    corrections: list[float]
 
 
 def _decoupled_decay(optimizer: Optimizer, group: Mapping[str, Any]) -> Any:
@@ -140,13 +141,13 @@ class UPGD(Mechanism):
             utilities = [self.utilities[name] for name in names]
             gradients: list[Tensor] = [p.grad for p in parameters if p.grad is not None]
             torch._foreach_mul_(utilities, self.utility_decay)
-            torch._foreach_add_(utilities, torch._foreach_mul(gradients, parameters), alpha=self.utility_decay - 1)
+            torch._foreach_addcmul_(utilities, gradients, parameters, value=self.utility_decay - 1)
             for name in names:
                 self.updates[name] += 1
             corrections = [1 - self.utility_decay ** self.updates[name] for name in names]
             lr, decay = group["lr"], _decoupled_decay(optimizer, group)
             values = torch._foreach_mul(parameters, 1 - lr * decay) if decay else [p.clone() for p in parameters]
-            self._before.append(_Before(parameters, list(values), lr, list(torch._foreach_div(utilities, corrections))))
+            self._before.append(_Before(parameters, list(values), lr, utilities, corrections))
 
     @torch.no_grad()
     def after_step(self, optimizer: Optimizer, tortoise: Tortoise | None = None) -> None:
@@ -165,22 +166,31 @@ class UPGD(Mechanism):
         self.steps += 1
 
     def _gate(self, groups: list[_Before]) -> None:
-        everything = [utility for group in groups for utility in group.utilities if utility.numel()]
-        largest = torch.stack(torch._foreach_max(everything)).max()
+        maxima: list[Tensor] = []
+        for group in groups:
+            filled = [(u, c) for u, c in zip(group.utilities, group.corrections, strict=True) if u.numel()]
+            if filled:
+                utilities, corrections = map(list, zip(*filled, strict=True))
+                maxima += torch._foreach_div(torch._foreach_max(utilities), corrections)
+        if not maxima:
+            return
+        largest = torch.stack(maxima).max()
         # Nothing but a zero is replaced; the tiny number sends 0 / 0 to 0, and negative utilities to a gate of 1.
         largest = torch.where(largest == 0, torch.finfo(largest.dtype).tiny, largest)
         noise = self._noise(groups) if self.noise else None
         for group in groups:
-            gates = torch._foreach_div(group.utilities, largest)
-            torch._foreach_neg_(gates)
+            # 1 - sigmoid(x) as sigmoid(-x)
+            gates = torch._foreach_div(group.utilities, [-correction for correction in group.corrections])
+            torch._foreach_div_(gates, largest)
             torch._foreach_sigmoid_(gates)
-            change = torch._foreach_sub(group.parameters, group.values)
+            # In place on the parameters: temporaries of the network's size would cost more than the arithmetic.
+            torch._foreach_sub_(group.parameters, group.values)
             if noise is not None:
                 drawn = [next(noise).view_as(p).to(p.dtype) for p in group.parameters]
                 torch._foreach_mul_(drawn, group.lr * self.noise)
-                torch._foreach_sub_(change, drawn)
-            torch._foreach_mul_(change, gates)
-            torch._foreach_copy_(group.parameters, torch._foreach_add(group.values, change))
+                torch._foreach_sub_(group.parameters, drawn)
+            torch._foreach_mul_(group.parameters, gates)
+            torch._foreach_add_(group.parameters, group.values)
 
     def _noise(self, groups: list[_Before]) -> Iterator[Tensor]:
         # One draw for all parameters: a generator and a kernel for each would cost more than the step.

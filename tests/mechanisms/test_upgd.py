@@ -197,15 +197,14 @@ def test_each_parameters_average_is_corrected_by_its_own_count() -> None:
     net = nn.ModuleDict({"early": nn.Linear(1, 1, bias=False), "late": nn.Linear(1, 1, bias=False)})
     for parameter in net.parameters():
         parameter.data.fill_(1.0)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)  # weights of 1 and slopes of -1: all utilities are 1
     method = UPGD(net, utility_decay=0.9, noise=0.0)
     for step in range(4):
         net["early"].weight.grad = torch.full((1, 1), -1.0)
         net["late"].weight.grad = torch.full((1, 1), -1.0) if step == 3 else None
-        method.before_step(optimizer)
-        utilities = [u.item() for group in method._before for u in group.utilities]
-        method.after_step(optimizer)
-    assert utilities == pytest.approx([1.0, 1.0])
+        optimizer.param_groups[0]["lr"] = float(step == 3)
+        gated(method, optimizer)
+    assert [p.item() for p in net.parameters()] == pytest.approx([2 - sigmoid(np.array(1.0))] * 2)
 
 
 def test_units_that_are_grown_keep_the_old_ones_utility() -> None:
