@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from ht_ray.report.study import Scalar, StudyData
 
 __all__ = [
+    "INDICATOR_TITLES",
     "NOTHING",
     "describe",
     "indicator_title",
@@ -40,8 +41,12 @@ INDICATOR_TITLES = {
     "effective_rank": "effective rank of the features",
     "stable_rank": "stable rank of the features",
     "dormant_ratio": "dormant units (share)",
+    "dead_unit_ratio": "units that never fire (share)",
     "gradient_norm": "gradient norm",
     "hessian_max": "largest Hessian eigenvalue",
+    **{f"hessian_{rank}": f"Hessian eigenvalue {rank}" for rank in range(2, 11)},
+    "hessian_min": "smallest Hessian eigenvalue seen",
+    "hessian_residual": "error bound of the Hessian eigenvalues",
     "gradient_cosine": "cosine between samples' gradients (mean)",
     "gradient_interference": "conflicting gradients (share of pairs)",
     "probe_loss": "probe: loss reached (nats)",
@@ -63,8 +68,8 @@ def indicator_title(name: str) -> str:
 
     Examples
     --------
-    >>> indicator_title("dormant_ratio"), indicator_title("hessian_2")
-    ('dormant units (share)', 'hessian 2')
+    >>> indicator_title("dormant_ratio"), indicator_title("my_number")
+    ('dormant units (share)', 'my number')
     """
     return INDICATOR_TITLES.get(name) or f"{worded(name)}{shown_unit(name)[1]}"
 

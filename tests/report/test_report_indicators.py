@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ht_ray._checks import SettingError
+from ht_ray.diagnostics.indicators import INDICATORS
 from ht_ray.report import (
     MissingDataError,
     correlation,
@@ -20,7 +21,7 @@ from ht_ray.report import (
     load_study,
     write_report,
 )
-from ht_ray.report.names import shown_short
+from ht_ray.report.names import INDICATOR_TITLES, shown_short
 
 NAN = math.nan
 
@@ -62,6 +63,10 @@ def test_columns_that_are_no_usual_ones_are_indicators(write_study, measured_tri
     assert load_study(write_study([planned("A", 0, [[0.5]], measured=usual)], name="usual")).indicator_names == ()
     names = load_study(write_study(measured_trials)).indicator_names
     assert set(names) == {"srank", "hessian_max", "my_number", "dead"}
+
+
+def test_every_indicator_that_is_measured_has_a_title():
+    assert set(INDICATORS) == set(INDICATOR_TITLES)
 
 
 def test_panels_show_means_at_phase_ends_and_deviations(write_study, measured_trials, drawn, tmp_path):
