@@ -220,7 +220,7 @@ def _sample_gradients(module: nn.Module, inputs: Inputs, labels: Tensor, loss: L
     try:
         # Fused attention has no rule for vmap.
         with sdpa_kernel(SDPBackend.MATH):
-            gradients = vmap(grad(sample_loss), in_dims=(None, 0, 0))(parameters, inputs, labels)
+            gradients: dict[str, Tensor] = vmap(grad(sample_loss), in_dims=(None, 0, 0))(parameters, inputs, labels)
     except RuntimeError as error:
         if "vmap" not in str(error):
             raise

@@ -33,7 +33,12 @@ INDICATOR_GROUPS: dict[str, tuple[str, ...]] = {
     "features": ("zero_activation_ratio", "srank", "effective_rank", "stable_rank"),
     "units": ("dormant_ratio", "dead_unit_ratio"),
     "gradients": ("zero_gradient_ratio", "gradient_norm"),
-    "curvature": ("hessian_max", *(f"hessian_{i}" for i in range(2, _MOST_EIGENVALUES + 1)), "hessian_min"),
+    "curvature": (
+        "hessian_max",
+        *(f"hessian_{i}" for i in range(2, _MOST_EIGENVALUES + 1)),
+        "hessian_min",
+        "hessian_residual",
+    ),
     "covariance": ("gradient_cosine", "gradient_interference"),
     "probe": ("probe_loss", "probe_baseline", "probe_gap"),
 }
@@ -53,6 +58,7 @@ INDICATORS: dict[str, str] = {
     "hessian_max": "Largest Hessian eigenvalue",
     **{f"hessian_{i}": f"Hessian eigenvalue {i}" for i in range(2, _MOST_EIGENVALUES + 1)},
     "hessian_min": "Smallest Hessian eigenvalue seen",
+    "hessian_residual": "Largest error bound of the Hessian eigenvalues",
     "gradient_cosine": "Cosine between samples' gradients",
     "gradient_interference": "Interfering pairs of samples",
     "probe_loss": "Loss reached on new labels",
@@ -265,6 +271,7 @@ class Indicators:
             largest = INDICATOR_GROUPS["curvature"][: config.eigenvalues]
             values |= dict(zip(largest, curvature.values, strict=False))  # a tiny network has fewer
             values["hessian_min"] = curvature.smallest
+            values["hessian_residual"] = curvature.residuals.max()
         if "covariance" in config.names:
             covariance = gradient_covariance(
                 self.module, inputs, labels, samples=config.covariance_samples, loss=self.loss

@@ -1,0 +1,114 @@
+"""Dormant units of networks whose units are known."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ht_ray._checks import SettingError
+from ht_ray.diagnostics import activation_recorder, dormant_ratios
+from ht_ray.mechanisms.crelu import CReLU
+
+
+def _scaling(factors: list[float], activation: nn.Module) -> nn.Sequential:
+    """A layer whose unit i returns factor i times the only input."""
+    linear = nn.Linear(1, len(factors), bias=False)
+    with torch.no_grad():
+        linear.weight.copy_(torch.tensor(factors)[:, None])
+    return nn.Sequential(OrderedDict(linear=linear, act=activation))
+
+
+def test_hand_built_units():
+    # Mean 1; scores 0 (never fires), 0.02, 0.1 and 3.88.
+    net = _scaling([-5.0, 0.02, 0.1, 3.88], nn.ReLU())
+    ratios = dormant_ratios(net, torch.ones(6, 1), (0.0, 0.025, 0.11, 4.0))
+    assert [ratios[tau]["act"].item() for tau in (0.0, 0.025, 0.11, 4.0)] == [0.25, 0.5, 0.75, 1.0]
+    assert ratios[0.0]["all"].item() == 0.25
+
+
+def test_all_counts_units_not_layers():
+    net = nn.Sequential(_scaling([1.0, -1.0], nn.ReLU()), nn.Linear(2, 6), nn.ReLU())
+    with torch.no_grad():
+        net[1].weight.fill_(-1.0)
+        net[1].bias.zero_()
+    ratios = dormant_ratios(net, torch.ones(3, 1), (0.0,))[0.0]
+    assert {name: ratio.item() for name, ratio in ratios.items()} == {"0.act": 0.5, "2": 1.0, "all": 7 / 8}
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (5, 3, 4, 4), (5, 3, 2, 2, 2)])
+def test_units_are_along_dimension_1(shape):
+    x = torch.randn(shape)
+    net = nn.Sequential(nn.Tanh())
+    with activation_recorder(net) as record:
+        net(x[:2])
+        net(x[2:])
+    expected = np.abs(np.tanh(x.numpy())).mean(axis=tuple(d for d in range(x.dim()) if d != 1))
+    assert record.means()["0"].numpy() == pytest.approx(expected, rel=1e-6)
+
+
+def test_units_of_tokens_are_along_the_last_dimension():
+    x = torch.randn(5, 7, 3)
+    net = nn.Sequential(nn.GELU())
+    with activation_recorder(net) as record:
+        net(x)
+    assert record.means()["0"].numpy() == pytest.approx(nn.GELU()(x).abs().mean((0, 1)).numpy(), rel=1e-6)
+
+
+@pytest.mark.parametrize(("dim", "shape"), [(1, (6, 4)), (1, (6, 4, 3, 3)), (-1, (6, 5, 4))])
+def test_a_crelu_unit_is_silent_only_where_its_input_is(dim, shape):
+    x = torch.randn(shape)
+    x.movedim(dim, 0)[1] = 0.0
+    net = nn.Sequential(CReLU(dim))
+    with activation_recorder(net) as record:
+        net(x)
+    mean = record.means()["0"]
+    expected = x.movedim(dim, 0).flatten(1).abs().mean(1) / 2
+    assert mean.numpy() == pytest.approx(expected.numpy(), rel=1e-6)
+    assert dormant_ratios(net, x, (0.0,))[0.0]["all"].item() == 0.25
+
+
+def test_a_module_used_twice_is_two_layers():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide = nn.Linear(2, 5)
+            self.act = nn.ReLU(inplace=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.act(self.wide(self.act(x)))
+
+    net = Twice()
+    x = torch.randn(8, 2)
+    first = x.relu()
+    second = net.wide(first).relu()
+    with activation_recorder(net) as record:
+        for part in x.clone().split(3):
+            net(part)
+    means = record.means()
+    assert means["act"].numpy() == pytest.approx(first.mean(0).numpy(), rel=1e-6)
+    assert means["act#2"].numpy() == pytest.approx(second.mean(0).detach().numpy(), rel=1e-6)
+
+
+def test_chunks_change_nothing():
+    net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 8), nn.Tanh())
+    x = torch.randn(10, 3)
+    assert dormant_ratios(net, x, (0.3,), chunk_size=3) == dormant_ratios(net, x, (0.3,))
+
+
+def test_values_that_are_not_finite_and_networks_without_activations():
+    net = nn.Sequential(nn.ReLU())
+    assert torch.isnan(dormant_ratios(net, torch.tensor([[1.0, float("nan")]]))[0.0]["all"])
+    assert torch.isnan(dormant_ratios(nn.Linear(2, 2), torch.ones(1, 2))[0.1]["all"])
+    with pytest.raises(SettingError, match="thresholds = -1"):
+        dormant_ratios(net, torch.ones(1, 2), (-1.0,))
+
+
+def test_hooks_are_taken_off_after_an_error():
+    net = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    with pytest.raises(RuntimeError, match="shapes"):
+        dormant_ratios(net, torch.ones(1, 3))
+    assert all(not part._forward_hooks and not part._forward_pre_hooks for part in net.modules())
