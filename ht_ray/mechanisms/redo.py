@@ -49,7 +49,7 @@ class ReDo(Mechanism):
         The network.
     threshold
         Of the score, at least 0, which recycles only units that are exactly silent. Default 0.025 (Sokar et al., for
-        DQN with its default replay ratio; 0.1 in their other experiments).
+        DQN as published; 0.1 in their other experiments).
     interval
         Units are recycled after every so many epochs or steps. Default 5 (arXiv 2406.02596); None means never.
     unit
