@@ -167,13 +167,11 @@ def gradient_covariance(
     """
     check_number("gradient_covariance: samples", samples, low=2, integer=True)
     check_number("gradient_covariance: chunk_size", chunk_size, low=1, integer=True)
-    first = slice(0, samples)
-    inputs, labels = take(inputs, first), labels[first]
-    number = len(labels)
+    number = min(len(labels), samples)
     check_number("gradient_covariance: samples in the batch", number, low=2, integer=True)
-    gram = torch.zeros(number, number, dtype=accumulator(labels.device), device=labels.device)
     with measuring(module):
-        blocks = list(chunks(inputs, chunk_size))
+        gram = torch.zeros(number, number, dtype=accumulator(labels.device), device=labels.device)
+        blocks = list(chunks(take(inputs, slice(0, number)), chunk_size))
         for i, (row_inputs, rows) in enumerate(blocks):
             row_gradients = _sample_gradients(module, row_inputs, labels[rows], loss)
             for j, (column_inputs, columns) in enumerate(blocks[i:], start=i):
@@ -205,7 +203,7 @@ def _norm(gradients: list[Tensor], device: torch.device) -> Tensor:
     if not gradients:
         return torch.zeros((), device=device)
     norms = [torch.linalg.vector_norm(gradient, dtype=accumulator(gradient.device)) for gradient in gradients]
-    return torch.linalg.vector_norm(torch.stack([norm.to(device) for norm in norms]))
+    return torch.stack([norm.to(device) for norm in norms]).square().sum().sqrt()
 
 
 def _sample_gradients(module: nn.Module, inputs: Inputs, labels: Tensor, loss: Loss) -> list[Tensor]:
@@ -218,7 +216,7 @@ def _sample_gradients(module: nn.Module, inputs: Inputs, labels: Tensor, loss: L
         return loss(widened(outputs), label.unsqueeze(0))
 
     try:
-        # Fused attention has no rule for vmap.
+        # Fused attention has no batching rule: vmap would run it sample by sample, and warn.
         with sdpa_kernel(SDPBackend.MATH):
             gradients: dict[str, Tensor] = vmap(grad(sample_loss), in_dims=(None, 0, 0))(parameters, inputs, labels)
     except RuntimeError as error:

@@ -240,6 +240,8 @@ class Indicators:
         """Return whether to measure after `epoch`, counted from 1: each ``config.every``, and the last of a phase."""
         return self.config.every > 0 and (last or epoch % self.config.every == 0)
 
+    # Not in inference mode, whose tensors no gradient can pass through.
+    @torch.inference_mode(False)
     def measure(self) -> dict[str, float]:
         """Return the value of every indicator of the configured groups, by its name in `INDICATORS`.
 

@@ -160,10 +160,10 @@ def test_several_inputs():
     class Pair(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.backbone, self.head = nn.Bilinear(3, 2, 6), nn.Sequential(nn.ReLU(), nn.Linear(6, 2))
+            self.backbone, self.head = nn.Linear(5, 6), nn.Sequential(nn.ReLU(), nn.Linear(6, 2))
 
         def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-            return self.head(self.backbone(a, b))
+            return self.head(self.backbone(torch.cat([a, b], dim=1)))
 
     inputs = (torch.randn(16, 3), torch.randn(16, 2))
     config = IndicatorConfig(samples=10, names=tuple(INDICATOR_GROUPS), probe_steps=2, chunk_size=4)
