@@ -62,8 +62,8 @@ class ContinualBackprop(Mechanism):
     module
         The network.
     replacement_rate
-        Share of the mature units that is replaced per step, in [0, 1]. Default 1e-4 (the authors' code: 1e-4 to 1e-6 for
-        permuted MNIST, 3e-4 for binary ImageNet, 1e-5 for CIFAR-100); 0 means never.
+        Share of the mature units that is replaced per step, in [0, 1]. Default 1e-4 (the authors' code: 1e-4 to 1e-6
+        for permuted MNIST, 3e-4 for binary ImageNet, 1e-5 for CIFAR-100); 0 means never.
     maturity
         Age in steps above which a unit may be replaced. Default 100 (their code; 1000 for CIFAR-100).
     utility_decay
@@ -123,6 +123,10 @@ class ContinualBackprop(Mechanism):
         self.utilities: dict[str, Tensor] = {}
         self.ages: dict[str, Tensor] = {}
         self.due: dict[str, float] = {}
+        #: By activation: how often new weights were drawn for its layer, and whose were used since.
+        self.draws: dict[str, int] = {}
+        self.used: dict[str, Tensor] = {}
+        self._drawn: dict[str, dict[str, Tensor]] = {}
         self._units: UnitMap | None = None
         self._seen: dict[str, Tensor] = {}
         self._follow()
@@ -139,10 +143,14 @@ class ContinualBackprop(Mechanism):
         self.utilities = {h.name: _grown(self.utilities.get(h.name), h.units, torch.float32) for h in self.hidden}
         self.ages = {h.name: _grown(self.ages.get(h.name), h.units, torch.int64) for h in self.hidden}
         self.due = {h.name: self.due.get(h.name, 0.0) for h in self.hidden}
+        self.draws = {h.name: self.draws.get(h.name, 0) for h in self.hidden}
+        self.used = {h.name: _grown(self.used.get(h.name), h.units, torch.bool) for h in self.hidden}
 
     def begin_phase(self) -> None:
         """Find the network's units anew: known ones keep utility and age, new ones start at 0."""
         self._follow()
+        for hidden in self.hidden:
+            self._draw_anew(hidden.name)  # the layers may have other inputs now
 
     def watching(self) -> AbstractContextManager[Any]:
         """Return a context around the training forward pass, which looks at the activations."""
@@ -201,12 +209,23 @@ class ContinualBackprop(Mechanism):
         utility = self.utilities[hidden.name].to(magnitude.device, magnitude.dtype)
         self.utilities[hidden.name] = utility.lerp_((magnitude * contribution).sum(0), 1.0 - self.utility_decay)
 
+    def _draw_anew(self, name: str) -> None:
+        self.draws[name] += 1
+        self.used[name].zero_()
+        self._drawn.pop(name, None)
+
     def _replace(self, hidden: HiddenUnits, units: Tensor, optimizer: Optimizer, tortoise: Tortoise | None) -> None:
-        draw = derive_seed(self.seed, f"continual backprop: fresh units of {hidden.name}", self.steps)
-        fresh = fresh_weights(self.module.get_submodule(hidden.incoming), seed=draw)
-        recycle(self.module, hidden, units, fresh, tortoise, optimizer)
-        self.utilities[hidden.name][units] = 0.0
-        self.ages[hidden.name][units] = 0
+        name = hidden.name
+        # Initialisers draw whole layers, which costs more than a step: each row is used once before the next draw.
+        if bool(self.used[name][units].any()):
+            self._draw_anew(name)
+        if name not in self._drawn:
+            draw = derive_seed(self.seed, f"continual backprop: fresh units of {name}", self.draws[name])
+            self._drawn[name] = fresh_weights(self.module.get_submodule(hidden.incoming), seed=draw)
+        recycle(self.module, hidden, units, self._drawn[name], tortoise, optimizer)
+        self.used[name][units] = True
+        self.utilities[name][units] = 0.0
+        self.ages[name][units] = 0
         self.replacements += len(units)
 
     def state_dict(self) -> dict[str, Any]:
@@ -215,6 +234,8 @@ class ContinualBackprop(Mechanism):
             "utilities": {name: utility.clone() for name, utility in self.utilities.items()},
             "ages": {name: age.clone() for name, age in self.ages.items()},
             "due": dict(self.due),
+            "draws": dict(self.draws),
+            "used": {name: used.clone() for name, used in self.used.items()},
             "steps": self.steps,
             "replacements": self.replacements,
         }
@@ -235,4 +256,7 @@ class ContinualBackprop(Mechanism):
         self.utilities = {name: utility.clone() for name, utility in state["utilities"].items()}
         self.ages = {name: age.cpu().clone() for name, age in state["ages"].items()}
         self.due = {name: float(due) for name, due in state["due"].items()}
+        self.draws = {name: int(draws) for name, draws in state["draws"].items()}
+        self.used = {name: used.cpu().clone() for name, used in state["used"].items()}
+        self._drawn.clear()
         self.steps, self.replacements = int(state["steps"]), int(state["replacements"])

@@ -172,6 +172,23 @@ def test_replacement_touches_the_units_alone_on_both_networks_and_in_the_optimis
     assert net[0].weight[units].abs().max() <= 0.5
 
 
+def test_no_two_units_get_the_same_new_weights() -> None:
+    net = make()
+    seen: list[Tensor] = []
+    method = ContinualBackprop(net, replacement_rate=0.2, maturity=4)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    for step in range(60):
+        if step == 30:
+            method.begin_phase()
+        with method.watching():
+            net(torch.randn(8, 4))
+        method.after_step(optimizer)
+        seen += list(net[0].weight[method.ages["2"] == 0].detach().clone())
+    assert len(seen) > 60
+    assert len(torch.stack(seen).unique(dim=0)) == len(seen)
+    assert 3 < method.draws["2"] < len(seen) / 4, "rows of a draw are used before the next"
+
+
 @pytest.mark.parametrize("setting", [{"replacement_rate": 0.0}, {"maturity": 10**6}])
 def test_off_is_bit_identical_to_plain_training_dropout_included(setting: dict) -> None:
     plain, other = make(), make()
@@ -221,14 +238,19 @@ def test_a_forward_pass_that_was_not_watched_is_told() -> None:
 
 
 def test_utilities_are_float32_under_autocast() -> None:
-    net = make()
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
     method = ContinualBackprop(net, utility_decay=0.0)
-    batch = torch.randn(64, 4)
+    batch = torch.randn(4096, 4)
     with method.watching(), torch.autocast("cpu", dtype=torch.bfloat16):
         net(batch)
-    net.eval()
     method.after_step(torch.optim.SGD(net.parameters()))
-    assert {utility.dtype for utility in method.utilities.values()} == {torch.float32}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        narrow = net[:2](batch)
+    assert narrow.dtype == torch.bfloat16
+    wanted = narrow.double().mean(0) * net[2].weight.double().abs().sum(0)
+    assert method.utilities["1"].dtype == torch.float32
+    torch.testing.assert_close(method.utilities["1"].double(), wanted, rtol=1e-5, atol=0.0)
 
 
 @pytest.mark.parametrize("at", [7, 23])
@@ -250,7 +272,8 @@ def test_a_resumed_run_continues_bit_for_bit(at: int) -> None:
     train(part, resumed, 30, start=at, optimizer=optimizer)
     assert_same(whole, part)
     left, right = method.state_dict(), resumed.state_dict()
-    assert (left["due"], left["steps"], left["replacements"]) == (right["due"], right["steps"], right["replacements"])
+    for name in ("due", "draws", "steps", "replacements"):
+        assert left[name] == right[name]
     assert all(torch.equal(utility, right["utilities"][name]) for name, utility in left["utilities"].items())
     assert kept[2]["steps"] == at, "the saved state is not the running one's"
 
