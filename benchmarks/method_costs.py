@@ -54,7 +54,7 @@ def random_data(shape: tuple[int, int, int], count: int) -> ImageData:
 
     labels = torch.randint(0, 10, (count,), generator=draw)
     mean, std = (0.5,) * shape[0], (0.25,) * shape[0]
-    return ImageData("random", images(count), labels, images(2), labels[:2], 10, mean, std)
+    return ImageData("random", images(count), labels, images(2), labels[:2], tuple("0123456789"), mean, std)
 
 
 def seconds_per_iteration(name: str, network: str) -> float:

@@ -129,7 +129,7 @@ class _StudyFields:
     fresh_optimizer: bool = True
     """Whether the optimiser starts afresh at each phase."""
     augment: str | None = None
-    """none, crop (pad by 4, crop), or crop_flip (and mirror)."""
+    """none, crop (pad by 4, or by 1 for digits, and crop), or crop_flip (and mirror)."""
     precision: str = "fp32"
     """fp32, or bf16 for autocast."""
     channels_last: bool = False

@@ -17,7 +17,7 @@ def random_crop_flip(
     images: Tensor,
     *,
     generator: torch.Generator,
-    padding: int = 4,
+    padding: int | None = None,
     flip: bool = True,
     fill: Tensor | None = None,
 ) -> Tensor:
@@ -31,7 +31,8 @@ def random_crop_flip(
         Where crops and flips are drawn. One on the CPU draws the same for images on every device, and its draws travel
         to a GPU without waiting for it; one on the images' device saves the transfer.
     padding
-        Pixels added on each side.
+        Pixels added on each side. None is the paper's 4, and for images smaller than its, whose content a shift by 4
+        would push out, an eighth of their smaller side: 1 for digits of 8x8.
     flip
         Whether to flip. The crops are the same with and without.
     fill
@@ -60,6 +61,8 @@ def random_crop_flip(
     >>> augmented.shape, augmented.dtype
     (torch.Size([2, 3, 8, 8]), torch.uint8)
     """
+    if padding is None:
+        padding = min(4, round(min(images.shape[2:]) / 8)) if images.dim() == 4 else 0
     check_number("random_crop_flip: padding", padding, low=0, integer=True)
     places = 2 * padding + 1
     # One draw, and so one transfer, holds an image's row, column and flip.

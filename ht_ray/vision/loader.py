@@ -54,7 +54,7 @@ class InMemoryLoader:
     batch_size
         Samples per batch. Default 256.
     augment
-        ``"none"``, ``"crop"`` (pad by 4 and crop) or ``"crop_flip"`` (and mirror), drawn for each image.
+        ``"none"``, ``"crop"`` (pad and crop) or ``"crop_flip"`` (and mirror), drawn for each image.
     seed, phase
         Position of the draws, see `ht_ray.mechanisms.generator`.
     channels_last

@@ -111,8 +111,11 @@ class Method:
             method.begin_phase()
             if phase > 0:
                 method.apply(self._treated, optimizer)
+        # A head may have been added: its weights are initial ones, and the tortoise's.
+        for method in self.reinitialisers.values():
+            method.begin_phase()
         if self.tortoise is not None:
-            self.tortoise.weights.sync(self.tortoise.hare)  # a head may have been added
+            self.tortoise.weights.sync(self.tortoise.hare)
         for mechanism in self.mechanisms.values():
             mechanism.begin_phase()
 

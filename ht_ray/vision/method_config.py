@@ -102,7 +102,7 @@ class MethodSettings:
     """L2: decay apart from the gradient, as AdamW's, or a penalty in the loss (take a strength of about 1e-4)."""
     augmentation: str | None = None
     """Augmentation: crop or crop_flip; by default crop_flip for colour images and crop for others (digits)."""
-    spectral_strength: float = 1e-3
+    spectral_strength: float = 0.01
     """Spectral decoupling: factor of the penalty on the logits."""
     regenerative_strength: float = 1e-3
     """Regenerative regularisation (L2 Init): factor of the penalty on the distance to the initial weights."""

@@ -37,7 +37,7 @@ class TrainingConfig:
     fresh_optimizer
         Whether the optimiser starts afresh at each phase.
     augment
-        ``"none"``, ``"crop"`` (pad by 4, crop) or ``"crop_flip"`` (and mirror).
+        ``"none"``, ``"crop"`` (pad, crop) or ``"crop_flip"`` (and mirror).
     precision
         ``"fp32"``, or ``"bf16"`` for autocast with float32 weights.
     channels_last

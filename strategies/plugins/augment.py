@@ -23,7 +23,7 @@ class AugmentPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignor
     Parameters
     ----------
     kind
-        ``"crop"`` (pad by 4 and crop) or ``"crop_flip"`` (and mirror). Default ``"crop_flip"``.
+        ``"crop"`` (pad and crop) or ``"crop_flip"`` (and mirror). Default ``"crop_flip"``.
     fill
         Value of each channel that images are padded with: what a black pixel is after normalisation. Default 0.
     seed

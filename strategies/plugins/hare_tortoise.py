@@ -120,6 +120,10 @@ class HareTortoisePlugin(OrderedPlugin, supports_distributed=True):  # type: ign
                 steps = len(strategy.dataloader)
         tortoise.begin_phase(steps_per_epoch=steps, epochs=strategy.train_epochs)
 
+    def begun(self, strategy: Any) -> None:
+        assert self.tortoise is not None
+        self.tortoise.weights.sync(strategy.model)
+
     def enter_network(self, strategy: Any) -> None:
         assert self.tortoise is not None
         self._best.watch(strategy, self.tortoise)

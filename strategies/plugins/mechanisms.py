@@ -160,7 +160,7 @@ class SpectralDecouplingPlugin(MechanismPlugin):
 
     kind = SpectralDecoupling
 
-    def __init__(self, *, strength: float = 1e-3) -> None:
+    def __init__(self, *, strength: float = 0.01) -> None:
         super().__init__(strength=strength)
 
 

@@ -32,6 +32,8 @@ class OrderedPlugin(SupervisedPlugin):
         self._acting = tuple(sorted(plugins, key=lambda plugin: plugin.rank))
         for plugin in sorted(plugins, key=lambda plugin: plugin.begin_rank):
             plugin.begin(strategy)
+        for plugin in self._acting:
+            plugin.begun(strategy)
 
     def before_forward(self, strategy: Any, **kwargs: Any) -> None:
         for plugin in self._acting:
@@ -59,6 +61,9 @@ class OrderedPlugin(SupervisedPlugin):
 
     def begin(self, strategy: Any) -> None:
         """Act before an experience."""
+
+    def begun(self, strategy: Any) -> None:
+        """Act before an experience, once all have acted: a head may have been added to the model."""
 
     def enter_network(self, strategy: Any) -> None:
         """Act before the network computes a training batch."""

@@ -73,9 +73,11 @@ class ReinitialisePlugin(OrderedPlugin):
             if plugin is not None:
                 tortoise = plugin.attach(strategy.model)
             mechanism.apply(tortoise if self.reinitialise_tortoise else None, strategy.optimizer)
-            if tortoise is not None:
-                tortoise.weights.sync(strategy.model)  # a head may have been added
         self.experiences += 1
+
+    def begun(self, strategy: Any) -> None:
+        if self.mechanism is not None:
+            self.mechanism.begin_phase()
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and counters to continue from."""

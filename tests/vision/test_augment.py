@@ -161,3 +161,10 @@ def test_gpu_draws_and_computes_what_the_cpu_does_without_waiting():
         torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(out.cpu(), wanted)
     assert local.shape == images.shape
+
+
+@pytest.mark.parametrize(("side", "padding"), [(8, 1), (28, 4), (32, 4), (64, 4), (3, 0)])
+def test_small_images_are_shifted_by_less(side, padding) -> None:
+    images = pixels(6, 2, side, side)
+    wanted = random_crop_flip(images, generator=torch.Generator().manual_seed(3), padding=padding)
+    assert torch.equal(random_crop_flip(images, generator=torch.Generator().manual_seed(3)), wanted)

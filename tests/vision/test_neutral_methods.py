@@ -1,0 +1,101 @@
+"""A method whose setting reads "off" trains as plain training does, bit for bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ht_ray.vision import (
+    ContinualConfig,
+    ImageData,
+    MethodConfig,
+    ModelConfig,
+    TrainingConfig,
+    fit,
+    make_model,
+    make_stream,
+)
+
+NEUTRAL = [
+    MethodConfig("ema", momentum=0.8),
+    MethodConfig("hare_tortoise", momentum=0.8, reset_interval=None),
+    MethodConfig("shrink_perturb", ratio=0.0, noise=0.0),
+    MethodConfig("l2", l2_strength=0.0),
+    MethodConfig("l2", l2_strength=0.0, l2_coupling="loss"),
+    MethodConfig("spectral_decoupling", spectral_strength=0.0),
+    MethodConfig("regenerative", regenerative_strength=0.0),
+    MethodConfig("regenerative", regenerative_strength=0.0, regenerative_coupling="decoupled"),
+    MethodConfig("self_distillation", momentum=0.8, distillation_strength=0.0),
+    MethodConfig("redo", redo_interval=None),
+    MethodConfig("continual_backprop", cbp_replacement_rate=0.0),
+    MethodConfig("optimizer_reset", optimizer_reset_interval=None),
+    MethodConfig("adam", adam_eps=1e-8, adam_betas=(0.9, 0.999)),
+    MethodConfig("weight_clipping", weight_clipping_factor=None),
+]
+NEUTRAL.append(
+    MethodConfig(
+        "hare_tortoise+l2+spectral_decoupling+regenerative+self_distillation+redo+continual_backprop+optimizer_reset"
+        "+adam+weight_clipping+shrink_perturb",
+        momentum=0.8,
+        reset_interval=None,
+        ratio=0.0,
+        l2_strength=0.0,
+        spectral_strength=0.0,
+        regenerative_strength=0.0,
+        distillation_strength=0.0,
+        redo_interval=None,
+        cbp_replacement_rate=0.0,
+        optimizer_reset_interval=None,
+        adam_eps=1e-8,
+        adam_betas=(0.9, 0.999),
+        weight_clipping_factor=None,
+    )
+)
+
+
+def data() -> ImageData:
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.randint(3, (60,), generator=draw)
+    images = torch.randint(0, 256, (60, 1, 6, 6), dtype=torch.uint8, generator=draw)
+    return ImageData("random", images, labels, images[:20], labels[:20], ("a", "b", "c"), (0.5,), (0.25,))
+
+
+def trained(method: MethodConfig) -> tuple[list[float], dict[str, torch.Tensor]]:
+    images = data()
+    stream = make_stream(images.train_labels, 3, ContinualConfig(phases=3, epochs=2), seed=0)
+    model = make_model(ModelConfig("mlp", hidden=(8, 6), dropout=0.2), shape=images.shape, num_classes=3, seed=0)
+    # The optimiser starts afresh at each phase, where Shrink & Perturb clears its state anyway.
+    training = TrainingConfig(batch_size=8, learning_rate=0.01)
+    rows = fit(model, images, stream, method=method, training=training, seed=0)
+    return [row["train_loss"] for row in rows], {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("method", NEUTRAL, ids=lambda method: f"{len(method.parts)}-{method.name[:30]}")
+def test_off_is_plain(method: MethodConfig) -> None:
+    losses, weights = trained(MethodConfig("plain"))
+    own_losses, own_weights = trained(method)
+    assert own_losses == losses
+    assert [name for name in weights if not torch.equal(weights[name], own_weights[name])] == []
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        MethodConfig("l2"),
+        MethodConfig("spectral_decoupling"),
+        MethodConfig("regenerative"),
+        MethodConfig("self_distillation", momentum=0.8),
+        MethodConfig("redo", redo_threshold=0.9, redo_interval=1),
+        MethodConfig("continual_backprop", cbp_replacement_rate=0.2, cbp_maturity=2),
+        MethodConfig("optimizer_reset"),
+        MethodConfig("adam"),
+        MethodConfig("weight_clipping", weight_clipping_factor=0.5),
+        MethodConfig("plasticity_injection"),
+        MethodConfig("upgd"),
+        MethodConfig("augment"),
+    ],
+    ids=lambda method: method.name,
+)
+def test_on_is_not(method: MethodConfig) -> None:
+    losses, _ = trained(MethodConfig("plain"))
+    assert trained(method)[0] != losses
