@@ -96,9 +96,9 @@ class IndicatorConfig:
     samples: int = 512
     """Training samples in the fixed batch; 512 is the paper's least."""
     names: tuple[str, ...] = ("weights", "features", "units", "gradients")
-    """Groups of indicators: weights, features, units, gradients; and, at a higher price: curvature (about 50 steps of
-    training on the fixed batch, and as many copies of the network held), covariance (of single samples' gradients),
-    probe (`probe_steps` of training)."""
+    """Groups of indicators: weights, features, units, gradients; and, at a higher price: curvature (at most
+    `hessian_iterations` products, each a few times the price of a training step on the fixed batch, and as many copies
+    of the network held), covariance (of single samples' gradients), probe (`probe_steps` of training)."""
     srank_delta: float = 0.01
     """Share of the sum of singular values that srank leaves out."""
     dormant_threshold: float = 0.025
