@@ -14,7 +14,7 @@ from ht_ray._checks import SettingError, did_you_mean
 from ht_ray.report.curves import integer_ticks, lines_caption
 from ht_ray.report.drawing import Figure, PathLike, title, write_figure
 from ht_ray.report.lines import MANY, Line, draw_line, line_styles, lines_of
-from ht_ray.report.names import indicator_title
+from ht_ray.report.names import indicator_title, shown_indicators
 from ht_ray.report.study import MissingDataError, StudyData
 
 __all__ = ["indicator_curves"]
@@ -41,7 +41,8 @@ def indicator_curves(study: StudyData, *paths: PathLike, names: Sequence[str] | 
     *paths
         Where to write the figure, each in the format of its suffix.
     names
-        The indicators to draw, in this order: columns of the trials' curves. Default: all that were measured.
+        The indicators to draw, in this order: columns of the trials' curves. Default: all that were
+        measured, but the second to last eigenvalues and what the probe's gap is the difference of.
 
     Raises
     ------
@@ -62,7 +63,7 @@ def indicator_curves(study: StudyData, *paths: PathLike, names: Sequence[str] | 
     panels: dict[str, list[Line]] = {}
     drawn: dict[str, list[Line]] = {}
     empty: set[str] = set()
-    for name in known if names is None else names:
+    for name in shown_indicators(study) if names is None else names:
         lines, without = lines_of(study, curve, name, None, sparse=True)
         empty.update(without)
         if lines:

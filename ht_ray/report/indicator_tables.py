@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from ht_ray.report.names import NOTHING, describe, indicator_title, shown_short, shown_unit
+from ht_ray.report.names import NOTHING, describe, indicator_title, shown_indicators, shown_short, shown_unit
 from ht_ray.report.statistics import correlation, estimate
 from ht_ray.report.study import MissingDataError, StudyData, TrialData, group, seed_values
 from ht_ray.report.tables import Cell, Column, Table, context_of, own_n, problem_notes, rows_of, seeds_cell
@@ -38,7 +38,7 @@ def indicator_table(study: StudyData) -> Table:
     groups = {str(key[0]): trials for key, trials in group(study).items()}
     cells = {label: [Cell(label, (label,)), seeds_cell(trials)] for label, trials in groups.items()}
     columns = [Column("method", ("label",)), Column("seeds", ("seeds_finished", "seeds_planned"))]
-    for name in study.indicator_names:
+    for name in shown_indicators(study):
         factor, _ = shown_unit(name)
         found = {}
         for label, trials in groups.items():
@@ -87,7 +87,7 @@ def correlation_table(study: StudyData) -> Table:
     runs = [trial for trial in study.trials if trial.finished and _phases(trial) >= (2 if warm_start else 1)]
     final = np.array([_at_phase_end(trial, "test_accuracy", -1) for trial in runs])
     cells: dict[str, list[Cell]] = {}
-    for name in study.indicator_names:
+    for name in shown_indicators(study):
         values = np.array([_at_phase_end(trial, name, row) for trial in runs])
         both = np.isfinite(values) & np.isfinite(final)
         n = int(both.sum())

@@ -13,6 +13,7 @@ __all__ = [
     "describe",
     "indicator_title",
     "seeds_text",
+    "shown_indicators",
     "shown_number",
     "shown_pair",
     "shown_short",
@@ -54,6 +55,9 @@ INDICATOR_TITLES = {
     "probe_gap": "probe: loss above a fresh network (nats; more is worse)",
 }
 
+# What the other indicators of its group already say: in a study's files and TensorBoard, but not in its report.
+DETAILS = {*(f"hessian_{rank}" for rank in range(2, 11)), "hessian_residual", "probe_loss", "probe_baseline"}
+
 NOTHING = "–"
 MOST_DECIMALS = 6
 
@@ -72,6 +76,12 @@ def indicator_title(name: str) -> str:
     ('dormant units (share)', 'my number')
     """
     return INDICATOR_TITLES.get(name) or f"{worded(name)}{shown_unit(name)[1]}"
+
+
+def shown_indicators(study: StudyData) -> tuple[str, ...]:
+    """Return the indicators of a report: all that were measured but the further eigenvalues and the probe's parts."""
+    known = study.indicator_names
+    return tuple(name for name in known if name not in DETAILS) or known
 
 
 def shown_unit(metric: str) -> tuple[float, str]:

@@ -246,3 +246,20 @@ def test_short_numbers_lose_less_than_their_spread(value, spread):
     mean, deviation = shown_short(value, spread).split(" ± ")
     assert float(deviation) == pytest.approx(spread, rel=0.051)
     assert float(mean) == pytest.approx(value, rel=5.1e-4, abs=0.051 * spread)
+
+
+def test_parts_of_an_indicator_are_not_reported(planned, write_study, drawn, tmp_path):
+    measured = {
+        name: [[NAN, value]] * 2 for value, name in enumerate(["hessian_max", "hessian_2", "probe_gap", "probe_loss"])
+    }
+    trials = [planned("Plain", seed, [[0.1, 0.2]] * 2, "plain", measured=measured) for seed in range(2)]
+    study = load_study(write_study(trials))
+    assert study.indicator_names == tuple(measured)
+    kept = ["largest Hessian eigenvalue", "probe: loss above a fresh network (nats; more is worse)"]
+    table = indicator_table(study).to_csv()
+    assert "hessian_max" in table and "probe_gap" in table
+    assert "hessian_2" not in table and "probe_loss" not in table
+    indicator_curves(study, tmp_path / "shown.png")
+    assert len(by_title(drawn[0])) == len(kept)
+    indicator_curves(study, tmp_path / "asked.png", names=["hessian_2"])
+    assert len(by_title(drawn[1])) == 1
