@@ -61,10 +61,12 @@ class MethodStrategy(Plain):
 
     def training_state(self) -> dict[str, Any]:
         """Return what is needed to continue after an experience, for ``torch.save`` and ``weights_only`` loading."""
+        names, groups = {p: name for name, p in self.model.named_parameters()}, self.optimizer.param_groups
         return {
             "experiences": self.clock.train_exp_counter,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "parameters": [[names[parameter] for parameter in group["params"]] for group in groups],
             "plugins": [plugin.state_dict() for plugin in self.plugins if isinstance(plugin, _STATEFUL)],
             "indicators": self._indicators.state_dict() if self._indicators is not None else {},
             "rows": list(self.measured),
@@ -77,6 +79,10 @@ class MethodStrategy(Plain):
             if isinstance(plugin, ReinitialisePlugin):
                 plugin.rebuild(saved, self.model)
         self.model.load_state_dict(state["model"])
+        # The order in which the optimiser met its parameters, some of which may have been added in training.
+        parameters = dict(self.model.named_parameters())
+        for group, names in zip(self.optimizer.param_groups, state["parameters"], strict=True):
+            group["params"] = [parameters[name] for name in names]
         # Avalanche clears the optimiser's state the first time it looks at it: let it look before.
         self.make_optimizer(reset_optimizer_state=True)
         self.optimizer.load_state_dict(state["optimizer"])

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from avalanche.training.plugins import SupervisedPlugin
 
-from ht_ray._checks import check_choice, check_number
+from ht_ray._checks import SettingError, check_choice, check_number
 from ht_ray.mechanisms import generator
 from ht_ray.vision.augment import random_crop_flip
+from ht_ray.vision.loader import InMemoryLoader
 
 __all__ = ["AugmentPlugin"]
 
@@ -18,7 +19,8 @@ __all__ = ["AugmentPlugin"]
 class AugmentPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """Random crop and flip of each image of a training batch, on the device (arXiv 2406.02596, appendix A.4).
 
-    For pipelines with a loader of their own; `strategies.InMemoryLoading` augments by itself, and draws the same.
+    For pipelines with a loader of their own; `strategies.InMemoryLoading` augments by itself, and draws the same. It
+    acts before the network is called, so that all plugins see the augmented batch, wherever they stand in the list.
 
     Parameters
     ----------
@@ -32,7 +34,7 @@ class AugmentPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignor
     Raises
     ------
     SettingError
-        If a setting is not accepted.
+        If a setting is not accepted; in training, if batches are no images, or the strategy's loader augments already.
     """
 
     def __init__(self, *, kind: str = "crop_flip", fill: Sequence[float] | None = None, seed: int = 0) -> None:
@@ -47,11 +49,19 @@ class AugmentPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignor
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_draw": None}  # made anew at each epoch
 
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        loader = getattr(strategy.dataloader, "loader", None)
+        if isinstance(loader, InMemoryLoader) and loader.augment != "none":
+            raise SettingError(
+                f"AugmentPlugin: the strategy's loader has augment = {loader.augment!r} already: accepted is one of "
+                "the two."
+            )
+
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         epoch = strategy.clock.train_exp_epochs + 1
         self._draw = generator(self.seed, "augmentation", strategy.clock.train_exp_counter, epoch)
 
-    def before_forward(self, strategy: Any, **kwargs: Any) -> None:
+    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         assert self._draw is not None
         images = strategy.mbatch[0]
         fill = None if self.fill is None else torch.tensor(self.fill, dtype=images.dtype, device=images.device)

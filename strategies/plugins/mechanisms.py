@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from typing import Any, ClassVar, Literal
 
+from avalanche.models import IncrementalClassifier, MultiHeadClassifier
 from avalanche.models.utils import is_multi_task_module
-from torch import nn
+from torch import Tensor, nn
 
-from ht_ray._checks import SettingError
+from ht_ray._checks import SettingError, SettingWarning
 from ht_ray.mechanisms import (
     L2,
     UPGD,
@@ -21,6 +23,7 @@ from ht_ray.mechanisms import (
     SelfDistillation,
     SpectralDecoupling,
     WeightClipping,
+    isolated_rng,
 )
 from strategies.loading import InMemoryLoading
 from strategies.plugins.hare_tortoise import find_tortoise
@@ -40,18 +43,31 @@ __all__ = [
 ]
 
 
+#: Of `ht_ray.mechanisms.find_units`, or what returns them for the model as it is, once it has grown.
+UnitLayers = Sequence[Any] | Callable[[nn.Module], Sequence[Any]]
+
+
 class MechanismPlugin(OrderedPlugin):
     """Calls a `ht_ray.mechanisms.Mechanism` at its moments; base of the plugins below.
 
     The mechanism is made before the first experience, when the model and its initial weights are there. Several act in
     the order of their rank, wherever they stand in the list of plugins.
 
+    An experience is a phase, and so is each sub-experience of an online stream: epochs are counted anew in it, so count
+    intervals in steps there. A warning says when an interval is longer than an experience. If the network raises while
+    the mechanism looks at it, its hooks are gone when training or evaluation starts again (or by `restore`).
+
     Parameters
     ----------
     reinitialise_tortoise
         Whether the tortoise, if the strategy has one, is treated as the model is. Default True.
     **settings
-        Of the mechanism.
+        Of the mechanism; ``layers`` may be a function of the model, called before each experience.
+
+    Raises
+    ------
+    SettingError
+        If a setting is out of its range; before the first experience, if the mechanism cannot act on the model.
     """
 
     kind: ClassVar[type[Mechanism]]
@@ -64,14 +80,17 @@ class MechanismPlugin(OrderedPlugin):
         #: The mechanism; None before the first experience.
         self.mechanism: Mechanism | None = None
         self._watching = ExitStack()
+        self._warned = False
         if "layers" in settings:
             settings = {**settings, "layers": None}  # names that a probe does not have
-        probe = nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1))
-        self.kind(probe, **settings)  # wrong settings are refused here, not at the first experience
+        with isolated_rng():  # the user's next model is what it would have been
+            probe = nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1))
+            self.kind(probe, **settings)  # wrong settings are refused here, not at the first experience
 
     def __init_subclass__(cls, supports_distributed: bool = True, **kwargs: Any) -> None:
         super().__init_subclass__(supports_distributed=supports_distributed, **kwargs)
-        cls.rank = cls.kind.rank
+        if hasattr(cls, "kind"):
+            cls.rank = cls.kind.rank
 
     def __getstate__(self) -> dict[str, Any]:
         # Between batches, where alone a strategy can be saved, nothing is on the stack.
@@ -79,22 +98,42 @@ class MechanismPlugin(OrderedPlugin):
 
     def attach(self, model: nn.Module) -> Mechanism:
         """Return the mechanism over `model`, made now (from its present weights as the initial ones) if needed."""
+        settings = self.settings
+        if callable(settings.get("layers")):
+            settings = {**settings, "layers": settings["layers"](model)}
         if self.mechanism is None:
-            self.mechanism = self.kind(model, **self.settings)
+            self.mechanism = self.kind(model, **settings)
         self.mechanism.module = model
+        if isinstance(self.mechanism, (ContinualBackprop, ReDo)):
+            self.mechanism.layers = settings["layers"]
         return self.mechanism
+
+    def restore(self) -> None:
+        """Take off the hooks that an exception in the network left there."""
+        self._watching.close()
 
     def _tortoise(self, strategy: Any) -> Any:
         plugin = find_tortoise(strategy)
         return plugin.tortoise if plugin is not None and self.reinitialise_tortoise else None
 
+    def before_eval(self, strategy: Any, **kwargs: Any) -> None:
+        self.restore()
+
     def begin(self, strategy: Any) -> None:
-        self._watching.close()  # what an exception in the network left open
+        self.restore()
         self.attach(strategy.model).begin_phase()
+        interval, epochs = self.settings.get("interval"), strategy.train_epochs
+        if self.settings.get("unit") == "epochs" and interval is not None and interval > epochs and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{type(self).__name__}: interval = {interval} epochs, and an experience has {epochs}: it never acts, "
+                f"as epochs are counted anew in each. Take an interval of at most {epochs}, or unit='steps'.",
+                SettingWarning,
+                stacklevel=2,
+            )
 
     def enter_network(self, strategy: Any) -> None:
         assert self.mechanism is not None
-        self._watching.close()
         plugin = find_tortoise(strategy)
         several = is_multi_task_module(strategy.model)
         inputs = (strategy.mb_x, strategy.mb_task_id) if several else strategy.mb_x
@@ -108,9 +147,14 @@ class MechanismPlugin(OrderedPlugin):
 
     def add_loss(self, strategy: Any) -> None:
         assert self.mechanism is not None
-        term = self.mechanism.loss(strategy.mb_output)
+        term = self.mechanism.loss(self.outputs(strategy))
         if term is not None:
             strategy.loss = strategy.loss + term
+
+    def outputs(self, strategy: Any) -> Tensor:
+        """Return the logits of the batch, as the mechanism is to see them."""
+        logits: Tensor = strategy.mb_output
+        return logits
 
     def prepare_step(self, strategy: Any) -> None:
         assert self.mechanism is not None
@@ -139,7 +183,10 @@ class L2Plugin(MechanismPlugin):
 
     Parameters
     ----------
-    strength, coupling
+    strength
+        As in `ht_ray.mechanisms.L2`. Default 0.1, that of `ht_ray.vision.MethodConfig`; with coupling ``"loss"`` take
+        about 1e-4.
+    coupling
         As in `ht_ray.mechanisms.L2`.
     """
 
@@ -152,6 +199,8 @@ class L2Plugin(MechanismPlugin):
 class SpectralDecouplingPlugin(MechanismPlugin):
     """Spectral decoupling: a penalty on the logits (Pezeshki et al. 2021, arXiv 2011.09468).
 
+    Logits that Avalanche's heads mask, which are a large constant, take no part.
+
     Parameters
     ----------
     strength
@@ -162,6 +211,19 @@ class SpectralDecouplingPlugin(MechanismPlugin):
 
     def __init__(self, *, strength: float = 0.01) -> None:
         super().__init__(strength=strength)
+        self._masked: set[float] = set()
+
+    def begin(self, strategy: Any) -> None:
+        super().begin(strategy)
+        heads = (IncrementalClassifier, MultiHeadClassifier)
+        parts = [part for part in strategy.model.modules() if isinstance(part, heads)]
+        self._masked = {float(part.mask_value) for part in parts if part.masking}
+
+    def outputs(self, strategy: Any) -> Tensor:
+        logits = super().outputs(strategy)
+        for value in self._masked:
+            logits = logits.masked_fill(logits == value, 0.0)
+        return logits
 
 
 class RegenerativePlugin(MechanismPlugin):
@@ -251,8 +313,11 @@ class ContinualBackpropPlugin(MechanismPlugin):
 
     Parameters
     ----------
-    replacement_rate, maturity, utility_decay, seed, layers
+    replacement_rate, maturity, utility_decay, seed
         As in `ht_ray.mechanisms.ContinualBackprop`.
+    layers
+        As there, or a function that returns them for the model, called before each experience. Models with a head for
+        each task cannot be traced: name all their heads.
     reinitialise_tortoise
         As in `MechanismPlugin`.
     """
@@ -266,7 +331,7 @@ class ContinualBackpropPlugin(MechanismPlugin):
         maturity: int = 100,
         utility_decay: float = 0.99,
         seed: int = 0,
-        layers: Sequence[Any] | None = None,
+        layers: UnitLayers | None = None,
         reinitialise_tortoise: bool = True,
     ) -> None:
         super().__init__(
@@ -284,8 +349,10 @@ class ReDoPlugin(MechanismPlugin):
 
     Parameters
     ----------
-    threshold, interval, unit, batches, seed, layers
+    threshold, interval, unit, batches, seed
         As in `ht_ray.mechanisms.ReDo`.
+    layers
+        As in `ContinualBackpropPlugin`.
     reinitialise_tortoise
         As in `MechanismPlugin`.
     """
@@ -300,7 +367,7 @@ class ReDoPlugin(MechanismPlugin):
         unit: Literal["epochs", "steps"] = "epochs",
         batches: int = 4,
         seed: int = 0,
-        layers: Sequence[Any] | None = None,
+        layers: UnitLayers | None = None,
         reinitialise_tortoise: bool = True,
     ) -> None:
         super().__init__(
@@ -312,6 +379,10 @@ class ReDoPlugin(MechanismPlugin):
             seed=seed,
             layers=layers,
         )
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        assert isinstance(self.mechanism, ReDo)
+        self.mechanism.batches.clear()  # images are not written into checkpoints
 
 
 class OptimizerResetPlugin(MechanismPlugin):

@@ -10,7 +10,7 @@ from avalanche.benchmarks import OnlineCLExperience
 from torch import nn
 
 from ht_ray._checks import SettingWarning, check_choice, check_number
-from ht_ray.mechanisms import HeadReset, PlasticityInjection, ShrinkPerturb
+from ht_ray.mechanisms import HeadReset, InjectedHead, PlasticityInjection, ShrinkPerturb
 from strategies.plugins.hare_tortoise import find_tortoise
 from strategies.plugins.ordered import OrderedPlugin
 
@@ -180,7 +180,8 @@ class PlasticityInjectionPlugin(ReinitialisePlugin, supports_distributed=True): 
     """Plasticity injection before experiences, from the second on (Nikishin et al. 2023, arXiv 2305.15555).
 
     The head is frozen and a new one is added whose contribution is 0 at first; the optimiser is told. Predictions are
-    the same before and after.
+    the same before and after. The optimiser's groups list the frozen parameters, too, as Avalanche wants it: they have
+    no gradients, so that no step changes them.
 
     Parameters
     ----------
@@ -218,6 +219,19 @@ class PlasticityInjectionPlugin(ReinitialisePlugin, supports_distributed=True): 
 
     def _make(self, model: nn.Module) -> PlasticityInjection:
         return PlasticityInjection(model, **self.settings)
+
+    def begin(self, strategy: Any) -> None:
+        super().begin(strategy)
+        # Avalanche adds parameters that its optimiser does not know before the next experience, fails where it cannot
+        # guess the group, and follows those that grow by their names: so the optimiser is to know all of them now.
+        lists = {p: group["params"] for group in strategy.optimizer.param_groups for p in group["params"]}
+        assert isinstance(self.mechanism, PlasticityInjection)
+        head = strategy.model.get_submodule(self.mechanism.head)
+        if isinstance(head, InjectedHead):
+            older = head.frozen.grown if isinstance(head.frozen, InjectedHead) else head.frozen
+            for grown, *frozen in zip(*(part.parameters() for part in (head.grown, head.offset, older)), strict=True):
+                lists[grown].extend(parameter for parameter in frozen if parameter not in lists)
+        strategy.optimized_param_id = dict(strategy.model.named_parameters())
 
     def rebuild(self, state: Mapping[str, Any], model: nn.Module) -> None:
         if state["mechanism"]:
