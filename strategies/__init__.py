@@ -7,6 +7,7 @@ from strategies.benchmark import ImagePool, PoolDataset, stream_benchmark
 from strategies.checkpoint import load_strategy, save_strategy
 from strategies.loading import InMemoryLoading
 from strategies.methods import MethodStrategy, make_strategy, method_plugins
+from strategies.metrics import PlasticityIndicators, indicator_metrics
 from strategies.plugins import (
     AugmentPlugin,
     ContinualBackpropPlugin,
@@ -53,6 +54,7 @@ __all__ = [
     "OrderedPlugin",
     "PhaseTrainingPlugin",
     "Plain",
+    "PlasticityIndicators",
     "PlasticityInjectionPlugin",
     "PoolDataset",
     "ReDoPlugin",
@@ -64,6 +66,7 @@ __all__ = [
     "SpectralDecouplingPlugin",
     "UPGDPlugin",
     "WeightClippingPlugin",
+    "indicator_metrics",
     "load_strategy",
     "make_strategy",
     "method_plugins",
