@@ -224,3 +224,112 @@ def test_a_state_of_other_methods_is_refused(saved: str, loaded: str) -> None:
     state = start(saved)[1].state_dict()
     with pytest.raises(ValueError, match=re.escape(f"{loaded!r} has")):
         start(loaded)[1].load_state_dict(state)
+
+
+class Hidden(Net):
+    """With a layer of units that can be recycled after an injection, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4), nn.BatchNorm1d(4), nn.ReLU())
+
+
+def test_the_order_at_each_moment_is_fixed(monkeypatch) -> None:
+    torch.manual_seed(0)
+    net = Hidden()
+    name = (
+        "optimizer_reset+redo+continual_backprop+weight_clipping+upgd+self_distillation+regenerative+l2"
+        "+spectral_decoupling+plasticity_injection+head_reset+shrink_perturb+hare_tortoise"
+    )
+    method = Method(MethodConfig(name, redo_unit="steps", redo_interval=1), net, seed=0)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
+    calls: list[str] = []
+
+    def record(part: object, called: str, moment: str) -> None:
+        original = getattr(part, moment)
+
+        def noted(*arguments, **named):
+            calls.append(called)
+            return original(*arguments, **named)
+
+        monkeypatch.setattr(part, moment, noted)
+
+    assert method.tortoise is not None
+    for called, reinitialiser in method.reinitialisers.items():
+        record(reinitialiser, called, "apply")
+    for moment in ("loss", "before_step", "after_step", "end_epoch"):
+        for called, mechanism in method.mechanisms.items():
+            record(mechanism, called, moment)
+    record(method.tortoise, "tortoise", "step")
+    record(method.tortoise, "tortoise", "end_epoch")
+
+    begin(method, 1, optimizer)
+    assert calls == ["shrink_perturb", "head_reset", "plasticity_injection"]
+    calls.clear()
+    terms = ["l2", "spectral_decoupling", "regenerative", "self_distillation"]
+    batch = torch.randn(8, 3)
+    method.before_forward(batch)
+    with method.watching():
+        outputs = net(batch)
+    method.loss(outputs.sum(), outputs).backward()
+    assert calls[:4] == terms
+    calls.clear()
+    method.before_step(optimizer)
+    assert calls[0] == "l2" and calls.index("regenerative") < calls.index("upgd")
+    optimizer.step()
+    calls.clear()
+    method.after_step(optimizer, batch)
+    acting = [call for call in calls if call not in terms]
+    assert acting == ["upgd", "weight_clipping", "tortoise", "continual_backprop", "redo", "optimizer_reset"]
+    calls.clear()
+    method.end_epoch(optimizer, last=False)
+    assert calls[0] == "tortoise" and calls.index("redo") < calls.index("optimizer_reset")
+
+
+def test_a_new_head_can_be_reset_to_its_own_initial_weights() -> None:
+    net, method, optimizer = start("head_reset+plasticity_injection")
+    begin(method, 0, optimizer)
+    begin(method, 1, optimizer)
+    first = values_of(net)
+    added = [name for name in first if ".grown." in name]
+    assert added
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(1.0)
+    begin(method, 2, optimizer)
+    assert_same(first, values_of(net), added)
+
+
+@pytest.mark.parametrize("part", ["crelu", "layer_norm"])
+def test_an_architecture_must_be_that_of_the_network(part) -> None:
+    with pytest.raises(SettingError, match=r"make_model\(method\.model"):
+        Method(MethodConfig(part), Net(), seed=0)
+
+
+def test_a_state_of_more_methods_is_refused() -> None:
+    _, method, _ = start("l2+upgd")
+    _, other, _ = start("l2")
+    with pytest.raises(ValueError, match=r"\['l2', 'upgd'\].*'l2' has \['l2'\]"):
+        other.load_state_dict(method.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"l2_strength": -1}, "l2_strength = -1"),
+        ({"redo_interval": 0}, "redo_interval = 0"),
+        ({"redo_unit": "epoch"}, "Did you mean 'epochs'"),
+        ({"adam_betas": (0.9, 1.0)}, "adam_betas = 1.0"),
+        ({"adam_betas": (0.9,)}, "two numbers"),
+        ({"augmentation": "flip"}, "augmentation = 'flip'"),
+        ({"regenerative_norm": "L1"}, "regenerative_norm = 'L1'"),
+        ({"cbp_replacement_rate": 1.5}, "cbp_replacement_rate = 1.5"),
+        ({"weight_clipping_factor": 0}, "weight_clipping_factor = 0"),
+        ({"name": "ema+self_distillation"}, "leave 'ema' out"),
+        ({"name": "l2_init+regenerative"}, "given twice"),
+        ({"name": "upgdd"}, "Did you mean 'upgd'"),
+    ],
+)
+def test_settings_of_every_method_are_checked(chosen, message) -> None:
+    with pytest.raises(SettingError, match=re.escape(message)):
+        MethodConfig(**{"name": "plain", **chosen})
