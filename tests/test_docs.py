@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import shlex
@@ -15,8 +16,10 @@ import pytest
 import torch
 
 from ht_ray._checks import SettingWarning
+from ht_ray.diagnostics import INDICATOR_GROUPS, INDICATORS, IndicatorConfig
 from ht_ray.mechanisms import Tortoise, half_life
 from ht_ray.sweep import SweepConfig
+from ht_ray.vision import METHODS, MethodConfig, MethodSettings, display_name, method_parts
 from tune_configs import ablation, command_line, continual
 from tune_configs.settings import PRESETS
 
@@ -231,3 +234,89 @@ def test_table_of_data_sets() -> None:
             preset["batch_size"],
         )
         assert augment.replace(" and ", "_") == preset["augment"]
+
+
+def rows_of_code(document: str) -> list[list[str]]:
+    """Return the cells of all table rows whose first cell is one name in backticks, without these."""
+    lines = (ROOT / "docs" / document).read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
+    return [[row[0].strip("`"), *row[1:]] for row in rows if re.fullmatch(r"`\w+`", row[0])]
+
+
+def test_table_of_methods() -> None:
+    _, *rows = table("methods.md", "| name | method")
+    assert [row[0].strip("`") for row in rows] == list(METHODS)
+    headings = re.findall(r"^## (.+)$", (ROOT / "docs" / "methods.md").read_text(encoding="utf-8"), re.MULTILINE)
+    for row in rows:
+        title = display_name(row[0].strip("`"))
+        assert re.match(r"\[(.+?)\]", row[1])[1] == title  # type: ignore[index]
+        assert title in headings
+
+
+def test_methods_plugins_are_named_as_they_are() -> None:
+    import strategies
+
+    _, *rows = table("methods.md", "| name | method")
+    for row in rows:
+        for plugin in re.findall(r"`(\w+Plugin)`", row[4]):
+            assert hasattr(strategies, plugin), f"{row[0]}: {plugin}"
+    shown = re.findall(r"`(\w+Plugin)`", " ".join(cell for row in table("avalanche.md", "| plugin") for cell in row))
+    bases = {"MechanismPlugin", "OrderedPlugin", "ReinitialisePlugin", "MeasurePlugin"}
+    assert set(shown) == {name for name in strategies.__all__ if name.endswith("Plugin")} - bases
+
+
+def test_settings_of_methods_are_those_of_the_code() -> None:
+    defaults = {field.name: field.default for field in fields(MethodConfig)}
+    rows = [row for row in rows_of_code("methods.md") if row[0] in defaults]
+    assert {field.name for field in fields(MethodSettings)} <= {row[0] for row in rows}
+    assert defaults.keys() - {row[0] for row in rows} == {"name"}
+    for name, _, default, *_ in rows:
+        assert ast.literal_eval(default.strip("`")) == defaults[name], name
+
+
+def test_settings_of_methods_are_called_so_by_their_mechanisms() -> None:
+    text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    sections = re.split(r"^## (.+)$", text, flags=re.MULTILINE)
+    titles = {display_name(name): name for name in METHODS}
+    seen = set()
+    for title, section in zip(sections[1::2], sections[2::2], strict=True):
+        name = titles.get(title)
+        if name in (None, "plain", "crelu", "layer_norm", "augment", "adam"):
+            continue
+        seen.add(name)
+        accepted = {*MethodConfig(name).settings_of(name), "reinitialise_tortoise", "recalibrate_batchnorm"}
+        named = re.findall(r"^\| `\w+` \| `(\w+)` \|", section, re.MULTILINE)
+        assert set(named) <= accepted, title
+        shared = {"toward"} if name == "head_reset" else set()
+        assert accepted - set(named) - shared <= {"seed", "reinitialise_tortoise", "recalibrate_batchnorm"}, title
+    assert len(seen) == len(METHODS) - 5
+
+
+def test_names_of_methods_in_the_text_are_names() -> None:
+    for document in DOCUMENTS:
+        prose = re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+        for name in re.findall(r"`([a-z_0-9]+(?:\+[a-z_0-9]+)+)`", prose):
+            method_parts(name)
+
+
+def test_table_of_indicators() -> None:
+    _, *rows = table("indicators.md", "| group | indicators")
+    shown = {row[0].strip("`"): tuple(re.findall(r"`(\w+)`", row[1])) for row in rows}
+    assert shown == INDICATOR_GROUPS
+    text = (ROOT / "docs" / "indicators.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in text for name in INDICATORS)
+
+
+def test_settings_of_indicators_are_those_of_the_code() -> None:
+    defaults = {field.name: field.default for field in fields(IndicatorConfig)}
+    _, *rows = table("indicators.md", "| field | default")
+    assert {row[0].strip("`"): ast.literal_eval(row[1].strip("`")) for row in rows} == defaults
+
+
+def test_functions_of_diagnostics_are_named_as_they_are() -> None:
+    import ht_ray.diagnostics
+
+    _, *rows = table("indicators.md", "| function | gives")
+    for row in rows:
+        for name in re.findall(r"`(\w+)", row[0]):
+            assert name in ht_ray.diagnostics.__all__, name
