@@ -42,6 +42,10 @@ class AugmentPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignor
         check_choice("AugmentPlugin: kind", kind, ["crop", "crop_flip"])
         check_number("AugmentPlugin: seed", seed, integer=True)
         self.kind = kind
+        if fill is not None and not isinstance(fill, Sequence):
+            raise SettingError(f"AugmentPlugin: fill = {fill!r}: accepted is a number for each channel.")
+        for value in fill or ():
+            check_number("AugmentPlugin: fill", value)
         self.fill = None if fill is None else tuple(float(value) for value in fill)
         self.seed = seed
         self._draw: torch.Generator | None = None
