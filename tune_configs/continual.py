@@ -7,8 +7,8 @@ Run it alone (``python tune_configs/continual.py``), on a cluster (``--address a
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a script: the checkout need not be installed
@@ -16,7 +16,7 @@ if __package__ in (None, ""):  # run as a script: the checkout need not be insta
 
 from ht_ray._checks import check_choice, check_number
 from ht_ray.sweep import TrialSpec
-from ht_ray.vision import method_parts
+from ht_ray.vision import MethodConfig, method_with_settings
 from tune_configs.command_line import main as run_main
 from tune_configs.settings import VisionSettings, check_distinct
 from tune_configs.trials import trial
@@ -29,7 +29,8 @@ class ContinualSettings(VisionSettings):
     """Settings of the comparison of methods."""
 
     methods: tuple[str, ...] = ("plain", "ema", "shrink_perturb", "head_reset", "hare_tortoise")
-    """Methods to compare; several joined by + are combined: hare_tortoise+head_reset."""
+    """Methods to compare; several joined by + are combined: hare_tortoise+head_reset. Settings of its own follow a
+    colon: l2:l2_strength=0.01 beside l2:l2_strength=0.1."""
     access: tuple[str, ...] = ("full", "buffer")
     """Continual: full access to what has arrived, a limited buffer, or both."""
     momentum: float = 0.99
@@ -44,19 +45,27 @@ class ContinualSettings(VisionSettings):
         for access in self.access:
             check_choice("ContinualSettings.access", access, ["full", "buffer"])
         check_distinct("ContinualSettings.access", self.access)
-        # However they are spelt, and in whatever order they are combined.
-        check_distinct("ContinualSettings.methods", self.methods, same=lambda name: frozenset(method_parts(name)))
+        check_distinct("ContinualSettings.methods", self.methods, same=self._identity)
+        for method in self.methods:
+            self._method(method)
+
+    def _method(self, text: str) -> MethodConfig:
+        return self.method_config(text, momentum=self.momentum, reset_interval=self.reset_interval)
+
+    def _identity(self, text: str) -> Hashable:
+        # However a method is spelt, in whatever order it is combined, and whether a setting is given or implied.
+        return replace(self._method(text), name="+".join(sorted(self._method(text).parts)))
 
 
 def trials(settings: ContinualSettings) -> tuple[TrialSpec, ...]:
     """Return the planned trials: by access, method and seed."""
-    methods = [
-        settings.method_config(name, momentum=settings.momentum, reset_interval=settings.reset_interval)
-        for name in settings.methods
-    ]
+    methods = [(settings._method(text), method_with_settings(text)[1]) for text in settings.methods]
     modes = settings.access if settings.stream == "continual" else settings.access[:1]
     return tuple(
-        trial(settings, method, access, seed) for access in modes for method in methods for seed in settings.seed_list
+        trial(settings, method, access, seed, own)
+        for access in modes
+        for method, own in methods
+        for seed in settings.seed_list
     )
 
 

@@ -17,7 +17,7 @@ from ht_ray.vision import (
     ModelConfig,
     TrainingConfig,
     WarmStartConfig,
-    method_parts,
+    method_with_settings,
 )
 
 __all__ = ["PRESETS", "VisionSettings", "check_distinct"]
@@ -242,8 +242,12 @@ class VisionSettings(MethodSettings, _StudyFields):
         )
 
     def method_config(self, name: str, **settings: Any) -> MethodConfig:
-        """Return a method of this study, under the one name it has however `name` is spelt."""
-        return MethodConfig("+".join(method_parts(name)), **{**self.method_defaults, **settings})
+        """Return a method of this study, under the one name it has however `name` is spelt.
+
+        Settings behind the name, as in ``"l2:l2_strength=0.01"``, go before `settings`, and those before the study's.
+        """
+        name, own = method_with_settings(name)
+        return MethodConfig(name, **{**self.method_defaults, **settings, **own})
 
     def trial_config(self, method: MethodConfig, access: str, seed: int) -> dict[str, Any]:
         """Return what a trial is made from, as plain data."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from typing import Any
+
 from ht_ray.sweep import TrialSpec
 from ht_ray.vision import MethodConfig, display_name
 from tune_configs.settings import VisionSettings
@@ -27,16 +31,32 @@ def label_of(method: MethodConfig) -> str:
     return label
 
 
-def trial(settings: VisionSettings, method: MethodConfig, access: str, seed: int) -> TrialSpec:
-    """Return the planned trial of one method with one seed."""
+def _told(settings: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name}={'/'.join(map(str, value)) if isinstance(value, tuple) else value}" for name, value in settings.items()
+    ]
+
+
+def trial(
+    settings: VisionSettings, method: MethodConfig, access: str, seed: int, own: Mapping[str, Any] | None = None
+) -> TrialSpec:
+    """Return the planned trial of one method with one seed.
+
+    Parameters
+    ----------
+    own
+        Settings that the method has for itself in the study: they are part of its label.
+    """
+    told = {name: value for name, value in (own or {}).items() if name not in ("momentum", "reset_interval")}
     parts = [access if settings.stream == "continual" else settings.stream, method.name]
     if method.follows:
         parts.append(f"m{method.momentum:.12g}")
     if "hare_tortoise" in method.parts:
         parts.append(f"r{method.reset_interval}{method.reset_unit[0]}")
+    parts += [re.sub(r"[^A-Za-z0-9._=+@-]", "_", text) for text in _told(told)]
     return TrialSpec(
         id="-".join([*parts, f"seed{seed}"]),
-        label=label_of(method),
+        label=label_of(method) + (f" ({', '.join(_told(told))})" if told else ""),
         settings=settings.trial_settings(method, access, seed),
         config=settings.trial_config(method, access, seed),
     )

@@ -159,7 +159,7 @@ def probe_loss(
         for step in range(steps):
             index = order[step * size : (step + 1) * size]
             optimizer.zero_grad()
-            loss(widened(call(twin, take(inputs, index))), labels[index]).backward()  # type: ignore[no-untyped-call]
+            loss(widened(call(twin, take(inputs, index))), labels[index]).backward()  # type: ignore[no-untyped-call,unused-ignore]
             optimizer.step()
         total = torch.zeros((), dtype=accumulator(labels.device), device=labels.device)
         with measuring(twin), torch.no_grad():

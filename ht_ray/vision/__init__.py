@@ -10,7 +10,14 @@ from ht_ray.vision.fit import Diverged, Row, fit, load_checkpoint, save_checkpoi
 from ht_ray.vision.indicators import make_indicators
 from ht_ray.vision.loader import InMemoryLoader, Normalise
 from ht_ray.vision.method import Method
-from ht_ray.vision.method_config import METHODS, MethodConfig, MethodSettings, display_name, method_parts
+from ht_ray.vision.method_config import (
+    METHODS,
+    MethodConfig,
+    MethodSettings,
+    display_name,
+    method_parts,
+    method_with_settings,
+)
 from ht_ray.vision.models import ModelConfig, Network, make_model
 from ht_ray.vision.optimizer import (
     AUGMENTATIONS,
@@ -66,6 +73,7 @@ __all__ = [
     "make_optimizer",
     "make_stream",
     "method_parts",
+    "method_with_settings",
     "noise_schedule",
     "noisy_labels",
     "random_crop_flip",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from ht_ray._checks import SettingError, check_choice, check_number
 from ht_ray.vision.models import ModelConfig
 from ht_ray.vision.optimizer import TrainingConfig
 
-__all__ = ["METHODS", "MethodConfig", "MethodSettings", "display_name", "method_parts"]
+__all__ = ["METHODS", "MethodConfig", "MethodSettings", "display_name", "method_parts", "method_with_settings"]
 
 #: Methods by name, with how tables and figures call them.
 METHODS = {
@@ -167,7 +167,7 @@ class MethodSettings:
         check_number(where + "distillation_strength", self.distillation_strength, low=0)
         check_number(where + "distillation_temperature", self.distillation_temperature, low=0, low_open=True)
         check_number(where + "adam_eps", self.adam_eps, low=0)
-        if len(self.adam_betas) != 2:
+        if not isinstance(self.adam_betas, (tuple, list)) or len(self.adam_betas) != 2:
             raise SettingError(f"{where}adam_betas = {self.adam_betas!r}: accepted are two numbers.")
         for beta in self.adam_betas:
             check_number(where + "adam_betas", beta, low=0, high=1, high_open=True)
@@ -327,3 +327,88 @@ _SETTINGS: dict[str, Any] = {
         "unit": c.optimizer_reset_unit,
     },
 }
+
+_TORTOISE = ("momentum", "recalibrate_batchnorm")
+_RESET = ("reset_interval", "reset_unit", "optimizer_state", "reset_at_phase_end")
+# Which settings mean something for which method; those with the same beginning are found by it.
+_OWN = {
+    "ema": _TORTOISE,
+    "hare_tortoise": (*_TORTOISE, *_RESET),
+    "self_distillation": _TORTOISE,
+    "shrink_perturb": ("ratio", "noise", "toward", "reinitialise_tortoise"),
+    "head_reset": ("toward", "reinitialise_tortoise"),
+    "plasticity_injection": ("reinitialise_tortoise",),
+    "continual_backprop": ("reinitialise_tortoise",),
+    "redo": ("reinitialise_tortoise",),
+}
+_PREFIX = {
+    "l2": "l2_",
+    "augment": "augmentation",
+    "spectral_decoupling": "spectral_",
+    "regenerative": "regenerative_",
+    "redo": "redo_",
+    "self_distillation": "distillation_",
+    "optimizer_reset": "optimizer_reset_",
+    "adam": "adam_",
+    "continual_backprop": "cbp_",
+    "plasticity_injection": "injection_",
+    "weight_clipping": "weight_clipping_",
+    "upgd": "upgd_",
+}
+
+
+def method_with_settings(text: str) -> tuple[str, dict[str, Any]]:
+    """Return the name and the settings in ``"name:setting=value,setting=value"``; without a colon there are none.
+
+    Values are numbers, words, ``none``, ``true`` and ``false``; pairs are written ``0.9/0.99``.
+
+    Raises
+    ------
+    SettingError
+        If the name is unknown, or a setting is not one of the method's, has no value, or is given twice.
+
+    Examples
+    --------
+    >>> method_with_settings("l2:l2_strength=0.01")
+    ('l2', {'l2_strength': 0.01})
+    >>> method_with_settings("adam+redo:adam_betas=0.9/0.9,redo_interval=none")
+    ('adam+redo', {'adam_betas': (0.9, 0.9), 'redo_interval': None})
+    """
+    name, colon, rest = text.partition(":")
+    parts = method_parts(name)
+    every = [field.name for field in fields(MethodConfig) if field.name != "name"]
+    known = [
+        field
+        for field in every
+        if any(field in _OWN.get(part, ()) or field.startswith(_PREFIX.get(part, "\0")) for part in parts)
+    ]
+    settings: dict[str, Any] = {}
+    for item in rest.split(",") if colon else ():
+        key, equals, value = (piece.strip() for piece in item.partition("="))
+        if not equals or not key or not value:
+            raise SettingError(f"MethodConfig: name = {text!r}: {item!r} is no setting=value.")
+        key = key.replace("-", "_")
+        if key in every and key not in known:
+            raise SettingError(
+                f"MethodConfig: name = {text!r}: {key!r} is no setting of {name!r}, which has "
+                f"{', '.join(known) or 'none'}."
+            )
+        check_choice(f"MethodConfig: name = {text!r}: a setting", key, known)
+        if key in settings:
+            raise SettingError(f"MethodConfig: name = {text!r}: {key!r} is given twice.")
+        settings[key] = _value(value)
+    return "+".join(parts), settings
+
+
+def _value(text: str) -> Any:
+    if "/" in text:
+        return tuple(_value(piece) for piece in text.split("/"))
+    words = {"none": None, "true": True, "false": False}
+    if text.lower() in words:
+        return words[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

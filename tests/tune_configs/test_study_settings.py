@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import re
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -254,3 +255,48 @@ def test_settings_that_can_hardly_work_are_told_once() -> None:
     assert len(sentences) == 2
     assert sentences[0].startswith("EMA m=0.999 (10 phases, first 1 of 10): Tortoise: momentum = 0.999 has a half-life")
     assert sentences[1].startswith("Hare & Tortoise m=0.999 r=2 (10 phases, first 1 of 10): ")
+
+
+def test_a_method_can_have_settings_of_its_own() -> None:
+    settings = ContinualSettings(
+        methods=("l2", "l2:l2_strength=0.01", "redo:redo_threshold=0.1,redo-unit=steps", "hare_tortoise:momentum=0.9"),
+        l2_strength=0.5,
+        seeds=1,
+    )
+    specs = planned(settings)[:4]
+    assert [spec.label for spec in specs] == [
+        "L2",
+        "L2 (l2_strength=0.01)",
+        "ReDo (redo_threshold=0.1, redo_unit=steps)",
+        "Hare & Tortoise m=0.9 r=5",
+    ]
+    assert [spec.config["method"]["l2_strength"] for spec in specs] == [0.5, 0.01, 0.5, 0.5]
+    assert specs[2].config["method"]["redo_unit"] == "steps"
+    assert specs[3].config["method"]["momentum"] == 0.9
+    assert len({spec.id for spec in planned(settings)}) == len(planned(settings))
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("l2:l2_stength=1", "Did you mean 'l2_strength'"),
+        ("l2:redo_interval=1", "'redo_interval' is no setting of 'l2', which has l2_strength, l2_coupling"),
+        ("plain:momentum=0.9", "no setting of 'plain', which has none"),
+        ("l2:", "no setting=value"),
+        ("l2:l2_strength", "no setting=value"),
+        ("l2:l2_strength=1,l2_strength=2", "given twice"),
+        ("l2:l2_strength=-1", "l2_strength = -1"),
+        ("l2:l2_strength=much", "l2_strength = 'much'"),
+        ("adam:adam_betas=0.9", "adam_betas"),
+        ("lt:l2_strength=1", "Did you mean 'l2'"),
+    ],
+)
+def test_wrong_settings_of_its_own_are_refused(method: str, message: str) -> None:
+    with pytest.raises(SettingError, match=re.escape(message)):
+        ContinualSettings(methods=("plain", method))
+
+
+def test_the_same_method_is_known_however_it_is_written() -> None:
+    for twice in ("l2:l2_strength=0.1", "L2"):
+        with pytest.raises(SettingError, match="is the same as 'l2'"):
+            ContinualSettings(methods=("l2", twice))
