@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -60,12 +62,12 @@ def data() -> ImageData:
     return ImageData("random", images, labels, images[:20], labels[:20], ("a", "b", "c"), (0.5,), (0.25,))
 
 
-def trained(method: MethodConfig) -> tuple[list[float], dict[str, torch.Tensor]]:
+def trained(method: MethodConfig, **chosen: Any) -> tuple[list[float], dict[str, torch.Tensor]]:
     images = data()
     stream = make_stream(images.train_labels, 3, ContinualConfig(phases=3, epochs=2), seed=0)
     model = make_model(ModelConfig("mlp", hidden=(8, 6), dropout=0.2), shape=images.shape, num_classes=3, seed=0)
     # The optimiser starts afresh at each phase, where Shrink & Perturb clears its state anyway.
-    training = TrainingConfig(batch_size=8, learning_rate=0.01)
+    training = TrainingConfig(batch_size=8, learning_rate=0.01, **chosen)
     rows = fit(model, images, stream, method=method, training=training, seed=0)
     return [row["train_loss"] for row in rows], {name: value.clone() for name, value in model.state_dict().items()}
 
@@ -99,3 +101,16 @@ def test_off_is_plain(method: MethodConfig) -> None:
 def test_on_is_not(method: MethodConfig) -> None:
     losses, _ = trained(MethodConfig("plain"))
     assert trained(method)[0] != losses
+
+
+@pytest.mark.parametrize(
+    ("method", "chosen"),
+    [
+        (MethodConfig("adam", adam_eps=1e-3, adam_betas=(0.8, 0.7)), {"eps": 1e-3, "betas": (0.8, 0.7)}),
+        (MethodConfig("augment"), {"augment": "crop"}),  # images of one channel are not mirrored
+        (MethodConfig("augment", augmentation="crop_flip"), {"augment": "crop_flip"}),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_settings_of_the_training_by_name(method: MethodConfig, chosen: dict[str, Any]) -> None:
+    assert trained(method)[0] == trained(MethodConfig("plain"), **chosen)[0]
