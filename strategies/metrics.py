@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from avalanche.benchmarks import OnlineCLExperience
 from avalanche.evaluation import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
 from avalanche.evaluation.metric_utils import get_metric_name
@@ -48,8 +49,7 @@ class PlasticityIndicators(PluginMetric):
 
     Each indicator is one value, ``PlasticityIndicator/srank/train_phase/train_stream`` and so on with the names of
     `ht_ray.diagnostics.INDICATORS`, over the number of training iterations. An experience that is stopped early is
-    measured at its end. In an online stream the epochs are those of a sub-experience, and the last is that of the last
-    sub-experience.
+    measured at its end. In an online stream a sub-experience, however often it is passed, counts as one epoch.
 
     Parameters
     ----------
@@ -155,16 +155,23 @@ class PlasticityIndicators(PluginMetric):
     def after_training_epoch(self, strategy: Any) -> list[MetricValue]:
         # Avalanche's clock counts the epoch after the metrics have seen its end.
         epoch = strategy.clock.train_exp_epochs + 1
-        last = epoch == strategy.train_epochs and getattr(strategy.experience, "is_last_subexp", True)
-        if self.indicators is None or not self.indicators.due(epoch, last=last):
-            return []
-        return self._measure(self.indicators, strategy)
+        return self._measure(strategy, epoch, last=epoch == strategy.train_epochs)
 
     def after_training_exp(self, strategy: Any) -> list[MetricValue]:
-        stopped = 0 < strategy.clock.train_exp_epochs < strategy.train_epochs
-        return self._measure(self.indicators, strategy) if stopped and self.indicators is not None else []
+        epoch = strategy.clock.train_exp_epochs
+        stopped = 0 < epoch < strategy.train_epochs
+        return self._measure(strategy, epoch, last=True) if stopped else []
 
-    def _measure(self, indicators: Indicators, strategy: Any) -> list[MetricValue]:
+    def _measure(self, strategy: Any, epoch: int, *, last: bool) -> list[MetricValue]:
+        indicators = self.indicators
+        if indicators is None:  # the evaluator was not active when the experience began
+            return []
+        if isinstance(strategy.experience, OnlineCLExperience):
+            due = last and indicators.due(strategy.clock.train_exp_counter + 1)
+        else:
+            due = indicators.due(epoch, last=last)
+        if not due:
+            return []
         indicators.module = strategy.model
         indicators.make_optimizer = strategy.optimizer
         self._values = indicators.measure()
