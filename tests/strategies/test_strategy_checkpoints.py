@@ -40,6 +40,18 @@ from strategies import (
     save_strategy,
     stream_benchmark,
 )
+from strategies.plugins import (
+    ContinualBackpropPlugin,
+    L2Plugin,
+    OptimizerResetPlugin,
+    PlasticityInjectionPlugin,
+    ReDoPlugin,
+    RegenerativePlugin,
+    SelfDistillationPlugin,
+    SpectralDecouplingPlugin,
+    UPGDPlugin,
+    WeightClippingPlugin,
+)
 
 Make = Callable[[], tuple[Any, Any]]
 
@@ -54,6 +66,22 @@ def all_plugins() -> list[Any]:
     ]
 
 
+def mechanisms() -> list[Any]:
+    return [
+        L2Plugin(coupling="loss", strength=0.01),
+        SpectralDecouplingPlugin(),
+        RegenerativePlugin(strength=0.1),
+        RegenerativePlugin(strength=0.1, toward="fresh"),
+        SelfDistillationPlugin(),
+        UPGDPlugin(noise=0.1),
+        WeightClippingPlugin(factor=0.8),
+        ContinualBackpropPlugin(replacement_rate=0.1, maturity=2),
+        ReDoPlugin(threshold=0.7, interval=3, unit="steps"),
+        ReDoPlugin(threshold=0.7, interval=1),
+        OptimizerResetPlugin(interval=5, unit="steps"),
+    ]
+
+
 CASES: dict[str, Any] = {
     "hare_tortoise": (HareTortoise, AdamW, "growing", lambda o: [], {"momentum": 0.8, "reset_interval": 2}),
     "ema": (EMA, Adam, "masked", lambda o: [], {"half_life": 3}),
@@ -61,6 +89,8 @@ CASES: dict[str, Any] = {
     "head_reset": (HeadReset, AdamW, "growing", lambda o: [], {}),
     "limited_buffer": (LimitedBuffer, AdamW, "growing", lambda o: [], {"buffer_size": 9}),
     "all": (Plain, AdamW, "growing", lambda o: all_plugins(), {}),
+    "mechanisms": (HareTortoise, AdamW, "growing", lambda o: mechanisms(), {"momentum": 0.8, "reset_interval": 2}),
+    "injection": (EMA, AdamW, "plain", lambda o: [PlasticityInjectionPlugin(times=None)], {"momentum": 0.8}),
     "with_avalanches": (
         HareTortoise,
         AdamW,
@@ -125,9 +155,9 @@ def test_resumed_after_every_experience(
         assert differing(dict(strategy.trained_tortoise().state_dict()), dict(held)) == []
 
 
-@pytest.mark.parametrize("name", ["hare_tortoise+shrink_perturb+head_reset", "plain"])
+@pytest.mark.parametrize("name", ["hare_tortoise+shrink_perturb+head_reset", "plain", "redo+continual_backprop+ema"])
 def test_stream_strategies_resume_and_write_no_images(tmp_path, image_data, differing, name) -> None:
-    method = MethodConfig(name, momentum=0.8, reset_interval=2, recalibrate_batchnorm=1)
+    method = MethodConfig(name, momentum=0.8, reset_interval=2, recalibrate_batchnorm=1, redo_interval=1)
     training = TrainingConfig(batch_size=16, augment="crop", fresh_optimizer=False)
     config = ContinualConfig(phases=3, epochs=2, access="new", noise="none")
 
@@ -158,16 +188,41 @@ def test_stream_strategies_resume_and_write_no_images(tmp_path, image_data, diff
 
 
 @pytest.mark.parametrize("fresh", [True, False])
-@pytest.mark.parametrize("name", ["plain", "ema+head_reset", "hare_tortoise+shrink_perturb"])
-def test_training_state_is_plain_and_continues_bit_for_bit(tmp_path, image_data, differing, name, fresh) -> None:
-    method = MethodConfig(name, momentum=0.8, reset_interval=3, reset_unit="steps", noise=0.01)
+@pytest.mark.parametrize(
+    ("name", "times"),
+    [
+        ("plain", 1),
+        ("ema+head_reset", 1),
+        ("hare_tortoise+shrink_perturb", 1),
+        ("l2+spectral_decoupling+upgd+weight_clipping+optimizer_reset", 1),
+        ("regenerative+self_distillation", 1),
+        ("redo+hare_tortoise", 1),
+        ("continual_backprop", 1),
+        ("plasticity_injection", 1),
+        ("plasticity_injection", None),
+        ("hare_tortoise+plasticity_injection+regenerative+continual_backprop+upgd", None),
+    ],
+)
+def test_training_state_is_plain_and_continues_bit_for_bit(tmp_path, image_data, differing, name, times, fresh) -> None:
+    method = MethodConfig(
+        name,
+        momentum=0.8,
+        reset_interval=3,
+        reset_unit="steps",
+        noise=0.01,
+        injection_times=times,
+        redo_threshold=0.7,
+        redo_interval=1,
+        cbp_replacement_rate=0.1,
+        cbp_maturity=2,
+    )
     training = TrainingConfig(batch_size=16, fresh_optimizer=fresh)
     stream = make_stream(image_data.train_labels, 3, ContinualConfig(phases=3, epochs=2), seed=1)
     benchmark = stream_benchmark(image_data, stream)
 
     def make(seed: int) -> Any:
         torch.manual_seed(seed)
-        model = make_model(ModelConfig("mlp", hidden=(8,)), shape=image_data.shape, num_classes=3, seed=seed)
+        model = make_model(ModelConfig("mlp", hidden=(8, 6)), shape=image_data.shape, num_classes=3, seed=seed)
         return make_strategy(model, image_data, method=method, training=training, seed=2, epochs=2)
 
     whole = make(1)
