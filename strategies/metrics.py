@@ -64,7 +64,8 @@ class PlasticityIndicators(PluginMetric):
         the features are the input of the head.
     num_classes
         Of the random labels that the group "probe" learns with an optimiser like the strategy's; at most the model's
-        outputs. None: those up to the largest label of the samples.
+        outputs. None: those up to the largest label of the samples. Classes that a head masks cannot be learned, and
+        make the loss large.
     fresh
         For that group: a freshly initialised network, or what makes one; None if the model's layers can initialise
         themselves anew.

@@ -249,6 +249,19 @@ def test_evaluation_measures_nothing(make_network: Any, make_benchmark: Any) -> 
     assert len(curve(strategy, "srank")[0]) == before == 2
 
 
+def test_an_evaluator_that_becomes_active_later(make_network: Any, make_benchmark: Any) -> None:
+    class Activate(SupervisedPlugin):
+        def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+            strategy.evaluator.active = True
+
+    benchmark = make_benchmark()
+    strategy = trainer(make_network(), indicator_metrics("weights"), plugins=[Activate()])
+    strategy.evaluator.active = False
+    assert strategy.train(benchmark.train_stream[0]) == {}
+    strategy.train(benchmark.train_stream[1])
+    assert curve(strategy, "weight_distance")[0] == [9, 12]
+
+
 # --- the batch
 
 
