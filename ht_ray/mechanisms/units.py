@@ -13,9 +13,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
@@ -51,13 +53,13 @@ _ACTIVATIONS = (
     nn.Softshrink, nn.Hardshrink, nn.Threshold,
 )  # fmt: skip
 # As fx names what is called, without underscores around it.
-_ACTIVATION_FUNCTIONS = frozenset(
-    {
-        "relu", "relu6", "leaky_relu", "rrelu", "prelu", "elu", "selu", "celu", "gelu", "silu", "mish", "tanh",
-        "sigmoid", "logsigmoid", "softplus", "softsign", "hardtanh", "hardswish", "hardsigmoid", "tanhshrink",
-        "softshrink", "hardshrink", "threshold",
-    }
-)  # fmt: skip
+_ACTIVATION_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    "relu": F.relu, "relu6": F.relu6, "leaky_relu": F.leaky_relu, "elu": F.elu, "selu": F.selu, "celu": F.celu,
+    "gelu": F.gelu, "silu": F.silu, "mish": F.mish, "tanh": torch.tanh, "sigmoid": torch.sigmoid,
+    "logsigmoid": F.logsigmoid, "softplus": F.softplus, "softsign": F.softsign, "hardtanh": F.hardtanh,
+    "hardswish": F.hardswish, "hardsigmoid": F.hardsigmoid, "tanhshrink": F.tanhshrink, "softshrink": F.softshrink,
+    "hardshrink": F.hardshrink,
+}  # fmt: skip
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _DROPOUT_FUNCTIONS = frozenset(
     {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"}
@@ -119,12 +121,13 @@ class Outgoing:
 
 @dataclass(frozen=True)
 class HiddenUnits:
-    """The hidden units behind one activation module.
+    """The hidden units behind one activation.
 
     Parameters
     ----------
     name
-        Of the activation module.
+        Of the activation: its module's, with ``#2`` behind it for that module's second use and so on; of a function,
+        ``"relu(conv1)"`` with the module whose output it takes.
     incoming
         Name of the layer whose rows they are: linear, or a convolution that is not grouped.
     norm
@@ -135,6 +138,12 @@ class HiddenUnits:
         Their dimension in the activation: 1 after convolutions, -1 after linear layers.
     outgoing
         The layers that read them.
+    watched
+        Name of the module whose output shows the activation.
+    call, calls
+        Which of its calls in a forward pass, from 0, and how many there are.
+    function
+        What makes the activation of that output; None if it is the activation.
     """
 
     name: str
@@ -143,6 +152,10 @@ class HiddenUnits:
     units: int
     dim: int
     outgoing: tuple[Outgoing, ...]
+    watched: str
+    call: int = 0
+    calls: int = 1
+    function: Callable[[Tensor], Tensor] | None = None
 
     @property
     def halves(self) -> int:
@@ -271,6 +284,21 @@ def _readers(node: fx.Node) -> list[fx.Node]:
     return [user for user in node.users if not _asks_shape(user)]
 
 
+def _applied(name: str, rest: tuple[Any, ...], named: tuple[tuple[str, Any], ...], values: Tensor) -> Tensor:
+    return _ACTIVATION_FUNCTIONS[name](values, *rest, **dict(named))
+
+
+class _Seen(NamedTuple):
+    """How an activation is looked at; fields as in `HiddenUnits`."""
+
+    name: str
+    watched: str
+    part: nn.Module | None
+    call: int
+    calls: int
+    function: Callable[[Tensor], Tensor] | None
+
+
 class _Finder:
     """What is known of a module while its units are looked for."""
 
@@ -278,6 +306,8 @@ class _Finder:
         self.module = module
         self.parts: dict[str, nn.Module] = dict(module.named_modules(remove_duplicate=False))
         self.uses: Counter[int] = Counter()
+        self.calls: Counter[int] = Counter()
+        self.names: set[str] = set()
         self.owners: Counter[int] = Counter(
             id(parameter)
             for part in module.modules()
@@ -320,16 +350,41 @@ class _Finder:
         self.check_weights(name)
         return part
 
+    def seen(self, node: fx.Node) -> _Seen:
+        """Return how the activation that `node` computes can be looked at."""
+        if node.op == "call_module":
+            part = self.parts[str(node.target)]
+            call = self.calls[id(part)]
+            self.calls[id(part)] += 1
+            name = str(node.target)
+            while name in self.names:
+                name = f"{node.target}#{call + 1}"
+            self.names.add(name)
+            return _Seen(name, str(node.target), part, call, self.uses[id(part)], None)
+        before, *rest = node.args
+        words = node.name
+        if isinstance(before, fx.Node) and before.op == "call_module":
+            watched = str(before.target)
+            words = f"{_called(node)}({watched})"
+            arguments = {name: value for name, value in node.kwargs.items() if name != "inplace"}
+            if not any(isinstance(value, fx.Node) for value in (*rest, *arguments.values())):
+                function = partial(_applied, _called(node), tuple(rest), tuple(arguments.items()))
+                return _Seen(words, watched, None, 0, self.uses[id(self.parts[watched])], function)
+        return _Seen(words, "", None, 0, 0, None)
+
     def hidden(
-        self, activation: str, incoming: str, norm: str | None, outgoing: Sequence[tuple[str, bool | None]]
+        self, seen: _Seen, incoming: str, norm: str | None, outgoing: Sequence[tuple[str, bool | None]]
     ) -> HiddenUnits:
         """Return the units between these layers; outgoing ones with whether a flattening is before them, if known."""
-        part = self.parts[activation]
-        if not _is_activation(part):
+        part = seen.part
+        if part is None:
+            if seen.function is None:
+                raise _Refused("a function of more than a layer's output, so that nothing can look at it")
+            if seen.calls > 1:
+                raise _Refused(f"{seen.watched} is used more than once")
+        elif not _is_activation(part):
             raise _Refused(f"{type(part).__name__} is no activation")
-        if self.uses[id(part)] > 1:
-            raise _Refused("it is used more than once")
-        if any(True for _ in part.parameters()):
+        elif any(True for _ in part.parameters()):
             raise _Refused("it has parameters of its own")
         source = self.layer(incoming)
         if not callable(getattr(source, "reset_parameters", None)):
@@ -345,12 +400,16 @@ class _Finder:
             raise _Refused(f"it doubles dimension {part.dim}, not the units")
         halves = 2 if isinstance(part, CReLU) else 1
         return HiddenUnits(
-            name=activation,
+            name=seen.name,
             incoming=incoming,
             norm=norm,
             units=units,
             dim=1 if convolution else -1,
             outgoing=tuple(self.outgoing(name, flat, units, halves, source) for name, flat in outgoing),
+            watched=seen.watched,
+            call=seen.call,
+            calls=seen.calls,
+            function=seen.function,
         )
 
     def outgoing(self, name: str, flat: bool | None, units: int, halves: int, source: _Layer) -> Outgoing:
@@ -418,7 +477,7 @@ class _Finder:
 
 
 def find_units(module: nn.Module, *, layers: Layers | None = None) -> UnitMap:
-    """Find the hidden units of a network behind each of its activation modules, and whether they can be recycled.
+    """Find the hidden units of a network behind each of its activations, and whether they can be recycled.
 
     The network is traced symbolically: it is not run, and neither it nor the random state changes. Units can be
     recycled where a linear layer or convolution, perhaps a BatchNorm, an activation (CReLU too), perhaps dropout,
@@ -458,17 +517,18 @@ def _traced(module: nn.Module) -> UnitMap:
     hidden: dict[str, HiddenUnits] = {}
     skipped: dict[str, str] = {}
     for node in graph.nodes:
-        name = str(node.target)
-        if node.op in ("call_function", "call_method") and _called(node) in _ACTIVATION_FUNCTIONS:
-            skipped[node.name] = "a function, not a module, so that nothing can look at it"
-        if node.op != "call_module" or not _is_activation(finder.parts[name]):
+        if node.op in ("call_function", "call_method"):
+            if _called(node) not in _ACTIVATION_FUNCTIONS:
+                continue
+        elif node.op != "call_module" or not _is_activation(finder.parts[str(node.target)]):
             continue
+        seen = finder.seen(node)
         try:
             incoming, norm = finder.before(node)
             maps = isinstance(finder.parts[incoming], _CONVOLUTIONS)
-            hidden[name] = finder.hidden(name, incoming, norm, list(finder.after(node, maps=maps)))
+            hidden[seen.name] = finder.hidden(seen, incoming, norm, list(finder.after(node, maps=maps)))
         except _Refused as reason:
-            skipped[name] = str(reason)
+            skipped[seen.name] = str(reason)
     return UnitMap(tuple(hidden.values()), skipped)
 
 
@@ -484,7 +544,8 @@ def _named(finder: _Finder, layers: Layers) -> UnitMap:
             if name not in finder.parts:
                 raise SettingError(f"layers: {name!r}: the network has no such part.{did_you_mean(name, finder.parts)}")
         try:
-            found = finder.hidden(activation, incoming, rest[0] if rest else None, [(name, None) for name in outgoing])
+            seen = _Seen(activation, activation, finder.parts[activation], 0, 1, None)
+            found = finder.hidden(seen, incoming, rest[0] if rest else None, [(name, None) for name in outgoing])
         except _Refused as reason:
             raise SettingError(f"layers: {entry!r}: {activation}: {reason}.") from None
         hidden.append(found)
@@ -533,19 +594,24 @@ def sum_of_magnitudes(hidden: HiddenUnits, activation: Tensor) -> Tensor:
 def watch_activations(
     module: nn.Module, hidden: Sequence[HiddenUnits], see: Callable[[HiddenUnits, Tensor], None]
 ) -> Iterator[None]:
-    """Call ``see(units, activation)`` whenever an activation module computes inside a ``with`` block.
+    """Call ``see(units, activation)`` whenever an activation is computed inside a ``with`` block.
 
     The hooks are gone after it. Not handled: a graph that ``torch.compile`` made before.
     """
 
-    def hook_of(units: HiddenUnits) -> Callable[[nn.Module, Any, Tensor], None]:
-        def hook(_part: nn.Module, _inputs: Any, output: Tensor) -> None:
-            see(units, output)
+    behind: dict[nn.Module, list[HiddenUnits]] = {}
+    for units in hidden:
+        behind.setdefault(module.get_submodule(units.watched), []).append(units)
+    calls = dict.fromkeys(behind, 0)
 
-        return hook
+    def hook(part: nn.Module, _inputs: Any, output: Tensor) -> None:
+        call = calls[part]
+        calls[part] = (call + 1) % behind[part][0].calls
+        for units in behind[part]:
+            if units.call == call:
+                see(units, output if units.function is None else units.function(output.detach()))
 
-    parts = [(module.get_submodule(units.name), hook_of(units)) for units in hidden]
-    handles = [part.register_forward_hook(hook) for part, hook in parts]
+    handles = [part.register_forward_hook(hook) for part in behind]
     try:
         yield
     finally:

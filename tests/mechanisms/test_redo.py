@@ -311,3 +311,38 @@ def test_a_tortoise_that_predicts_is_refused() -> None:
     tortoise = Tortoise(net)
     with tortoise.predict(), pytest.raises(RuntimeError, match="stop predicting first"):
         ReDo(net).apply(batches(), None, tortoise)
+
+
+class Shared(nn.Module):
+    """An activation module used twice, and a function of BatchNorm's output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three, self.head = nn.Linear(5, 6), nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+        self.norm = nn.BatchNorm1d(6)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.relu(self.one(x))
+        x = torch.relu(self.norm(self.two(x)))
+        return self.head(self.relu(self.three(x)))
+
+
+def test_units_of_shared_modules_and_of_functions_are_told_apart() -> None:
+    torch.manual_seed(0)
+    net = Shared()
+    batch = torch.randn(64, 5)
+    with torch.no_grad():
+        net.one.bias.fill_(1.0)
+        net.three.bias.fill_(1.0)
+        net.one.bias[1] = net.three.bias[4] = -1e4
+        net.norm.bias[2] = -1e4
+    method = ReDo(net, threshold=1e-6)
+    dead = {name: mask.nonzero().flatten().tolist() for name, mask in method.dormant([batch]).items()}
+    assert dead == {"relu": [1], "relu(norm)": [2], "relu#2": [4]}
+    before = net.eval()(batch)
+    assert method.apply([batch]) == {"relu": 1, "relu(norm)": 1, "relu#2": 1}
+    torch.testing.assert_close(net(batch), before)
+    assert net.two.weight[:, 1].count_nonzero() == 1  # the new unit of the second layer reads it
+    assert net.three.weight[:, 2].count_nonzero() == 1 and not net.head.weight[:, 4].any()
+    assert net.one.bias[1] > -1 and net.norm.bias[2] == 0 and net.three.bias[4] > -1

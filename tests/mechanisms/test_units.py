@@ -15,7 +15,7 @@ from torch.nn import functional
 from ht_ray._checks import SettingError
 from ht_ray.mechanisms import Tortoise, fresh_weights, named_tensors
 from ht_ray.mechanisms.crelu import CReLU
-from ht_ray.mechanisms.units import Outgoing, find_units, recycle
+from ht_ray.mechanisms.units import Outgoing, find_units, recycle, watch_activations
 
 
 class Calls(nn.Module):
@@ -145,7 +145,6 @@ def frozen(net: nn.Module, name: str) -> nn.Module:
     return net
 
 
-RELU = nn.ReLU()
 REASONS = {
     "feeds a sum": linear_net(forward=lambda p, x: p["after"](p["act"](p["before"](x)) + 1)),
     "its input is a sum": linear_net(forward=lambda p, x: p["after"](p["act"](p["before"](x) + 1))),
@@ -169,7 +168,6 @@ REASONS = {
     "feeds 2 (MaxPool1d)": nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.MaxPool1d(2), nn.Linear(3, 2)),
     "0 is grouped": nn.Sequential(nn.Conv2d(4, 4, 3, groups=2), nn.ReLU(), nn.Conv2d(4, 4, 3)),
     "2 is grouped": nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=4)),
-    "it is used more than once": nn.Sequential(nn.Linear(4, 4), RELU, nn.Linear(4, 4), RELU, nn.Linear(4, 2)),
     "parts.before is used more than once": linear_net(
         forward=lambda p, x: p["after"](p["act"](p["before"](x))) * p["before"].weight.sum()
     ),
@@ -177,8 +175,9 @@ REASONS = {
     "0 is frozen": frozen(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)), "0"),
     "2 is frozen": frozen(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)), "2"),
     "it has parameters of its own": nn.Sequential(nn.Linear(4, 6), nn.PReLU(), nn.Linear(6, 2)),
-    "a function, not a module": linear_net(
-        forward=lambda p, x: p["after"](functional.relu(p["before"](x)) * torch.tanh(p["before"](x)).sigmoid())
+    "its input comes from mul": linear_net(forward=lambda p, x: p["after"](functional.relu(p["before"](x) * 2))),
+    "a function of more than a layer's output": linear_net(
+        forward=lambda p, x: p["after"](functional.leaky_relu(p["before"](x), x.mean()))
     ),
     "0 has other parameters": nn.Sequential(
         nn.utils.parametrizations.spectral_norm(nn.Linear(4, 6)), nn.ReLU(), nn.Linear(6, 2)
@@ -197,8 +196,55 @@ def test_what_cannot_be_recycled_is_skipped_with_its_reason(reason: str) -> None
 
 
 def test_one_reason_for_many_is_said_once() -> None:
-    found = find_units(REASONS["it is used more than once"])
-    assert found.reasons() == "1: it is used more than once"
+    layers = [nn.Linear(4, 4), nn.LayerNorm(4), nn.ReLU()]
+    found = find_units(nn.Sequential(*layers, *[nn.Linear(4, 4), nn.LayerNorm(4), nn.ReLU()], nn.Linear(4, 2)))
+    assert found.reasons() == "2, 5: LayerNorm before it mixes the units of a layer"
+
+
+class Functional(nn.Module):
+    """One activation module for three layers, of which the middle one has functions as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three, self.four = (nn.Linear(5, 5) for _ in range(4))
+        self.norm = nn.BatchNorm1d(5)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.relu(self.one(x))
+        x = functional.leaky_relu(self.norm(self.two(x)), 0.2, inplace=True)
+        return self.four(self.relu(self.three(x)).tanh())
+
+
+def test_shared_modules_and_functions_show_their_activations() -> None:
+    torch.manual_seed(0)
+    net = Functional().eval()
+    found = find_units(net)
+    assert [(h.name, h.incoming, h.norm) for h in found.hidden] == [
+        ("relu", "one", None),
+        ("leaky_relu(norm)", "two", "norm"),
+    ]
+    # The shared module's second use feeds a function of its own.
+    assert found.skipped.keys() == {"relu#2", "tanh(relu)"}
+    seen: dict[str, torch.Tensor] = {}
+    batch = torch.randn(7, 5)
+    with watch_activations(net, found.hidden, lambda hidden, values: seen.update({hidden.name: values.clone()})):
+        for _ in range(2):  # calls are counted anew in each pass
+            net(batch)
+    first = functional.relu(net.one(batch))
+    assert torch.equal(seen["relu"], first)
+    assert torch.equal(seen["leaky_relu(norm)"], functional.leaky_relu(net.norm(net.two(first)), 0.2))
+
+
+def test_residual_networks_that_share_one_relu() -> None:
+    resnet = pytest.importorskip("torchvision.models").resnet18(num_classes=3)
+    found = find_units(resnet)
+    # In each of the eight blocks, what is between the two convolutions.
+    assert [hidden.incoming for hidden in found.hidden] == [
+        f"layer{stage}.{block}.conv1" for stage in (1, 2, 3, 4) for block in (0, 1)
+    ]
+    assert all(hidden.calls == 2 and hidden.call == 0 for hidden in found.hidden)
+    assert len(found.skipped) == 9
 
 
 class Stateful(nn.Module):
