@@ -100,6 +100,9 @@ def indicator_curves(study: StudyData, *paths: PathLike, names: Sequence[str] | 
                 axis.set_yscale("log")
                 # Not from the bands: a lower end near zero would take the axis with it.
                 axis.set_ylim(0.7 * min(line.mean.min() for line in lines))
+            means = np.concatenate([line.mean for line in lines])
+            if np.ptp(means) == 0:
+                axis.set_yticks([means[0]])  # no scale around a number that is the same for all
             integer_ticks(axis, *axis.get_xlim(), each=False)
             heading = indicator_title(name)
             axis.set_title(textwrap.fill(heading[0].upper() + heading[1:], 38), fontsize=8, loc="left")

@@ -263,3 +263,10 @@ def test_parts_of_an_indicator_are_not_reported(planned, write_study, drawn, tmp
     assert len(by_title(drawn[0])) == len(kept)
     indicator_curves(study, tmp_path / "asked.png", names=["hessian_2"])
     assert len(by_title(drawn[1])) == 1
+
+
+def test_one_value_for_all_has_no_scale(measured_trials, write_study, drawn, tmp_path):
+    indicator_curves(load_study(write_study(measured_trials)), tmp_path / "shown.png", names=["dead", "srank"])
+    axes = by_title(drawn[0])
+    assert axes["Dead"].get_yticks().tolist() == pytest.approx([0.1])
+    assert len(axes["Feature rank (srank)"].get_yticks()) > 2
