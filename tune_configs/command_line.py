@@ -16,13 +16,15 @@ import tyro
 from torch import Tensor, nn
 
 from ht_ray._checks import SettingError, SettingWarning
+from ht_ray.diagnostics import IndicatorConfig
 from ht_ray.mechanisms import Tortoise
 from ht_ray.sweep import Study, SweepConfig, TrialSpec, check_before_ray, load_study_settings, run_study
-from ht_ray.vision import ImageData, Method, load_data, make_model
+from ht_ray.vision import ImageData, Method, MethodConfig, load_data, make_model
+from ht_ray.vision.method_config import setting_names
 from tune_configs.settings import VisionSettings
 from tune_configs.vision_trial import stream_of, trial_config
 
-__all__ = ["check_streams", "main", "method_warnings", "schedule_warnings", "with_flag_names"]
+__all__ = ["check_streams", "main", "method_warnings", "schedule_warnings", "unused_settings", "with_flag_names"]
 
 TSettings = TypeVar("TSettings", bound=VisionSettings)
 
@@ -33,6 +35,8 @@ _FLAGS = {
     "ModelConfig.name": "model",
     "MethodConfig.name": "methods",
     "MethodConfig.noise": "perturb",
+    "IndicatorConfig.names": "indicators",
+    "IndicatorConfig.every": "indicators_every",
 }
 
 
@@ -94,7 +98,7 @@ def with_flag_names(text: str, names: Sequence[str]) -> str:
 
     text = re.sub(r"\b(\w+(?:Config|Settings))(?:: |\.)(\w+)", of_field, text)
     # Two fields in one sentence: only the first has the name of its class before it.
-    return re.sub(rf"(?<![\w.'\"/-])({'|'.join(names)})(?= ?=)", lambda match: _flag(match[1]), text)
+    return re.sub(rf"(?<![\w.'\"/:,-])({'|'.join(names)})(?= ?=)", lambda match: _flag(match[1]), text)
 
 
 def _flag(name: str) -> str:
@@ -148,7 +152,7 @@ def _run(name: str, settings: VisionSettings, run: SweepConfig, trials: Callable
     check_before_ray(run, name)
     data = _load(settings)
     check_streams(planned, data.train_labels, data.num_classes)
-    said = method_warnings(planned, data.shape, data.num_classes)
+    said = [*unused_settings(settings, planned), *method_warnings(planned, data.shape, data.num_classes)]
     for sentence in [*said, *schedule_warnings(planned, data.train_labels, data.num_classes)]:
         print(f"{name}.py: warning: {sentence}", file=sys.stderr)
     study = Study(
@@ -220,7 +224,7 @@ def method_warnings(planned: Sequence[TrialSpec], shape: tuple[int, int, int], n
 
 
 def schedule_warnings(planned: Sequence[TrialSpec], labels: Tensor, num_classes: int) -> list[str]:
-    """Return what `Tortoise` warns of in the phases of the planned trials, a sentence for each setting.
+    """Return which schedules do not fit the phases of the planned trials, a sentence for each method and reason.
 
     Trials run in other processes, where nobody sees a warning.
     """
@@ -229,25 +233,63 @@ def schedule_warnings(planned: Sequence[TrialSpec], labels: Tensor, num_classes:
     for spec in planned:
         key = (spec.label, spec.settings["access"])
         method = trial_config(spec.config).method
-        if key in told or not method.follows:
+        if key in told or not (method.follows or {"redo", "optimizer_reset"} & set(method.parts)):
             continue
         told.add(key)
-        tortoise = Tortoise(
-            nn.Identity(),
-            momentum=method.momentum,
-            reset_interval=method.reset_interval if "hare_tortoise" in method.parts else None,
-            reset_unit=method.reset_unit,
-        )
         batch_size = spec.config["training"]["batch_size"]
-        raised: list[tuple[int, str]] = []
         stream = stream_of(spec.config, labels, num_classes)
+        raised: dict[str, list[tuple[int, str]]] = {}
         for phase in stream:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always", SettingWarning)
-                tortoise.begin_phase(steps_per_epoch=-(-len(phase) // batch_size), epochs=phase.epochs)
-            raised += [(phase.index + 1, str(warning.message)) for warning in caught]
-        if raised:
-            phases = sorted({number for number, _ in raised})
-            listed = f"phase {phases[0]}" if len(phases) == 1 else f"{len(phases)} phases, first {phases[0]}"
-            sentences.append(f"{spec.label} ({listed} of {len(stream)}): {raised[0][1]}")
+            texts = _never_due(method, phase.epochs)
+            if method.follows:
+                texts += _of_tortoise(method, -(-len(phase) // batch_size), phase.epochs)
+            for text in texts:
+                # The same reason in another phase has other numbers.
+                raised.setdefault(re.sub(r"[\d.,]+", "", text), []).append((phase.index + 1, text))
+        for told_of in raised.values():
+            first, text = told_of[0]
+            listed = f"phase {first}" if len(told_of) == 1 else f"{len(told_of)} phases, first {first}"
+            sentences.append(f"{spec.label} ({listed} of {len(stream)}): {text}")
+    return sentences
+
+
+def _of_tortoise(method: MethodConfig, steps_per_epoch: int, epochs: int) -> list[str]:
+    tortoise = Tortoise(
+        nn.Identity(),
+        momentum=method.momentum,
+        reset_interval=method.reset_interval if "hare_tortoise" in method.parts else None,
+        reset_unit=method.reset_unit,
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", SettingWarning)
+        tortoise.begin_phase(steps_per_epoch=steps_per_epoch, epochs=epochs)
+    return [str(warning.message) for warning in caught]
+
+
+def _never_due(method: MethodConfig, epochs: int) -> list[str]:
+    intervals = {
+        "redo": (method.redo_interval, method.redo_unit),
+        "optimizer_reset": (method.optimizer_reset_interval, method.optimizer_reset_unit),
+    }
+    return [
+        f"{part}_interval = {interval} epochs, and a phase has {epochs}: it never acts, as epochs are counted anew in "
+        f"each. Take an interval of at most {epochs}, or {part}_unit = 'steps'."
+        for part, (interval, unit) in intervals.items()
+        if part in method.parts and unit == "epochs" and interval is not None and interval > epochs
+    ]
+
+
+def unused_settings(settings: VisionSettings, planned: Sequence[TrialSpec]) -> list[str]:
+    """Return which settings were changed and mean nothing to any of the planned trials, a sentence for each."""
+    used = {name for spec in planned for name in setting_names(trial_config(spec.config).method.parts)}
+    sentences = []
+    for name, value in settings.method_defaults.items():
+        flag = _flag(_FLAGS.get(f"MethodConfig.{name}", name))
+        if name not in used and value != getattr(MethodConfig, name):
+            sentences.append(f"{flag} = {value!r} changes nothing: it is a setting of no method in this study.")
+    if not settings.indicators_every and tuple(settings.indicators) != IndicatorConfig.names:
+        sentences.append(
+            f"--indicators = {tuple(settings.indicators)!r}: nothing is measured with --indicators-every = 0; give it "
+            "a number of epochs."
+        )
     return sentences

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ht_ray._checks import SettingError, check_number
+from ht_ray._checks import SettingError, SettingWarning, check_number
 from ht_ray.mechanisms.fresh import find_head, fresh_weights
 from ht_ray.mechanisms.rng import derive_seed
 from ht_ray.mechanisms.tortoise import Tortoise
@@ -85,6 +86,10 @@ class PlasticityInjection:
     A tortoise keeps its average of the old head, and so its predictions. Frozen means without gradients: a reset to
     the tortoise sets the old head to its average, like everything else.
 
+    A head that is one linear layer learns after the injection as it would have without: the sum of the three is that
+    layer, with the same gradients. Only the optimiser's state and its weight decay (of the new part alone) differ. A
+    warning says so; the paper's heads have hidden layers.
+
     Not handled: heads that return anything but one tensor, and heads that grow classes after the injection (each of
     the three parts grows by itself, so the outputs of new classes are no longer those of one new head).
 
@@ -147,6 +152,15 @@ class PlasticityInjection:
             self._new_head()  # so that what cannot be drawn is known before the first phase, not after it
         except ValueError as error:
             raise SettingError(f"PlasticityInjection: {error}") from error
+        parts = [part for part in self._part().modules() if not list(part.children())]
+        acting = [part for part in parts if not isinstance(part, (nn.Identity, nn.Flatten))]
+        if len(acting) == 1 and isinstance(acting[0], nn.Linear):
+            warnings.warn(
+                f"PlasticityInjection: head = {self.head!r} is one linear layer: the injection changes no more than "
+                "the optimiser's state and its weight decay. Take a head with hidden layers.",
+                SettingWarning,
+                stacklevel=2,
+            )
 
     def _part(self) -> nn.Module:
         # Looked up each time: it is replaced.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -9,7 +10,15 @@ from ht_ray._checks import SettingError, check_choice, check_number
 from ht_ray.vision.models import ModelConfig
 from ht_ray.vision.optimizer import TrainingConfig
 
-__all__ = ["METHODS", "MethodConfig", "MethodSettings", "display_name", "method_parts", "method_with_settings"]
+__all__ = [
+    "METHODS",
+    "MethodConfig",
+    "MethodSettings",
+    "display_name",
+    "method_parts",
+    "method_with_settings",
+    "setting_names",
+]
 
 #: Methods by name, with how tables and figures call them.
 METHODS = {
@@ -278,6 +287,11 @@ class MethodConfig(MethodSettings):
         if "crelu" in self.parts:
             config = replace(config, activation="crelu")
         if "layer_norm" in self.parts:
+            if config.name == "vit_tiny":
+                raise SettingError(
+                    f"MethodConfig: name = {self.name!r}: 'layer_norm' is LayerNorm in BatchNorm's places, and "
+                    "vit_tiny has LayerNorm as published; leave 'layer_norm' out."
+                )
             config = replace(config, normalisation="layer")
         return config
 
@@ -357,6 +371,21 @@ _PREFIX = {
 }
 
 
+def setting_names(parts: Sequence[str]) -> list[str]:
+    """Return the fields of `MethodConfig` that mean something to these methods.
+
+    Examples
+    --------
+    >>> setting_names(["l2", "augment"])
+    ['l2_strength', 'l2_coupling', 'augmentation']
+    """
+    return [
+        field.name
+        for field in fields(MethodConfig)
+        if any(field.name in _OWN.get(part, ()) or field.name.startswith(_PREFIX.get(part, "\0")) for part in parts)
+    ]
+
+
 def method_with_settings(text: str) -> tuple[str, dict[str, Any]]:
     """Return the name and the settings in ``"name:setting=value,setting=value"``; without a colon there are none.
 
@@ -377,11 +406,7 @@ def method_with_settings(text: str) -> tuple[str, dict[str, Any]]:
     name, colon, rest = text.partition(":")
     parts = method_parts(name)
     every = [field.name for field in fields(MethodConfig) if field.name != "name"]
-    known = [
-        field
-        for field in every
-        if any(field in _OWN.get(part, ()) or field.startswith(_PREFIX.get(part, "\0")) for part in parts)
-    ]
+    known = setting_names(parts)
     settings: dict[str, Any] = {}
     for item in rest.split(",") if colon else ():
         key, equals, value = (piece.strip() for piece in item.partition("="))

@@ -1,6 +1,7 @@
 import copy
 import io
 import pickle
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ht_ray._checks import SettingError
+from ht_ray._checks import SettingError, SettingWarning
 from ht_ray.mechanisms.fresh import find_head
 from ht_ray.mechanisms.head_reset import HeadReset
 from ht_ray.mechanisms.plasticity_injection import InjectedHead, PlasticityInjection
@@ -455,3 +456,28 @@ def test_a_head_that_is_tied_to_the_rest_is_refused() -> None:
     with pytest.raises(ValueError, match="shares"):
         method.apply()
     assert isinstance(module.head, nn.Linear)
+
+
+def test_a_linear_head_learns_as_without_and_that_is_told() -> None:
+    plain = net(head=nn.Linear(5, 3)).double()
+    injected = copy.deepcopy(plain)
+    with pytest.warns(SettingWarning, match="is one linear layer"):
+        method = PlasticityInjection(injected)
+    method.apply()
+    for module in (plain, injected):
+        trained = [p for p in module.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=0.05, weight_decay=0.0)
+        module.train()
+        for index in range(3):
+            images, labels = batch(index)
+            optimizer.zero_grad()
+            F.cross_entropy(module(images.double()), labels).backward()
+            optimizer.step()
+    images = batch(9)[0].double()
+    torch.testing.assert_close(injected.eval()(images), plain.eval()(images), rtol=1e-6, atol=1e-6)
+
+
+def test_a_head_with_hidden_layers_is_not_warned_of() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PlasticityInjection(net())

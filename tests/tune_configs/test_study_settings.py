@@ -19,7 +19,7 @@ from ht_ray.sweep import Study
 from ht_ray.vision import DATA_SETS, METHODS, ContinualConfig, MethodConfig, ModelConfig, TrainingConfig
 from tune_configs import ablation, continual
 from tune_configs.ablation import AblationSettings
-from tune_configs.command_line import schedule_warnings
+from tune_configs.command_line import schedule_warnings, unused_settings
 from tune_configs.continual import ContinualSettings
 from tune_configs.settings import PRESETS, VisionSettings
 from tune_configs.trials import label_of
@@ -252,9 +252,47 @@ def test_stream_of_a_trial_is_the_one_its_settings_name() -> None:
 def test_settings_that_can_hardly_work_are_told_once() -> None:
     settings = AblationSettings(momenta=(0.5, 0.999), reset_intervals=(2,), baselines=("plain", "ema"), seeds=3)
     sentences = schedule_warnings(planned(settings), torch.arange(500) % 10, 10)
-    assert len(sentences) == 2
+    assert len(sentences) == 3
     assert sentences[0].startswith("EMA m=0.999 (10 phases, first 1 of 10): Tortoise: momentum = 0.999 has a half-life")
-    assert sentences[1].startswith("Hare & Tortoise m=0.999 r=2 (10 phases, first 1 of 10): ")
+    assert sentences[1].startswith("Hare & Tortoise m=0.999 r=2 (10 phases, first 1 of 10): Tortoise: momentum = 0.999")
+    assert sentences[2].startswith("Hare & Tortoise m=0.999 r=2 (10 phases, first 1 of 10): Tortoise: the hare is")
+
+
+def test_methods_that_would_never_act_are_told() -> None:
+    settings = ContinualSettings(
+        methods=("redo", "redo:redo_unit=steps", "optimizer_reset", "hare_tortoise"),
+        optimizer_reset_interval=9,
+        access=("full",),
+        phases=3,
+        epochs=4,
+        momentum=0.5,
+        seeds=2,
+    )
+    told = schedule_warnings(planned(settings), torch.arange(500) % 10, 10)
+    assert [sentence.partition(":")[0] for sentence in told] == [
+        "ReDo (3 phases, first 1 of 3)",
+        "Optimiser Reset (3 phases, first 1 of 3)",
+        "Hare & Tortoise m=0.5 r=5 (3 phases, first 1 of 3)",
+    ]
+    assert "redo_interval = 5 epochs, and a phase has 4: it never acts" in told[0]
+    assert "optimizer_reset_interval = 9 epochs" in told[1]
+    assert "reset_interval = 5 epochs, and a phase has 4" in told[2]
+
+
+def test_settings_that_change_nothing_are_told() -> None:
+    def told(**settings: Any) -> list[str]:
+        given_settings = ContinualSettings(seeds=1, **settings)
+        return unused_settings(given_settings, planned(given_settings))
+
+    assert told() == []
+    assert told(methods=("l2", "plain"), l2_strength=0.5, indicators_every=2, indicators=("probe",)) == []
+    assert told(methods=("l2:l2_strength=1", "shrink_perturb"), perturb=0.1) == []
+    [strength] = told(methods=("plain", "redo"), l2_strength=0.5)
+    assert strength.startswith("--l2-strength = 0.5 changes nothing")
+    [perturb] = told(methods=("plain",), perturb=0.1)
+    assert perturb.startswith("--perturb = 0.1 changes nothing")
+    [indicators] = told(indicators=("probe",))
+    assert "--indicators-every" in indicators
 
 
 def test_a_method_can_have_settings_of_its_own() -> None:
