@@ -55,7 +55,7 @@ class FeatureRecord:
             # The backbone is frozen; the gradient with respect to its output exists all the same.
             features = features.detach().requires_grad_()
         self.latest = features
-        return features
+        return features.clone()  # an activation that works in place must not change what is recorded
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from ht_ray.diagnostics import (
     effective_rank,
     feature_matrix,
     feature_recorder,
+    loss_gradients,
     ranks,
     srank,
     stable_rank,
@@ -146,3 +147,15 @@ def test_networks_without_such_a_part_are_refused():
 
     with pytest.raises(RuntimeError, match="does not call"):
         feature_matrix(Forgetful(), torch.ones(1, 2))
+
+
+def test_an_activation_in_place_behind_the_backbone_changes_nothing():
+    torch.manual_seed(0)
+    backbone, last, inputs = nn.Linear(4, 6), nn.Linear(6, 3), torch.randn(10, 4)
+    labels = torch.randint(3, (10,))
+    found = []
+    for inplace in (False, True):
+        net = nn.Sequential(OrderedDict(backbone=backbone, head=nn.Sequential(nn.ReLU(inplace=inplace), last)))
+        found.append((feature_matrix(net, inputs), *loss_gradients(net, inputs, labels)))
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+    assert bool((found[1][0] < 0).any())
