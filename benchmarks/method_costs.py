@@ -1,9 +1,9 @@
 """What each method costs per training iteration, and each group of indicators per evaluation.
 
 Random images; an MLP on MNIST's shape (batch 256) and a VGG-16 of an eighth of the width on CIFAR-10's (batch 64), in
-the plain loop, on one thread. Methods take turns over several rounds; the least processor time per iteration is printed,
-as whatever else the machine does only adds to it, and its ratio to plain training's. An epoch has 20 iterations, and
-what happens at its end (resets, ReDo every fifth) is part of it.
+the plain loop, on one thread. Methods take turns over several rounds; the least processor time per iteration is
+printed, as whatever else the machine does only adds to it, and its ratio to plain training's. An epoch has 20
+iterations, and what happens at its end (resets, ReDo every fifth) is part of it.
 Run: ``uv run python benchmarks/method_costs.py``; a faster look: ``--rounds 1 --only redo upgd``.
 """
 
