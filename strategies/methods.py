@@ -76,6 +76,9 @@ class MethodStrategy(Plain):
         """Continue from `training_state`, on a strategy made with the same settings that has not trained yet."""
         stateful = [plugin for plugin in self.plugins if isinstance(plugin, _STATEFUL)]
         for plugin, saved in zip(stateful, state["plugins"], strict=True):
+            if isinstance(plugin, MechanismPlugin) and saved:
+                plugin.attach(self.model)  # as in the run that is continued: before a head was added
+        for plugin, saved in zip(stateful, state["plugins"], strict=True):
             if isinstance(plugin, ReinitialisePlugin):
                 plugin.rebuild(saved, self.model)
         self.model.load_state_dict(state["model"])

@@ -220,6 +220,11 @@ def method_warnings(planned: Sequence[TrialSpec], shape: tuple[int, int, int], n
             warnings.simplefilter("always", SettingWarning)
             Method(config.method, make_model(config.model, shape=shape, num_classes=num_classes, seed=0), seed=0)
         sentences += [f"{spec.label}: {warning.message}" for warning in caught]
+        if "augment" in config.method.parts and config.method.training(config.training, shape) == config.training:
+            sentences.append(
+                f"{spec.label}: every method of the study is augmented like this already; --augment none makes a "
+                "difference."
+            )
     return sentences
 
 

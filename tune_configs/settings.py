@@ -95,6 +95,9 @@ class _StudyFields:
     width: float = 1.0
     """Multiplies the width of every hidden layer."""
 
+    head_hidden: tuple[int, ...] | None = None
+    """Widths of the hidden layers of the head; by default 1024 1024 for vgg16, and a linear head for the others."""
+
     stream: str = "continual"
     """continual, or warm_start (appendix D of the paper)."""
     phases: int = 10
@@ -305,7 +308,9 @@ class VisionSettings(MethodSettings, _StudyFields):
         return PRESETS[self.data][name] if value is None else value
 
     def _model_config(self) -> ModelConfig:
-        return ModelConfig(name=self._preset("model"), hidden=tuple(self.hidden), width=self.width)
+        return ModelConfig(
+            name=self._preset("model"), hidden=tuple(self.hidden), width=self.width, head_hidden=self.head_hidden
+        )
 
     def _training_config(self) -> TrainingConfig:
         augment = self._preset("augment")

@@ -139,7 +139,7 @@ class ContinualBackprop(Mechanism):
     def _follow(self) -> None:
         if self.replacement_rate == 0:
             return
-        self._units = recyclable_units("ContinualBackprop", self.module, self.layers, warn=self._units is None)
+        self._units = recyclable_units("ContinualBackprop", self.module, self.layers, before=self._units)
         self.utilities = {h.name: _grown(self.utilities.get(h.name), h.units, torch.float32) for h in self.hidden}
         self.ages = {h.name: _grown(self.ages.get(h.name), h.units, torch.int64) for h in self.hidden}
         self.due = {h.name: self.due.get(h.name, 0.0) for h in self.hidden}

@@ -118,7 +118,7 @@ class ReDo(Mechanism):
             self._find()
 
     def _find(self) -> UnitMap:
-        self._units = recyclable_units("ReDo", self.module, self.layers, warn=self._units is None)
+        self._units = recyclable_units("ReDo", self.module, self.layers, before=self._units)
         return self._units
 
     @property
@@ -196,7 +196,7 @@ class ReDo(Mechanism):
         finally:
             for part, mode in modes.items():
                 part.training = mode
-        if not sums:
+        if not sums and self.units.hidden:
             raise ValueError("ReDo.dormant: no batches to score")
         return {name: total <= self.threshold * total.mean() for name, total in sums.items()}
 

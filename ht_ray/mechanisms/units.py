@@ -552,28 +552,40 @@ def _named(finder: _Finder, layers: Layers) -> UnitMap:
     return UnitMap(tuple(hidden), {})
 
 
-def recyclable_units(where: str, module: nn.Module, layers: Layers | None, *, warn: bool) -> UnitMap:
+def recyclable_units(where: str, module: nn.Module, layers: Layers | None, *, before: UnitMap | None) -> UnitMap:
     """Return `find_units`, for a mechanism that needs units.
+
+    It warns of activations whose units cannot be recycled when it looks for the first time, and when none is left of a
+    network that had some (its head was frozen, say).
 
     Parameters
     ----------
     where
         The mechanism's name, for messages.
-    warn
-        Whether to warn of activations whose units cannot be recycled.
+    before
+        What it found the last time; None if it has not looked yet.
 
     Raises
     ------
     SettingError
-        If no unit can be recycled, or as `find_units`.
+        If no unit can be recycled when it looks for the first time, or as `find_units`.
     """
     found = find_units(module, layers=layers)
+    if before is not None:
+        if before.hidden and not found.hidden:
+            warnings.warn(
+                f"{where}: no hidden units of {type(module).__name__} can be recycled any more ({found.reasons()}): it "
+                "does nothing from here on.",
+                SettingWarning,
+                stacklevel=4,
+            )
+        return found
     if not found.hidden:
         raise SettingError(
             f"{where}: {type(module).__name__} has no hidden units that can be recycled "
             f"({found.reasons() or 'no activation modules'})."
         )
-    if warn and found.skipped:
+    if found.skipped:
         warnings.warn(
             f"{where}: units of {len(found.skipped)} of {len(found.skipped) + len(found.hidden)} activations cannot be "
             f"recycled and are left alone ({found.reasons()}).",

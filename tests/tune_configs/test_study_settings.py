@@ -19,7 +19,7 @@ from ht_ray.sweep import Study
 from ht_ray.vision import DATA_SETS, METHODS, ContinualConfig, MethodConfig, ModelConfig, TrainingConfig
 from tune_configs import ablation, continual
 from tune_configs.ablation import AblationSettings
-from tune_configs.command_line import schedule_warnings, unused_settings
+from tune_configs.command_line import method_warnings, schedule_warnings, unused_settings
 from tune_configs.continual import ContinualSettings
 from tune_configs.settings import PRESETS, VisionSettings
 from tune_configs.trials import label_of
@@ -338,3 +338,18 @@ def test_the_same_method_is_known_however_it_is_written() -> None:
     for twice in ("l2:l2_strength=0.1", "L2"):
         with pytest.raises(SettingError, match="is the same as 'l2'"):
             ContinualSettings(methods=("l2", twice))
+
+
+def test_augmentation_that_all_have_is_told() -> None:
+    for chosen, told in (({"augment": "crop"}, True), ({}, False)):
+        specs = planned(ContinualSettings(methods=("plain", "augment"), seeds=1, **chosen))
+        sentences = method_warnings(specs, (1, 8, 8), 10)
+        assert any("Augmentation: every method of the study is augmented" in text for text in sentences) is told
+
+
+def test_the_head_can_have_hidden_layers() -> None:
+    settings = ContinualSettings(methods=("plasticity_injection",), head_hidden=(32,), seeds=1)
+    assert planned(settings)[0].config["model"]["head_hidden"] == (32,)
+    assert method_warnings(planned(settings), (1, 8, 8), 10) == []
+    linear = planned(ContinualSettings(methods=("plasticity_injection",), seeds=1))
+    assert len(method_warnings(linear, (1, 8, 8), 10)) == 1

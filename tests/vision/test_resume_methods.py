@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ht_ray.diagnostics import IndicatorConfig
+from ht_ray.mechanisms import SettingWarning
 from ht_ray.vision import (
     METHODS,
     ContinualConfig,
@@ -93,3 +94,13 @@ def test_killed_in_the_third_phase(method: MethodConfig, fresh_optimizer: bool, 
     left, right = whole.state_dict(), resumed.state_dict()
     assert left.keys() == right.keys()
     assert [name for name, value in left.items() if not torch.equal(value, right[name])] == []
+
+
+def test_no_units_are_left_when_the_only_layer_feeds_a_frozen_head(tmp_path: Path) -> None:
+    images = data()
+    stream = make_stream(images.train_labels, 3, ContinualConfig(phases=3, epochs=2), seed=0)
+    method = MethodConfig("redo+continual_backprop+plasticity_injection", **SETTINGS)
+    model = make_model(ModelConfig("mlp", hidden=(8,)), shape=images.shape, num_classes=3, seed=0)
+    with pytest.warns(SettingWarning, match="no hidden units of Network can be recycled any more .*frozen"):
+        rows = fit(model, images, stream, method=method, training=TrainingConfig(batch_size=8))
+    assert len(rows) == 6
