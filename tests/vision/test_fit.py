@@ -413,11 +413,15 @@ def test_settings_that_cannot_work_are_warned_of() -> None:
 
 def test_a_runs_measures_are_means_over_phases_and_epochs() -> None:
     accuracies = [(1, 0.1), (1, 0.4), (2, 0.2), (2, 0.6), (3, 0.5)]
-    rows = [{"phase": phase, "test_accuracy": accuracy} for phase, accuracy in accuracies]
+    rows = [
+        {"phase": phase, "test_accuracy": accuracy, "train_accuracy": accuracy / 2} for phase, accuracy in accuracies
+    ]
     found = summarise(rows)
     assert found["average_accuracy"] == pytest.approx((0.4 + 0.6 + 0.5) / 3)
     assert found["final_accuracy"] == 0.5
     assert found["online_accuracy"] == pytest.approx(1.8 / 5)
+    assert found["first_accuracy"] == 0.4
+    assert found["final_train_accuracy"] == 0.25
 
 
 def test_a_stream_without_phases_trains_nothing() -> None:
