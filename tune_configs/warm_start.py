@@ -118,6 +118,8 @@ class WarmStartSettings(VisionSettings):
         if self.base is not None:
             _parts(self.base, "base", [*METHODS, *ALIASES])
         check_distinct("WarmStartSettings.methods", self.methods, same=lambda text: _identity(self._parsed(text, "")))
+        for text in self.methods:
+            self._parsed(text, self.base or "")
 
     def _check_meaning(self) -> None:
         # A single ratio and noise are those of the other comparisons.
