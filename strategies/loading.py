@@ -71,7 +71,7 @@ class _SequentialLoader:
         held = self.held
         for start in range(0, len(held.indices), self.batch_size):
             part = slice(start, start + self.batch_size)
-            images = held.images[held.indices[part]]
+            images = held.images.index_select(0, held.indices[part])
             if held.normalise is not None:
                 images = held.normalise(images)
             if self.channels_last and images.dim() == 4:

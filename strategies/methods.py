@@ -48,7 +48,7 @@ class MethodStrategy(Plain):
 
     @property
     def measured(self) -> list[Row]:
-        """A row for each epoch so far, see `ht_ray.vision.fit`."""
+        """A row for each epoch so far that was measured, see `ht_ray.vision.fit`."""
         return self._measuring.rows
 
     @property
@@ -94,7 +94,7 @@ class MethodStrategy(Plain):
         if self._indicators is not None:
             self._indicators.load_state_dict(state["indicators"])
         self.clock.train_exp_counter = int(state["experiences"])
-        self.measured.extend(state["rows"])
+        self._measuring.continue_from(state["rows"])
 
 
 _STATEFUL = (HareTortoisePlugin, ReinitialisePlugin, MechanismPlugin)
@@ -146,6 +146,7 @@ def make_strategy(
     device: str | torch.device = "cpu",
     epochs: int = 1,
     indicators: IndicatorConfig | None = None,
+    evaluate_every: int = 1,
     on_epoch: Callable[[Row], None] | None = None,
     plugins: Sequence[SupervisedPlugin] = (),
     **kwargs: Any,
@@ -156,7 +157,7 @@ def make_strategy(
 
     Parameters
     ----------
-    model, method, training, seed, device, indicators, on_epoch
+    model, method, training, seed, device, indicators, evaluate_every, on_epoch
         As in `ht_ray.vision.fit`.
     data
         With the test set.
@@ -191,6 +192,7 @@ def make_strategy(
             autocast=autocast,
             channels_last=config.channels_last,
             indicators=measuring,
+            evaluate_every=evaluate_every,
             on_epoch=on_epoch,
         ),
     ]

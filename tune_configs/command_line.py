@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import shlex
 import sys
@@ -194,7 +195,8 @@ def check_streams(planned: Sequence[TrialSpec], labels: Tensor, num_classes: int
     SettingError
         If a phase has fewer than two samples, which BatchNorm cannot normalise.
     """
-    for spec in {spec.settings["access"]: spec for spec in planned}.values():
+    # Where seeds differ, phases are as long.
+    for spec in {json.dumps(spec.config["stream"]): spec for spec in planned}.values():
         for phase in stream_of(spec.config, labels, num_classes):
             if len(phase) < 2:
                 raise SettingError(
@@ -214,7 +216,12 @@ def method_warnings(planned: Sequence[TrialSpec], shape: tuple[int, int, int], n
         If a method cannot act on the network.
     """
     sentences = []
-    for spec in {spec.label: spec for spec in planned}.values():
+    told = set()
+    for spec in planned:
+        key = json.dumps([spec.config["method"], spec.config["model"]])
+        if key in told:
+            continue
+        told.add(key)
         config = trial_config(spec.config)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", SettingWarning)

@@ -162,6 +162,8 @@ class _StudyFields:
     """Measure the plasticity indicators after every so many epochs, and at each phase's end; 0 means never."""
     indicators: tuple[str, ...] = ("weights", "features", "units", "gradients")
     """Groups of indicators to measure: weights, features, units, gradients; costly: curvature, covariance, probe."""
+    evaluate_every: int = 1
+    """Test after every so many epochs of a phase, and at its end; other epochs have no place in curves."""
 
     seeds: int = 5
     """Number of seeds: data order, label noise, weights and everything else drawn."""
@@ -183,6 +185,7 @@ class VisionSettings(MethodSettings, _StudyFields):
         check_choice("VisionSettings.stream", self.stream, _OF_STREAM)
         check_number("VisionSettings.seeds", self.seeds, low=1, integer=True)
         check_number("VisionSettings.first_seed", self.first_seed, low=0, integer=True)
+        check_number("VisionSettings.evaluate_every", self.evaluate_every, low=1, integer=True)
         check_choice("VisionSettings.device", self.device, ["auto", "cpu", "cuda"])
         self.data_config()
         self._model_config()
@@ -252,14 +255,15 @@ class VisionSettings(MethodSettings, _StudyFields):
         name, own = method_with_settings(name)
         return MethodConfig(name, **{**self.method_defaults, **settings, **own})
 
-    def trial_config(self, method: MethodConfig, access: str, seed: int) -> dict[str, Any]:
-        """Return what a trial is made from, as plain data."""
+    def trial_config(self, method: MethodConfig, access: str, seed: int, **stream: Any) -> dict[str, Any]:
+        """Return what a trial is made from, as plain data; `stream` are settings of its stream that go before these."""
         return {
             "data": self.data,
             "model": asdict(method.model(self._model_config())),
-            "stream": {"kind": self.stream, **asdict(self._stream_config(access))},
+            "stream": {"kind": self.stream, **asdict(replace(self._stream_config(access), **stream))},
             "training": asdict(self._training_config()),
             "indicators": asdict(self.indicator_config()),
+            "evaluate_every": self.evaluate_every,
             "method": asdict(method),
             "device": self.device,
             "seed": seed,

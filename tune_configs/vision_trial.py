@@ -97,6 +97,7 @@ class VisionTrial:
             seed=seed,
             device=device,
             indicators=parts.indicators,
+            evaluate_every=config["evaluate_every"],
         )
         augment = parts.method.training(parts.training, self.data.shape).augment
         self.benchmark = stream_benchmark(self.data, self.stream, augment=augment)
@@ -104,7 +105,7 @@ class VisionTrial:
 
     @property
     def rows(self) -> list[Row]:
-        """What each epoch so far measured."""
+        """What was measured so far, a row for each epoch that was tested."""
         return self.strategy.measured
 
     def advance(self) -> Report:
@@ -122,7 +123,7 @@ class VisionTrial:
         return Report(
             curves={"epoch": new, "phase": [end]},
             summary=summarise(self.rows),
-            progress=len(self.rows) / self.stream.epochs if self.phase < len(self.stream) else 1.0,
+            progress=self.rows[-1]["step"] / self.stream.epochs if self.phase < len(self.stream) else 1.0,
         )
 
     def save(self, directory: Path) -> None:

@@ -271,8 +271,11 @@ def _drops_of(trial: TrialData) -> tuple[np.ndarray, np.ndarray] | None:
     curve = trial.curves.get("epoch", {})
     if not trial.finished or not {"phase", "test_accuracy"} <= curve.keys():
         return None
-    starts = [0, *(np.flatnonzero(np.diff(curve["phase"])) + 1).tolist()]
-    drops = drop_and_recovery(curve["test_accuracy"], starts)
+    # Not every epoch need have been tested; a phase's last one is.
+    steps = curve["step"].astype(int)
+    accuracy = np.full(steps[-1], math.nan)
+    accuracy[steps - 1] = curve["test_accuracy"]
+    drops = drop_and_recovery(accuracy, [0, *steps[np.flatnonzero(np.diff(curve["phase"]))].tolist()])
     known = ~np.isnan(drops.depth)
     return (drops.depth[known], drops.epochs[known]) if known.any() else None
 

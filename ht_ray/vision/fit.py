@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ht_ray._checks import check_number
 from ht_ray.diagnostics import IndicatorConfig
 from ht_ray.mechanisms import derive_seed, isolated_rng
 from ht_ray.vision.data import ImageData
@@ -28,7 +29,7 @@ from ht_ray.vision.streams import Stream
 
 __all__ = ["Diverged", "Row", "fit", "load_checkpoint", "save_checkpoint", "summarise"]
 
-#: What one epoch measured: ``phase`` and ``epoch`` (from 1), ``step`` (epochs so far), and the metrics.
+#: What one epoch measured: ``phase`` and ``epoch`` (from 1), ``step`` (epochs so far, all phases), and the metrics.
 Row = dict[str, float]
 
 
@@ -53,13 +54,17 @@ def summarise(rows: list[Row]) -> dict[str, float]:
     """Return a run's measures (fractions) from the rows of its epochs.
 
     ``average_accuracy`` is the mean over phases of the test accuracy at each phase's end, ``final_accuracy`` the last
-    of them, ``online_accuracy`` the mean over all epochs (what figure 6 of arXiv 2406.02596 plots).
+    of them and ``first_accuracy`` the first, ``online_accuracy`` the mean over all rows (what figure 6 of
+    arXiv 2406.02596 plots). ``final_train_accuracy`` is the training accuracy of the last epoch, on the batches as they
+    were trained on.
     """
     ends = {row["phase"]: row["test_accuracy"] for row in rows}
     return {
         "average_accuracy": math.fsum(ends.values()) / len(ends),
         "final_accuracy": rows[-1]["test_accuracy"],
         "online_accuracy": math.fsum(row["test_accuracy"] for row in rows) / len(rows),
+        "first_accuracy": next(iter(ends.values())),
+        "final_train_accuracy": rows[-1]["train_accuracy"],
     }
 
 
@@ -79,10 +84,11 @@ def fit(
     device: torch.device | str = "cpu",
     forward: Callable[[Tensor], Tensor] | None = None,
     indicators: IndicatorConfig | None = None,
+    evaluate_every: int = 1,
     checkpoint: str | Path | None = None,
     on_epoch: Callable[[Row], None] | None = None,
 ) -> list[Row]:
-    """Train `model` on the phases of `stream` and test it after every epoch.
+    """Train `model` on the phases of `stream` and test it after epochs.
 
     Parameters
     ----------
@@ -104,6 +110,9 @@ def fit(
     indicators
         Which plasticity indicators of `model` (the hare) are measured, and how often; none by default. They leave no
         trace.
+    evaluate_every
+        Test after every so many epochs of a phase and after its last, and where indicators are due; training is the
+        same whatever it is. Default 1.
     checkpoint
         A file to write after every phase, and to continue from when it exists.
     on_epoch
@@ -112,14 +121,17 @@ def fit(
     Returns
     -------
     list of dict
-        A row for each epoch: ``phase``, ``epoch``, ``step``, ``train_loss`` (cross-entropy in nats, without what a
-        method adds to it) and ``train_accuracy`` on the batches as they were trained on, ``test_loss`` and
-        ``test_accuracy`` with the network that predicts; and the indicators in those epochs where they were measured.
+        A row for each epoch with a test: ``phase``, ``epoch``, ``step``, ``train_loss`` (cross-entropy in nats, without
+        what a method adds to it) and ``train_accuracy`` on the batches of that epoch as they were trained on,
+        ``test_loss`` and ``test_accuracy`` with the network that predicts; and the indicators in those epochs where
+        they were measured.
 
     Raises
     ------
     Diverged
         If the training loss is NaN or infinite at the end of an epoch.
+    SettingError
+        If `evaluate_every` is not a positive whole number.
     ValueError
         If `checkpoint` is that of a run with other settings, seed or stream.
 
@@ -134,13 +146,20 @@ def fit(
     >>> len(rows), rows[-1]["phase"], rows[-1]["test_accuracy"] > 0.5
     (6, 2, True)
     """
+    check_number("fit: evaluate_every", evaluate_every, low=1, integer=True)
     device = torch.device(device)
     acting_config = method.config if isinstance(method, Method) else method or MethodConfig("plain")
     config = acting_config.training(training or TrainingConfig(), data.shape)
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     model.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
     acting = method if isinstance(method, Method) else Method(acting_config, model, seed=seed)
-    settings = {"method": asdict(acting.config), "training": asdict(config), "seed": seed, "phases": _sizes(stream)}
+    settings = {
+        "method": asdict(acting.config),
+        "training": asdict(config),
+        "seed": seed,
+        "phases": _sizes(stream),
+        "evaluate_every": evaluate_every,
+    }
     if indicators is not None:
         settings["indicators"] = asdict(indicators)
     images = data.train_images.to(device)
@@ -168,6 +187,7 @@ def fit(
             measuring.load_state_dict(state["indicators"])
         rows, done = state["rows"], state["phases"]
 
+    epochs = sum(phase.epochs for phase in stream.phases[:done])
     for phase in stream.phases[done:]:
         loader = InMemoryLoader(
             images,
@@ -212,7 +232,12 @@ def fit(
             train_loss = loss_sum.item() / seen
             if not math.isfinite(train_loss):
                 raise Diverged(f"training loss {train_loss} in phase {phase.index + 1}, epoch {epoch}")
-            acting.end_epoch(optimizer, last=epoch == phase.epochs)
+            last = epoch == phase.epochs
+            acting.end_epoch(optimizer, last=last)
+            epochs += 1
+            indicated = measuring is not None and measuring.due(epoch, last=last)
+            if not (last or indicated or epoch % evaluate_every == 0):
+                continue
             with acting.predict():
                 tested = evaluate(
                     model,
@@ -223,7 +248,7 @@ def fit(
                     channels_last=config.channels_last,
                 )
             row: Row = {
-                "step": len(rows) + 1,
+                "step": epochs,
                 "phase": phase.index + 1,
                 "epoch": epoch,
                 "train_loss": train_loss,
@@ -231,7 +256,7 @@ def fit(
                 "test_loss": tested.loss,
                 "test_accuracy": tested.accuracy,
             }
-            if measuring is not None and measuring.due(epoch, last=epoch == phase.epochs):
+            if measuring is not None and indicated:
                 row.update(measuring.measure())
             rows.append(row)
             if on_epoch is not None:

@@ -235,6 +235,9 @@ class WarmStartConfig:
         Epochs of the first phase; None means ``floor(epochs / subset_ratio)``, the same number of updates.
     noise_rule
         Which labels noise draws, see `noisy_labels`.
+    fresh
+        Whether the first phase is left out: the second alone, from initial weights, is what warm-starting is compared
+        with.
     """
 
     subset_ratio: float = 0.1
@@ -242,6 +245,7 @@ class WarmStartConfig:
     epochs: int = 100
     warm_epochs: int | None = None
     noise_rule: NoiseRule = "uniform"
+    fresh: bool = False
 
     def __post_init__(self) -> None:
         check_number("WarmStartConfig: subset_ratio", self.subset_ratio, low=0, low_open=True, high=1)
@@ -288,7 +292,7 @@ def continual(labels: Tensor, num_classes: int, config: ContinualConfig, *, seed
 
 
 def warm_start(labels: Tensor, num_classes: int, config: WarmStartConfig, *, seed: int) -> Stream:
-    """Make the warm-start stream: a noisy subset, then the clean whole.
+    """Make the warm-start stream: a noisy subset, then the clean whole; with ``config.fresh``, the whole alone.
 
     Examples
     --------
@@ -297,6 +301,9 @@ def warm_start(labels: Tensor, num_classes: int, config: WarmStartConfig, *, see
     [(10, 1000, 0.5), (100, 100, 0.0)]
     """
     total = len(labels)
+    whole = torch.arange(total)
+    if config.fresh:
+        return Stream("warm_start", (Phase(0, config.epochs, whole, labels.clone(), 0.0, total),))
     count = max(1, round(config.subset_ratio * total))
     subset = torch.randperm(total, generator=generator(seed, "order of arrival"))[:count]
     # Tolerance, as 100 / 0.1 must be 1000 whatever the last bit says.
@@ -308,7 +315,6 @@ def warm_start(labels: Tensor, num_classes: int, config: WarmStartConfig, *, see
         rule=config.noise_rule,
         generator=generator(seed, "label noise", 0),
     )
-    whole = torch.arange(total)
     return Stream(
         "warm_start",
         (

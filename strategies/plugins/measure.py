@@ -1,14 +1,15 @@
-"""Per-epoch measurements that cost one pass over the test set and leave no trace."""
+"""Measurements after epochs that cost one pass over the test set and leave no trace."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 
+from ht_ray._checks import check_number
 from ht_ray.diagnostics import Indicators
 from ht_ray.vision.data import ImageData
 from ht_ray.vision.evaluate import evaluate
@@ -21,7 +22,7 @@ __all__ = ["MeasurePlugin"]
 
 
 class MeasurePlugin(OrderedPlugin, supports_distributed=True):  # type: ignore[call-arg]
-    """Measure every epoch as `ht_ray.vision.fit` does: the same rows, bit for bit.
+    """Measure after epochs as `ht_ray.vision.fit` does: the same rows, bit for bit.
 
     The network that predicts (the tortoise, if there is one) is tested on ``data.test_images``; training loss and
     accuracy are those of the batches as they were trained on, without what methods add to the loss. Put it after the
@@ -36,13 +37,17 @@ class MeasurePlugin(OrderedPlugin, supports_distributed=True):  # type: ignore[c
     indicators
         Measures the plasticity indicators of the strategy's model, in the epochs where they are due and in each
         experience's last.
+    evaluate_every
+        Measure every so many epochs of an experience, in its last, and where `indicators` are due. Default 1.
     on_epoch
         Called with each row.
 
     Attributes
     ----------
     rows
-        A row for each epoch, see `ht_ray.vision.fit`.
+        A row for each epoch that was measured, see `ht_ray.vision.fit`.
+    epochs
+        How many epochs have been trained so far, over all experiences.
     """
 
     rank = -1000
@@ -54,17 +59,26 @@ class MeasurePlugin(OrderedPlugin, supports_distributed=True):  # type: ignore[c
         autocast: torch.dtype | None = None,
         channels_last: bool = False,
         indicators: Indicators | None = None,
+        evaluate_every: int = 1,
         on_epoch: Callable[[Row], None] | None = None,
     ) -> None:
         super().__init__()
+        check_number("MeasurePlugin: evaluate_every", evaluate_every, low=1, integer=True)
         # A pool is not written into checkpoints, and goes to the device once.
         self.pool = ImagePool(data.test_images, data.mean, data.std)
         self.labels = data.test_labels
         self.autocast = autocast
         self.channels_last = channels_last
         self.indicators = indicators
+        self.evaluate_every = evaluate_every
         self.on_epoch = on_epoch
         self.rows: list[Row] = []
+        self.epochs = 0
+
+    def continue_from(self, rows: Sequence[Row]) -> None:
+        """Take over what was measured before a restart, which ended with an experience."""
+        self.rows[:] = rows
+        self.epochs = int(rows[-1]["step"]) if rows else 0
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         self._loss = torch.zeros((), device=strategy.device)
@@ -86,6 +100,11 @@ class MeasurePlugin(OrderedPlugin, supports_distributed=True):  # type: ignore[c
         train_loss = self._loss.item() / max(1, self._seen)
         if not math.isfinite(train_loss):
             raise Diverged(f"training loss {train_loss} in phase {phase}, epoch {epoch}")
+        self.epochs += 1
+        last = epoch == strategy.train_epochs
+        indicated = self.indicators is not None and self.indicators.due(epoch, last=last)
+        if not (last or indicated or epoch % self.evaluate_every == 0):
+            return
         images, normalise = self.pool.on(strategy.device)
         tortoise = find_tortoise(strategy)
         predicting = nullcontext() if tortoise is None else tortoise.attach(strategy.model).predict()
@@ -99,7 +118,7 @@ class MeasurePlugin(OrderedPlugin, supports_distributed=True):  # type: ignore[c
                 channels_last=self.channels_last,
             )
         row: Row = {
-            "step": len(self.rows) + 1,
+            "step": self.epochs,
             "phase": phase,
             "epoch": epoch,
             "train_loss": train_loss,
@@ -107,10 +126,9 @@ class MeasurePlugin(OrderedPlugin, supports_distributed=True):  # type: ignore[c
             "test_loss": tested.loss,
             "test_accuracy": tested.accuracy,
         }
-        if self.indicators is not None:
+        if self.indicators is not None and indicated:
             self.indicators.module = strategy.model
-            if self.indicators.due(epoch, last=epoch == strategy.train_epochs):
-                row.update(self.indicators.measure())
+            row.update(self.indicators.measure())
         self.rows.append(row)
         if self.on_epoch is not None:
             self.on_epoch(row)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from ht_ray.diagnostics import IndicatorConfig
 from ht_ray.vision import METHODS as ALL
 from ht_ray.vision import (
     ContinualConfig,
@@ -89,7 +90,9 @@ CONV = ModelConfig("resnet18", width=0.05)
 VIT = ModelConfig("vit_tiny", width=0.1)  # with dropout
 
 
-def both(data: Any, config: Any, model: ModelConfig, method: MethodConfig, training: TrainingConfig) -> list[Any]:
+def both(
+    data: Any, config: Any, model: ModelConfig, method: MethodConfig, training: TrainingConfig, **measuring: Any
+) -> list[Any]:
     """Return (rows, tensors) of the plain loop and of the strategy."""
     stream = make_stream(data.train_labels, data.num_classes, config, seed=3)
     results = []
@@ -98,10 +101,12 @@ def both(data: Any, config: Any, model: ModelConfig, method: MethodConfig, train
         network: nn.Module = make_model(method.model(model), shape=data.shape, num_classes=data.num_classes, seed=3)
         rows: list[dict[str, float]] = []
         if loop == "plain":
-            fit(network, data, stream, method=method, training=training, seed=3, on_epoch=rows.append)
+            fit(network, data, stream, method=method, training=training, seed=3, on_epoch=rows.append, **measuring)
         else:
             benchmark = stream_benchmark(data, stream, augment=method.training(training, data.shape).augment)
-            strategy = make_strategy(network, data, method=method, training=training, seed=3, on_epoch=rows.append)
+            strategy = make_strategy(
+                network, data, method=method, training=training, seed=3, on_epoch=rows.append, **measuring
+            )
             for phase, experience in zip(stream, benchmark.train_stream, strict=True):
                 strategy.train_epochs = phase.epochs
                 strategy.train(experience)
@@ -152,6 +157,17 @@ def test_warm_start_with_epochs_that_differ(image_data, differing) -> None:
     config = WarmStartConfig(subset_ratio=0.3, epochs=2, warm_epochs=3)
     method = MethodConfig("shrink_perturb+hare_tortoise", momentum=0.7, reset_interval=2)
     assert_same(both(image_data, config, MLP, method, TrainingConfig(batch_size=16)), differing, 5)
+
+
+def test_seldom_tested(image_data, differing) -> None:
+    config = WarmStartConfig(subset_ratio=0.3, epochs=4, warm_epochs=5)
+    method = MethodConfig("hare_tortoise", momentum=0.7, reset_interval=2)
+    indicators = IndicatorConfig(every=4, names=("weights",))
+    results = both(
+        image_data, config, MLP, method, TrainingConfig(batch_size=16), evaluate_every=3, indicators=indicators
+    )
+    assert_same(results, differing, 5)
+    assert [(row["step"], row["epoch"]) for row in results[0][0]] == [(3, 3), (4, 4), (5, 5), (8, 3), (9, 4)]
 
 
 def test_last_batches_of_one_sample(image_data, differing) -> None:

@@ -57,7 +57,12 @@ def scalars(directory: Path, trial: str) -> dict[str, list[tuple[int, float]]]:
 
 
 def plain_loop(
-    stream: ContinualConfig | WarmStartConfig, method: MethodConfig, *, seed: int, train_limit: int | None = None
+    stream: ContinualConfig | WarmStartConfig,
+    method: MethodConfig,
+    *,
+    seed: int,
+    train_limit: int | None = None,
+    **settings: Any,
 ) -> list[dict[str, float]]:
     """The epochs of `ht_ray.vision.fit` on digits, with the settings that a study takes for them."""
     data = load_data(DataConfig("digits", train_limit=train_limit))
@@ -68,4 +73,5 @@ def plain_loop(
         method=method,
         training=TrainingConfig(batch_size=32, learning_rate=1e-3, weight_decay=1e-4),
         seed=seed,
+        **settings,
     )

@@ -75,6 +75,17 @@ CASES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     # Given, and contradicting, though it is what a new study would take.
     "resume with the default": ("ablation", "--resume {tmp}/study --epochs 20", ("--epochs = 20", "has 3")),
     "resume with another grid": ("ablation", "--resume {tmp}/study --momenta 0.5", ("--momenta = (0.5,)", "(0.9,)")),
+    "ratio": ("warm_start", "--subset-ratios 0.1 2", ("--subset-ratios = 2.0", "0 < subset_ratios <= 1")),
+    "ratio of a grid": ("warm_start", "--subset-ratio 0.5", ("--subset-ratio = 0.5", "--subset-ratios =")),
+    "noise of a grid": ("warm_start", "--label-noises -1", ("--label-noises = -1.0",)),
+    "method of a grid": ("warm_start", "--methods plain", ("--methods = ('plain',)", "--compare = 'grid'")),
+    "comparison": ("warm_start", "--compare methosd", ("--compare = 'methosd'", "Did you mean 'methods'?")),
+    "fresh head": ("warm_start", "--compare methods --methods fresh+head_reset", ("--methods = 'fresh+head_reset'",)),
+    "base": ("warm_start", "--compare methods --base agument", ("--base = 'agument'", "Did you mean 'augment'?")),
+    "beta": ("warm_start", "--compare adam --beta1s 1", ("--beta1s = 1.0", "beta1s < 1")),
+    "a subset of one": ("warm_start", "--subset-ratios 1.0 0.001", ("Phase 1", "1 of the 1437 training images")),
+    "evaluations": ("warm_start", "--evaluate-every 0", ("--evaluate-every = 0",)),
+    "other stream": ("warm_start", "--stream continual", ("--stream = 'continual'", "'warm_start'")),
     "resume with bad value": ("ablation", "--resume {tmp}/study --momenta 1.5", ("--momenta = 1.5",)),
 }  # fmt: skip
 

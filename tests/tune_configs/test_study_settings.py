@@ -24,6 +24,7 @@ from tune_configs.continual import ContinualSettings
 from tune_configs.settings import PRESETS, VisionSettings
 from tune_configs.trials import label_of
 from tune_configs.vision_trial import stream_of
+from tune_configs.warm_start import WarmStartSettings
 
 # arXiv 2406.02596, appendix A.2 and table 3: network, learning rate, weight decay, batch; figure 6: augmentation.
 PAPER = {
@@ -226,7 +227,7 @@ def test_settings_without_a_meaning_are_refused(given_settings: dict[str, Any], 
 
 
 def test_every_setting_has_a_help_text() -> None:
-    for config in (VisionSettings, AblationSettings, ContinualSettings):
+    for config in (VisionSettings, AblationSettings, ContinualSettings, WarmStartSettings):
         body = ast.parse(inspect.getsource(config)).body[0]
         assert isinstance(body, ast.ClassDef)
         own = [f.name for f in fields(config) if f.name in inspect.get_annotations(config)]

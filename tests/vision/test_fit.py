@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ht_ray._checks import SettingError
+from ht_ray.diagnostics import IndicatorConfig
 from ht_ray.mechanisms import SettingWarning, generator
 from ht_ray.vision import (
     ContinualConfig,
@@ -330,6 +332,40 @@ def test_each_epoch_is_told_when_it_was_measured() -> None:
     assert all(not torch.equal(a, b) for a, b in pairwise(parameters))
 
 
+@pytest.mark.parametrize("method", [MethodConfig("plain"), METHOD])
+def test_how_often_it_is_tested_changes_nothing_else(method: MethodConfig, tmp_path: Path) -> None:
+    stream = continual(DATA.train_labels, 4, ContinualConfig(phases=2, epochs=5, noise="0.4,0"), seed=0)
+    every, rows = run(stream=stream, method=method)
+    for between in (2, 3, 100):
+        seldom, found = run(stream=stream, method=method, evaluate_every=between)
+        assert_same(every, seldom)
+        assert found == [row for row in rows if row["epoch"] % between == 0 or row["epoch"] == 5]
+    # An epoch with indicators is tested, too; a run that was killed after a phase goes on counting.
+    indicators = IndicatorConfig(every=2, names=("weights",))
+    settings = {"method": method, "evaluate_every": 3, "indicators": indicators}
+    whole = run(stream=stream, **settings)[1]
+    assert [(row["step"], row["epoch"], "weight_magnitude" in row) for row in whole] == [
+        *((epoch, epoch, epoch != 3) for epoch in (2, 3, 4, 5)),
+        *((5 + epoch, epoch, epoch != 3) for epoch in (2, 3, 4, 5)),
+    ]
+    path = tmp_path / "run.pt"
+    with pytest.raises(KeyboardInterrupt):
+        run(stream=stream, checkpoint=path, on_epoch=stop_in_the_second_phase, **settings)
+    assert run(stream=stream, checkpoint=path, **settings)[1] == whole
+    with pytest.raises(ValueError, match="another evaluate_every"):
+        run(stream=stream, checkpoint=path, **(settings | {"evaluate_every": 1}))
+
+
+def stop_in_the_second_phase(row: dict[str, float]) -> None:
+    if row["phase"] == 2:
+        raise KeyboardInterrupt
+
+
+def test_how_often_it_is_tested_must_be_a_number_of_epochs() -> None:
+    with pytest.raises(SettingError, match="evaluate_every = 0"):
+        run(evaluate_every=0)
+
+
 def test_a_run_that_diverges_says_where() -> None:
     with pytest.raises(Diverged, match=r"training loss (nan|inf) in phase 1, epoch 1"):
         run(training=TrainingConfig(batch_size=16, learning_rate=1e38, clip=None, warmup_ratio=0))
@@ -413,11 +449,15 @@ def test_settings_that_cannot_work_are_warned_of() -> None:
 
 def test_a_runs_measures_are_means_over_phases_and_epochs() -> None:
     accuracies = [(1, 0.1), (1, 0.4), (2, 0.2), (2, 0.6), (3, 0.5)]
-    rows = [{"phase": phase, "test_accuracy": accuracy} for phase, accuracy in accuracies]
+    rows = [
+        {"phase": phase, "test_accuracy": accuracy, "train_accuracy": accuracy / 2} for phase, accuracy in accuracies
+    ]
     found = summarise(rows)
     assert found["average_accuracy"] == pytest.approx((0.4 + 0.6 + 0.5) / 3)
     assert found["final_accuracy"] == 0.5
     assert found["online_accuracy"] == pytest.approx(1.8 / 5)
+    assert found["first_accuracy"] == 0.4
+    assert found["final_train_accuracy"] == 0.25
 
 
 def test_a_stream_without_phases_trains_nothing() -> None:

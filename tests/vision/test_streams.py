@@ -224,6 +224,16 @@ def test_the_subset_grows_with_its_ratio_and_epochs_may_be_set() -> None:
     assert len(warm_start(labels[:4], 3, WarmStartConfig(subset_ratio=0.01), seed=0)[0]) == 1
 
 
+def test_fresh_training_is_the_second_phase_alone() -> None:
+    labels = labels_of(100, 3)
+    (alone,) = warm_start(labels, 3, WarmStartConfig(epochs=7, fresh=True), seed=2)
+    second = warm_start(labels, 3, WarmStartConfig(epochs=7), seed=2)[1]
+    assert (alone.index, alone.epochs, alone.noise, alone.new) == (0, second.epochs, second.noise, 100)
+    assert torch.equal(alone.indices, second.indices)
+    assert torch.equal(alone.labels, second.labels)
+    assert alone.labels.data_ptr() != labels.data_ptr()
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

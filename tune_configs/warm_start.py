@@ -1,0 +1,286 @@
+"""Warm-starting: train on a noisy part of the data first, then on all of it, and see what that costs.
+
+Three comparisons (``--compare``): how the cost depends on the size of the part and its noise (grid; tables 4 and 5 of
+the paper), which methods avoid it (methods; appendix B.3, figures 4 and 5), and what Adam's settings change (adam;
+figure 3). Run it alone (``python tune_configs/warm_start.py``), on a cluster (``--address auto``), or as a submitted
+job (``ray job submit --working-dir . -- python tune_configs/warm_start.py``).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+if __package__ in (None, ""):  # run as a script: the checkout need not be installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ht_ray._checks import SettingError, check_choice, check_number
+from ht_ray.sweep import TrialSpec
+from ht_ray.vision import METHODS, MethodConfig, method_with_settings
+from ht_ray.vision.method import REINITIALISERS
+from ht_ray.vision.method_config import ALIASES
+from tune_configs.command_line import main as run_main
+from tune_configs.settings import PRESETS, VisionSettings, check_distinct
+from tune_configs.trials import trial
+
+__all__ = ["WarmStartSettings", "main", "trials"]
+
+# What has no meaning for the other comparisons.
+_OF_COMPARISON = {
+    "grid": ("subset_ratios", "label_noises", "corner_seeds"),
+    "methods": ("methods", "base", "momentum", "reset_interval"),
+    "adam": ("beta1s", "beta2s", "epsilons"),
+}
+
+
+class _Compared(NamedTuple):
+    """One method of the comparison: `fresh` skips the warm start; `own` are settings it has for itself."""
+
+    fresh: bool
+    method: MethodConfig
+    own: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class WarmStartSettings(VisionSettings):
+    """Settings of the warm-start study."""
+
+    stream: str = "warm_start"
+    """warm_start: this study has no other stream."""
+    epochs: int = 100
+    """Epochs of the second phase; 100 is the paper's number."""
+
+    compare: str = "grid"
+    """grid: subset ratios by label noises (tables 4 and 5 of the paper); methods (appendix B.3, figures 4 and 5); or
+    adam: settings of Adam (figure 3)."""
+    subset_ratios: tuple[float, ...] = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
+    """Grid: shares of the training set in the first phase."""
+    label_noises: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+    """Grid: label noises of the first phase."""
+    corner_seeds: int | None = None
+    """Grid: number of seeds of the four cells with smallest and largest ratio and noise; by default that of all."""
+    methods: tuple[str, ...] = (
+        "plain",
+        "fresh",
+        "fresh+augment",
+        "l2",
+        "augment",
+        "spectral_decoupling",
+        "regenerative",
+        "redo",
+        "crelu",
+        "head_reset",
+        "shrink_perturb",
+        "shrink_perturb+l2+augment",
+        "ema",
+        "self_distillation",
+        "hare_tortoise",
+    )
+    """Methods: which to compare; + combines them, and settings of its own follow a colon: l2:l2_strength=0.01. fresh is
+    the second phase alone, from initial weights, and combines like a method: fresh+augment."""
+    base: str | None = None
+    """Methods: what is added to each of them (figure 5: l2+augment); those that become the same are run once."""
+    momentum: float = 0.999
+    """Methods: of the tortoise, in Hare & Tortoise, EMA and self-distillation."""
+    reset_interval: int = 10
+    """Methods: of Hare & Tortoise."""
+    beta1s: tuple[float, ...] = (0.5, 0.9)
+    """Adam: decays of the first moment."""
+    beta2s: tuple[float, ...] = (0.9, 0.99, 0.999)
+    """Adam: decays of the second moment."""
+    epsilons: tuple[float, ...] = (1e-8, 1e-6, 1e-4, 1e-2)
+    """Adam: epsilons."""
+
+    def __post_init__(self) -> None:
+        check_choice("WarmStartSettings.stream", self.stream, ["warm_start"])
+        check_choice("WarmStartSettings.compare", self.compare, _OF_COMPARISON)
+        super().__post_init__()
+        self._check_meaning()
+        for ratio in self.subset_ratios:
+            check_number("WarmStartSettings.subset_ratios", ratio, low=0, low_open=True, high=1)
+        for noise in self.label_noises:
+            check_number("WarmStartSettings.label_noises", noise, low=0, high=1)
+        if self.corner_seeds is not None:
+            check_number("WarmStartSettings.corner_seeds", self.corner_seeds, low=self.seeds, integer=True)
+        check_number("WarmStartSettings.momentum", self.momentum, low=0, high=1, high_open=True)
+        check_number("WarmStartSettings.reset_interval", self.reset_interval, low=1, integer=True)
+        for name in ("beta1s", "beta2s"):
+            for beta in getattr(self, name):
+                check_number(f"WarmStartSettings.{name}", beta, low=0, high=1, high_open=True)
+        for epsilon in self.epsilons:
+            check_number("WarmStartSettings.epsilons", epsilon, low=0)
+        for name in ("subset_ratios", "label_noises", "beta1s", "beta2s", "epsilons"):
+            check_distinct(f"WarmStartSettings.{name}", getattr(self, name))
+        if self.base is not None:
+            _parts(self.base, "base", [*METHODS, *ALIASES])
+        check_distinct("WarmStartSettings.methods", self.methods, same=lambda text: _identity(self._parsed(text, "")))
+        for text in self.methods:
+            self._parsed(text, self.base or "")
+
+    def _check_meaning(self) -> None:
+        # A single ratio and noise are those of the other comparisons.
+        foreign = {"subset_ratio": "grid", "label_noise": "grid"} if self.compare == "grid" else {}
+        for comparison, names in _OF_COMPARISON.items():
+            if comparison != self.compare:
+                foreign.update(dict.fromkeys(names, comparison))
+        defaults = {field.name: field.default for field in fields(self)}
+        for name in foreign:
+            if getattr(self, name) != defaults[name]:
+                plural = {"subset_ratio": "subset_ratios", "label_noise": "label_noises"}.get(name)
+                advice = f"give {plural} =" if plural else f"only for {foreign[name]!r}"
+                raise SettingError(
+                    f"WarmStartSettings.{name} = {getattr(self, name)!r}: it has no meaning for "
+                    f"WarmStartSettings.compare = {self.compare!r}, {advice}."
+                )
+
+    def _parsed(self, text: str, base: str) -> _Compared:
+        name, colon, rest = text.partition(":")
+        parts = _parts(name, "methods", [*METHODS, *ALIASES, "fresh"])
+        fresh = "fresh" in parts
+        kept = [part for part in parts if part != "fresh"]
+        kept += [part for part in _parts(base, "base", [*METHODS, *ALIASES]) if part not in kept] if base else []
+        if len(kept) > 1 and "plain" in kept and base:
+            kept.remove("plain")
+        joined = "+".join(kept) or "plain"
+        method = self.method_config(joined + colon + rest, momentum=self.momentum, reset_interval=self.reset_interval)
+        idle = [part for part in method.parts if part in REINITIALISERS]
+        if fresh and idle:
+            raise SettingError(
+                f"WarmStartSettings.methods = {text!r}: {idle[0]!r} acts before a second phase; 'fresh' has one."
+            )
+        return _Compared(fresh, method, method_with_settings(joined + colon + rest)[1])
+
+    @property
+    def compared(self) -> tuple[_Compared, ...]:
+        """The methods to compare, each with the base, and each once."""
+        found: dict[Hashable, _Compared] = {}
+        for text in self.methods:
+            compared = self._parsed(text, self.base or "")
+            found.setdefault(_identity(compared), compared)
+        return tuple(found.values())
+
+    def _preset(self, name: str) -> Any:
+        # Learning rate and weight decay go with the network, which figure 7 trains on another data set than its own.
+        own = PRESETS[self.data]
+        if name in ("learning_rate", "weight_decay") and self.model not in (None, own["model"]):
+            own = next((preset for preset in _PAPER if preset["model"] == self.model), own)
+        value = getattr(self, name)
+        return own[name] if value is None else value
+
+
+_PAPER = [preset for data, preset in PRESETS.items() if data != "digits"]
+
+
+def _parts(text: str, field: str, known: Sequence[str]) -> list[str]:
+    parts = [part.strip().replace("-", "_").lower() for part in text.split("+")]
+    for part in parts:
+        check_choice(f"WarmStartSettings.{field}", part, known)
+    return [ALIASES.get(part, part) for part in parts]
+
+
+def _identity(compared: _Compared) -> Hashable:
+    # However a method is spelt, in whatever order it is combined, and whether a setting is given or implied.
+    return compared.fresh, replace(compared.method, name="+".join(sorted(compared.method.parts)))
+
+
+def _warm(
+    settings: WarmStartSettings,
+    compared: _Compared,
+    seed: int,
+    *,
+    ratio: float,
+    noise: float,
+    name: str | None = None,
+    label: str | None = None,
+    columns: dict[str, Any] | None = None,
+) -> TrialSpec:
+    """Return the trial of a method on one warm start; `name` and `label`, if given, stand in place of the method's."""
+    spec = trial(settings, compared.method, "full", seed, compared.own)
+    method = compared.method.name
+    if compared.fresh:
+        rest = "" if method == "plain" else f"+{method}"
+        spec = replace(
+            spec,
+            id=spec.id.replace(f"warm_start-{method}", f"warm_start-fresh{rest}", 1),
+            label="Fresh" if method == "plain" else f"Fresh + {spec.label}",
+        )
+        method = f"fresh{rest}"
+    stream = {"fresh": True} if compared.fresh else {"subset_ratio": ratio, "label_noise": noise}
+    return replace(
+        spec,
+        id=spec.id if name is None else f"warm_start-{name}-seed{seed}",
+        label=label or spec.label,
+        settings={
+            **spec.settings,
+            "method": method,
+            "subset_ratio": None if compared.fresh else ratio,
+            "label_noise": None if compared.fresh else noise,
+            **(columns or {}),
+        },
+        config=settings.trial_config(compared.method, "full", seed, **stream),
+    )
+
+
+def _grid(settings: WarmStartSettings) -> Iterator[TrialSpec]:
+    plain = _Compared(False, settings.method_config("plain"), {})
+    ratios, noises = settings.subset_ratios, settings.label_noises
+    corners = set(product((min(ratios), max(ratios)), (min(noises), max(noises))))
+    more = range(settings.first_seed + settings.seeds, settings.first_seed + (settings.corner_seeds or 0))
+    # The corners' further seeds come last: a study that is stopped has every cell.
+    for seeds, cells in ((settings.seed_list, set(product(ratios, noises))), (more, corners)):
+        for ratio, noise in product(ratios, noises):
+            for seed in seeds if (ratio, noise) in cells else ():
+                told = {"ratio": f"{ratio:.12g}", "noise": f"{noise:.12g}"}
+                yield _warm(
+                    settings,
+                    plain,
+                    seed,
+                    ratio=ratio,
+                    noise=noise,
+                    name="plain-" + "-".join(f"{key}{value}" for key, value in told.items()),
+                    label=" ".join(f"{key} {value}" for key, value in told.items()),
+                )
+
+
+def _methods(settings: WarmStartSettings) -> Iterator[TrialSpec]:
+    for compared in settings.compared:
+        for seed in settings.seed_list:
+            yield _warm(settings, compared, seed, ratio=settings.subset_ratio, noise=settings.label_noise)
+
+
+def _adam(settings: WarmStartSettings) -> Iterator[TrialSpec]:
+    for beta1, beta2, epsilon in product(settings.beta1s, settings.beta2s, settings.epsilons):
+        method = settings.method_config("adam", adam_betas=(beta1, beta2), adam_eps=epsilon)
+        told = [f"{value:.12g}" for value in (beta1, beta2, epsilon)]
+        for seed in settings.seed_list:
+            yield _warm(
+                settings,
+                _Compared(False, method, {}),
+                seed,
+                ratio=settings.subset_ratio,
+                noise=settings.label_noise,
+                name="adam-b{}-b{}-eps{}".format(*told),
+                label="β1={} β2={} ε={}".format(*told),
+                columns={"beta1": beta1, "beta2": beta2, "epsilon": epsilon},
+            )
+
+
+_TRIALS = {"grid": _grid, "methods": _methods, "adam": _adam}
+
+
+def trials(settings: WarmStartSettings) -> tuple[TrialSpec, ...]:
+    """Return the planned trials: cells, methods or settings of Adam in the order given; seeds innermost."""
+    return tuple(_TRIALS[settings.compare](settings))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the study; see ``--help``."""
+    return run_main("warm_start", WarmStartSettings, trials, str(__doc__), arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
