@@ -206,5 +206,6 @@ def _gap_notes(grid: Grid) -> list[str]:
     told = f"{len(above)} of {len(gaps)} differ by more than {100 * WORTH:g} point"
     return [
         f"Largest difference to the paper: {shown_number(grid.metric, gaps[largest], sign=True)} points at ratio "
-        f"{largest[0]:g}, noise {largest[1]:g}; {told}."
+        f"{largest[0]:g}, noise {largest[1]:g}; {told}. The paper's means are whole per cents: up to half a point is "
+        "rounding."
     ]
