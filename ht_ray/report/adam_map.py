@@ -13,11 +13,16 @@ from ht_ray.report.names import seeds_text, shown_number, shown_pair, shown_unit
 from ht_ray.report.statistics import Estimate, estimate
 from ht_ray.report.study import MissingDataError, StudyData, TrialData, seed_values
 
-__all__ = ["adam_map"]
+__all__ = ["adam_map", "has_adam_grid"]
 
 Key = tuple[float, float, float]
 #: The settings of a trial that make its place: columns, rows and panels.
 PLACE = ("beta1", "beta2", "epsilon")
+
+
+def has_adam_grid(study: StudyData) -> bool:
+    """Return whether the trials differ in Adam's settings."""
+    return len({tuple(trial.settings.get(name) for name in PLACE) for trial in study.trials}) > 1
 
 
 def adam_map(study: StudyData, metric: str, *paths: PathLike) -> None:

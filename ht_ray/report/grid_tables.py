@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ht_ray._checks import SettingError, check_choice
+from ht_ray.report.lines import BASELINE
 from ht_ray.report.names import NOTHING, describe, shown_interval, shown_number, shown_pair
 from ht_ray.report.paper import SPLIT_OF, Beside, beside_paper, paper_notes
 from ht_ray.report.statistics import Estimate, bootstrap_interval, estimate
@@ -125,7 +126,7 @@ def grid_table(study: StudyData, metric: str = "final_accuracy") -> Table:
         *_gap_notes(grid),
         *paper_notes(own.beside for own in grid.cells.values()),
     ]
-    title = f"{split} accuracy (%) after warm-starting, {describe(study)}"
+    title = f"{split} accuracy (%) after warm-starting{_method(study)}, {describe(study)}"
     return Table(title, tuple(columns), tuple(rows), (*notes, *problem_notes(study)), context_of(study))
 
 
@@ -174,7 +175,14 @@ def grid_cells_table(study: StudyData, metrics: Sequence[str], *, repeated: bool
         Column("minus paper", ("accuracy_minus_paper",)),
     )
     which = "Cells with more than one seed" if repeated else "All cells"
-    return Table(f"{which}, {describe(study)}", columns, tuple(rows), (BOOTSTRAP_NOTE,), context_of(study))
+    return Table(
+        f"{which}{_method(study)}, {describe(study)}", columns, tuple(rows), (BOOTSTRAP_NOTE,), context_of(study)
+    )
+
+
+def _method(study: StudyData) -> str:
+    methods = {trial.method for trial in study.trials} - {BASELINE, ""}
+    return f" with {', '.join(sorted(methods))}" if methods else ""
 
 
 def _key(trial: TrialData) -> tuple[float, float] | None:
