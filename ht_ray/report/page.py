@@ -28,7 +28,8 @@ a { color: #005a92; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .22rem .6rem; text-align: right; border-bottom: 1px solid #ddd; vertical-align: bottom; }
 thead th { border-bottom: 2px solid #444; } th:first-child { text-align: left; }
-tbody th { font-weight: normal; min-width: 8rem; } tbody td { white-space: nowrap; }
+tbody th { font-weight: normal; min-width: 9rem; }
+tbody th, tbody td { vertical-align: top; } tbody td { white-space: nowrap; }
 td.best { font-weight: 700; background: #fdf0e7; }
 .note { font-size: .82rem; color: #444; margin: .35rem 0; max-width: 60rem; }
 .wanting { border-left: 4px solid #D55E00; background: #fdf5f0; padding: .4rem .9rem; }

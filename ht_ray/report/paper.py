@@ -24,6 +24,8 @@ PAPER = "arXiv 2406.02596"
 #: The paper's split that a summary number is a measure of.
 SPLIT_OF = {"final_accuracy": "test", "final_train_accuracy": "train"}
 EPOCHS = 100
+#: How many reasons against showing a value are told.
+TOLD = 3
 
 SETTINGS = {
     ("mnist", "mlp"): "mnist_mlp",
@@ -198,8 +200,11 @@ def paper_notes(found: Iterable[Beside]) -> tuple[str, ...]:
         )
     budgets = dict.fromkeys("; ".join(own.budget) for own in found if own.value is not None and own.budget)
     notes += [f"Other budget than the paper's: {budget}." for budget in budgets]
-    reasons = dict.fromkeys("; ".join(own.differences) for own in found if own.differences)
-    notes += [f"Not beside the paper's value, as the protocol differs: {reason}." for reason in reasons]
+    reasons = list(dict.fromkeys("; ".join(own.differences) for own in found if own.differences))
+    more = f" (and {len(reasons) - TOLD} other combinations)" if len(reasons) > TOLD else ""
+    if reasons:
+        told = " | ".join(reasons[:TOLD])
+        notes.append(f"Not beside the paper's value, as the protocol differs: {told}{more}.")
     return tuple(notes)
 
 

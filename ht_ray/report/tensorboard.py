@@ -29,108 +29,119 @@ COLUMNS = {"test_accuracy": "Test accuracy", "train_accuracy": "Training accurac
 TRIALS = ("epoch/test_accuracy", "epoch/train_accuracy", "epoch/test_loss", "epoch/train_loss")
 
 
-def write_events(study: StudyData, figures: Sequence[Path], directory: Path) -> Path:
-    """Write an event file, in place of the one an earlier report wrote there.
+def write_events(study: StudyData, figures: Sequence[Path], directory: Path) -> list[Path]:
+    """Write event files, in place of those an earlier report wrote there.
 
-    It holds, per label, mean and mean ± standard deviation over the finished trials of test and training accuracy, of
-    test loss and of each plasticity indicator (scalars ``CURVE/COLUMN/LABEL``, and ``.../low`` and ``.../high``), a
-    layout for the Custom Scalars tab that draws them over each other with their spread, and beside them all trials;
-    and each figure as an image.
+    Each label has a run of its own, ``directory/LABEL``, as TensorBoard gives a colour to a run: mean, and mean ±
+    standard deviation, over its finished trials of test and training accuracy, test loss and each plasticity indicator
+    (scalars ``mean/CURVE/COLUMN``, ``.../low`` and ``.../high``). The run ``directory`` has a layout for the Custom
+    Scalars tab, which draws the labels over each other with their spread, and each figure as an image.
 
     Parameters
     ----------
     figures
         PNG files.
     directory
-        Where the file goes: a run of its own to TensorBoard.
+        The folder of the runs.
+
+    Returns
+    -------
+    list of Path
+        The files written.
 
     Raises
     ------
     MissingDataError
         If the ``tensorboard`` package is not installed.
     SettingError
-        If the file cannot be written.
+        If a file cannot be written.
     """
     try:
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.summary.writer.record_writer import RecordWriter
     except ModuleNotFoundError as error:
-        raise MissingDataError(f"TensorBoard's event file: {error}.") from error
-    now = time.time()
-    stream = io.BytesIO()
-    writer = RecordWriter(stream)
-
-    def write(**content: Any) -> None:
-        writer.write(Event(wall_time=now, **content).SerializeToString())
-
-    write(file_version="brain.Event:2")
-    # A TensorBoard that is looking on drops what it had from the report before.
-    write(step=0, session_log=SessionLog(status=SessionLog.START))
-    charts: dict[str, list[tuple[str, list[str]]]] = {}
-    for category, chart, base, line in _series(study):
-        factor, _ = shown_unit(base)  # the trials' own scalars are fractions, too
-        tag = f"{base}/{_slug(line.label)}"
+        raise MissingDataError(f"TensorBoard's event files: {error}.") from error
+    events: dict[str, list[tuple[int, Any]]] = {}
+    charts: dict[str, dict[str, str]] = {}
+    runs = _run_names(study.labels)
+    for category, chart, tag, line in _series(study):
+        charts.setdefault(category, {})[tag] = chart
+        factor, _ = shown_unit(tag)  # the trials' own scalars are fractions, too
+        own = events.setdefault(runs[line.label], [])
         for step, mean, sd in zip(line.x, line.mean / factor, np.nan_to_num(line.sd) / factor, strict=True):
             ends = {tag: mean, f"{tag}/low": mean - sd, f"{tag}/high": mean + sd}
             scalars = [Summary.Value(tag=name, simple_value=value) for name, value in ends.items()]
-            write(step=int(step), summary=Summary(value=scalars))
-        of_category = charts.setdefault(category, [])
-        if not of_category or of_category[-1][0] != chart:
-            of_category.append((chart, []))
-        of_category[-1][1].append(tag)
-    write(summary=Summary(value=[_layout(charts)]))
+            own.append((int(step), Summary(value=scalars)))
+    shown = events.setdefault("", [(0, Summary(value=[_layout(charts)]))])
     for path in figures:
         content = path.read_bytes()
         width, height = struct.unpack(">II", content[16:24])  # of the PNG's first chunk
         image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=content)
-        write(step=0, summary=Summary(value=[Summary.Value(tag=f"figures/{path.stem}", image=image)]))
-    target = directory / NAME.format(time=now)
-    write_bytes(target, stream.getvalue())
-    for old in directory.glob("events.out.tfevents.*.report"):
-        if old != target:
+        shown.append((0, Summary(value=[Summary.Value(tag=f"figures/{path.stem}", image=image)])))
+    now = time.time()
+    written = []
+    for run, summaries in events.items():
+        written.append(directory / run / NAME.format(time=now))
+        write_bytes(written[-1], _file(summaries, now))
+    for old in directory.rglob(NAME.format(time=0).replace("0.000000", "*")):
+        if old not in written:
             old.unlink()
-    return target
+    return written
+
+
+def _file(summaries: Sequence[tuple[int, Any]], now: float) -> bytes:
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    stream = io.BytesIO()
+    writer = RecordWriter(stream)
+    # With the session's start a TensorBoard that is looking on drops what it had from the report before.
+    start = Event(wall_time=now, step=0, session_log=SessionLog(status=SessionLog.START))
+    rows = (Event(wall_time=now, step=step, summary=summary) for step, summary in summaries)
+    for event in (Event(wall_time=now, file_version="brain.Event:2"), start, *rows):
+        writer.write(event.SerializeToString())
+    return stream.getvalue()
 
 
 def _series(study: StudyData) -> Iterator[tuple[str, str, str, Line]]:
     """Yield category, chart, tag and line, chart by chart."""
     for access, part in split_by_access(study).items():
-        end = f" ({access} access)" if access else ""
-        root = f"{access}/" if access else ""
-        for curve, words in (("epoch", "by epoch"), ("phase", "by phase")):
+        end, root = (f" ({access} access)", f"mean/{access}") if access else ("", "mean")
+        for curve in ("epoch", "phase"):
             for column, title in COLUMNS.items():
                 for line in lines_of(part, curve, column, part.labels, sparse=True)[0]:
-                    yield f"Methods, {words}{end}", title, f"{root}{curve}/{column}", line
+                    yield f"Methods, by {curve}{end}", title, f"{root}/{curve}/{column}", line
         for column in shown_indicators(part):
             for line in lines_of(part, "epoch", column, part.labels, sparse=True)[0]:
-                yield f"Plasticity indicators{end}", indicator_title(column), f"{root}epoch/{column}", line
+                yield f"Plasticity indicators{end}", indicator_title(column), f"{root}/epoch/{column}", line
 
 
-def _layout(charts: dict[str, list[tuple[str, list[str]]]]) -> Any:
+def _layout(charts: dict[str, dict[str, str]]) -> Any:
+    """Return the layout: a category for each key of `charts`, in it a chart for each tag, under the title given."""
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.compat.proto.tensor_pb2 import TensorProto
     from tensorboard.compat.proto.types_pb2 import DT_STRING
     from tensorboard.plugins.custom_scalar import layout_pb2, metadata
 
-    def margin(tags: list[str]) -> Any:
-        series = [
-            layout_pb2.MarginChartContent.Series(value=tag, lower=f"{tag}/low", upper=f"{tag}/high") for tag in tags
-        ]
-        return layout_pb2.MarginChartContent(series=series)
+    def margin(tag: str, title: str) -> Any:
+        series = layout_pb2.MarginChartContent.Series(value=tag, lower=f"{tag}/low", upper=f"{tag}/high")
+        return layout_pb2.Chart(title=title, margin=layout_pb2.MarginChartContent(series=[series]))
 
     categories = [
-        layout_pb2.Category(
-            title=category, chart=[layout_pb2.Chart(title=title, margin=margin(tags)) for title, tags in of_category]
-        )
-        for category, of_category in charts.items()
+        layout_pb2.Category(title=category, chart=[margin(tag, title) for tag, title in tags.items()])
+        for category, tags in charts.items()
     ]
-    lines = [layout_pb2.MultilineChartContent(tag=[f"^{re.escape(tag)}$"]) for tag in TRIALS]
-    trials = [layout_pb2.Chart(title=tag, multiline=line) for tag, line in zip(TRIALS, lines, strict=True)]
+    trials = [
+        layout_pb2.Chart(title=tag, multiline=layout_pb2.MultilineChartContent(tag=[f"^{tag}$"])) for tag in TRIALS
+    ]
     categories.append(layout_pb2.Category(title="All trials", chart=trials, closed=True))
     tensor = TensorProto(dtype=DT_STRING, string_val=[layout_pb2.Layout(category=categories).SerializeToString()])
     return Summary.Value(tag=metadata.CONFIG_SUMMARY_TAG, metadata=metadata.create_summary_metadata(), tensor=tensor)
 
 
-def _slug(label: str) -> str:
-    return re.sub(r"[^\w.=+&-]+", "_", label)
+def _run_names(labels: Sequence[str]) -> dict[str, str]:
+    """Return a folder's name for each label, no two alike."""
+    names: dict[str, str] = {}
+    for label in labels:
+        name = re.sub(r"[^\w.=+-]+", "_", label)
+        names[label] = f"{name}_{len(names)}" if name in names.values() else name
+    return names

@@ -42,7 +42,7 @@ def write_report(
     """Write a study's tables and figures.
 
     ``report.html`` is all of it as one page that needs no other file; ``table.md`` holds all tables, ``table.csv`` and
-    ``drops.csv`` the unrounded numbers behind them, ``figures/`` each figure as PNG and PDF, ``report/`` an event file
+    ``drops.csv`` the unrounded numbers behind them, ``figures/`` each figure as PNG and PDF, ``report/`` event files
     for TensorBoard. A study over subset ratio and label noise has ``grid.csv`` and figures of it, one that measured
     plasticity indicators ``indicators.csv`` and ``correlations.csv`` and their figures. Where a study has both access
     modes, each has its own tables (told apart by the CSV column ``access``) and figures (by the end of their name).
@@ -147,7 +147,7 @@ def _write_files(study: StudyData, root: Path, tell: Say) -> tuple[StudyReport, 
         tell(skipped[-1])
 
     for name, part in _parts(study).items():
-        if not is_grid(part) and len(_plain_labels(part)) != 1:
+        if not (is_grid(part) or has_adam_grid(part)) and len(_plain_labels(part)) != 1:
             count = len(_plain_labels(part))
             skip(name, f"differences to the {BASELINE} method: they take one label of it, and there are {count}.")
         for key, make, targets in _tables(part):
@@ -171,9 +171,9 @@ def _write_files(study: StudyData, root: Path, tell: Say) -> tuple[StudyReport, 
             else:
                 figures += paths
     pngs = tuple(path for path in figures if path.suffix == ".png")
-    events = []
+    events: list[Path] = []
     try:
-        events.append(write_events(study, pngs, root / "report"))
+        events = write_events(study, pngs, root / "report")
     except MissingDataError as reason:
         skip("", reason)
     order = [table for key in TABLES for table in shown.get(key, ())]
