@@ -145,7 +145,7 @@ def grid_cells_table(study: StudyData, metrics: Sequence[str], *, repeated: bool
     MissingDataError
         If there is no such cell.
     """
-    rows = []
+    rows: list[tuple[Cell, ...]] = []
     for metric in metrics:
         for (ratio, noise), own in sorted(grid_of(study, metric).cells.items()):
             if repeated and own.estimate.n < 2:
@@ -166,7 +166,7 @@ def grid_cells_table(study: StudyData, metrics: Sequence[str], *, repeated: bool
             )
     if not rows:
         raise MissingDataError("grid: no cell has more than one finished seed.")
-    columns = (
+    columns: tuple[Column, ...] = (
         Column("accuracy", ("split", "subset_ratio", "label_noise")),
         Column("seeds", ("seeds_finished", "seeds_planned")),
         Column("mean (%)", ("accuracy_mean", "accuracy_sd")),
@@ -174,6 +174,8 @@ def grid_cells_table(study: StudyData, metrics: Sequence[str], *, repeated: bool
         Column("paper (%)", ("paper_mean", "paper_sd")),
         Column("minus paper", ("accuracy_minus_paper",)),
     )
+    if repeated and all(math.isnan(float(row[-1].values[0])) for row in rows):
+        columns, rows = columns[:-2], [row[:-2] for row in rows]
     which = "Cells with more than one seed" if repeated else "All cells"
     return Table(
         f"{which}{_method(study)}, {describe(study)}", columns, tuple(rows), (BOOTSTRAP_NOTE,), context_of(study)

@@ -88,12 +88,13 @@ def html_page(
         Sentences on why there are none, or on what to know of them.
     """
     several = len(reports) > 1
-    title = "Report: " + ", ".join(report.study.name for report in reports)
+    names = [report.study.directory.resolve().name if several else report.study.name for report in reports]
+    title = f"Report: {', '.join(names)}"
     body = [f"<h1>{_text(title)}</h1>"]
     if several:
         links = [
-            f'<li><a href="#study-{number}">{_text(describe(report.study))}</a></li>'
-            for number, report in enumerate(reports, start=1)
+            f'<li><a href="#study-{number}">{_text(name)}</a> ({_text(describe(report.study))})</li>'
+            for number, (name, report) in enumerate(zip(names, reports, strict=True), start=1)
         ]
         body.append(f"<nav><ul>{''.join(links)}</ul></nav>")
         body.append('<h2 id="together">All studies together</h2>')
@@ -101,8 +102,9 @@ def html_page(
             body.append("<p>Their trials are not put into one table:</p>")
         body += [_wanting(remarks)] if remarks else []
         body += [_table(table) for table in combined]
-    for number, report in enumerate(reports, start=1):
-        body += _study(report, f"study-{number}")
+    for number, (name, report) in enumerate(zip(names, reports, strict=True), start=1):
+        heading = describe(report.study)
+        body += _study(report, f"study-{number}", f"{name} ({heading})" if several else heading)
     body.append("<h2>This report</h2>")
     body.append(f"<p>Made by</p><pre>{_text(shlex.join(command))}</pre>")
     return (
@@ -113,13 +115,13 @@ def html_page(
     )
 
 
-def _study(report: StudyReport, anchor: str) -> list[str]:
+def _study(report: StudyReport, anchor: str, heading: str) -> list[str]:
     study = report.study
     counts = Counter(trial.status for trial in study.trials)
     told = ", ".join(f"{count} {status}" for status, count in counts.items())
     hours = sum(trial.seconds for trial in study.trials) / 3600
     parts = [
-        f'<h2 id="{anchor}">{_text(describe(study))}</h2>',
+        f'<h2 id="{anchor}">{_text(heading)}</h2>',
         f"<p>{len(study.trials)} trials planned: {_text(told)}. Ranked by {_text(study.metric)} "
         f"({_text(study.mode)}). {hours:.2f} hours of training. Begun {_text(study.config.get('created', '–'))}.</p>",
     ]

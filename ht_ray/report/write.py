@@ -121,7 +121,7 @@ def write_reports(
     together, remarks = combine(loaded)
     combined: list[Table] = []
     if together is not None:
-        combined = [_summary(part) for part in _parts(together).values()]
+        combined = [_summary(part) for part in split_by_access(together).values()]
     for text in [*(table.to_text() for table in combined), *remarks]:
         tell(text)
     page = Path(out) / "report.html"
