@@ -172,7 +172,7 @@ def _run(name: str, settings: VisionSettings, run: SweepConfig, trials: Callable
             print(path)
     print(result.describe())
     if run.tensorboard:
-        print(f"Curves: tensorboard --logdir {shlex.quote(str(result.directory / 'trials'))}")
+        print(f"Curves: tensorboard --logdir {shlex.quote(str(result.directory))}")
     return result.exit_code
 
 

@@ -1,20 +1,32 @@
 """Read study directories; make their tables and figures.
 
+`write_report` makes the files and the page of one study, `write_reports` those of several. Numbers of the Hare &
+Tortoise paper (arXiv 2406.02596) stand beside ours where the protocol is its own.
+
 A study's curves hold test accuracies and whatever else was measured: any column that is no usual one is taken as a
 plasticity indicator.
 
-Everything here runs on numpy, and on matplotlib once a figure is drawn; neither torch nor ray is needed, so that
-results can be read on a machine that could not have made them. ``python -m ht_ray.report DIRECTORY`` does it all.
+Everything here runs on numpy, on matplotlib once a figure is drawn, and on tensorboard where its event file is written;
+neither torch nor ray is needed, so that results can be read on a machine that could not have made them.
+``python -m ht_ray.report DIRECTORY`` does it all.
 """
 
+from ht_ray.report.adam_map import adam_map
+from ht_ray.report.combine import combine
 from ht_ray.report.curves import epoch_curves, phase_curves
+from ht_ray.report.grid_figure import grid_figure
+from ht_ray.report.grid_tables import grid_cells_table, grid_table
 from ht_ray.report.heat_map import heat_map
 from ht_ray.report.indicator_curves import indicator_curves
+from ht_ray.report.indicator_scatter import indicator_scatter
 from ht_ray.report.indicator_tables import correlation_table, indicator_table
+from ht_ray.report.method_bars import method_bars
+from ht_ray.report.paper import PaperValue, grid_value, method_value
 from ht_ray.report.statistics import (
     Difference,
     Drops,
     Estimate,
+    bootstrap_interval,
     correlation,
     drop_and_recovery,
     estimate,
@@ -23,7 +35,7 @@ from ht_ray.report.statistics import (
 )
 from ht_ray.report.study import MissingDataError, StudyData, TrialData, group, load_study, seed_values, split_by_access
 from ht_ray.report.tables import Cell, Column, Table, drops_table, summary_table
-from ht_ray.report.write import write_report
+from ht_ray.report.write import write_report, write_reports
 
 __all__ = [
     "Cell",
@@ -32,20 +44,31 @@ __all__ = [
     "Drops",
     "Estimate",
     "MissingDataError",
+    "PaperValue",
     "StudyData",
     "Table",
     "TrialData",
+    "adam_map",
+    "bootstrap_interval",
+    "combine",
     "correlation",
     "correlation_table",
     "drop_and_recovery",
     "drops_table",
     "epoch_curves",
     "estimate",
+    "grid_cells_table",
+    "grid_figure",
+    "grid_table",
+    "grid_value",
     "group",
     "heat_map",
     "indicator_curves",
+    "indicator_scatter",
     "indicator_table",
     "load_study",
+    "method_bars",
+    "method_value",
     "paired_difference",
     "phase_curves",
     "seed_values",
@@ -53,4 +76,5 @@ __all__ = [
     "summary_table",
     "t_quantile",
     "write_report",
+    "write_reports",
 ]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from ht_ray._checks import SettingError
 from ht_ray.report.study import load_study
-from ht_ray.report.write import write_report
+from ht_ray.report.write import write_report, write_reports
 
 __all__ = ["main"]
 
@@ -18,14 +18,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Report the studies named on the command line; return 0, or 2 if one of them is no study."""
     parser = argparse.ArgumentParser(prog="python -m ht_ray.report", description=__doc__)
     parser.add_argument("directory", nargs="+", help="a study's directory, as written by a sweep")
+    parser.add_argument("--out", help="write here; of several studies, one page of all (default: into each study)")
     chosen = parser.parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal that cannot show "±" shows "?", and the report is written all the same.
         sys.stdout.reconfigure(errors="replace")
     try:
-        for study in [load_study(directory) for directory in chosen.directory]:
-            for path in write_report(study, say=print):
-                print(f"wrote {path}")
+        studies = [load_study(directory) for directory in chosen.directory]
+        if chosen.out is not None and len(studies) > 1:
+            written = write_reports(studies, chosen.out, say=print)
+        else:
+            written = [path for study in studies for path in write_report(study, say=print, out=chosen.out)]
+        for path in written:
+            print(f"wrote {path}")
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -11,6 +11,7 @@ import numpy as np
 from ht_ray.report.drawing import Figure, PathLike, title, write_figure
 from ht_ray.report.lines import BASELINE, MANY, Line, draw_line, limits, line_styles, lines_of, method_colour
 from ht_ray.report.names import seeds_text
+from ht_ray.report.statistics import drop_and_recovery
 from ht_ray.report.study import MissingDataError, StudyData
 
 __all__ = ["epoch_curves", "integer_ticks", "lines_caption", "phase_curves"]
@@ -18,6 +19,8 @@ __all__ = ["epoch_curves", "integer_ticks", "lines_caption", "phase_curves"]
 #: Panels beside each other.
 ACROSS = 4
 OTHERS = "0.8"
+#: With more lines than this, marks of their drops would cover each other.
+MARKED = 4
 
 
 def epoch_curves(study: StudyData, *paths: PathLike, labels: Sequence[str] | None = None) -> None:
@@ -25,7 +28,8 @@ def epoch_curves(study: StudyData, *paths: PathLike, labels: Sequence[str] | Non
 
     Lines are means over the finished trials, bands reach one standard deviation (divisor n - 1) up and down. The
     vertical axis spans everything from the middle of the first phase on; the climb before it may leave the
-    picture, and the caption says when it does.
+    picture, and the caption says when it does. Of up to four labels the drops of the mean at phase changes are marked:
+    how deep they are, and how long it takes to come back (see `drop_and_recovery`).
 
     More than eight labels have a panel each: the label in colour, the plain method in black, all others in grey, on
     the same axes.
@@ -72,7 +76,8 @@ def integer_ticks(axis: Any, first: float, last: float, *, each: bool) -> None:
 
 
 def _draw_curves(study: StudyData, curve: str, paths: Sequence[PathLike], labels: Sequence[str] | None) -> None:
-    lines, empty = lines_of(study, curve, "test_accuracy", labels)
+    # Epochs after which nothing was tested are passed over.
+    lines, empty = lines_of(study, curve, "test_accuracy", labels, sparse=curve == "epoch")
     if not lines:
         raise MissingDataError(f"{curve}_curves: no finished trial has a test accuracy by {curve}.")
     caption = lines_caption(study, empty)
@@ -102,12 +107,17 @@ def _draw_curves(study: StudyData, curve: str, paths: Sequence[PathLike], labels
             draw_line(axis, line, style, place=index / len(lines))
             for index, (line, style) in enumerate(zip(lines, styles, strict=True))
         ]
+        told = caption
+        if curve == "epoch" and len(lines) <= MARKED:
+            marked = [_mark_drops(axis, line, style["color"]) for line, style in zip(lines, styles, strict=True)]
+            if any(marked):
+                told += " Brackets: how far a mean drops at a phase change, and until when it stays below."
         axis.set_xlabel("Epoch (counted over all phases)" if curve == "epoch" else "Phase")
         axis.set_ylabel("Test accuracy (%)")
         figure.legend(
             handles=handles, loc="outside right center", frameon=False, fontsize=8, labelspacing=0.8, handlelength=3
         )
-        title(figure, what, study, caption)
+        title(figure, what, study, told)
 
     def draw_many(figure: Figure) -> None:
         axes = figure.subplots(math.ceil(len(panels) / ACROSS), ACROSS, sharex=True, sharey=True, squeeze=False)
@@ -138,6 +148,26 @@ def _draw_curves(study: StudyData, curve: str, paths: Sequence[PathLike], labels
         write_figure(draw_one, (9.5, 4.6), paths)
     else:
         write_figure(draw_many, (10.0, 1.75 * math.ceil(len(panels) / ACROSS) + 1.2), paths)
+
+
+def _mark_drops(axis: Any, line: Line, colour: str) -> bool:
+    """Draw each drop of the mean: down from the level before, and along it until the mean is back."""
+    starts = np.searchsorted(line.x, line.starts)
+    drops = drop_and_recovery(line.mean, [int(start) for start in np.unique(starts) if start < len(line.x)])
+    ends = [*starts[1:], len(line.x)]
+    marked = False
+    for start, end, depth, epochs in zip(starts, ends, drops.depth, drops.epochs, strict=False):
+        if not depth > 0:
+            continue
+        marked = True
+        level = line.mean[start - 1]
+        last = min(start + int(epochs) if math.isfinite(epochs) else end, end)
+        low = line.x[start + np.argmin(line.mean[start:last])]
+        reach = [line.x[start - 1], line.x[min(last, len(line.x) - 1)]]
+        axis.plot(reach, [level, level], color=colour, linewidth=0.8, linestyle=":", zorder=4)
+        arrow = {"arrowstyle": "-|>", "color": colour, "linewidth": 0.9, "shrinkA": 0, "shrinkB": 0}
+        axis.annotate("", (low, level - depth), (low, level), arrowprops=arrow, zorder=4)
+    return marked
 
 
 def _ends(lines: Sequence[Line]) -> tuple[float, float]:

@@ -13,12 +13,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from ht_ray._checks import check_choice
 from ht_ray.report._files import write_bytes
 from ht_ray.report.names import describe
 from ht_ray.report.study import StudyData
 
-__all__ = ["COLOURS", "EMPHASIS", "Figure", "PathLike", "title", "write_figure"]
+__all__ = [
+    "COLOURS",
+    "EMPHASIS",
+    "ColourScale",
+    "Figure",
+    "PathLike",
+    "fill_cell",
+    "frame_cell",
+    "title",
+    "write_figure",
+]
 
 PathLike: TypeAlias = str | os.PathLike[str]
 Figure: TypeAlias = Any
@@ -42,6 +54,60 @@ CAPTION = {"fontsize": 7.5, "color": "0.3"}
 COLOURS = ("#000000", "#56B4E9", "#D55E00", "#009E73", "#CC79A7", "#0072B2", "#E69F00")
 #: Hare & Tortoise, and what a reader is to see first.
 EMPHASIS = COLOURS[2]
+#: The colour of a cell without a value.
+UNKNOWN = (0.93, 0.93, 0.93, 1.0)
+# The relative luminance on which black and white have the same contrast (WCAG 2.1).
+MIDDLE_GREY = 0.179
+
+
+def ink_on(colour: Sequence[float]) -> str:
+    """Return whether black or white is read better on an sRGB colour in [0, 1]."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
+    return "white" if 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] < MIDDLE_GREY else "black"
+
+
+class ColourScale:
+    """Colours for the cells of a map.
+
+    Parameters
+    ----------
+    low, high
+        The ends of the values, in the unit of the colour bar; the scale has a margin beyond them.
+    """
+
+    def __init__(self, low: float, high: float) -> None:
+        from matplotlib import colormaps
+        from matplotlib.cm import ScalarMappable
+        from matplotlib.colors import Normalize
+
+        margin = 0.02 * (high - low) or 0.005 * abs(high) or 0.005
+        self.low, self.high = low - margin, high + margin
+        self.mappable = ScalarMappable(Normalize(self.low, self.high), colormaps["viridis"])
+
+    def __call__(self, value: float) -> tuple[float, ...]:
+        """Return the colour of a value."""
+        return tuple(self.mappable.to_rgba(np.array([value]))[0])
+
+
+def fill_cell(
+    axis: Any, left: float, bottom: float, text: str, colour: tuple[float, ...] | None, fontsize: float = 8
+) -> None:
+    """Draw a cell of a map, of width and height 1; one without a value (`colour` is None) is hatched."""
+    from matplotlib.patches import Rectangle
+
+    hatch = "///" if colour is None else None
+    colour = UNKNOWN if colour is None else colour
+    axis.add_patch(Rectangle((left, bottom), 1, 1, facecolor=colour, edgecolor="white", linewidth=1.5, hatch=hatch))
+    ink = ink_on(colour)
+    axis.text(left + 0.5, bottom + 0.5, text, ha="center", va="center", fontsize=fontsize, color=ink, linespacing=1.25)
+
+
+def frame_cell(axis: Any, left: float, bottom: float) -> None:
+    """Mark a cell of a map as the best."""
+    from matplotlib.patches import Rectangle
+
+    corner = (left + 0.02, bottom + 0.02)
+    axis.add_patch(Rectangle(corner, 0.96, 0.96, facecolor="none", edgecolor=EMPHASIS, linewidth=2.2, zorder=3))
 
 
 def title(figure: Figure, what: str, study: StudyData, caption: str) -> None:

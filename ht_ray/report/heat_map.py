@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ht_ray._checks import SettingError, check_choice
-from ht_ray.report.drawing import EMPHASIS, Figure, PathLike, title, write_figure
+from ht_ray.report.drawing import ColourScale, Figure, PathLike, fill_cell, frame_cell, title, write_figure
 from ht_ray.report.names import seeds_text, shown_number, shown_pair, shown_unit, worded
 from ht_ray.report.statistics import Estimate, estimate
 from ht_ray.report.study import MissingDataError, StudyData, TrialData, group, seed_values
@@ -20,9 +20,6 @@ __all__ = ["heat_map"]
 
 #: Other methods under each other; more stand in columns.
 DOWN = 10
-UNKNOWN = (0.93, 0.93, 0.93, 1.0)
-# The relative luminance on which black and white have the same contrast (WCAG 2.1).
-MIDDLE_GREY = 0.179
 
 
 def heat_map(study: StudyData, metric: str, *paths: PathLike) -> None:
@@ -122,20 +119,10 @@ def _grid(study: StudyData, metric: str) -> _Grid:
 
 
 def _draw_heat_map(figure: Figure, study: StudyData, metric: str, grid: _Grid, references: dict[str, _Measure]) -> None:
-    from matplotlib import colormaps
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-    from matplotlib.patches import Rectangle
-
     factor, unit = shown_unit(metric)
     means = {cell: own.estimate.mean for cell, own in grid.cells.items() if own.estimate.n}
-    low, high = min(means.values()), max(means.values())
-    margin = 0.02 * (high - low) or 0.005 * abs(high) or 0.005
-    colours = ScalarMappable(Normalize(factor * (low - margin), factor * (high + margin)), colormaps["viridis"])
+    colours = ColourScale(factor * min(means.values()), factor * max(means.values()))
     name = f"{worded(metric)}{unit}"
-
-    def colour_of(mean: float) -> tuple[float, ...]:
-        return tuple(colours.to_rgba(np.array([factor * mean]))[0])
 
     across = math.ceil(len(references) / DOWN)
     widths = [1.12 * len(grid.columns), *([2.1 * across] if references else []), 0.16]
@@ -144,19 +131,12 @@ def _draw_heat_map(figure: Figure, study: StudyData, metric: str, grid: _Grid, r
 
     def fill(target: Any, left: float, bottom: float, own: _Measure, heading: str = "") -> None:
         known = own.estimate.n > 0
-        colour = colour_of(own.estimate.mean) if known else UNKNOWN
-        target.add_patch(
-            Rectangle(
-                (left, bottom), 1, 1, facecolor=colour, edgecolor="white", linewidth=1.5, hatch=None if known else "///"
-            )
-        )
         text = shown_pair(metric, own.estimate.mean, own.estimate.sd) if known else "none finished"
         # In the grid the two numbers stand under each other, so that they can be large.
         text = f"{heading}\n{text}" if heading else text.replace(" ± ", "\n± ")
         if 0 < own.estimate.n < own.planned:
             text += f" ({own.estimate.n} of {own.planned})" if heading else f"\n({own.estimate.n} of {own.planned})"
-        ink = "white" if _luminance(colour) < MIDDLE_GREY else "black"
-        target.text(left + 0.5, bottom + 0.5, text, ha="center", va="center", fontsize=8, color=ink, linespacing=1.25)
+        fill_cell(target, left, bottom, text, colours(factor * own.estimate.mean) if known else None)
 
     for (row, column), own in grid.cells.items():
         fill(axis, grid.columns.index(column), grid.rows.index(row), own)
@@ -164,8 +144,7 @@ def _draw_heat_map(figure: Figure, study: StudyData, metric: str, grid: _Grid, r
     complete = {cell: mean for cell, mean in means.items() if grid.cells[cell].estimate.n == planned}
     framed = _shown_best(complete, metric, study.better(metric))
     for row, column in framed:
-        corner = (grid.columns.index(column) + 0.02, grid.rows.index(row) + 0.02)
-        axis.add_patch(Rectangle(corner, 0.96, 0.96, facecolor="none", edgecolor=EMPHASIS, linewidth=2.2, zorder=3))
+        frame_cell(axis, grid.columns.index(column), grid.rows.index(row))
 
     axis.set(xlim=(0, len(grid.columns)), ylim=(0, len(grid.rows)))
     units = {key[1] for key in grid.columns if math.isfinite(key[0])}
@@ -190,10 +169,10 @@ def _draw_heat_map(figure: Figure, study: StudyData, metric: str, grid: _Grid, r
         each.tick_params(length=0)
         each.spines[:].set_visible(False)
 
-    outside = [own.estimate.mean for own in references.values() if own.estimate.n]
-    below, above = any(mean < low - margin for mean in outside), any(mean > high + margin for mean in outside)
+    outside = [factor * own.estimate.mean for own in references.values() if own.estimate.n]
+    below, above = any(mean < colours.low for mean in outside), any(mean > colours.high for mean in outside)
     extend = {(True, True): "both", (True, False): "min", (False, True): "max", (False, False): "neither"}[below, above]
-    figure.colorbar(colours, cax=bar, extend=extend, extendfrac=0.04).set_label(name[0].upper() + name[1:])
+    figure.colorbar(colours.mappable, cax=bar, extend=extend, extendfrac=0.04).set_label(name[0].upper() + name[1:])
     bar.spines[:].set_visible(False)
 
     caption = f"Cells: {'mean ± standard deviation (n − 1) over ' * (planned > 1)}{seeds_text(study.seeds)}."
@@ -216,9 +195,3 @@ def _shown_best(means: dict[Any, float], metric: str, better: str | None) -> lis
         return []
     top = shown_number(metric, (max if better == "max" else min)(means.values()))
     return [cell for cell, mean in means.items() if shown_number(metric, mean) == top]
-
-
-def _luminance(colour: Sequence[float]) -> float:
-    """Return the relative luminance of an sRGB colour (WCAG 2.1), in [0, 1]."""
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

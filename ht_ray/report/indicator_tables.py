@@ -3,18 +3,49 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ht_ray.report.names import NOTHING, describe, indicator_title, shown_indicators, shown_short, shown_unit
 from ht_ray.report.statistics import correlation, estimate
 from ht_ray.report.study import MissingDataError, StudyData, TrialData, group, seed_values
 from ht_ray.report.tables import Cell, Column, Table, context_of, own_n, problem_notes, rows_of, seeds_cell
 
-__all__ = ["correlation_table", "indicator_table"]
+__all__ = ["FEWEST_RUNS", "Runs", "correlation_table", "indicator_table", "runs_of"]
 
 #: Of two runs, any two numbers correlate perfectly.
 FEWEST_RUNS = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """The finished trials over which indicators are compared with the final test accuracy.
+
+    Attributes
+    ----------
+    warm_start
+        Whether indicators are those at the end of the first phase; otherwise of the last.
+    final
+        Shape ``(runs,)``: the final test accuracy, NaN where there is none.
+    """
+
+    trials: tuple[TrialData, ...]
+    warm_start: bool
+    final: NDArray[np.float64]
+
+    def values(self, name: str) -> NDArray[np.float64]:
+        """Return an indicator's value of each run; NaN where there is none."""
+        return np.array([_at_phase_end(trial, name, 0 if self.warm_start else -1) for trial in self.trials])
+
+
+def runs_of(study: StudyData) -> Runs:
+    """Return the runs of `correlation_table`; on a warm-start stream those of a single phase are left out."""
+    warm_start = {trial.settings.get("stream") for trial in study.trials} == {"warm_start"}
+    trials = [trial for trial in study.trials if trial.finished and _phases(trial) >= (2 if warm_start else 1)]
+    final = np.array([_at_phase_end(trial, "test_accuracy", -1) for trial in trials])
+    return Runs(tuple(trials), warm_start, final)
 
 
 def indicator_table(study: StudyData) -> Table:
@@ -82,18 +113,16 @@ def correlation_table(study: StudyData) -> Table:
     MissingDataError
         If no finished trial has both an indicator there and a final test accuracy.
     """
-    warm_start = {trial.settings.get("stream") for trial in study.trials} == {"warm_start"}
-    row = 0 if warm_start else -1
-    runs = [trial for trial in study.trials if trial.finished and _phases(trial) >= (2 if warm_start else 1)]
-    final = np.array([_at_phase_end(trial, "test_accuracy", -1) for trial in runs])
+    runs = runs_of(study)
+    warm_start = runs.warm_start
     cells: dict[str, list[Cell]] = {}
     for name in shown_indicators(study):
-        values = np.array([_at_phase_end(trial, name, row) for trial in runs])
-        both = np.isfinite(values) & np.isfinite(final)
+        values = runs.values(name)
+        both = np.isfinite(values) & np.isfinite(runs.final)
         n = int(both.sum())
         if not n:
             continue
-        r = correlation(values[both], final[both]) if n >= FEWEST_RUNS else math.nan
+        r = correlation(values[both], runs.final[both]) if n >= FEWEST_RUNS else math.nan
         text = f"{r:+.2f}" if math.isfinite(r) else NOTHING
         cells[name] = [
             Cell(indicator_title(name), (name, "first" if warm_start else "last")),

@@ -18,7 +18,7 @@ from ht_ray.report.names import shown_unit, worded
 from ht_ray.report.statistics import estimate
 from ht_ray.report.study import StudyData, TrialData, group, seed_values
 
-__all__ = ["BASELINE", "MANY", "Line", "draw_line", "limits", "line_styles", "lines_of", "method_colour"]
+__all__ = ["BASELINE", "MANY", "MARKERS", "Line", "draw_line", "limits", "line_styles", "lines_of", "method_colour"]
 
 #: The method that others are seen against.
 BASELINE = "plain"

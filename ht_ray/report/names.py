@@ -14,6 +14,7 @@ __all__ = [
     "indicator_title",
     "seeds_text",
     "shown_indicators",
+    "shown_interval",
     "shown_number",
     "shown_pair",
     "shown_short",
@@ -103,6 +104,11 @@ def shown_pair(metric: str, value: float, spread: float, *, sign: bool = False) 
     """Return ``"78.12 ± 0.41"``, or the value alone where the spread is unknown."""
     text = shown_number(metric, value, sign=sign)
     return f"{text} ± {shown_number(metric, spread)}" if math.isfinite(spread) else text
+
+
+def shown_interval(metric: str, low: float, high: float) -> str:
+    """Return ``"[77.71, 78.52]"``, or a dash where there is no interval."""
+    return f"[{shown_number(metric, low)}, {shown_number(metric, high)}]" if math.isfinite(low) else NOTHING
 
 
 def shown_short(value: float, spread: float = math.nan) -> str:

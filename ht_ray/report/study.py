@@ -67,6 +67,8 @@ class TrialData:
         Time spent, over all reports.
     damage
         Sentences on files of the trial that were torn or damaged.
+    config
+        What the trial was made from, as ``trials.json`` has it; empty where that holds none.
     """
 
     id: str
@@ -79,6 +81,7 @@ class TrialData:
     progress: float
     seconds: float
     damage: tuple[str, ...]
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def seed(self) -> Scalar:
@@ -108,11 +111,14 @@ class StudyData:
         ``config.json`` as it stands.
     trials
         All planned trials, in the order planned.
+    strays
+        Sentences on folders that hold results of no planned trial, and are left out.
     """
 
     directory: Path
     config: Mapping[str, Any]
     trials: tuple[TrialData, ...]
+    strays: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -132,7 +138,8 @@ class StudyData:
     @property
     def problems(self) -> tuple[str, ...]:
         """Plain sentences: which trials are missing, failed, diverged or unfinished, and which files were damaged."""
-        return (*_missing_sentences(self.trials), *(text for trial in self.trials for text in trial.damage))
+        damage = (text for trial in self.trials for text in trial.damage)
+        return (*_missing_sentences(self.trials), *damage, *self.strays)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -204,7 +211,14 @@ def load_study(directory: str | os.PathLike[str]) -> StudyData:
         raise SettingError(
             f"{root / 'trials.json'}: expected a list of trials, each with an id, a label and its settings."
         )
-    return StudyData(root, config, tuple(_load_trial(plan, root / "trials" / plan["id"]) for plan in planned))
+    trials = tuple(_load_trial(plan, root / "trials" / plan["id"]) for plan in planned)
+    ids = {trial.id for trial in trials}
+    strays = sorted(
+        path.parent.name for path in (root / "trials").glob("*/results.jsonl") if path.parent.name not in ids
+    )
+    return StudyData(
+        root, config, trials, tuple(f"trials/{name} is no trial of this study: it is left out." for name in strays)
+    )
 
 
 def group(study: StudyData, by: str | Sequence[str] = "label") -> dict[tuple[Scalar, ...], tuple[TrialData, ...]]:
@@ -333,6 +347,7 @@ def _load_trial(plan: Mapping[str, Any], folder: Path) -> TrialData:
         progress=progress,
         seconds=sum(report.seconds for report in reports),
         damage=tuple(sentences),
+        config=dict(plan["config"]) if isinstance(plan.get("config"), dict) else {},
     )
 
 

@@ -1,37 +1,52 @@
-"""A study's report: tables and figures, written into its directory."""
+"""Reports: the tables and figures of studies, written as files and as one page."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from ht_ray._checks import SettingError
 from ht_ray.report._files import write_bytes
+from ht_ray.report.adam_map import adam_map, has_adam_grid
+from ht_ray.report.combine import combine
 from ht_ray.report.curves import epoch_curves, phase_curves
+from ht_ray.report.grid_figure import grid_figure
+from ht_ray.report.grid_tables import grid_cells_table, grid_metrics, grid_table, is_grid
 from ht_ray.report.heat_map import heat_map
 from ht_ray.report.indicator_curves import indicator_curves
+from ht_ray.report.indicator_scatter import indicator_scatter
 from ht_ray.report.indicator_tables import correlation_table, indicator_table
 from ht_ray.report.lines import BASELINE
-from ht_ray.report.study import MissingDataError, StudyData, load_study, split_by_access
+from ht_ray.report.method_bars import method_bars
+from ht_ray.report.page import StudyReport, html_page
+from ht_ray.report.study import MissingDataError, StudyData, group, load_study, split_by_access
 from ht_ray.report.tables import Table, drops_table, summary_table
+from ht_ray.report.tensorboard import write_events
 
-__all__ = ["write_report"]
+__all__ = ["write_report", "write_reports"]
 
 METRICS = ("average_accuracy", "final_accuracy")
-TABLES = ("table", "drops", "indicators", "correlations")
+#: Of a warm start the first phase is a means, and its accuracy no result.
+WARM_METRICS = ("final_accuracy", "final_train_accuracy")
+TABLES = ("table", "grid", "cells", "drops", "indicators", "correlations")
+
+Say = Callable[[str], object]
 
 
 def write_report(
-    study: StudyData | str | os.PathLike[str], *, say: Callable[[str], object] | None = None
+    study: StudyData | str | os.PathLike[str], *, say: Say | None = None, out: str | os.PathLike[str] | None = None
 ) -> list[Path]:
-    """Write a study's tables and figures into its directory.
+    """Write a study's tables and figures.
 
-    ``table.md`` holds all tables, ``table.csv`` and ``drops.csv`` the unrounded numbers behind them, ``figures/`` each
-    figure as PNG and PDF. A study that measured plasticity indicators has ``indicators.csv``, ``correlations.csv`` and
-    the figure ``indicator_curves`` as well. Where a study has both access modes, each has its own tables (told apart by
-    the CSV column ``access``) and figures (by the end of their name). Files of these names are replaced, each at once;
-    no other is touched.
+    ``report.html`` is all of it as one page that needs no other file; ``table.md`` holds all tables, ``table.csv`` and
+    ``drops.csv`` the unrounded numbers behind them, ``figures/`` each figure as PNG and PDF, ``report/`` event files
+    for TensorBoard. A study over subset ratio and label noise has ``grid.csv`` and figures of it, one that measured
+    plasticity indicators ``indicators.csv`` and ``correlations.csv`` and their figures. Where a study has both access
+    modes, each has its own tables (told apart by the CSV column ``access``) and figures (by the end of their name).
+    Files of these names are replaced, each at once; no other is touched.
 
     Parameters
     ----------
@@ -40,6 +55,8 @@ def write_report(
     say
         Called with each table as text, and with a sentence for each table or figure the study has no data for; the
         sentences stand in ``table.md`` as well. ``print`` is what the command line uses.
+    out
+        The directory to write into; by default the study's.
 
     Returns
     -------
@@ -49,70 +66,197 @@ def write_report(
     Raises
     ------
     SettingError
-        If `study` is no study directory, cannot be written to, or holds two trials of one label and seed.
+        If `study` is no study directory, the files cannot be written, or it holds two trials of one label and seed.
     """
-    if not isinstance(study, StudyData):
-        study = load_study(study)
-    tell = say or (lambda text: None)
-    root = study.directory
-    tables: dict[str, list[Table]] = {}
-    skipped: list[str] = []
-    written: list[Path] = []
+    study = study if isinstance(study, StudyData) else load_study(study)
+    root = study.directory if out is None else Path(out)
+    report, written = _write_files(study, root, say or (lambda text: None))
+    command = _command([study], out)
+    page = root / "report.html"
+    write_bytes(page, html_page([report], command=command).encode())
+    return [page, *written]
 
-    def skip(access: str | None, reason: object) -> None:
-        skipped.append(f"Skipped{f' ({access} access)' if access else ''}: {reason}")
+
+def write_reports(
+    studies: Sequence[StudyData | str | os.PathLike[str]], out: str | os.PathLike[str], *, say: Say | None = None
+) -> list[Path]:
+    """Write the reports of several studies into one directory, with a page of all of them.
+
+    Each study's files go into a folder of its name, as `write_report` writes them, but for the page, ``report.html``,
+    which has a section for each. Where the studies agree in all settings but those that choose their trials, a table
+    has the trials of all; otherwise the page says what they differ in.
+
+    Parameters
+    ----------
+    studies
+        The studies, or their directories.
+    out
+        The directory to write into.
+    say
+        As in `write_report`.
+
+    Returns
+    -------
+    list of Path
+        The files written.
+
+    Raises
+    ------
+    SettingError
+        If one is no study directory, two have directories of the same name, or the files cannot be written.
+    """
+    tell = say or (lambda text: None)
+    loaded = [study if isinstance(study, StudyData) else load_study(study) for study in studies]
+    names = [study.directory.resolve().name for study in loaded]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise SettingError(
+            f"Studies: two directories are called {twice[0]!r}: their reports would overwrite each other."
+        )
+    reports, written = [], []
+    for name, study in zip(names, loaded, strict=True):
+        report, files = _write_files(study, Path(out) / name, tell)
+        reports.append(report)
+        written += files
+    together, remarks = combine(loaded)
+    combined: list[Table] = []
+    if together is not None:
+        combined = [_summary(part) for part in split_by_access(together).values()]
+    for text in [*(table.to_text() for table in combined), *remarks]:
+        tell(text)
+    page = Path(out) / "report.html"
+    content = html_page(reports, command=_command(loaded, out), combined=combined, remarks=remarks)
+    write_bytes(page, content.encode())
+    return [page, *written]
+
+
+def _command(studies: Sequence[StudyData], out: str | os.PathLike[str] | None) -> list[str]:
+    where = [] if out is None else ["--out", os.fspath(out)]
+    return ["python", "-m", "ht_ray.report", *(os.fspath(study.directory) for study in studies), *where]
+
+
+def _write_files(study: StudyData, root: Path, tell: Say) -> tuple[StudyReport, list[Path]]:
+    """Write everything but the page; return what was made, and the files."""
+    shown: dict[str, list[Table]] = {}
+    numbers: dict[str, list[Table]] = {}
+    skipped: list[str] = []
+    figures: list[Path] = []
+
+    def skip(name: str, reason: object) -> None:
+        skipped.append(f"Skipped{f' ({name})' if name else ''}: {reason}")
         tell(skipped[-1])
 
-    for access, part in split_by_access(study).items():
-        metrics = _metrics(part)
-        plain = {trial.label for trial in part.trials if trial.method == BASELINE}
-        if len(plain) != 1:
-            skip(
-                access, f"differences to the {BASELINE} method: they take one label of it, and there are {len(plain)}."
-            )
-        make: dict[str, Callable[[], Table]] = {
-            "table": partial(summary_table, part, metrics, plain.pop() if len(plain) == 1 else None),
-            "drops": partial(drops_table, part),
-        }
-        if part.indicator_names:
-            make |= {"indicators": partial(indicator_table, part), "correlations": partial(correlation_table, part)}
-        for name, table in make.items():
+    for name, part in _parts(study).items():
+        if not (is_grid(part) or has_adam_grid(part)) and len(_plain_labels(part)) != 1:
+            count = len(_plain_labels(part))
+            skip(name, f"differences to the {BASELINE} method: they take one label of it, and there are {count}.")
+        for key, make, targets in _tables(part):
             try:
-                made = table()
+                table = make()
             except MissingDataError as reason:
-                skip(access, reason)
-            else:
-                tables.setdefault(name, []).append(made)
-                tell(made.to_text())
-        end = "" if access is None else f"_{access}"
-        draw: dict[str, Callable[..., None]] = {
-            **{f"heat_map_{metric}": partial(heat_map, part, metric) for metric in metrics},
-            "epoch_curves": partial(epoch_curves, part),
-            "phase_curves": partial(phase_curves, part),
-        }
-        if part.indicator_names:
-            draw["indicator_curves"] = partial(indicator_curves, part)
-        for name, figure in draw.items():
-            paths = [root / "figures" / f"{name}{end}.{suffix}" for suffix in ("png", "pdf")]
+                skip(name, reason)
+                continue
+            if "shown" in targets:
+                shown.setdefault(key, []).append(table)
+                tell(table.to_text())
+            if "csv" in targets:
+                numbers.setdefault(key, []).append(table)
+        end = f"_{name.removesuffix(' access')}" if name else ""
+        for stem, figure in _figures(part).items():
+            paths = [root / "figures" / f"{stem}{end}.{suffix}" for suffix in ("png", "pdf")]
             try:
                 figure(*paths)
             except MissingDataError as reason:
-                skip(access, reason)
+                skip(name, reason)
             else:
-                written += paths
-    order = [table for name in TABLES for table in tables.get(name, ())]
+                figures += paths
+    pngs = tuple(path for path in figures if path.suffix == ".png")
+    events: list[Path] = []
+    try:
+        events = write_events(study, pngs, root / "report")
+    except MissingDataError as reason:
+        skip("", reason)
+    order = [table for key in TABLES for table in shown.get(key, ())]
     markdown = [f"# {study.name}", *(table.to_markdown().rstrip() for table in order), *skipped]
     texts = {"table.md": "\n\n".join(markdown) + "\n"}
-    texts |= {f"{name}.csv": _joined(tables[name]) for name in TABLES if name in tables}
-    for name, text in texts.items():
-        write_bytes(root / name, text.encode())
-    return [*(root / name for name in texts), *written]
+    texts |= {f"{key}.csv": _joined(numbers[key]) for key in TABLES if key in numbers}
+    for file, text in texts.items():
+        write_bytes(root / file, text.encode())
+    report = StudyReport(study, tuple(order), pngs, tuple(skipped))
+    return report, [*(root / file for file in texts), *figures, *events]
+
+
+def _parts(study: StudyData) -> dict[str, StudyData]:
+    """Return what is compared apart, by the words that tell it: access modes, and the methods of a grid."""
+    parts = {}
+    for access, part in split_by_access(study).items():
+        where = f"{access} access" if access else ""
+        methods = group(part, "method") if is_grid(part) else {}
+        if len(methods) < 2:
+            parts[where] = part
+        for (method,), trials in methods.items() if len(methods) > 1 else ():
+            parts[", ".join(filter(None, [where, str(method)]))] = dataclasses.replace(part, trials=trials)
+    return parts
+
+
+def _tables(part: StudyData) -> Iterator[tuple[str, Callable[[], Table], tuple[str, ...]]]:
+    """Yield the tables of a study: file, how it is made, and whether it is shown, or its numbers written."""
+    both = ("shown", "csv")
+    if is_grid(part):
+        metrics = grid_metrics(part)
+        yield "table", partial(_summary, part), ("csv",)
+        yield from (("grid", partial(grid_table, part, metric), ("shown",)) for metric in metrics)
+        yield "grid", partial(grid_cells_table, part, metrics), ("csv",)
+        if len(part.seeds) > 1:
+            yield "cells", partial(grid_cells_table, part, metrics, repeated=True), ("shown",)
+    else:
+        yield "table", partial(_summary, part), both
+        yield "drops", partial(drops_table, part), both
+    if part.indicator_names:
+        yield "indicators", partial(indicator_table, part), both
+        yield "correlations", partial(correlation_table, part), both
+
+
+def _figures(part: StudyData) -> dict[str, Callable[..., None]]:
+    """Return how the figures of a study are drawn, by the name of the file."""
+    draw: dict[str, Callable[..., None]] = {}
+    metrics = _metrics(part)
+    if is_grid(part):
+        draw |= {f"grid_{metric}": partial(grid_figure, part, metric=metric) for metric in grid_metrics(part)}
+    elif has_adam_grid(part):
+        draw |= {f"adam_{metric}": partial(adam_map, part, metric) for metric in metrics}
+    else:
+        if _warm(part):
+            draw["methods"] = partial(method_bars, part, metrics)
+        if not _warm(part) or sum("hare_tortoise" in trial.method for trial in part.trials) > len(part.seeds):
+            draw |= {f"heat_map_{metric}": partial(heat_map, part, metric) for metric in metrics}
+        draw["epoch_curves"] = partial(epoch_curves, part)
+        if not _warm(part):
+            draw["phase_curves"] = partial(phase_curves, part)
+    if part.indicator_names:
+        if not is_grid(part):
+            draw["indicator_curves"] = partial(indicator_curves, part)
+        draw["indicator_scatter"] = partial(indicator_scatter, part)
+    return draw
+
+
+def _summary(part: StudyData) -> Table:
+    plain = _plain_labels(part)
+    return summary_table(part, _metrics(part), plain.pop() if len(plain) == 1 and not is_grid(part) else None)
+
+
+def _plain_labels(part: StudyData) -> set[str]:
+    return {trial.label for trial in part.trials if trial.method == BASELINE}
+
+
+def _warm(part: StudyData) -> bool:
+    return {trial.settings.get("stream") for trial in part.trials} == {"warm_start"}
 
 
 def _metrics(study: StudyData) -> list[str]:
     """Return the usual metrics the study has, and the one it is ranked by."""
     known = study.summary_names
-    names = dict.fromkeys([*METRICS, study.metric])
+    names = dict.fromkeys([*(WARM_METRICS if _warm(study) else METRICS), study.metric])
     return [name for name in names if name in known] or [study.metric]
 
 

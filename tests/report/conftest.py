@@ -27,6 +27,7 @@ class Planned:
     settings: Mapping[str, Any] = field(default_factory=dict)
     summary: Mapping[str, float | None] = field(default_factory=dict)
     measured: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -81,12 +82,13 @@ def write_study(tmp_path: Path) -> WriteStudy:
         plans = []
         for trial in trials:
             settings = {"method": trial.method or trial.label.lower(), "seed": trial.seed, **trial.settings}
-            plans.append({"id": trial.id, "label": trial.label, "settings": settings, "config": {}})
+            plans.append({"id": trial.id, "label": trial.label, "settings": settings, "config": dict(trial.config)})
             if trial.status == "missing":
                 continue
             folder = root / "trials" / trial.id
             folder.mkdir(parents=True)
-            lines = [report_line(trial, index, of) + "\n" for index in range(len(trial.phases))]
+            whole = len(trial.phases) if trial.config.get("stream", {}).get("fresh") else of
+            lines = [report_line(trial, index, whole) + "\n" for index in range(len(trial.phases))]
             (folder / "results.jsonl").write_text("".join(lines))
             status = {"status": trial.status, "error": trial.error, "restarts": 0}
             (folder / "status.json").write_text(json.dumps(status))
@@ -94,6 +96,71 @@ def write_study(tmp_path: Path) -> WriteStudy:
         return root
 
     return write
+
+
+def warm_trial(
+    label: str,
+    seed: int,
+    test: float,
+    *,
+    train: float = 1.0,
+    method: str = "plain",
+    ratio: float = 0.1,
+    noise: float = 0.5,
+    data: str = "mnist",
+    **changes: Any,
+) -> Planned:
+    """A trial of the warm-start stream, as planned by the paper's protocol; `changes` go into its configuration."""
+    model = {"mnist": "mlp", "cifar10": "resnet18"}[data]
+    decay = {"mnist": 1e-4, "cifar10": 1e-5}[data]
+    config: dict[str, dict[str, Any]] = {
+        "model": {"name": model, "hidden": [100, 100], "width": 1.0, "dropout": None, "head_hidden": None},
+        "stream": {
+            "kind": "warm_start",
+            "subset_ratio": ratio,
+            "label_noise": noise,
+            "epochs": 100,
+            "warm_epochs": None,
+            "noise_rule": "uniform",
+            "fresh": "fresh" in method,
+        },
+        "training": {
+            "batch_size": 256,
+            "learning_rate": 1e-3,
+            "weight_decay": decay,
+            "betas": [0.9, 0.999],
+            "eps": 1e-8,
+            "warmup_ratio": 0.1,
+            "clip": 0.5,
+            "fresh_optimizer": True,
+            "augment": "none",
+        },
+        "method": {
+            "name": method,
+            "ratio": 0.8,
+            "noise": 0.0,
+            "toward": "initial",
+            "redo_interval": 5,
+            "redo_unit": "epochs",
+        },
+    }
+    for section in config.values():
+        section |= {name: value for name, value in changes.items() if name in section}
+    settings = {
+        "data": data,
+        "model": model,
+        "stream": "warm_start",
+        "subset_ratio": ratio,
+        "label_noise": noise,
+    }
+    phases = [[test]] if "fresh" in method else [[0.5 * test, 0.6 * test], [0.5 * test, test]]
+    summary = {"final_train_accuracy": train}
+    return Planned(label, seed, phases, method, settings=settings, summary=summary, config=config)
+
+
+@pytest.fixture
+def warm() -> Callable[..., Planned]:
+    return warm_trial
 
 
 @pytest.fixture

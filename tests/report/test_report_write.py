@@ -29,6 +29,11 @@ def test_writes_tables_and_figures_and_touches_nothing_else(write_study, grid_tr
     after = files(root)
     expected = ["table.md", "table.csv", "drops.csv"]
     expected += [f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")]
+    expected += ["report.html"]
+    labels = {trial.label for trial in grid_trials}
+    events = [name for name in after if name.startswith("report/")]
+    assert len(events) == 1 + len(labels)
+    expected += events
     assert sorted(path.relative_to(root).as_posix() for path in written) == sorted(expected)
     assert set(after) == set(before) | set(expected)
     assert {name: after[name] for name in before} == before
@@ -60,7 +65,8 @@ def test_each_access_mode_has_its_own_tables_and_figures(write_study, planned):
 def test_a_study_with_nothing_finished_still_has_its_table(write_study, planned):
     root = write_study([planned("Plain", 0, [[0.1]], status="missing"), planned("EMA", 0, [[0.1]], status="missing")])
     written = write_report(root)
-    assert {path.name for path in written} == {"table.md", "table.csv"}
+    assert {path.name for path in written if path.parent == root} == {"report.html", "table.md", "table.csv"}
+    assert not (root / "figures").exists()
     text = (root / "table.md").read_text()
     assert "- Plain, seed 0: not started." in text
     assert "| EMA | 0 of 1 | – | – |" in text

@@ -1,0 +1,107 @@
+"""The final accuracy over Adam's settings as a figure: the paper's figure 3."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ht_ray._checks import SettingError, check_choice
+from ht_ray.report.drawing import ColourScale, Figure, PathLike, fill_cell, frame_cell, title, write_figure
+from ht_ray.report.names import seeds_text, shown_number, shown_pair, shown_unit, worded
+from ht_ray.report.statistics import Estimate, estimate
+from ht_ray.report.study import MissingDataError, StudyData, TrialData, seed_values
+
+__all__ = ["adam_map", "has_adam_grid"]
+
+Key = tuple[float, float, float]
+#: The settings of a trial that make its place: columns, rows and panels.
+PLACE = ("beta1", "beta2", "epsilon")
+
+
+def has_adam_grid(study: StudyData) -> bool:
+    """Return whether the trials differ in Adam's settings."""
+    return len({tuple(trial.settings.get(name) for name in PLACE) for trial in study.trials}) > 1
+
+
+def adam_map(study: StudyData, metric: str, *paths: PathLike) -> None:
+    """Draw `metric` over Adam's beta1 (columns), beta2 (rows) and epsilon (a panel each), on one colour scale.
+
+    Cells tell mean and standard deviation (divisor n - 1) over the finished trials; the best is framed.
+
+    Parameters
+    ----------
+    study
+        A study whose trials have the settings ``beta1``, ``beta2`` and ``epsilon``.
+    metric
+        A summary number; accuracies are shown in per cent.
+    *paths
+        Where to write the figure, each in the format of its suffix.
+
+    Raises
+    ------
+    MissingDataError
+        If fewer than two places have a finished trial, or two trials share a place and a seed.
+    SettingError
+        If no trial reported `metric`, or a path cannot be written.
+    """
+    if study.summary_names and metric not in study.summary_names:
+        check_choice("adam_map: metric", metric, study.summary_names)
+    cells = _cells(study, metric)
+    axes = [sorted({key[axis] for key in cells}) for axis in range(3)]
+    means = {key: own.mean for key, own in cells.items() if own.n}
+    better = study.better(metric)
+    best = (max if better == "max" else min)(means.values()) if better else math.nan
+    name = f"{worded(metric)}{shown_unit(metric)[1]}"
+    caption = f"Cells: mean over {seeds_text(study.seeds)}"
+    caption += " ± standard deviation (n − 1)." if len(study.seeds) > 1 else "."
+    caption += " Framed: the best." if better else ""
+
+    def draw(figure: Figure) -> None:
+        factor, _ = shown_unit(metric)
+        colours = ColourScale(factor * min(means.values()), factor * max(means.values()))
+        panels = figure.subplots(1, len(axes[2]), sharey=True, squeeze=False)[0]
+        for (beta1, beta2, epsilon), own in cells.items():
+            panel = panels[axes[2].index(epsilon)]
+            place = (axes[0].index(beta1), axes[1].index(beta2))
+            text = shown_pair(metric, own.mean, own.sd).replace(" ± ", "\n± ") if own.n else "none\nfinished"
+            fill_cell(panel, *place, text, colours(factor * own.mean) if own.n else None, fontsize=7.5)
+            if own.n and shown_number(metric, own.mean) == shown_number(metric, best):
+                frame_cell(panel, *place)
+        for panel, epsilon in zip(panels, axes[2], strict=True):
+            _label_axes(panel, axes)
+            panel.set_title(f"ε = {epsilon:g}", fontsize=9)
+        panels[0].set_ylabel("β2")
+        bar = figure.colorbar(colours.mappable, ax=list(panels), fraction=0.04, pad=0.02)
+        bar.set_label(name[0].upper() + name[1:])
+        bar.outline.set_visible(False)
+        title(figure, f"{name[0].upper()}{name[1:]} over Adam's settings", study, caption)
+
+    width = 0.85 * len(axes[0]) + 0.35
+    write_figure(draw, (max(width * len(axes[2]) + 1.6, 5.0), 0.6 * len(axes[1]) + 1.9), paths)
+
+
+def _cells(study: StudyData, metric: str) -> dict[Key, Estimate]:
+    members: dict[Key, list[TrialData]] = {}
+    for trial in study.trials:
+        values = [trial.settings.get(name) for name in PLACE]
+        if all(isinstance(value, (int, float)) for value in values):
+            beta1, beta2, epsilon = (float(value) for value in values if isinstance(value, (int, float)))
+            members.setdefault((beta1, beta2, epsilon), []).append(trial)
+    try:
+        cells = {key: estimate(seed_values(trials, metric).values()) for key, trials in members.items()}
+    except SettingError as error:
+        raise MissingDataError(f"adam_map of {metric}: the trials form no grid: {error}") from error
+    if sum(own.n > 0 for own in cells.values()) < 2:
+        raise MissingDataError(f"adam_map of {metric}: fewer than two settings of Adam have a finished trial.")
+    return cells
+
+
+def _label_axes(panel: Any, axes: list[list[float]]) -> None:
+    panel.set(xlim=(0, len(axes[0])), ylim=(0, len(axes[1])))
+    panel.set_xticks(np.arange(len(axes[0])) + 0.5, [f"{value:g}" for value in axes[0]])
+    panel.set_yticks(np.arange(len(axes[1])) + 0.5, [f"{value:g}" for value in axes[1]])
+    panel.set_xlabel("β1")
+    panel.tick_params(length=0)
+    panel.spines[:].set_visible(False)

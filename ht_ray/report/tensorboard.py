@@ -1,0 +1,147 @@
+"""The report in TensorBoard: methods over each other with their spread, and the figures as images.
+
+Event files are written with TensorBoard's own record writer; neither PyTorch nor TensorFlow is needed.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ht_ray.report._files import write_bytes
+from ht_ray.report.lines import Line, lines_of
+from ht_ray.report.names import indicator_title, shown_indicators, shown_unit
+from ht_ray.report.study import MissingDataError, StudyData, split_by_access
+
+__all__ = ["write_events"]
+
+NAME = "events.out.tfevents.{time:.6f}.report"
+#: What is drawn of each curve, with the name of its chart.
+COLUMNS = {"test_accuracy": "Test accuracy", "train_accuracy": "Training accuracy", "test_loss": "Test loss"}
+#: All trials, each in a line of its own, as the sweep wrote them.
+TRIALS = ("epoch/test_accuracy", "epoch/train_accuracy", "epoch/test_loss", "epoch/train_loss")
+
+
+def write_events(study: StudyData, figures: Sequence[Path], directory: Path) -> list[Path]:
+    """Write event files, in place of those an earlier report wrote there.
+
+    Each label has a run of its own, ``directory/LABEL``, as TensorBoard gives a colour to a run: mean, and mean ±
+    standard deviation, over its finished trials of test and training accuracy, test loss and each plasticity indicator
+    (scalars ``mean/CURVE/COLUMN``, ``.../low`` and ``.../high``). The run ``directory`` has a layout for the Custom
+    Scalars tab, which draws the labels over each other with their spread, and each figure as an image.
+
+    Parameters
+    ----------
+    figures
+        PNG files.
+    directory
+        The folder of the runs.
+
+    Returns
+    -------
+    list of Path
+        The files written.
+
+    Raises
+    ------
+    MissingDataError
+        If the ``tensorboard`` package is not installed.
+    SettingError
+        If a file cannot be written.
+    """
+    try:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+    except ModuleNotFoundError as error:
+        raise MissingDataError(f"TensorBoard's event files: {error}.") from error
+    events: dict[str, list[tuple[int, Any]]] = {}
+    charts: dict[str, dict[str, str]] = {}
+    runs = _run_names(study.labels)
+    for category, chart, tag, line in _series(study):
+        charts.setdefault(category, {})[tag] = chart
+        factor, _ = shown_unit(tag)  # the trials' own scalars are fractions, too
+        own = events.setdefault(runs[line.label], [])
+        for step, mean, sd in zip(line.x, line.mean / factor, np.nan_to_num(line.sd) / factor, strict=True):
+            ends = {tag: mean, f"{tag}/low": mean - sd, f"{tag}/high": mean + sd}
+            scalars = [Summary.Value(tag=name, simple_value=value) for name, value in ends.items()]
+            own.append((int(step), Summary(value=scalars)))
+    shown = events.setdefault("", [(0, Summary(value=[_layout(charts)]))])
+    for path in figures:
+        content = path.read_bytes()
+        width, height = struct.unpack(">II", content[16:24])  # of the PNG's first chunk
+        image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=content)
+        shown.append((0, Summary(value=[Summary.Value(tag=f"figures/{path.stem}", image=image)])))
+    now = time.time()
+    written = []
+    for run, summaries in events.items():
+        written.append(directory / run / NAME.format(time=now))
+        write_bytes(written[-1], _file(summaries, now))
+    for old in directory.rglob(NAME.format(time=0).replace("0.000000", "*")):
+        if old not in written:
+            old.unlink()
+    return written
+
+
+def _file(summaries: Sequence[tuple[int, Any]], now: float) -> bytes:
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    stream = io.BytesIO()
+    writer = RecordWriter(stream)
+    # With the session's start a TensorBoard that is looking on drops what it had from the report before.
+    start = Event(wall_time=now, step=0, session_log=SessionLog(status=SessionLog.START))
+    rows = (Event(wall_time=now, step=step, summary=summary) for step, summary in summaries)
+    for event in (Event(wall_time=now, file_version="brain.Event:2"), start, *rows):
+        writer.write(event.SerializeToString())
+    return stream.getvalue()
+
+
+def _series(study: StudyData) -> Iterator[tuple[str, str, str, Line]]:
+    """Yield category, chart, tag and line, chart by chart."""
+    for access, part in split_by_access(study).items():
+        end, root = (f" ({access} access)", f"mean/{access}") if access else ("", "mean")
+        for curve in ("epoch", "phase"):
+            for column, title in COLUMNS.items():
+                for line in lines_of(part, curve, column, part.labels, sparse=True)[0]:
+                    yield f"Methods, by {curve}{end}", title, f"{root}/{curve}/{column}", line
+        for column in shown_indicators(part):
+            for line in lines_of(part, "epoch", column, part.labels, sparse=True)[0]:
+                yield f"Plasticity indicators{end}", indicator_title(column), f"{root}/epoch/{column}", line
+
+
+def _layout(charts: dict[str, dict[str, str]]) -> Any:
+    """Return the layout: a category for each key of `charts`, in it a chart for each tag, under the title given."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.compat.proto.tensor_pb2 import TensorProto
+    from tensorboard.compat.proto.types_pb2 import DT_STRING
+    from tensorboard.plugins.custom_scalar import layout_pb2, metadata
+
+    def margin(tag: str, title: str) -> Any:
+        series = layout_pb2.MarginChartContent.Series(value=tag, lower=f"{tag}/low", upper=f"{tag}/high")
+        return layout_pb2.Chart(title=title, margin=layout_pb2.MarginChartContent(series=[series]))
+
+    categories = [
+        layout_pb2.Category(title=category, chart=[margin(tag, title) for tag, title in tags.items()])
+        for category, tags in charts.items()
+    ]
+    trials = [
+        layout_pb2.Chart(title=tag, multiline=layout_pb2.MultilineChartContent(tag=[f"^{tag}$"])) for tag in TRIALS
+    ]
+    categories.append(layout_pb2.Category(title="All trials", chart=trials, closed=True))
+    tensor = TensorProto(dtype=DT_STRING, string_val=[layout_pb2.Layout(category=categories).SerializeToString()])
+    return Summary.Value(tag=metadata.CONFIG_SUMMARY_TAG, metadata=metadata.create_summary_metadata(), tensor=tensor)
+
+
+def _run_names(labels: Sequence[str]) -> dict[str, str]:
+    """Return a folder's name for each label, no two alike."""
+    names: dict[str, str] = {}
+    for label in labels:
+        name = re.sub(r"[^\w.=+-]+", "_", label)
+        names[label] = f"{name}_{len(names)}" if name in names.values() else name
+    return names
