@@ -13,6 +13,7 @@ from dataclasses import asdict, fields, make_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import tyro
 from torch import Tensor, nn
 
@@ -153,7 +154,11 @@ def _run(name: str, settings: VisionSettings, run: SweepConfig, trials: Callable
     check_before_ray(run, name)
     data = _load(settings)
     check_streams(planned, data.train_labels, data.num_classes)
-    said = [*unused_settings(settings, planned), *method_warnings(planned, data.shape, data.num_classes)]
+    said = [
+        *_unused_gpu(settings, run),
+        *unused_settings(settings, planned),
+        *method_warnings(planned, data.shape, data.num_classes),
+    ]
     for sentence in [*said, *schedule_warnings(planned, data.train_labels, data.num_classes)]:
         print(f"{name}.py: warning: {sentence}", file=sys.stderr)
     study = Study(
@@ -174,6 +179,15 @@ def _run(name: str, settings: VisionSettings, run: SweepConfig, trials: Callable
     if run.tensorboard:
         print(f"Curves: tensorboard --logdir {shlex.quote(str(result.directory))}")
     return result.exit_code
+
+
+def _unused_gpu(settings: VisionSettings, run: SweepConfig) -> list[str]:
+    if settings.device != "auto" or run.gpus_per_trial > 0 or not torch.cuda.is_available():
+        return []
+    return [
+        "this machine has a GPU, and the trials train without it: give each a share with --gpus-per-trial, or say "
+        "--device cpu."
+    ]
 
 
 def _load(settings: VisionSettings) -> ImageData:
@@ -299,6 +313,18 @@ def unused_settings(settings: VisionSettings, planned: Sequence[TrialSpec]) -> l
         flag = _flag(_FLAGS.get(f"MethodConfig.{name}", name))
         if name not in used and value != getattr(MethodConfig, name):
             sentences.append(f"{flag} = {value!r} changes nothing: it is a setting of no method in this study.")
+    defaults = {field.name: field.default for field in fields(settings)}
+    for name in ("momentum", "reset_interval"):  # where a study has one for all its methods
+        if name in defaults and name not in used and getattr(settings, name) != defaults[name]:
+            sentences.append(
+                f"{_flag(name)} = {getattr(settings, name)!r} changes nothing: it is a setting of no method in this study."
+            )
+    if all(spec.config["stream"].get("fresh") for spec in planned):
+        sentences += [
+            f"{_flag(name)} = {getattr(settings, name)!r} changes nothing: no trial of this study is warm-started."
+            for name in ("subset_ratio", "label_noise", "warm_epochs")
+            if getattr(settings, name) != defaults[name]
+        ]
     if not settings.indicators_every and tuple(settings.indicators) != IndicatorConfig.names:
         sentences.append(
             f"--indicators = {tuple(settings.indicators)!r}: nothing is measured with --indicators-every = 0; give it "
