@@ -26,7 +26,15 @@ from ht_ray.vision.method_config import setting_names
 from tune_configs.settings import VisionSettings
 from tune_configs.vision_trial import stream_of, trial_config
 
-__all__ = ["check_streams", "main", "method_warnings", "schedule_warnings", "unused_settings", "with_flag_names"]
+__all__ = [
+    "check_streams",
+    "device_warnings",
+    "main",
+    "method_warnings",
+    "schedule_warnings",
+    "unused_settings",
+    "with_flag_names",
+]
 
 TSettings = TypeVar("TSettings", bound=VisionSettings)
 
@@ -155,7 +163,7 @@ def _run(name: str, settings: VisionSettings, run: SweepConfig, trials: Callable
     data = _load(settings)
     check_streams(planned, data.train_labels, data.num_classes)
     said = [
-        *_unused_gpu(settings, run),
+        *device_warnings(settings, run),
         *unused_settings(settings, planned),
         *method_warnings(planned, data.shape, data.num_classes),
     ]
@@ -181,15 +189,6 @@ def _run(name: str, settings: VisionSettings, run: SweepConfig, trials: Callable
     return result.exit_code
 
 
-def _unused_gpu(settings: VisionSettings, run: SweepConfig) -> list[str]:
-    if settings.device != "auto" or run.gpus_per_trial > 0 or not torch.cuda.is_available():
-        return []
-    return [
-        "this machine has a GPU, and the trials train without it: give each a share with --gpus-per-trial, or say "
-        "--device cpu."
-    ]
-
-
 def _load(settings: VisionSettings) -> ImageData:
     try:
         return load_data(settings.data_config())
@@ -199,6 +198,16 @@ def _load(settings: VisionSettings) -> ImageData:
         # What is wrong with the files themselves: say which flag they came from.
         field = "data" if settings.data_root is None else "data_root"
         raise SettingError(f"VisionSettings.{field} = {getattr(settings, field)!r}: {error}") from error
+
+
+def device_warnings(settings: VisionSettings, run: SweepConfig) -> list[str]:
+    """Return a sentence if this machine's GPU would stay idle, which nobody asked for."""
+    if settings.device != "auto" or run.gpus_per_trial > 0 or not torch.cuda.is_available():
+        return []
+    return [
+        "this machine has a GPU, and the trials train without it: give each a share with --gpus-per-trial, or say "
+        "--device cpu."
+    ]
 
 
 def check_streams(planned: Sequence[TrialSpec], labels: Tensor, num_classes: int) -> None:
@@ -308,17 +317,17 @@ def _never_due(method: MethodConfig, epochs: int) -> list[str]:
 def unused_settings(settings: VisionSettings, planned: Sequence[TrialSpec]) -> list[str]:
     """Return which settings were changed and mean nothing to any of the planned trials, a sentence for each."""
     used = {name for spec in planned for name in setting_names(trial_config(spec.config).method.parts)}
-    sentences = []
-    for name, value in settings.method_defaults.items():
-        flag = _flag(_FLAGS.get(f"MethodConfig.{name}", name))
-        if name not in used and value != getattr(MethodConfig, name):
-            sentences.append(f"{flag} = {value!r} changes nothing: it is a setting of no method in this study.")
     defaults = {field.name: field.default for field in fields(settings)}
-    for name in ("momentum", "reset_interval"):  # where a study has one for all its methods
-        if name in defaults and name not in used and getattr(settings, name) != defaults[name]:
-            sentences.append(
-                f"{_flag(name)} = {getattr(settings, name)!r} changes nothing: it is a setting of no method in this study."
-            )
+    values = settings.method_defaults
+    usual = {name: getattr(MethodConfig, name) for name in values}
+    for name in {"momentum", "reset_interval"} & defaults.keys():  # a study's one for all its methods
+        values[name], usual[name] = getattr(settings, name), defaults[name]
+    sentences = [
+        f"{_flag(_FLAGS.get(f'MethodConfig.{name}', name))} = {values[name]!r} changes nothing: it is a setting of no "
+        "method in this study."
+        for name in usual
+        if name not in used and values[name] != usual[name]
+    ]
     if all(spec.config["stream"].get("fresh") for spec in planned):
         sentences += [
             f"{_flag(name)} = {getattr(settings, name)!r} changes nothing: no trial of this study is warm-started."

@@ -23,7 +23,7 @@ from ht_ray.vision import (
 __all__ = ["PRESETS", "VisionSettings", "check_distinct"]
 
 #: What a data set's name implies where no flag says otherwise. Network, learning rate, weight decay and number of seeds
-#: are those of arXiv 2406.02596, appendices A.2 and A.3; digits is ours: small, so that differences show within minutes.
+#: are those of arXiv 2406.02596, appendices A.2 and A.3; digits is ours: small, so that it takes minutes.
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {
         "model": "mlp",

@@ -173,7 +173,7 @@ class WarmStartSettings(VisionSettings):
         idle = [part for part in method.parts if part in REINITIALISERS]
         if fresh and idle:
             raise SettingError(
-                f"WarmStartSettings.methods = {text!r}: {idle[0]!r} acts before a second phase, and 'fresh' has one phase."
+                f"WarmStartSettings.methods = {text!r}: {idle[0]!r} acts before a second phase; 'fresh' has one."
             )
         return _Compared(fresh, method, method_with_settings(joined + colon + rest)[1])
 
