@@ -320,8 +320,9 @@ def unused_settings(settings: VisionSettings, planned: Sequence[TrialSpec]) -> l
     defaults = {field.name: field.default for field in fields(settings)}
     values = settings.method_defaults
     usual = {name: getattr(MethodConfig, name) for name in values}
-    for name in {"momentum", "reset_interval"} & defaults.keys():  # a study's one for all its methods
-        values[name], usual[name] = getattr(settings, name), defaults[name]
+    for name in ("momentum", "reset_interval"):
+        if name in defaults:  # the study's one for all its methods
+            values[name], usual[name] = getattr(settings, name), defaults[name]
     sentences = [
         f"{_flag(_FLAGS.get(f'MethodConfig.{name}', name))} = {values[name]!r} changes nothing: it is a setting of no "
         "method in this study."
