@@ -13,6 +13,7 @@ from dataclasses import asdict, fields, make_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import tyro
 from torch import Tensor, nn
 
@@ -25,7 +26,15 @@ from ht_ray.vision.method_config import setting_names
 from tune_configs.settings import VisionSettings
 from tune_configs.vision_trial import stream_of, trial_config
 
-__all__ = ["check_streams", "main", "method_warnings", "schedule_warnings", "unused_settings", "with_flag_names"]
+__all__ = [
+    "check_streams",
+    "device_warnings",
+    "main",
+    "method_warnings",
+    "schedule_warnings",
+    "unused_settings",
+    "with_flag_names",
+]
 
 TSettings = TypeVar("TSettings", bound=VisionSettings)
 
@@ -153,7 +162,11 @@ def _run(name: str, settings: VisionSettings, run: SweepConfig, trials: Callable
     check_before_ray(run, name)
     data = _load(settings)
     check_streams(planned, data.train_labels, data.num_classes)
-    said = [*unused_settings(settings, planned), *method_warnings(planned, data.shape, data.num_classes)]
+    said = [
+        *device_warnings(settings, run),
+        *unused_settings(settings, planned),
+        *method_warnings(planned, data.shape, data.num_classes),
+    ]
     for sentence in [*said, *schedule_warnings(planned, data.train_labels, data.num_classes)]:
         print(f"{name}.py: warning: {sentence}", file=sys.stderr)
     study = Study(
@@ -185,6 +198,16 @@ def _load(settings: VisionSettings) -> ImageData:
         # What is wrong with the files themselves: say which flag they came from.
         field = "data" if settings.data_root is None else "data_root"
         raise SettingError(f"VisionSettings.{field} = {getattr(settings, field)!r}: {error}") from error
+
+
+def device_warnings(settings: VisionSettings, run: SweepConfig) -> list[str]:
+    """Return a sentence if this machine's GPU would stay idle, which nobody asked for."""
+    if settings.device != "auto" or run.gpus_per_trial > 0 or not torch.cuda.is_available():
+        return []
+    return [
+        "this machine has a GPU, and the trials train without it: give each a share with --gpus-per-trial, or say "
+        "--device cpu."
+    ]
 
 
 def check_streams(planned: Sequence[TrialSpec], labels: Tensor, num_classes: int) -> None:
@@ -294,11 +317,24 @@ def _never_due(method: MethodConfig, epochs: int) -> list[str]:
 def unused_settings(settings: VisionSettings, planned: Sequence[TrialSpec]) -> list[str]:
     """Return which settings were changed and mean nothing to any of the planned trials, a sentence for each."""
     used = {name for spec in planned for name in setting_names(trial_config(spec.config).method.parts)}
-    sentences = []
-    for name, value in settings.method_defaults.items():
-        flag = _flag(_FLAGS.get(f"MethodConfig.{name}", name))
-        if name not in used and value != getattr(MethodConfig, name):
-            sentences.append(f"{flag} = {value!r} changes nothing: it is a setting of no method in this study.")
+    defaults = {field.name: field.default for field in fields(settings)}
+    values = settings.method_defaults
+    usual = {name: getattr(MethodConfig, name) for name in values}
+    for name in ("momentum", "reset_interval"):
+        if name in defaults:  # the study's one for all its methods
+            values[name], usual[name] = getattr(settings, name), defaults[name]
+    sentences = [
+        f"{_flag(_FLAGS.get(f'MethodConfig.{name}', name))} = {values[name]!r} changes nothing: it is a setting of no "
+        "method in this study."
+        for name in usual
+        if name not in used and values[name] != usual[name]
+    ]
+    if all(spec.config["stream"].get("fresh") for spec in planned):
+        sentences += [
+            f"{_flag(name)} = {getattr(settings, name)!r} changes nothing: no trial of this study is warm-started."
+            for name in ("subset_ratio", "label_noise", "warm_epochs")
+            if getattr(settings, name) != defaults[name]
+        ]
     if not settings.indicators_every and tuple(settings.indicators) != IndicatorConfig.names:
         sentences.append(
             f"--indicators = {tuple(settings.indicators)!r}: nothing is measured with --indicators-every = 0; give it "

@@ -22,7 +22,7 @@ from ht_ray._checks import SettingError, check_choice, check_number
 from ht_ray.sweep import TrialSpec
 from ht_ray.vision import METHODS, MethodConfig, method_with_settings
 from ht_ray.vision.method import REINITIALISERS
-from ht_ray.vision.method_config import ALIASES
+from ht_ray.vision.method_config import ALIASES, method_parts
 from tune_configs.command_line import main as run_main
 from tune_configs.settings import PRESETS, VisionSettings, check_distinct
 from tune_configs.trials import trial
@@ -34,6 +34,12 @@ _OF_COMPARISON = {
     "grid": ("subset_ratios", "label_noises", "corner_seeds"),
     "methods": ("methods", "base", "momentum", "reset_interval"),
     "adam": ("beta1s", "beta2s", "epsilons"),
+}
+# Settings of other studies, and of a single setting, that a comparison has under other names.
+_INSTEAD = {
+    "grid": {"subset_ratio": "subset_ratios", "label_noise": "label_noises", "noise": "label_noises"},
+    "methods": {"noise": "label_noise"},
+    "adam": {"noise": "label_noise", "adam_betas": "beta1s", "adam_eps": "epsilons"},
 }
 
 
@@ -98,14 +104,14 @@ class WarmStartSettings(VisionSettings):
     def __post_init__(self) -> None:
         check_choice("WarmStartSettings.stream", self.stream, ["warm_start"])
         check_choice("WarmStartSettings.compare", self.compare, _OF_COMPARISON)
-        super().__post_init__()
         self._check_meaning()
+        super().__post_init__()
         for ratio in self.subset_ratios:
             check_number("WarmStartSettings.subset_ratios", ratio, low=0, low_open=True, high=1)
         for noise in self.label_noises:
             check_number("WarmStartSettings.label_noises", noise, low=0, high=1)
         if self.corner_seeds is not None:
-            check_number("WarmStartSettings.corner_seeds", self.corner_seeds, low=self.seeds, integer=True)
+            check_number("WarmStartSettings.corner_seeds", self.corner_seeds, low=len(self.seed_list), integer=True)
         check_number("WarmStartSettings.momentum", self.momentum, low=0, high=1, high_open=True)
         check_number("WarmStartSettings.reset_interval", self.reset_interval, low=1, integer=True)
         for name in ("beta1s", "beta2s"):
@@ -114,33 +120,50 @@ class WarmStartSettings(VisionSettings):
         for epsilon in self.epsilons:
             check_number("WarmStartSettings.epsilons", epsilon, low=0)
         for name in ("subset_ratios", "label_noises", "beta1s", "beta2s", "epsilons"):
-            check_distinct(f"WarmStartSettings.{name}", getattr(self, name))
+            check_distinct(f"WarmStartSettings.{name}", getattr(self, name), same=_told)
         if self.base is not None:
-            _parts(self.base, "base", [*METHODS, *ALIASES])
+            self._check_base(self.base)
         check_distinct("WarmStartSettings.methods", self.methods, same=lambda text: _identity(self._parsed(text, "")))
         for text in self.methods:
             self._parsed(text, self.base or "")
 
     def _check_meaning(self) -> None:
-        # A single ratio and noise are those of the other comparisons.
-        foreign = {"subset_ratio": "grid", "label_noise": "grid"} if self.compare == "grid" else {}
+        advice = {name: f"give WarmStartSettings.{other}" for name, other in _INSTEAD[self.compare].items()}
         for comparison, names in _OF_COMPARISON.items():
             if comparison != self.compare:
-                foreign.update(dict.fromkeys(names, comparison))
+                advice.update(dict.fromkeys(names, f"only for {comparison!r}"))
         defaults = {field.name: field.default for field in fields(self)}
-        for name in foreign:
+        for name, instead in advice.items():
             if getattr(self, name) != defaults[name]:
-                plural = {"subset_ratio": "subset_ratios", "label_noise": "label_noises"}.get(name)
-                advice = f"give {plural} =" if plural else f"only for {foreign[name]!r}"
                 raise SettingError(
                     f"WarmStartSettings.{name} = {getattr(self, name)!r}: it has no meaning for "
-                    f"WarmStartSettings.compare = {self.compare!r}, {advice}."
+                    f"WarmStartSettings.compare = {self.compare!r}, {instead}."
+                )
+
+    def _check_base(self, base: str) -> None:
+        if ":" in base:
+            raise SettingError(
+                f"WarmStartSettings.base = {base!r}: accepted are names; their settings are those of the whole study."
+            )
+        try:
+            parts = method_parts(base)
+        except SettingError as error:
+            # It says which method; here it is the base.
+            raise SettingError(str(error).replace("MethodConfig: name", "WarmStartSettings.base", 1)) from error
+        idle = [part for part in parts if part in REINITIALISERS]
+        for text in self.methods if idle else ():
+            if self._parsed(text, "").fresh:
+                raise SettingError(
+                    f"WarmStartSettings.base = {base!r}: {idle[0]!r} acts before a second phase, and {text!r} of "
+                    "WarmStartSettings.methods has one phase."
                 )
 
     def _parsed(self, text: str, base: str) -> _Compared:
         name, colon, rest = text.partition(":")
         parts = _parts(name, "methods", [*METHODS, *ALIASES, "fresh"])
         fresh = "fresh" in parts
+        if parts.count("fresh") > 1:
+            raise SettingError(f"WarmStartSettings.methods = {text!r}: 'fresh' is given twice.")
         kept = [part for part in parts if part != "fresh"]
         kept += [part for part in _parts(base, "base", [*METHODS, *ALIASES]) if part not in kept] if base else []
         if len(kept) > 1 and "plain" in kept and base:
@@ -170,6 +193,11 @@ class WarmStartSettings(VisionSettings):
             own = next((preset for preset in _PAPER if preset["model"] == self.model), own)
         value = getattr(self, name)
         return own[name] if value is None else value
+
+
+def _told(value: float) -> str:
+    # As trials are named.
+    return f"{value:.12g}"
 
 
 _PAPER = [preset for data, preset in PRESETS.items() if data != "digits"]
@@ -229,12 +257,12 @@ def _grid(settings: WarmStartSettings) -> Iterator[TrialSpec]:
     plain = _Compared(False, settings.method_config("plain"), {})
     ratios, noises = settings.subset_ratios, settings.label_noises
     corners = set(product((min(ratios), max(ratios)), (min(noises), max(noises))))
-    more = range(settings.first_seed + settings.seeds, settings.first_seed + (settings.corner_seeds or 0))
+    more = range(settings.first_seed + len(settings.seed_list), settings.first_seed + (settings.corner_seeds or 0))
     # The corners' further seeds come last: a study that is stopped has every cell.
     for seeds, cells in ((settings.seed_list, set(product(ratios, noises))), (more, corners)):
         for ratio, noise in product(ratios, noises):
             for seed in seeds if (ratio, noise) in cells else ():
-                told = {"ratio": f"{ratio:.12g}", "noise": f"{noise:.12g}"}
+                told = {"ratio": _told(ratio), "noise": _told(noise)}
                 yield _warm(
                     settings,
                     plain,
@@ -255,7 +283,7 @@ def _methods(settings: WarmStartSettings) -> Iterator[TrialSpec]:
 def _adam(settings: WarmStartSettings) -> Iterator[TrialSpec]:
     for beta1, beta2, epsilon in product(settings.beta1s, settings.beta2s, settings.epsilons):
         method = settings.method_config("adam", adam_betas=(beta1, beta2), adam_eps=epsilon)
-        told = [f"{value:.12g}" for value in (beta1, beta2, epsilon)]
+        told = [_told(value) for value in (beta1, beta2, epsilon)]
         for seed in settings.seed_list:
             yield _warm(
                 settings,

@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ht_ray._checks import SettingError
-from ht_ray.sweep import Study
+from ht_ray.sweep import Study, SweepConfig
 from ht_ray.vision import DATA_SETS, METHODS, ContinualConfig, MethodConfig, ModelConfig, TrainingConfig
 from tune_configs import ablation, continual
 from tune_configs.ablation import AblationSettings
-from tune_configs.command_line import method_warnings, schedule_warnings, unused_settings
+from tune_configs.command_line import device_warnings, method_warnings, schedule_warnings, unused_settings
 from tune_configs.continual import ContinualSettings
 from tune_configs.settings import PRESETS, VisionSettings
 from tune_configs.trials import label_of
@@ -290,10 +290,23 @@ def test_settings_that_change_nothing_are_told() -> None:
     assert told(methods=("l2:l2_strength=1", "shrink_perturb"), perturb=0.1) == []
     [strength] = told(methods=("plain", "redo"), l2_strength=0.5)
     assert strength.startswith("--l2-strength = 0.5 changes nothing")
+    [momentum] = told(methods=("plain", "l2"), momentum=0.5)
+    assert momentum.startswith("--momentum = 0.5 changes nothing")
     [perturb] = told(methods=("plain",), perturb=0.1)
     assert perturb.startswith("--perturb = 0.1 changes nothing")
     [indicators] = told(indicators=("probe",))
     assert "--indicators-every" in indicators
+
+
+def test_an_idle_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(share: float = 0.0, **settings: Any) -> list[str]:
+        return device_warnings(ContinualSettings(**settings), SweepConfig(gpus_per_trial=share))
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert "--gpus-per-trial" in told()[0]
+    assert told(share=0.5) == told(device="cpu") == []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert told() == []
 
 
 def test_a_method_can_have_settings_of_its_own() -> None:

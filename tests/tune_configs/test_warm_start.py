@@ -34,6 +34,7 @@ from ht_ray.vision import (
     make_stream,
 )
 from tune_configs import warm_start
+from tune_configs.command_line import unused_settings
 from tune_configs.settings import PRESETS
 from tune_configs.vision_trial import VisionTrial, stream_of
 from tune_configs.warm_start import WarmStartSettings
@@ -201,7 +202,10 @@ def test_settings_survive_json_and_ids_are_unique(chosen: Mapping[str, Any]) -> 
         ({"label_noises": ()}, "label_noises = (): accepted is at least one"),
         ({"subset_ratios": (0.1, 0.1)}, "subset_ratios = 0.1: it is given twice"),
         ({"subset_ratio": 0.5}, "subset_ratio = 0.5: it has no meaning for WarmStartSettings.compare = 'grid', g"),
-        ({"label_noise": 0.1}, "give label_noises ="),
+        ({"label_noise": 0.1}, "give WarmStartSettings.label_noises."),
+        ({"noise": "0.5"}, "noise = '0.5': it has no meaning for WarmStartSettings.compare = 'grid', give"),
+        ({"compare": "methods", "noise": "0.5"}, "give WarmStartSettings.label_noise."),
+        ({"subset_ratios": (0.1, 0.1 + 1e-15)}, "it is the same as 0.1"),
         ({"corner_seeds": 2, "seeds": 3}, "corner_seeds = 2: accepted is"),
         ({"phases": 3}, "phases = 3: it has no meaning"),
         ({"methods": ("plain",)}, "methods = ('plain',): it has no meaning for WarmStartSettings.compare = 'grid'"),
@@ -212,6 +216,12 @@ def test_settings_survive_json_and_ids_are_unique(chosen: Mapping[str, Any]) -> 
         ({"compare": "methods", "methods": ("fresh", "Fresh")}, "is the same as 'fresh'"),
         ({"compare": "methods", "methods": ("l2+redo", "redo+l2:l2_strength=0.1")}, "is the same as 'l2+redo'"),
         ({"compare": "methods", "methods": ("fresh+head_reset",)}, "'head_reset' acts before a second phase"),
+        ({"compare": "methods", "methods": ("fresh+fresh",)}, "methods = 'fresh+fresh': 'fresh' is given twice"),
+        ({"compare": "methods", "base": "shrink_perturb"}, "base = 'shrink_perturb': 'shrink_perturb' acts before"),
+        ({"compare": "methods", "base": "l2+l2"}, "WarmStartSettings.base = 'l2+l2': a method is given twice"),
+        ({"compare": "methods", "base": "l2:l2_strength=0.1"}, "base = 'l2:l2_strength=0.1': accepted are names"),
+        ({"compare": "adam", "adam_eps": 0.1}, "adam_eps = 0.1: it has no meaning"),
+        ({"compare": "adam", "adam_betas": (0.5, 0.5)}, "give WarmStartSettings.beta1s"),
         ({"compare": "methods", "methods": ("fresh:momentum=0.9",)}, "no setting of 'plain'"),
         ({"compare": "methods", "methods": ("plain+ema",)}, "'plain' means none"),
         ({"compare": "methods", "base": "l3"}, "base = 'l3'"),
@@ -225,6 +235,29 @@ def test_settings_survive_json_and_ids_are_unique(chosen: Mapping[str, Any]) -> 
 def test_what_cannot_work_is_refused(chosen: dict[str, Any], told: str) -> None:
     with pytest.raises(SettingError, match=re.escape(told)):
         WarmStartSettings(**chosen)
+
+
+@pytest.mark.parametrize("data", DATA_SETS)
+def test_number_of_seeds_is_the_papers_for_the_data_set(data: str) -> None:
+    seeds = 3 if data == "tiny-imagenet" else 5
+    assert WarmStartSettings(data=data).resolved().seeds == seeds
+    assert {spec.settings["seed"] for spec in planned(data=data, first_seed=2)} == set(range(2, 2 + seeds))
+    assert len(planned(data=data, seeds=1, corner_seeds=2)) == 36 + 4
+    with pytest.raises(SettingError, match=f"{seeds} <= corner_seeds"):
+        WarmStartSettings(data=data, corner_seeds=seeds - 1)
+
+
+def test_settings_that_change_nothing_are_told() -> None:
+    def told(**settings: Any) -> list[str]:
+        chosen = WarmStartSettings(compare="methods", seeds=1, **settings).resolved()
+        return unused_settings(chosen, warm_start.trials(chosen))
+
+    assert told(momentum=0.5, reset_interval=2, subset_ratio=0.5, label_noise=0.1, warm_epochs=3) == []
+    assert told(methods=("ema", "fresh"), momentum=0.5, warm_epochs=3) == []
+    [interval] = told(methods=("ema",), reset_interval=2)
+    assert interval.startswith("--reset-interval = 2 changes nothing")
+    fresh = told(methods=("fresh", "fresh+l2"), momentum=0.5, label_noise=0.1, warm_epochs=3)
+    assert [sentence.partition(" = ")[0] for sentence in fresh] == ["--momentum", "--label-noise", "--warm-epochs"]
 
 
 # --- trials
