@@ -104,6 +104,7 @@ def _draw_curves(study: StudyData, curve: str, paths: Sequence[PathLike], labels
     low, high = limits(lines, starts[0] / 2 if starts.size else 0.0)
     if any((line.mean < low).any() for line in lines):
         caption += " The first epochs lie below the axis."
+    ends = (0, 2) if warm and curve == "epoch" else _ends(lines)
     abscissa = "Phase" if curve == "phase" or warm else "Epoch (counted over all phases)"
     what = f"Test accuracy {'after each epoch' if curve == 'epoch' else 'at the end of each phase'}"
     baseline = next((line for line in lines if line.method == BASELINE), None)
@@ -118,7 +119,7 @@ def _draw_curves(study: StudyData, curve: str, paths: Sequence[PathLike], labels
     def draw_one(figure: Figure) -> None:
         axis = figure.subplots()
         prepare(axis)
-        integer_ticks(axis, *_ends(lines), each=curve == "phase" or warm)
+        integer_ticks(axis, *ends, each=curve == "phase" or warm)
         styles = line_styles([line.method for line in lines])
         handles = [
             draw_line(axis, line, style, place=index / len(lines))
@@ -151,7 +152,7 @@ def _draw_curves(study: StudyData, curve: str, paths: Sequence[PathLike], labels
             draw_line(axis, line, {"color": method_colour(line.method), "linewidth": 1.5, "zorder": 3}, band=0.3)
             axis.set_title(line.name(width=34), fontsize=7.5, loc="left")
             axis.tick_params(labelsize=7.5, labelbottom=place + ACROSS >= len(panels))
-        integer_ticks(axes[0, 0], *_ends(lines), each=warm)
+        integer_ticks(axes[0, 0], *ends, each=warm)
         figure.supylabel("Test accuracy (%)", fontsize=9)
         against = f", {baseline.label} in black" if baseline is not None else ""
         title(
@@ -174,7 +175,9 @@ def _drops(line: Line) -> list[tuple[int, int, float]]:
     drops = drop_and_recovery(line.mean, starts)
     return [
         (start, start + int(epochs) if math.isfinite(epochs) else end, float(depth))
-        for start, end, depth, epochs in zip(starts, [*starts[1:], len(line.x)], drops.depth, drops.epochs, strict=True)
+        for start, end, depth, epochs in zip(
+            starts, [*starts[1:], len(line.x)], drops.depth, drops.epochs, strict=False
+        )
         if depth > 0
     ]
 

@@ -70,11 +70,11 @@ def method_bars(study: StudyData, metrics: Sequence[str], *paths: PathLike) -> N
             _draw_bars(panel, study, metric, values[metric], beside[metric], cut[metric])
         panels[0].set_yticks(range(len(groups)), names, fontsize=8)
         panels[0].set_ylim(len(groups) - 0.4, -0.6)
-        means = " and ".join(["Bars"] * (not all(cut.values())) + ["Squares"] * any(cut.values()))
-        caption = f"{means}: mean over {seeds_text(study.seeds)}."
+        means = " and ".join(["bars"] * (not all(cut.values())) + ["squares"] * any(cut.values()))
+        caption = f"{means.capitalize()}: mean over {seeds_text(study.seeds)}."
         if len(study.seeds) > 1:
             caption += " Dots: single seeds; whiskers: 95% bootstrap interval."
-        caption += " Axes with squares do not start at 0." if any(cut.values()) else ""
+        caption += " An axis with squares does not start at 0." if any(cut.values()) else ""
         caption += _paper_caption([own for by_label in beside.values() for own in by_label.values()])
         what = " and ".join(worded(metric) for metric in metrics)
         title(figure, f"{what[0].upper()}{what[1:]} by method", study, caption)

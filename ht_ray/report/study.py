@@ -387,7 +387,8 @@ def _read_reports(path: Path) -> tuple[list[_Report], list[str]]:
                 seconds=_number(row["seconds"]),
             )
             index = row["index"]
-            reached |= {name: _last_step(name, points, reached) for name, points in report.curves.items()}
+            if index == len(reports):
+                reached |= {name: _last_step(name, points, reached) for name, points in report.curves.items()}
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             if number == len(lines) and isinstance(error, json.JSONDecodeError):
                 return reports, [
