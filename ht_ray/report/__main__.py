@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 from collections.abc import Sequence
 
@@ -15,7 +16,7 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Report the studies named on the command line; return 0, or 2 if one of them is no study."""
+    """Report the studies named on the command line; return 0, or 2 if one cannot be read or written."""
     parser = argparse.ArgumentParser(prog="python -m ht_ray.report", description=__doc__)
     parser.add_argument("directory", nargs="+", help="a study's directory, as written by a sweep")
     parser.add_argument("--out", help="write here; of several studies, one page of all (default: into each study)")
@@ -26,15 +27,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         studies = [load_study(directory) for directory in chosen.directory]
         if chosen.out is not None and len(studies) > 1:
-            written = write_reports(studies, chosen.out, say=print)
+            written = write_reports(studies, chosen.out, say=_say)
         else:
-            written = [path for study in studies for path in write_report(study, say=print, out=chosen.out)]
+            written = [path for study in studies for path in write_report(study, say=_say, out=chosen.out)]
         for path in written:
-            print(f"wrote {path}")
-    except SettingError as error:
+            _say(f"wrote {path}")
+    except (SettingError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _say(text: str) -> None:
+    """Print; who closes the pipe (``| head``) has read enough, and the report is written all the same."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Nor shall Python's own flush at the end find it closed.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,8 @@ def has_adam_grid(study: StudyData) -> bool:
 def adam_map(study: StudyData, metric: str, *paths: PathLike) -> None:
     """Draw `metric` over Adam's beta1 (columns), beta2 (rows) and epsilon (a panel each), on one colour scale.
 
-    Cells tell mean and standard deviation (divisor n - 1) over the finished trials; the best is framed.
+    Cells tell mean and standard deviation (divisor n - 1) over the finished trials, and how many of the planned seeds
+    those are where it is not all; the best of the complete ones is framed.
 
     Parameters
     ----------
@@ -50,24 +50,28 @@ def adam_map(study: StudyData, metric: str, *paths: PathLike) -> None:
         check_choice("adam_map: metric", metric, study.summary_names)
     cells = _cells(study, metric)
     axes = [sorted({key[axis] for key in cells}) for axis in range(3)]
-    means = {key: own.mean for key, own in cells.items() if own.n}
-    better = study.better(metric)
-    best = (max if better == "max" else min)(means.values()) if better else math.nan
+    means = [own.mean for own, _ in cells.values() if own.n]
+    # A mean over the lucky seeds is no contest.
+    complete = [own.mean for own, planned in cells.values() if own.n == planned]
+    better = study.better(metric) if complete else None
+    best = shown_number(metric, (max if better == "max" else min)(complete)) if better else ""
     name = f"{worded(metric)}{shown_unit(metric)[1]}"
     caption = f"Cells: mean over {seeds_text(study.seeds)}"
     caption += " ± standard deviation (n − 1)." if len(study.seeds) > 1 else "."
-    caption += " Framed: the best." if better else ""
+    partial = len(complete) < len(cells)
+    caption += f" Framed: the best{' of those finished on all seeds' * partial}." if better else ""
 
     def draw(figure: Figure) -> None:
         factor, _ = shown_unit(metric)
-        colours = ColourScale(factor * min(means.values()), factor * max(means.values()))
+        colours = ColourScale(factor * min(means), factor * max(means))
         panels = figure.subplots(1, len(axes[2]), sharey=True, squeeze=False)[0]
-        for (beta1, beta2, epsilon), own in cells.items():
+        for (beta1, beta2, epsilon), (own, planned) in cells.items():
             panel = panels[axes[2].index(epsilon)]
             place = (axes[0].index(beta1), axes[1].index(beta2))
             text = shown_pair(metric, own.mean, own.sd).replace(" ± ", "\n± ") if own.n else "none\nfinished"
+            text += f"\n({own.n} of {planned})" if 0 < own.n < planned else ""
             fill_cell(panel, *place, text, colours(factor * own.mean) if own.n else None, fontsize=7.5)
-            if own.n and shown_number(metric, own.mean) == shown_number(metric, best):
+            if own.n == planned and shown_number(metric, own.mean) == best:
                 frame_cell(panel, *place)
         for panel, epsilon in zip(panels, axes[2], strict=True):
             _label_axes(panel, axes)
@@ -82,7 +86,8 @@ def adam_map(study: StudyData, metric: str, *paths: PathLike) -> None:
     write_figure(draw, (max(width * len(axes[2]) + 1.6, 5.0), 0.6 * len(axes[1]) + 1.9), paths)
 
 
-def _cells(study: StudyData, metric: str) -> dict[Key, Estimate]:
+def _cells(study: StudyData, metric: str) -> dict[Key, tuple[Estimate, int]]:
+    """Return the estimate of each place, and how many trials were planned for it."""
     members: dict[Key, list[TrialData]] = {}
     for trial in study.trials:
         values = [trial.settings.get(name) for name in PLACE]
@@ -90,10 +95,10 @@ def _cells(study: StudyData, metric: str) -> dict[Key, Estimate]:
             beta1, beta2, epsilon = (float(value) for value in values if isinstance(value, (int, float)))
             members.setdefault((beta1, beta2, epsilon), []).append(trial)
     try:
-        cells = {key: estimate(seed_values(trials, metric).values()) for key, trials in members.items()}
+        cells = {key: (estimate(seed_values(trials, metric).values()), len(trials)) for key, trials in members.items()}
     except SettingError as error:
         raise MissingDataError(f"adam_map of {metric}: the trials form no grid: {error}") from error
-    if sum(own.n > 0 for own in cells.values()) < 2:
+    if sum(own.n > 0 for own, _ in cells.values()) < 2:
         raise MissingDataError(f"adam_map of {metric}: fewer than two settings of Adam have a finished trial.")
     return cells
 

@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 
 from ht_ray.report.drawing import Figure, PathLike, title, write_figure
-from ht_ray.report.lines import BASELINE, MANY, Line, draw_line, limits, line_styles, lines_of, method_colour
+from ht_ray.report.lines import (
+    BASELINE,
+    MANY,
+    Line,
+    draw_line,
+    limits,
+    line_styles,
+    lines_of,
+    method_colour,
+    of_warm_start,
+)
 from ht_ray.report.names import seeds_text
 from ht_ray.report.statistics import drop_and_recovery
 from ht_ray.report.study import MissingDataError, StudyData
@@ -19,7 +29,7 @@ __all__ = ["epoch_curves", "integer_ticks", "lines_caption", "phase_curves"]
 #: Panels beside each other.
 ACROSS = 4
 OTHERS = "0.8"
-#: With more lines than this, marks of their drops would cover each other.
+#: Marks of the drops of more lines than this would cover each other.
 MARKED = 4
 
 
@@ -28,8 +38,10 @@ def epoch_curves(study: StudyData, *paths: PathLike, labels: Sequence[str] | Non
 
     Lines are means over the finished trials, bands reach one standard deviation (divisor n - 1) up and down. The
     vertical axis spans everything from the middle of the first phase on; the climb before it may leave the
-    picture, and the caption says when it does. Of up to four labels the drops of the mean at phase changes are marked:
-    how deep they are, and how long it takes to come back (see `drop_and_recovery`).
+    picture, and the caption says when it does. Where no more than four labels drop at phase changes, the drops of the
+    mean are marked: how deep they are, and how long it takes to come back (see `drop_and_recovery`).
+
+    On the warm-start stream the horizontal axis is the share of each phase, as an epoch of the first is a short one.
 
     More than eight labels have a panel each: the label in colour, the plain method in black, all others in grey, on
     the same axes.
@@ -80,39 +92,46 @@ def _draw_curves(study: StudyData, curve: str, paths: Sequence[PathLike], labels
     lines, empty = lines_of(study, curve, "test_accuracy", labels, sparse=curve == "epoch")
     if not lines:
         raise MissingDataError(f"{curve}_curves: no finished trial has a test accuracy by {curve}.")
+    warm = study.warm_start
+    lines = [of_warm_start(line, curve) for line in lines] if warm else lines
     caption = lines_caption(study, empty)
     starts = np.unique(np.concatenate([line.starts for line in lines])) if curve == "epoch" else np.empty(0)
     if curve == "epoch":
         caption += " Vertical lines: a new phase begins."
+        if warm:
+            caption += " Both phases are drawn equally long; a fresh network has the second alone."
     # The climb from chance in the first phase would flatten everything that is worth seeing.
     low, high = limits(lines, starts[0] / 2 if starts.size else 0.0)
     if any((line.mean < low).any() for line in lines):
         caption += " The first epochs lie below the axis."
+    ends = (0, 2) if warm and curve == "epoch" else _ends(lines)
+    abscissa = "Phase" if curve == "phase" or warm else "Epoch (counted over all phases)"
     what = f"Test accuracy {'after each epoch' if curve == 'epoch' else 'at the end of each phase'}"
     baseline = next((line for line in lines if line.method == BASELINE), None)
     panels = [line for line in lines if line is not baseline]
 
     def prepare(axis: Any, grey: str = "0.8") -> None:
         for start in starts:
-            axis.axvline(start - 0.5, color=grey, linewidth=0.7, zorder=0)
+            axis.axvline(start - (0.0 if warm else 0.5), color=grey, linewidth=0.7, zorder=0)
         axis.set_ylim(low, high)
         _horizontal(axis, lines, curve)
 
     def draw_one(figure: Figure) -> None:
         axis = figure.subplots()
         prepare(axis)
-        integer_ticks(axis, *_ends(lines), each=curve == "phase")
+        integer_ticks(axis, *ends, each=curve == "phase" or warm)
         styles = line_styles([line.method for line in lines])
         handles = [
             draw_line(axis, line, style, place=index / len(lines))
             for index, (line, style) in enumerate(zip(lines, styles, strict=True))
         ]
         told = caption
-        if curve == "epoch" and len(lines) <= MARKED:
-            marked = [_mark_drops(axis, line, style["color"]) for line, style in zip(lines, styles, strict=True)]
-            if any(marked):
-                told += " Brackets: how far a mean drops at a phase change, and until when it stays below."
-        axis.set_xlabel("Epoch (counted over all phases)" if curve == "epoch" else "Phase")
+        drops = [_drops(line) for line in lines] if curve == "epoch" else []
+        if 0 < sum(map(bool, drops)) <= MARKED:
+            told += " Brackets: how far a mean drops at a phase change, and until when it stays below."
+            for line, style, own in zip(lines, styles, drops, strict=True):
+                _mark_drops(axis, line, style["color"], own)
+        axis.set_xlabel(abscissa)
         axis.set_ylabel("Test accuracy (%)")
         figure.legend(
             handles=handles, loc="outside right center", frameon=False, fontsize=8, labelspacing=0.8, handlelength=3
@@ -133,15 +152,14 @@ def _draw_curves(study: StudyData, curve: str, paths: Sequence[PathLike], labels
             draw_line(axis, line, {"color": method_colour(line.method), "linewidth": 1.5, "zorder": 3}, band=0.3)
             axis.set_title(line.name(width=34), fontsize=7.5, loc="left")
             axis.tick_params(labelsize=7.5, labelbottom=place + ACROSS >= len(panels))
-        integer_ticks(axes[0, 0], *_ends(lines), each=False)
+        integer_ticks(axes[0, 0], *ends, each=warm)
         figure.supylabel("Test accuracy (%)", fontsize=9)
         against = f", {baseline.label} in black" if baseline is not None else ""
-        abscissa = "epoch, counted over all phases" if curve == "epoch" else "phase"
         title(
             figure,
             f"{what}: each method in colour{against}, the others in grey",
             study,
-            f"Horizontal: {abscissa}. {caption}",
+            f"Horizontal: {abscissa[0].lower()}{abscissa[1:]}. {caption}",
         )
 
     if len(lines) <= MANY:
@@ -150,24 +168,29 @@ def _draw_curves(study: StudyData, curve: str, paths: Sequence[PathLike], labels
         write_figure(draw_many, (10.0, 1.75 * math.ceil(len(panels) / ACROSS) + 1.2), paths)
 
 
-def _mark_drops(axis: Any, line: Line, colour: str) -> bool:
-    """Draw each drop of the mean: down from the level before, and along it until the mean is back."""
-    starts = np.searchsorted(line.x, line.starts)
-    drops = drop_and_recovery(line.mean, [int(start) for start in np.unique(starts) if start < len(line.x)])
-    ends = [*starts[1:], len(line.x)]
-    marked = False
-    for start, end, depth, epochs in zip(starts, ends, drops.depth, drops.epochs, strict=False):
-        if not depth > 0:
-            continue
-        marked = True
+def _drops(line: Line) -> list[tuple[int, int, float]]:
+    """Return each drop of the mean: its first row, the row in which the mean is back or the phase over, its depth."""
+    found = np.unique(np.searchsorted(line.x, line.starts))
+    starts = [int(start) for start in found if 0 < start < len(line.x)]
+    drops = drop_and_recovery(line.mean, starts)
+    return [
+        (start, start + int(epochs) if math.isfinite(epochs) else end, float(depth))
+        for start, end, depth, epochs in zip(
+            starts, [*starts[1:], len(line.x)], drops.depth, drops.epochs, strict=False
+        )
+        if depth > 0
+    ]
+
+
+def _mark_drops(axis: Any, line: Line, colour: str, drops: Sequence[tuple[int, int, float]]) -> None:
+    """Draw each drop: down from the level before, and along it until the mean is back."""
+    for start, last, depth in drops:
         level = line.mean[start - 1]
-        last = min(start + int(epochs) if math.isfinite(epochs) else end, end)
         low = line.x[start + np.argmin(line.mean[start:last])]
         reach = [line.x[start - 1], line.x[min(last, len(line.x) - 1)]]
         axis.plot(reach, [level, level], color=colour, linewidth=0.8, linestyle=":", zorder=4)
         arrow = {"arrowstyle": "-|>", "color": colour, "linewidth": 0.9, "shrinkA": 0, "shrinkB": 0}
         axis.annotate("", (low, level - depth), (low, level), arrowprops=arrow, zorder=4)
-    return marked
 
 
 def _ends(lines: Sequence[Line]) -> tuple[float, float]:

@@ -56,8 +56,7 @@ def grid_figure(study: StudyData, *paths: PathLike, metric: str = "final_accurac
         lines, cells = figure.subplots(1, 2, width_ratios=[1.0, 0.42 + 0.15 * len(grid.noises)])
         _draw_lines(lines, grid)
         _draw_cells(figure, cells, grid)
-        split = "Test" if SPLIT_OF[metric] == "test" else "Training"
-        title(figure, f"{split} accuracy after warm-starting, by subset ratio and label noise", study, caption)
+        title(figure, f"{_quantity(grid)} after warm-starting, by subset ratio and label noise", study, caption)
 
     write_figure(draw, (6.6 + 0.75 * len(grid.noises), 1.6 + max(0.45 * len(grid.ratios), 2.6)), paths)
 
@@ -68,6 +67,8 @@ def _draw_lines(axis: Any, grid: Grid) -> None:
     colours = colormaps["viridis"](np.linspace(0, 0.85, len(grid.noises)))
     for index, noise in enumerate(grid.noises):
         known = [ratio for ratio in grid.ratios if (own := grid.cells.get((ratio, noise))) and own.estimate.n]
+        if not known:
+            continue
         cells = [grid.cells[ratio, noise] for ratio in known]
         means = np.array([100 * cell.estimate.mean for cell in cells])
         ends = np.array([[100 * end for end in cell.interval] for cell in cells]).reshape(-1, 2).T
@@ -85,9 +86,11 @@ def _draw_lines(axis: Any, grid: Grid) -> None:
             linestyle="--",
             linewidth=0.9,
         )
+    margin = 0.04 * (grid.ratios[-1] - grid.ratios[0]) or 0.1
+    axis.set_xlim(grid.ratios[0] - margin, grid.ratios[-1] + margin)
     axis.set_xticks(grid.ratios, [f"{ratio:g}" for ratio in grid.ratios])
     axis.set_xlabel("Subset ratio of the first phase")
-    axis.set_ylabel(f"{'Test' if SPLIT_OF[grid.metric] == 'test' else 'Training'} accuracy (%)")
+    axis.set_ylabel(_quantity(grid))
     axis.grid(axis="y", color="0.92", linewidth=0.6)
     axis.set_axisbelow(True)
     axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
@@ -111,4 +114,9 @@ def _draw_cells(figure: Figure, axis: Any, grid: Grid) -> None:
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     bar = figure.colorbar(colours.mappable, ax=axis, fraction=0.05, pad=0.02)
+    bar.set_label(_quantity(grid))
     bar.outline.set_visible(False)
+
+
+def _quantity(grid: Grid) -> str:
+    return f"{'Test' if SPLIT_OF[grid.metric] == 'test' else 'Training'} accuracy (%)"

@@ -12,7 +12,7 @@ from ht_ray.report.names import NOTHING, describe, shown_interval, shown_number,
 from ht_ray.report.paper import SPLIT_OF, Beside, beside_paper, paper_notes
 from ht_ray.report.statistics import Estimate, bootstrap_interval, estimate
 from ht_ray.report.study import MissingDataError, StudyData, TrialData, seed_values
-from ht_ray.report.tables import BOOTSTRAP_NOTE, Cell, Column, Table, context_of, own_n, problem_notes
+from ht_ray.report.tables import BOOTSTRAP_NOTE, TRAIN_NOTE, Cell, Column, Table, context_of, own_n, problem_notes
 
 __all__ = ["Grid", "GridCell", "grid_cells_table", "grid_metrics", "grid_of", "grid_table", "is_grid"]
 
@@ -123,6 +123,8 @@ def grid_table(study: StudyData, metric: str = "final_accuracy") -> Table:
     notes = [
         "Mean ± standard deviation (n − 1) over seeds, in per cent"
         + ("; in parentheses the paper's mean and ours minus it." if _gaps(grid) else "."),
+        *(["Not every cell has all seeds: without ± it is a single one."] * (len(_planned(grid)) > 1)),
+        *([TRAIN_NOTE] * (SPLIT_OF[metric] == "train")),
         *_gap_notes(grid),
         *paper_notes(own.beside for own in grid.cells.values()),
     ]
@@ -201,6 +203,10 @@ def _matrix_cell(metric: str, own: GridCell | None) -> Cell:
     if own.estimate.n and math.isfinite(own.paper):
         text += f" ({100 * own.paper:g}, {shown_number(metric, own.gap, sign=True)})"
     return Cell(text if own.estimate.n else NOTHING, (own.estimate.n, own.estimate.mean, own.estimate.sd, own.paper))
+
+
+def _planned(grid: Grid) -> set[int]:
+    return {own.planned for own in grid.cells.values()}
 
 
 def _gaps(grid: Grid) -> dict[tuple[float, float], float]:

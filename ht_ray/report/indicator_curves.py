@@ -13,7 +13,7 @@ import numpy as np
 from ht_ray._checks import SettingError, did_you_mean
 from ht_ray.report.curves import integer_ticks, lines_caption
 from ht_ray.report.drawing import Figure, PathLike, title, write_figure
-from ht_ray.report.lines import MANY, Line, draw_line, line_styles, lines_of
+from ht_ray.report.lines import MANY, Line, draw_line, line_styles, lines_of, of_warm_start
 from ht_ray.report.names import indicator_title, shown_indicators
 from ht_ray.report.study import MissingDataError, StudyData
 
@@ -66,6 +66,8 @@ def indicator_curves(study: StudyData, *paths: PathLike, names: Sequence[str] | 
     for name in shown_indicators(study) if names is None else names:
         lines, without = lines_of(study, curve, name, None, sparse=True)
         empty.update(without)
+        if study.warm_start and curve == "phase":
+            lines = [of_warm_start(line, curve) for line in lines]
         if lines:
             panels[name] = lines
         for line in lines:

@@ -83,6 +83,8 @@ def indicator_scatter(study: StudyData, *paths: PathLike) -> None:
                 logarithmic.append(name)
             elif np.ptp(known) == 0:
                 axis.set_xticks([known[0]])  # no scale around a number that is the same for all
+            else:
+                axis.xaxis.get_major_locator().set_params(nbins=4)  # more would run into each other
             r = correlation(known, runs.final[both]) if both.sum() >= FEWEST_RUNS else math.nan
             heading = indicator_title(name)
             told = f"r = {r:+.2f}" if math.isfinite(r) else "r undefined"

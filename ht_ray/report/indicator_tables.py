@@ -42,10 +42,10 @@ class Runs:
 
 def runs_of(study: StudyData) -> Runs:
     """Return the runs of `correlation_table`; on a warm-start stream those of a single phase are left out."""
-    warm_start = {trial.settings.get("stream") for trial in study.trials} == {"warm_start"}
-    trials = [trial for trial in study.trials if trial.finished and _phases(trial) >= (2 if warm_start else 1)]
+    fewest = 2 if study.warm_start else 1
+    trials = [trial for trial in study.trials if trial.finished and _phases(trial) >= fewest]
     final = np.array([_at_phase_end(trial, "test_accuracy", -1) for trial in trials])
-    return Runs(tuple(trials), warm_start, final)
+    return Runs(tuple(trials), study.warm_start, final)
 
 
 def indicator_table(study: StudyData) -> Table:

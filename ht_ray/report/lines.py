@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
@@ -18,7 +18,18 @@ from ht_ray.report.names import shown_unit, worded
 from ht_ray.report.statistics import estimate
 from ht_ray.report.study import StudyData, TrialData, group, seed_values
 
-__all__ = ["BASELINE", "MANY", "MARKERS", "Line", "draw_line", "limits", "line_styles", "lines_of", "method_colour"]
+__all__ = [
+    "BASELINE",
+    "MANY",
+    "MARKERS",
+    "Line",
+    "draw_line",
+    "limits",
+    "line_styles",
+    "lines_of",
+    "method_colour",
+    "of_warm_start",
+]
 
 #: The method that others are seen against.
 BASELINE = "plain"
@@ -42,6 +53,8 @@ class Line:
         Shape ``(steps,)``; accuracies in per cent; `sd` (divisor n - 1) is NaN for a single trial.
     starts
         The steps with which a new phase begins.
+    phases
+        How many phases the trials had.
     """
 
     label: str
@@ -51,6 +64,7 @@ class Line:
     mean: NDArray[np.float64]
     sd: NDArray[np.float64]
     starts: NDArray[np.float64]
+    phases: int
 
     def name(self, width: int = 30) -> str:
         """Return label and notes, wrapped."""
@@ -139,8 +153,26 @@ def _line(label: str, remark: str, trials: Sequence[TrialData], curve: str, colu
         notes.append("where all seeds have values")
     sd = values.std(axis=0, ddof=1) if len(known) > 1 else np.full(len(x), np.nan)
     phase = known[0].get("phase", np.empty(0))
-    starts = known[0]["step"][1:][np.diff(phase) != 0] if phase.size else np.empty(0)
-    return Line(label, trials[0].method, tuple(notes), x, values.mean(axis=0), sd, starts)
+    # A phase's last epoch is always tested, its first need not be.
+    starts = known[0]["step"][:-1][np.diff(phase) != 0] + 1 if phase.size else np.empty(0)
+    ends = next((own["phase"][-1] for trial in trials if "phase" in (own := trial.curves.get(curve, {}))), 1)
+    return Line(label, trials[0].method, tuple(notes), x, values.mean(axis=0), sd, starts, int(ends))
+
+
+def of_warm_start(line: Line, curve: str) -> Line:
+    """Return a warm start's line with both phases of equal length: the first ends at 1, the second at 2.
+
+    A line of one phase is that of a fresh network, whose only phase is trained as the others' second.
+    """
+    if curve == "phase":
+        return replace(line, x=line.x + (line.phases == 1))
+    if line.phases == 1:
+        return replace(line, x=1 + line.x / line.x[-1], starts=np.empty(0))
+    first = line.starts[0] - 1 if line.starts.size else line.x[-1]
+    second = 1 + (line.x - first) / max(line.x[-1] - first, 1.0)
+    # The second phase begins after the first has ended.
+    starts = np.full(line.starts.size, np.nextafter(1.0, 2.0))
+    return replace(line, x=np.where(line.x <= first, line.x / first, second), starts=starts)
 
 
 def line_styles(methods: Sequence[str]) -> list[dict[str, Any]]:

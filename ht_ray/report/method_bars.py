@@ -19,7 +19,7 @@ from ht_ray.report.study import MissingDataError, StudyData, group, seed_values
 
 __all__ = ["method_bars"]
 
-#: Bars whose lowest value is above this share of the highest start elsewhere than at zero.
+#: Where the lowest value is above this share of the highest, the axis is cut, and points stand for bars.
 CUT = 0.6
 OTHERS = "#9BB8CC"
 PLAIN = "0.45"
@@ -30,7 +30,7 @@ def method_bars(study: StudyData, metrics: Sequence[str], *paths: PathLike) -> N
 
     Bars are means over the finished trials, dots single seeds, whiskers the 95% bootstrap interval where there are two
     seeds or more. A diamond is the paper's value, where the paper has one and the protocol is its own. Where all bars
-    are long they do not start at zero, and the caption says so.
+    would be long, squares stand for them on an axis that does not start at zero, and the caption says so.
 
     Parameters
     ----------
@@ -61,20 +61,20 @@ def method_bars(study: StudyData, metrics: Sequence[str], *paths: PathLike) -> N
         metric: {label: beside_paper(study, trials[0], metric) for label, trials in groups.items()}
         for metric in metrics
     }
-    cut = False
+    cut = {metric: _is_cut(metric, values[metric], beside[metric]) for metric in metrics}
     names = ["\n".join(textwrap.wrap(label, 34)) for label in groups]
 
     def draw(figure: Figure) -> None:
-        nonlocal cut
         panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
         for panel, metric in zip(panels, metrics, strict=True):
-            cut |= _draw_bars(panel, study, metric, values[metric], beside[metric])
+            _draw_bars(panel, study, metric, values[metric], beside[metric], cut[metric])
         panels[0].set_yticks(range(len(groups)), names, fontsize=8)
         panels[0].set_ylim(len(groups) - 0.4, -0.6)
-        caption = f"Bars: mean over {seeds_text(study.seeds)}."
+        means = " and ".join(["bars"] * (not all(cut.values())) + ["squares"] * any(cut.values()))
+        caption = f"{means.capitalize()}: mean over {seeds_text(study.seeds)}."
         if len(study.seeds) > 1:
             caption += " Dots: single seeds; whiskers: 95% bootstrap interval."
-        caption += " The axis does not start at 0." if cut else ""
+        caption += " An axis with squares does not start at 0." if any(cut.values()) else ""
         caption += _paper_caption([own for by_label in beside.values() for own in by_label.values()])
         what = " and ".join(worded(metric) for metric in metrics)
         title(figure, f"{what[0].upper()}{what[1:]} by method", study, caption)
@@ -83,13 +83,24 @@ def method_bars(study: StudyData, metrics: Sequence[str], *paths: PathLike) -> N
     write_figure(draw, (3.2 + 3.4 * len(metrics), height + 1.7), paths)
 
 
+def _reach(metric: str, values: dict[str, list[float]], beside: dict[str, Beside]) -> tuple[float, float]:
+    """Return the smallest and the largest number to be drawn, in the unit of the axis."""
+    drawn = [value for own in values.values() for value in own]
+    drawn += [value.mean for label, own in beside.items() if values[label] and (value := own.value) is not None]
+    factor, _ = shown_unit(metric)
+    return factor * min(drawn, default=0.0), factor * max(drawn, default=1.0)
+
+
+def _is_cut(metric: str, values: dict[str, list[float]], beside: dict[str, Beside]) -> bool:
+    low, high = _reach(metric, values, beside)
+    return low > CUT * high > 0
+
+
 def _draw_bars(
-    panel: Any, study: StudyData, metric: str, values: dict[str, list[float]], beside: dict[str, Beside]
-) -> bool:
-    """Draw one panel; return whether its axis starts elsewhere than at zero."""
+    panel: Any, study: StudyData, metric: str, values: dict[str, list[float]], beside: dict[str, Beside], cut: bool
+) -> None:
     factor, unit = shown_unit(metric)
     methods = {trial.label: trial.method for trial in study.trials}
-    lows, highs = [], []
     for place, (label, own) in enumerate(values.items()):
         if not own:
             panel.text(0.01, place, "none finished", transform=panel.get_yaxis_transform(), va="center", fontsize=7.5)
@@ -98,8 +109,11 @@ def _draw_bars(
         ends = factor * np.array(bootstrap_interval(own))
         parts = methods[label].split("+")
         colour = PLAIN if parts == [BASELINE] else EMPHASIS if "hare_tortoise" in parts else OTHERS
-        panel.barh(place, mean, height=0.66, color=colour, zorder=1)
-        reach = [mean, *(factor * value for value in own)]
+        if cut:
+            # The length of a bar that does not start at zero says nothing.
+            panel.plot([mean], [place], linestyle="", marker="s", markersize=9, color=colour, zorder=2)
+        else:
+            panel.barh(place, mean, height=0.66, color=colour, zorder=1)
         if math.isfinite(ends[0]):
             panel.errorbar(mean, place, xerr=[[mean - ends[0]], [ends[1] - mean]], color="black", capsize=2.5, zorder=3)
             panel.plot(
@@ -119,9 +133,6 @@ def _draw_bars(
             panel.plot(
                 [paper], [place], marker="D", markersize=5.5, color=COLOURS[-1], markeredgecolor="black", zorder=5
             )
-            reach.append(paper)
-        lows.append(min(reach))
-        highs.append(max(reach))
         # Inside the bar's foot: at its end a number would stand beside the paper's diamond.
         panel.annotate(
             shown_number(metric, estimate(own).mean),
@@ -131,10 +142,9 @@ def _draw_bars(
             textcoords="offset points",
             va="center",
             fontsize=7.5,
-            color="white" if colour in (PLAIN, EMPHASIS) else "black",
+            color="white" if colour in (PLAIN, EMPHASIS) and not cut else "black",
         )
-    low, high = min(lows, default=0.0), max(highs, default=1.0)
-    cut = low > CUT * high
+    low, high = _reach(metric, values, beside)
     start = low - 0.4 * (high - low or 0.02 * high) if cut else min(low, 0.0)
     panel.set_xlim(start, high + 0.04 * (high - start))
     name = worded(metric)
@@ -142,7 +152,6 @@ def _draw_bars(
     panel.grid(axis="x", color="0.92", linewidth=0.6)
     panel.set_axisbelow(True)
     panel.tick_params(axis="y", length=0)
-    return cut
 
 
 def _paper_caption(beside: Sequence[Beside]) -> str:

@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ht_ray.report.names import describe
+from ht_ray.report.names import describe, worded
 from ht_ray.report.study import StudyData
 from ht_ray.report.tables import Table
 
-__all__ = ["StudyReport", "html_page"]
+__all__ = ["GENERATOR", "StudyReport", "html_page"]
+
+#: By which a page is known as ours.
+GENERATOR = '<meta name="generator" content="ht_ray.report">'
 
 STYLE = """
 :root { color-scheme: light; }
@@ -110,7 +113,9 @@ def html_page(
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n" + "\n".join(body) + "\n"
+        f"{GENERATOR}\n<title>{_text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        + "\n".join(body)
+        + "\n"
         "</body>\n</html>\n"
     )
 
@@ -122,8 +127,9 @@ def _study(report: StudyReport, anchor: str, heading: str) -> list[str]:
     hours = sum(trial.seconds for trial in study.trials) / 3600
     parts = [
         f'<h2 id="{anchor}">{_text(heading)}</h2>',
-        f"<p>{len(study.trials)} trials planned: {_text(told)}. Ranked by {_text(study.metric)} "
-        f"({_text(study.mode)}). {hours:.2f} hours of training. Begun {_text(study.config.get('created', '–'))}.</p>",
+        f"<p>{len(study.trials)} trials planned: {_text(told)}. Ranked by {_text(worded(study.metric))}, the "
+        f"{'higher' if study.mode == 'max' else 'lower'} the better. {hours:.2f} hours of training. Begun "
+        f"{_text(study.config.get('created', '–'))}.</p>",
     ]
     if study.problems:
         parts.append(_wanting(study.problems, "Left out, or wanting"))

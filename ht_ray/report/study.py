@@ -28,6 +28,8 @@ __all__ = [
 ]
 
 FORMAT = 1
+#: Larger numbers are no count of steps, but damage; up to here a float holds every whole number.
+MOST_STEPS = 2**53
 
 Scalar: TypeAlias = str | int | float | bool | None
 """What a trial's settings hold."""
@@ -140,6 +142,11 @@ class StudyData:
         """Plain sentences: which trials are missing, failed, diverged or unfinished, and which files were damaged."""
         damage = (text for trial in self.trials for text in trial.damage)
         return (*_missing_sentences(self.trials), *damage, *self.strays)
+
+    @property
+    def warm_start(self) -> bool:
+        """Whether all trials are of the warm-start stream: a first phase on a part of the data, then one on all."""
+        return {trial.settings.get("stream") for trial in self.trials} == {"warm_start"}
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -316,7 +323,7 @@ def _load_trial(plan: Mapping[str, Any], folder: Path) -> TrialData:
     sentences: list[str] = []
     status, error = "missing", ""
     status_file = folder / "status.json"
-    if status_file.is_file():
+    if os.path.lexists(status_file):
         try:
             state = _read_object(status_file, ("status",))
         except SettingError as damage:
@@ -361,10 +368,15 @@ class _Report:
 
 def _read_reports(path: Path) -> tuple[list[_Report], list[str]]:
     """Return the reports up to the first that is missing or unreadable, and sentences on what was found."""
-    if not path.is_file() or not path.stat().st_size:
-        return [], []
-    lines = path.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n")
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace").rstrip("\n")
+    except FileNotFoundError:
+        text = ""
+    except OSError as error:
+        return [], [f"results.jsonl cannot be read ({error.strerror or error}); all of it is skipped."]
+    lines = text.split("\n") if text else []
     reports: list[_Report] = []
+    reached: dict[str, float] = {}
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
@@ -375,17 +387,31 @@ def _read_reports(path: Path) -> tuple[list[_Report], list[str]]:
                 seconds=_number(row["seconds"]),
             )
             index = row["index"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if number == len(lines):
+            if index == len(reports):
+                reached |= {name: _last_step(name, points, reached) for name, points in report.curves.items()}
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            if number == len(lines) and isinstance(error, json.JSONDecodeError):
                 return reports, [
                     f"the last line of results.jsonl is torn; what stood in it is lost ({number - 1} are whole)."
                 ]
-            return reports, [f"line {number} of results.jsonl is damaged ({error}); it and what follows are skipped."]
+            found = f"no {error}" if isinstance(error, KeyError) else str(error)
+            return reports, [f"line {number} of results.jsonl is damaged ({found}); it and what follows are skipped."]
         if index != len(reports):
             found = f"line {number} of results.jsonl has index {index!r} instead of {len(reports)}"
             return reports, [f"{found}; it and what follows are skipped."]
         reports.append(report)
     return reports, []
+
+
+def _last_step(curve: str, points: Sequence[Mapping[str, float]], before: Mapping[str, float]) -> float:
+    """Return the last step of a report's rows; raise if they do not count on from the report before."""
+    last = before.get(curve, -1.0)
+    for point in points:
+        step = point["step"]
+        if not (last < step <= MOST_STEPS and step.is_integer()):
+            raise ValueError(f"{curve}: steps are whole numbers that increase, and {step:g} is not")
+        last = step
+    return last
 
 
 def _number(value: object) -> float:

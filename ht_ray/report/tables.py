@@ -20,6 +20,7 @@ from ht_ray.report.study import MissingDataError, StudyData, TrialData, group, s
 
 __all__ = [
     "BOOTSTRAP_NOTE",
+    "TRAIN_NOTE",
     "Cell",
     "Column",
     "Number",
@@ -38,6 +39,10 @@ Number = float | int | str
 BOOTSTRAP_NOTE = (
     "In brackets: 95% percentile bootstrap interval of the mean (10 000 resamples of the seeds); from a handful of "
     "seeds it is too narrow."
+)
+TRAIN_NOTE = (
+    "Training accuracy: over the batches of the last epoch as they were trained on, each before its step, with "
+    "augmentation and dropout where there are any."
 )
 
 
@@ -223,6 +228,7 @@ def summary_table(
         "marked, with every one that shows the same digits."
     ]
     notes += [BOOTSTRAP_NOTE.replace("In brackets: ", "Bootstrap interval: ")] * intervals
+    notes += [TRAIN_NOTE] * ("final_train_accuracy" in metrics)
     notes += paper_notes(beside)
     if base is not None:
         notes.append(
@@ -277,7 +283,8 @@ def drops_table(study: StudyData) -> Table:
     if all(row[2].values[0] == 0 for row in cells.values()):
         raise MissingDataError("drops_table: no finished trial has a test accuracy by epoch over two phases or more.")
     best = _best(means, "min", partial(shown_number, "accuracy"))
-    for label in best:
+    # Where most have no drop, that is no distinction.
+    for label in best if 2 * len(best) <= len(means) else ():
         cells[label][2] = Cell(cells[label][2].text, cells[label][2].values, True)
     columns = (
         Column("method", ("label",)),
@@ -287,12 +294,18 @@ def drops_table(study: StudyData) -> Table:
         Column("epochs to recover (median)", ("epochs_to_recover_median",)),
         Column("not recovered in the phase", ("changes_not_recovered", "changes")),
     )
-    notes = (
+    notes = [
         "Drop: test accuracy after the last epoch of a phase minus the lowest in the next phase before it is back at "
         "that level; points are percentage points. Epochs to recover: epochs of the new phase spent below that level.",
         "Mean ± standard deviation (n − 1) over seeds; worst and median over all seeds and phase changes.",
+    ]
+    if _sparse(study):
+        notes.append(
+            "Not every epoch was tested: drops between tests are not seen, and recovery is when a test shows it."
+        )
+    return Table(
+        f"Drops at phase changes of {describe(study)}", columns, rows_of(cells), tuple(notes), context_of(study)
     )
-    return Table(f"Drops at phase changes of {describe(study)}", columns, rows_of(cells), notes, context_of(study))
 
 
 def _drops_of(trial: TrialData) -> tuple[np.ndarray, np.ndarray] | None:
@@ -300,13 +313,21 @@ def _drops_of(trial: TrialData) -> tuple[np.ndarray, np.ndarray] | None:
     curve = trial.curves.get("epoch", {})
     if not trial.finished or not {"phase", "test_accuracy"} <= curve.keys():
         return None
-    # Not every epoch need have been tested; a phase's last one is.
-    steps = curve["step"].astype(int)
-    accuracy = np.full(steps[-1], math.nan)
-    accuracy[steps - 1] = curve["test_accuracy"]
-    drops = drop_and_recovery(accuracy, [0, *steps[np.flatnonzero(np.diff(curve["phase"]))].tolist()])
+    starts = np.flatnonzero(np.diff(curve["phase"])) + 1
+    drops = drop_and_recovery(curve["test_accuracy"], starts.tolist())
+    # Not every epoch need have been tested: it is back when a test first shows it; a phase's last epoch is tested.
+    below, steps = drops.epochs.copy(), curve["step"]
+    for change, start in enumerate(starts):
+        if 0 < below[change] < math.inf:
+            below[change] = steps[start + int(below[change])] - 1 - steps[start - 1]
     known = ~np.isnan(drops.depth)
-    return (drops.depth[known], drops.epochs[known]) if known.any() else None
+    return (drops.depth[known], below[known]) if known.any() else None
+
+
+def _sparse(study: StudyData) -> bool:
+    """Return whether epochs were left untested in a finished trial."""
+    curves = [trial.curves.get("epoch", {}) for trial in study.trials if trial.finished]
+    return any("step" in curve and curve["step"].size < curve["step"][-1:].sum() for curve in curves)
 
 
 def _baseline_label(study: StudyData, baseline: str) -> str:

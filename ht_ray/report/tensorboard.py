@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ht_ray.report._files import write_bytes
+from ht_ray.report._files import remove, write_bytes
 from ht_ray.report.lines import Line, lines_of
 from ht_ray.report.names import indicator_title, shown_indicators, shown_unit
 from ht_ray.report.study import MissingDataError, StudyData, split_by_access
@@ -84,7 +84,7 @@ def write_events(study: StudyData, figures: Sequence[Path], directory: Path) -> 
         write_bytes(written[-1], _file(summaries, now))
     for old in directory.rglob(NAME.format(time=0).replace("0.000000", "*")):
         if old not in written:
-            old.unlink()
+            remove(old)
     return written
 
 

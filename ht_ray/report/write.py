@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from ht_ray._checks import SettingError
-from ht_ray.report._files import write_bytes
+from ht_ray.report._files import write_text
 from ht_ray.report.adam_map import adam_map, has_adam_grid
 from ht_ray.report.combine import combine
 from ht_ray.report.curves import epoch_curves, phase_curves
@@ -21,7 +22,7 @@ from ht_ray.report.indicator_scatter import indicator_scatter
 from ht_ray.report.indicator_tables import correlation_table, indicator_table
 from ht_ray.report.lines import BASELINE
 from ht_ray.report.method_bars import method_bars
-from ht_ray.report.page import StudyReport, html_page
+from ht_ray.report.page import GENERATOR, StudyReport, html_page
 from ht_ray.report.study import MissingDataError, StudyData, group, load_study, split_by_access
 from ht_ray.report.tables import Table, drops_table, summary_table
 from ht_ray.report.tensorboard import write_events
@@ -31,6 +32,7 @@ __all__ = ["write_report", "write_reports"]
 METRICS = ("average_accuracy", "final_accuracy")
 #: Of a warm start the first phase is a means, and its accuracy no result.
 WARM_METRICS = ("final_accuracy", "final_train_accuracy")
+PAGE = "report.html"
 TABLES = ("table", "grid", "cells", "drops", "indicators", "correlations")
 
 Say = Callable[[str], object]
@@ -46,7 +48,7 @@ def write_report(
     for TensorBoard. A study over subset ratio and label noise has ``grid.csv`` and figures of it, one that measured
     plasticity indicators ``indicators.csv`` and ``correlations.csv`` and their figures. Where a study has both access
     modes, each has its own tables (told apart by the CSV column ``access``) and figures (by the end of their name).
-    Files of these names are replaced, each at once; no other is touched.
+    In the study's directory files of these names are replaced, each at once; no other is touched.
 
     Parameters
     ----------
@@ -56,7 +58,7 @@ def write_report(
         Called with each table as text, and with a sentence for each table or figure the study has no data for; the
         sentences stand in ``table.md`` as well. ``print`` is what the command line uses.
     out
-        The directory to write into; by default the study's.
+        The directory to write into; by default the study's. Of what another has, only an earlier report is replaced.
 
     Returns
     -------
@@ -66,14 +68,17 @@ def write_report(
     Raises
     ------
     SettingError
-        If `study` is no study directory, the files cannot be written, or it holds two trials of one label and seed.
+        If `study` is no study directory, it holds two trials of one label and seed, the files cannot be written, or
+        `out` is another study's, or holds files of these names that no report wrote.
     """
     study = study if isinstance(study, StudyData) else load_study(study)
     root = study.directory if out is None else Path(out)
+    if not _same(root, study.directory):
+        _check_free(root, (PAGE, "table.md", *(f"{key}.csv" for key in TABLES), "figures", "report"))
     report, written = _write_files(study, root, say or (lambda text: None))
     command = _command([study], out)
-    page = root / "report.html"
-    write_bytes(page, html_page([report], command=command).encode())
+    page = root / PAGE
+    write_text(page, html_page([report], command=command))
     return [page, *written]
 
 
@@ -91,7 +96,7 @@ def write_reports(
     studies
         The studies, or their directories.
     out
-        The directory to write into.
+        The directory to write into. Of what is there already, only an earlier report is replaced.
     say
         As in `write_report`.
 
@@ -103,18 +108,30 @@ def write_reports(
     Raises
     ------
     SettingError
-        If one is no study directory, two have directories of the same name, or the files cannot be written.
+        If one is no study directory, two have directories of the same name, the files cannot be written, or `out` is a
+        study's directory, or holds files of these names that no report wrote.
     """
     tell = say or (lambda text: None)
     loaded = [study if isinstance(study, StudyData) else load_study(study) for study in studies]
-    names = [study.directory.resolve().name for study in loaded]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise SettingError(
-            f"Studies: two directories are called {twice[0]!r}: their reports would overwrite each other."
-        )
+    named: dict[str, Path] = {}
+    for study in loaded:
+        directory = study.directory.resolve()
+        other = named.get(directory.name)
+        if other == directory:
+            raise SettingError(f"Studies: {directory} is named twice: name each study once.")
+        if other is not None:
+            raise SettingError(
+                f"Studies: {other} and {directory} have the same name, and their reports would overwrite each other: "
+                "rename one, or report them apart."
+            )
+        named[directory.name] = directory
+    # Where a study lies in `out` itself, its files go to their usual place.
+    elsewhere = [name for name, directory in named.items() if not _same(Path(out) / name, directory)]
+    _check_free(Path(out), (PAGE, *elsewhere))
+    for name in elsewhere:
+        _check_free(Path(out) / name)
     reports, written = [], []
-    for name, study in zip(names, loaded, strict=True):
+    for name, study in zip(named, loaded, strict=True):
         report, files = _write_files(study, Path(out) / name, tell)
         reports.append(report)
         written += files
@@ -124,10 +141,28 @@ def write_reports(
         combined = [_summary(part) for part in split_by_access(together).values()]
     for text in [*(table.to_text() for table in combined), *remarks]:
         tell(text)
-    page = Path(out) / "report.html"
-    content = html_page(reports, command=_command(loaded, out), combined=combined, remarks=remarks)
-    write_bytes(page, content.encode())
+    page = Path(out) / PAGE
+    write_text(page, html_page(reports, command=_command(loaded, out), combined=combined, remarks=remarks))
     return [page, *written]
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()
+
+
+def _check_free(directory: Path, names: Iterable[str] = ()) -> None:
+    """Raise if `directory` is a study's, or has anything of these names without the page of an earlier report."""
+    if all((directory / name).exists() for name in ("config.json", "trials.json")):
+        raise SettingError(f"{directory} is a study's directory, the place of its own report: name another.")
+    page = directory / PAGE
+    if page.is_file() and GENERATOR in page.read_text(encoding="utf-8", errors="replace"):
+        return
+    taken = [name for name in names if (directory / name).exists()]
+    if taken:
+        raise SettingError(
+            f"{directory} has {', '.join(taken)} already, and no page of an earlier report: name another directory, or "
+            "move them away."
+        )
 
 
 def _command(studies: Sequence[StudyData], out: str | os.PathLike[str] | None) -> list[str]:
@@ -161,7 +196,7 @@ def _write_files(study: StudyData, root: Path, tell: Say) -> tuple[StudyReport, 
                 tell(table.to_text())
             if "csv" in targets:
                 numbers.setdefault(key, []).append(table)
-        end = f"_{name.removesuffix(' access')}" if name else ""
+        end = "_" + re.sub(r"[^\w.=+-]+", "_", name.removesuffix(" access")) if name else ""
         for stem, figure in _figures(part).items():
             paths = [root / "figures" / f"{stem}{end}.{suffix}" for suffix in ("png", "pdf")]
             try:
@@ -181,7 +216,7 @@ def _write_files(study: StudyData, root: Path, tell: Say) -> tuple[StudyReport, 
     texts = {"table.md": "\n\n".join(markdown) + "\n"}
     texts |= {f"{key}.csv": _joined(numbers[key]) for key in TABLES if key in numbers}
     for file, text in texts.items():
-        write_bytes(root / file, text.encode())
+        write_text(root / file, text)
     report = StudyReport(study, tuple(order), pngs, tuple(skipped))
     return report, [*(root / file for file in texts), *figures, *events]
 
@@ -194,7 +229,8 @@ def _parts(study: StudyData) -> dict[str, StudyData]:
         methods = group(part, "method") if is_grid(part) else {}
         if len(methods) < 2:
             parts[where] = part
-        for (method,), trials in methods.items() if len(methods) > 1 else ():
+            continue
+        for (method,), trials in methods.items():
             parts[", ".join(filter(None, [where, str(method)]))] = dataclasses.replace(part, trials=trials)
     return parts
 
@@ -226,12 +262,12 @@ def _figures(part: StudyData) -> dict[str, Callable[..., None]]:
     elif has_adam_grid(part):
         draw |= {f"adam_{metric}": partial(adam_map, part, metric) for metric in metrics}
     else:
-        if _warm(part):
+        if part.warm_start:
             draw["methods"] = partial(method_bars, part, metrics)
-        if not _warm(part) or sum("hare_tortoise" in trial.method for trial in part.trials) > len(part.seeds):
+        if not part.warm_start or sum("hare_tortoise" in trial.method for trial in part.trials) > len(part.seeds):
             draw |= {f"heat_map_{metric}": partial(heat_map, part, metric) for metric in metrics}
         draw["epoch_curves"] = partial(epoch_curves, part)
-        if not _warm(part):
+        if not part.warm_start:
             draw["phase_curves"] = partial(phase_curves, part)
     if part.indicator_names:
         if not is_grid(part):
@@ -249,14 +285,10 @@ def _plain_labels(part: StudyData) -> set[str]:
     return {trial.label for trial in part.trials if trial.method == BASELINE}
 
 
-def _warm(part: StudyData) -> bool:
-    return {trial.settings.get("stream") for trial in part.trials} == {"warm_start"}
-
-
 def _metrics(study: StudyData) -> list[str]:
     """Return the usual metrics the study has, and the one it is ranked by."""
     known = study.summary_names
-    names = dict.fromkeys([*(WARM_METRICS if _warm(study) else METRICS), study.metric])
+    names = dict.fromkeys([*(WARM_METRICS if study.warm_start else METRICS), study.metric])
     return [name for name in names if name in known] or [study.metric]
 
 

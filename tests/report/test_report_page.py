@@ -15,6 +15,8 @@ from ht_ray.report import (
     combine,
     epoch_curves,
     grid_figure,
+    grid_table,
+    indicator_curves,
     indicator_scatter,
     load_study,
     method_bars,
@@ -129,9 +131,11 @@ def test_the_same_trial_twice_is_not_mixed(write_study, planned):
 
 
 def test_studies_of_one_name_are_refused(write_study, planned, tmp_path):
-    root = write_study([planned("Plain", 0, [[0.5]])])
+    for parent in ("a", "b"):
+        (tmp_path / parent).mkdir()
+    roots = [write_study([planned("Plain", 0, [[0.5]])], name=f"{parent}/study") for parent in ("a", "b")]
     with pytest.raises(SettingError, match="overwrite"):
-        write_reports([root, root], tmp_path / "out")
+        write_reports(roots, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -251,3 +255,56 @@ def test_drops_of_a_few_lines_are_marked(write_study, planned, drawn, tmp_path):
     assert "Brackets" in " ".join(words(tmp_path / "1.svg"))
     assert len(arrows(4)) == 4
     assert arrows(5) == []
+
+
+def test_an_adam_setting_that_is_not_complete_is_not_framed(write_study, warm, drawn, tmp_path):
+    trials = []
+    for beta1, values in ((0.5, (0.5, 0.6)), (0.9, (0.9, 0.9))):
+        for seed, value in enumerate(values):
+            trial = warm(f"β1={beta1}", seed, value, method="adam")
+            trial.settings |= {"beta1": beta1, "beta2": 0.99, "epsilon": 1e-8}
+            trials.append(trial)
+    trials[-1].status = "failed"
+    adam_map(load_study(write_study(trials)), "final_accuracy", tmp_path / "adam.svg")
+    shown = " ".join(words(tmp_path / "adam.svg"))
+    assert "(1 of 2)" in shown and "the best of those finished on all seeds" in shown
+    (framed,) = (patch for patch in drawn[0].axes[0].patches if patch.get_facecolor()[3] == 0)
+    assert framed.get_x() == pytest.approx(0.02)
+
+
+def test_bars_start_at_zero_or_are_none(write_study, warm, drawn, tmp_path):
+    values = {"Plain": (0.90, 0.30), "L2": (0.92, 0.80)}
+    trials = [warm(label, 0, test, train=train) for label, (test, train) in values.items()]
+    method_bars(load_study(write_study(trials)), ["final_accuracy", "final_train_accuracy"], tmp_path / "bars.svg")
+    cut, whole = drawn[0].axes
+    assert not cut.patches and cut.get_xlim()[0] > 0
+    assert len(whole.patches) == 2 and whole.get_xlim()[0] == 0
+    assert [list(line.get_xdata()) for line in cut.lines if line.get_marker() == "s"] == [[90.0], [92.0]]
+    assert "Bars and squares: mean" in " ".join(words(tmp_path / "bars.svg"))
+
+
+def test_a_fresh_network_is_seen_beside_the_second_phase(write_study, warm, drawn, tmp_path):
+    trials = [warm("Plain", 0, 0.8), warm("Fresh", 0, 0.9, method="fresh")]
+    trials[1].phases = [[0.7, 0.9]]
+    for trial in trials:
+        trial.measured = {"srank": [[4.0, 5.0] for _ in trial.phases]}
+    study = load_study(write_study(trials))
+    epoch_curves(study, tmp_path / "epochs.svg")
+    indicator_curves(study, tmp_path / "indicators.svg")
+    lines = {line.get_label(): list(line.get_xdata()) for line in drawn[0].axes[0].lines if len(line.get_xdata()) > 1}
+    assert lines["Plain"] == [0.5, 1.0, 1.5, 2.0] and lines["Fresh"] == [1.5, 2.0]
+    assert "a fresh network has the second alone" in " ".join(words(tmp_path / "epochs.svg"))
+    assert {line.get_label(): list(line.get_xdata()) for line in drawn[1].axes[0].lines} == {
+        "Plain": [1.0, 2.0],
+        "Fresh": [2.0],
+    }
+
+
+def test_a_grid_begun_shows_the_noises_it_has(write_study, warm, drawn, tmp_path):
+    trials = [warm(f"noise {noise}", seed, 0.9, noise=noise) for noise in (0.0, 0.5) for seed in (0, 1)]
+    trials = [*trials[:2], *(trial for trial in trials[2:3])]
+    trials[2].status = "missing"
+    study = load_study(write_study(trials))
+    grid_figure(study, tmp_path / "grid.svg")
+    assert [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()] == ["noise 0"]
+    assert any("without ± it is a single one" in note for note in grid_table(study).notes)

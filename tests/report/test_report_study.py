@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ht_ray._checks import SettingError
-from ht_ray.report import group, load_study, seed_values, split_by_access
+from ht_ray.report import drops_table, group, load_study, seed_values, split_by_access, summary_table
 
 
 def test_reads_what_was_written(write_study, planned):
@@ -189,3 +189,52 @@ def test_importing_loads_neither_plotting_nor_learning_libraries():
     code = "import sys, ht_ray.report; print(*({'matplotlib', 'torch', 'ray', 'scipy', 'pandas'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == ""
+
+
+def rewrite_line(root, number, change):
+    path = next(root.glob("trials/*/results.jsonl"))
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    change(rows[number])
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def step(value):
+    def change(row):
+        row["curves"]["epoch"][0]["step"] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda row: row["curves"]["epoch"][0].pop("step"), "no 'step'"),
+        (step(None), "steps are whole numbers that increase"),
+        (step(1), "steps are whole numbers that increase"),
+        (step(-3), "steps are whole numbers that increase"),
+        (step(3.5), "steps are whole numbers that increase"),
+        (step(10**17), "steps are whole numbers that increase"),
+        (lambda row: row["summary"].update(final_accuracy=10**400), "too large"),
+        (lambda row: row.pop("summary"), "no 'summary'"),
+    ],
+)
+def test_numbers_that_cannot_be_damage_their_trial_only(write_study, planned, change, told):
+    root = write_study([planned("Plain", seed, [[0.1, 0.2], [0.3, 0.4]]) for seed in (0, 1)])
+    rewrite_line(root, 1, change)
+    study = load_study(root)
+    assert sorted(trial.status for trial in study.trials) == ["damaged", "finished"]
+    assert any("line 2 of results.jsonl is damaged" in text and told in text for text in study.problems)
+    drops_table(study)
+    summary_table(study)
+
+
+def test_files_that_cannot_be_read_damage_their_trial_only(write_study, planned):
+    root = write_study([planned("Plain", seed, [[0.1], [0.2]]) for seed in (0, 1, 2)])
+    first, second, _ = sorted((root / "trials").iterdir())
+    (first / "results.jsonl").unlink()
+    (first / "results.jsonl").mkdir()
+    (second / "status.json").unlink()
+    (second / "status.json").symlink_to(second / "status.json")
+    study = load_study(root)
+    assert [trial.status for trial in study.trials] == ["damaged", "damaged", "finished"]
+    assert any("results.jsonl cannot be read" in text for text in study.problems)

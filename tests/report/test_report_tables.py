@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import math
 
 import numpy as np
@@ -166,3 +167,41 @@ def test_drops_are_those_of_the_curves(write_study, planned):
 def test_a_stream_of_one_phase_has_no_drops(write_study, planned):
     with pytest.raises(MissingDataError, match="two phases"):
         drops_table(load_study(write_study([planned("Plain", 0, [[0.1, 0.2]])])))
+
+
+def keep_epochs(root, kept):
+    """Leave only these steps in the curve by epoch."""
+    for path in root.glob("trials/*/results.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for row in rows:
+            row["curves"]["epoch"] = [point for point in row["curves"]["epoch"] if point["step"] in kept]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_drops_of_epochs_that_were_not_tested_are_said_to_be_unseen(write_study, planned):
+    trial = planned("Plain", 0, [[0.5] * 4, [0.1, 0.6, 0.6, 0.7], [0.1, 0.2, 0.3, 0.8]])
+    root = write_study([trial])
+    dense = drops_table(load_study(root))
+    assert [cell.values for cell in dense.rows[0][2:]] == [
+        (1, pytest.approx(0.5), pytest.approx(math.nan, nan_ok=True)),
+        (pytest.approx(0.6),),
+        (2.0,),
+        (0, 2),
+    ]
+    assert "Not every epoch was tested" not in " ".join(dense.notes)
+    keep_epochs(root, {2, 4, 6, 8, 10, 12})
+    sparse = drops_table(load_study(root))
+    # No drop is seen at the first change; at the second the test of epoch 4 is the first to be back.
+    assert sparse.rows[0][4].values == (pytest.approx((0 + 3) / 2),)
+    assert sparse.rows[0][3].values == (pytest.approx(0.5),)
+    assert "Not every epoch was tested" in " ".join(sparse.notes)
+
+
+def test_having_no_drop_is_no_distinction_where_most_have_none(write_study, planned):
+    def best(*drops):
+        trials = [planned(f"m{index}", 0, [[0.5], [0.5 - drop, 0.6]]) for index, drop in enumerate(drops)]
+        table = drops_table(load_study(write_study(trials, name=f"study{len(drops)}")))
+        return [row[2].best for row in table.rows]
+
+    assert best(0.0, 0.0, 0.1) == [False] * 3
+    assert best(0.0, 0.2, 0.1, 0.1) == [True, False, False, False]

@@ -102,3 +102,56 @@ def test_the_command_refuses_what_is_no_study_before_it_writes(write_study, plan
     assert result.stdout == ""
     assert result.stderr == f"error: {tmp_path / 'nowhere'}: there is no such directory.\n"
     assert not (root / "table.md").exists()
+
+
+def test_what_no_report_wrote_is_not_replaced(write_study, planned, tmp_path, capsys):
+    root = write_study([planned("Plain", 0, [[0.5]])])
+    other = write_study([planned("Plain", 0, [[0.5]])], name="other")
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "table.md").write_text("mine")
+    (taken / "report.html").write_text("mine")
+    before = files(other) | files(taken)
+    for out in (taken, other):
+        assert main([str(root), "--out", str(out)]) == 2
+        assert main([str(root), str(other), "--out", str(out)]) == 2
+    assert files(other) | files(taken) == before
+    errors = capsys.readouterr().err
+    assert "taken has report.html, table.md already" in errors
+    assert "other is a study's directory, the place of its own report" in errors
+    # A folder for a study's files that is the user's.
+    (tmp_path / "out" / "study").mkdir(parents=True)
+    assert main([str(root), str(other), "--out", str(tmp_path / "out")]) == 2
+    # The study's own directory, an empty folder, and an earlier report are as good as none.
+    (tmp_path / "empty").mkdir()
+    for out in (root, tmp_path / "empty", tmp_path / "empty", tmp_path / "new", tmp_path / "new"):
+        assert main([str(root), "--out", str(out)]) == 0
+    for _ in range(2):
+        assert main([str(root), str(other), "--out", str(tmp_path / "both")]) == 0
+    # Where the studies lie, each one's files go to it.
+    assert main([str(root), str(other), "--out", str(tmp_path)]) == 0
+    assert (other / "table.md").is_file() and (tmp_path / "report.html").is_file()
+
+
+def test_a_study_named_twice_is_told(write_study, planned, tmp_path, capsys):
+    root = write_study([planned("Plain", 0, [[0.5]])])
+    assert main([str(root), f"{root}/../study", "--out", str(tmp_path / "out")]) == 2
+    assert "is named twice" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_reader_who_has_enough_does_not_stop_the_report(write_study, planned, tmp_path):
+    root = write_study([planned("Plain", 0, [[0.5]])])
+    command = [sys.executable, "-m", "ht_ray.report", str(root)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        error = process.stderr.read()
+        assert (process.wait(), error) == (0, "")
+    assert (root / "report.html").is_file()
+
+
+def test_names_that_utf8_cannot_hold_are_written(write_study, planned, tmp_path):
+    root = write_study([planned("Plain", 0, [[0.5]])])
+    root = root.rename(root.with_name("caf\udce9 π"))
+    assert main([str(root)]) == 0
+    assert "caf\\udce9 π" in (root / "report.html").read_text(encoding="utf-8")
