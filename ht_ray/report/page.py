@@ -155,7 +155,7 @@ def _table(table: Table) -> str:
     head = "".join(f'<th scope="col">{_text(column.title)}</th>' for column in table.columns)
     rows = []
     for first, *others in table.rows:
-        cells = "".join(f"<td{' class=best' * cell.best}>{_text(cell.text)}</td>" for cell in others)
+        cells = "".join(f"<td{' class=best' * cell.best}>{_cell(cell.text)}</td>" for cell in others)
         rows.append(f'<tr><th scope="row">{_text(first.text)}</th>{cells}</tr>')
     # What is wanting stands at the head of the study.
     notes = [note for note in table.notes if not note.startswith("- ") and note != "Left out, or wanting:"]
@@ -165,6 +165,11 @@ def _table(table: Table) -> str:
         + "</tbody></table></div>\n"
         + "\n".join(f'<p class="note">{_text(note)}</p>' for note in notes)
     )
+
+
+def _cell(text: str) -> str:
+    # What stands in parentheses goes under its number: side by side, a grid would be wider than the page.
+    return _text(text).replace(" (", "<br>(")
 
 
 def _figure(path: Path, study: str) -> str:
