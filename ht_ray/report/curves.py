@@ -99,13 +99,16 @@ def _draw_curves(study: StudyData, curve: str, paths: Sequence[PathLike], labels
     if curve == "epoch":
         caption += " Vertical lines: a new phase begins."
         if warm:
-            caption += " Both phases are drawn equally long; a fresh network has the second alone."
+            caption += " Both phases are drawn equally long."
+            caption += " A fresh network has the second alone." * any(line.phases == 1 for line in lines)
     # The climb from chance in the first phase would flatten everything that is worth seeing.
     low, high = limits(lines, starts[0] / 2 if starts.size else 0.0)
     if any((line.mean < low).any() for line in lines):
         caption += " The first epochs lie below the axis."
     ends = (0, 2) if warm and curve == "epoch" else _ends(lines)
-    abscissa = "Phase" if curve == "phase" or warm else "Epoch (counted over all phases)"
+    abscissa = "Phase"
+    if curve == "epoch":
+        abscissa = "Phases passed" if warm else "Epoch (counted over all phases)"
     what = f"Test accuracy {'after each epoch' if curve == 'epoch' else 'at the end of each phase'}"
     baseline = next((line for line in lines if line.method == BASELINE), None)
     panels = [line for line in lines if line is not baseline]

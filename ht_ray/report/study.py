@@ -28,6 +28,8 @@ __all__ = [
 ]
 
 FORMAT = 1
+#: So many labels, of which the same seeds are wanting for the same cause, share a sentence.
+MANY_ALIKE = 5
 #: Larger numbers are no count of steps, but damage; up to here a float holds every whole number.
 MOST_STEPS = 2**53
 
@@ -441,7 +443,7 @@ def _join_curves(reports: Sequence[_Report]) -> dict[str, Curve]:
 
 
 def _missing_sentences(trials: Sequence[TrialData]) -> list[str]:
-    """Return one sentence per label and cause, naming the seeds."""
+    """Return a sentence per label and cause, naming the seeds; one for many labels that want the same."""
     causes: dict[tuple[str, Scalar, str], list[TrialData]] = {}
     several_modes = len({trial.settings.get("access") for trial in trials}) > 1
     for trial in trials:
@@ -455,10 +457,13 @@ def _missing_sentences(trials: Sequence[TrialData]) -> list[str]:
                 cause += f": {trial.error}"
             access = trial.settings.get("access") if several_modes else None
             causes.setdefault((trial.label, access, cause), []).append(trial)
-    sentences = []
+    alike: dict[tuple[Scalar, str, str], list[str]] = {}
     for (label, access, cause), members in causes.items():
+        seeds = f"seed{'s' if len(members) > 1 else ''} {', '.join(str(trial.seed) for trial in members)}"
+        alike.setdefault((access, seeds, cause), []).append(label)
+    sentences = []
+    for (access, seeds, cause), labels in alike.items():
         where = f" ({access} access)" if access is not None else ""
-        seeds = ", ".join(str(trial.seed) for trial in members)
-        sentence = f"{label}{where}, seed{'s' if len(members) > 1 else ''} {seeds}: {cause}"
-        sentences.append(sentence if sentence.endswith(".") else f"{sentence}.")
+        subjects = labels if len(labels) < MANY_ALIKE else [f"{len(labels)} labels ({'; '.join(labels)})"]
+        sentences += [f"{subject}{where}, {seeds}: {cause.removesuffix('.')}." for subject in subjects]
     return sentences

@@ -293,7 +293,7 @@ def test_a_fresh_network_is_seen_beside_the_second_phase(write_study, warm, draw
     indicator_curves(study, tmp_path / "indicators.svg")
     lines = {line.get_label(): list(line.get_xdata()) for line in drawn[0].axes[0].lines if len(line.get_xdata()) > 1}
     assert lines["Plain"] == [0.5, 1.0, 1.5, 2.0] and lines["Fresh"] == [1.5, 2.0]
-    assert "a fresh network has the second alone" in " ".join(words(tmp_path / "epochs.svg"))
+    assert "A fresh network has the second alone" in " ".join(words(tmp_path / "epochs.svg"))
     assert {line.get_label(): list(line.get_xdata()) for line in drawn[1].axes[0].lines} == {
         "Plain": [1.0, 2.0],
         "Fresh": [2.0],

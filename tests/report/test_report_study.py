@@ -238,3 +238,12 @@ def test_files_that_cannot_be_read_damage_their_trial_only(write_study, planned)
     study = load_study(root)
     assert [trial.status for trial in study.trials] == ["damaged", "damaged", "finished"]
     assert any("results.jsonl cannot be read" in text for text in study.problems)
+
+
+def test_many_labels_that_want_the_same_share_a_sentence(write_study, planned):
+    trials = [planned(f"m{index}", seed, [[0.5]], status="missing") for index in range(6) for seed in (0, 1)]
+    trials[0].status = "finished"
+    assert load_study(write_study(trials)).problems == (
+        "m0, seed 1: not started.",
+        "5 labels (m1; m2; m3; m4; m5), seeds 0, 1: not started.",
+    )
