@@ -185,7 +185,9 @@ def _run(name: str, settings: VisionSettings, run: SweepConfig, trials: Callable
             print(path)
     print(result.describe())
     if run.tensorboard:
-        print(f"Curves: tensorboard --logdir {shlex.quote(str(result.directory))}")
+        print(f"Curves of all trials: tensorboard --logdir {shlex.quote(str(result.directory))}")
+        if (methods := result.directory / "report").is_dir():
+            print(f"Methods, means over seeds: tensorboard --logdir {shlex.quote(str(methods))}")
     return result.exit_code
 
 

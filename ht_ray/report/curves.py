@@ -129,9 +129,9 @@ def _draw_curves(study: StudyData, curve: str, paths: Sequence[PathLike], labels
             for index, (line, style) in enumerate(zip(lines, styles, strict=True))
         ]
         told = caption
-        drops = [_drops(line) for line in lines] if curve == "epoch" else []
+        drops = [_drops(line, (high - low) / 100) for line in lines] if curve == "epoch" else []
         if 0 < sum(map(bool, drops)) <= MARKED:
-            told += " Brackets: how far a mean drops at a phase change, and until when it stays below."
+            told += " Arrows: how far a mean drops at a phase change; dotted: until when it stays below."
             for line, style, own in zip(lines, styles, drops, strict=True):
                 _mark_drops(axis, line, style["color"], own)
         axis.set_xlabel(abscissa)
@@ -171,8 +171,8 @@ def _draw_curves(study: StudyData, curve: str, paths: Sequence[PathLike], labels
         write_figure(draw_many, (10.0, 1.75 * math.ceil(len(panels) / ACROSS) + 1.2), paths)
 
 
-def _drops(line: Line) -> list[tuple[int, int, float]]:
-    """Return each drop of the mean: its first row, the row in which the mean is back or the phase over, its depth."""
+def _drops(line: Line, visible: float) -> list[tuple[int, int, float]]:
+    """Return each visible drop of the mean: first row, row in which the mean is back or the phase over, depth."""
     found = np.unique(np.searchsorted(line.x, line.starts))
     starts = [int(start) for start in found if 0 < start < len(line.x)]
     drops = drop_and_recovery(line.mean, starts)
@@ -181,7 +181,7 @@ def _drops(line: Line) -> list[tuple[int, int, float]]:
         for start, end, depth, epochs in zip(
             starts, [*starts[1:], len(line.x)], drops.depth, drops.epochs, strict=False
         )
-        if depth > 0
+        if depth > visible
     ]
 
 

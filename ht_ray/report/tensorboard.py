@@ -127,11 +127,13 @@ def _layout(charts: dict[str, dict[str, str]]) -> Any:
         return layout_pb2.Chart(title=title, margin=layout_pb2.MarginChartContent(series=[series]))
 
     categories = [
-        layout_pb2.Category(title=category, chart=[margin(tag, title) for tag, title in tags.items()])
+        # TensorBoard (2.21) draws the last chart of a category first.
+        layout_pb2.Category(title=category, chart=[margin(tag, title) for tag, title in reversed(tags.items())])
         for category, tags in charts.items()
     ]
     trials = [
-        layout_pb2.Chart(title=tag, multiline=layout_pb2.MultilineChartContent(tag=[f"^{tag}$"])) for tag in TRIALS
+        layout_pb2.Chart(title=tag, multiline=layout_pb2.MultilineChartContent(tag=[f"^{tag}$"]))
+        for tag in reversed(TRIALS)
     ]
     categories.append(layout_pb2.Category(title="All trials", chart=trials, closed=True))
     tensor = TensorProto(dtype=DT_STRING, string_val=[layout_pb2.Layout(category=categories).SerializeToString()])

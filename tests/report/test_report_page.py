@@ -252,7 +252,7 @@ def test_drops_of_a_few_lines_are_marked(write_study, planned, drawn, tmp_path):
 
     ((low, level),) = arrows(1)
     assert low == pytest.approx((3, 30)) and level == pytest.approx((3, 60))
-    assert "Brackets" in " ".join(words(tmp_path / "1.svg"))
+    assert "Arrows" in " ".join(words(tmp_path / "1.svg"))
     assert len(arrows(4)) == 4
     assert arrows(5) == []
 
