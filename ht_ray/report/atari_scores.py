@@ -118,9 +118,7 @@ def aggregate_scores(
     rows = max(CHUNK // len(values), 1)
     drawn = np.concatenate(
         [
-            _aggregates(
-                values[first + rng.integers(high, size=(min(rows, resamples - start), len(values)))], counts
-            )
+            _aggregates(values[first + rng.integers(high, size=(min(rows, resamples - start), len(values)))], counts)
             for start in range(0, resamples, rows)
         ],
         axis=1,
@@ -142,8 +140,8 @@ def interquartile_mean(values: ArrayLike) -> Array:
     array = np.asarray(values, dtype=np.float64)
     size = array.shape[-1]
     cut = size // 4
-    ordered = np.partition(array, (cut, size - cut - 1), axis=-1) if cut else array
-    return np.asarray(ordered[..., cut : size - cut].mean(axis=-1))
+    # Of short rows, NumPy sorts many times faster than it partitions.
+    return np.asarray(np.sort(array, axis=-1)[..., cut : size - cut].mean(axis=-1))
 
 
 def performance_profile(

@@ -3,11 +3,11 @@
 A study directory (see `load_study`) is one of Atari if its trials have a setting ``game``. Its trials then have:
 
 - settings ``game`` (one of `atari_games`), ``variant`` (what a legend calls the agent; where it is a name of
-  `paper_scores`, the paper's row stands beside it), ``seed``, ``steps`` (agent steps of the run, 100000 by the protocol),
-  ``episodes`` (games played in the last evaluation, 100 by the protocol) and, for colours, ``method``;
+  `paper_scores`, the paper's row stands beside it), ``seed``, ``steps`` (agent steps of the run, 100000 by the
+  protocol), ``episodes`` (games played in the last evaluation, 100 by the protocol) and, for colours, ``method``;
 - a label for each variant and game, ``"DrQ + H&T, Pong"``, so that a sentence on a trial names its game;
-- a curve ``evaluation`` with the columns ``step`` (agent steps so far) and ``score`` (mean unclipped score of whole games
-  in an evaluation at that step);
+- a curve ``evaluation`` with the columns ``step`` (agent steps so far) and ``score`` (mean unclipped score of whole
+  games in an evaluation at that step);
 - the summary number ``final_score``, that of the last evaluation;
 - optionally ``config["differs"]``: sentences on what else is not as in the protocol and the paper's variant.
 
@@ -165,7 +165,7 @@ def variant_notes(variants: Sequence[Variant]) -> tuple[str, ...]:
     by_text: dict[str, list[str]] = {}
     for variant in variants:
         parts = [games_text(variant.finished)] if len(variant.finished) < len(atari_games()) else []
-        if parts or variant.differs:
+        if variant.finished and (parts or variant.differs):
             by_text.setdefault("; ".join([*parts, *variant.differs]), []).append(variant.name)
     notes += [f"Not the protocol's: {', '.join(names)}: {text}." for text, names in by_text.items()]
     for variant in variants:
@@ -173,14 +173,11 @@ def variant_notes(variants: Sequence[Variant]) -> tuple[str, ...]:
             notes.append(f"{variant.name}: planned, and without a finished run: {', '.join(variant.missing)}.")
         if variant.finished and variant.runs[0] != variant.runs[1]:
             notes.append(
-                f"{variant.name}: its games have {variant.runs[0]} to {variant.runs[1]} runs; in the IQM a game with more "
-                "runs weighs more, in median, mean and optimality gap it does not."
+                f"{variant.name}: its games have {variant.runs[0]} to {variant.runs[1]} runs; in the IQM a game with "
+                "more runs weighs more, in median, mean and optimality gap it does not."
             )
         lost = [
-            trial.id
-            for trials in variant.planned.values()
-            for trial in trials
-            if trial.finished and not _scored(trial)
+            trial.id for trials in variant.planned.values() for trial in trials if trial.finished and not _scored(trial)
         ]
         if lost:
             notes.append(f"{variant.name}: finished without a final score, and left out: {', '.join(lost)}.")

@@ -21,17 +21,17 @@ METRIC_TITLES = {"iqm": "IQM", "median": "median", "mean": "mean", "optimality_g
 
 _BOOTSTRAP = (
     f"95% percentile intervals of a bootstrap that draws runs within each game ({number_text(RESAMPLES)} resamples): "
-    "they tell how much other runs on these games would differ, not other games. Where a game has a single run there is "
-    "none."
+    "they tell how much other runs on these games would differ, not other games. Where a game has a single run there "
+    "is none."
 )
 
 
 def aggregates_table(study: StudyData) -> Table:
     """Tabulate the human-normalised aggregates of each variant, with 95% bootstrap intervals, and the paper's.
 
-    Under a variant whose name is one of `paper_scores` stands the paper's row; its other rows follow at the end. Columns
-    and notes say over how many games, runs and steps a row is. The best is marked where all variants are over the same
-    games, steps and evaluations.
+    Under a variant whose name is one of `paper_scores` stands the paper's row; its other rows follow at the end.
+    Columns and notes say over how many games, runs and steps a row is. The best is marked where all variants are over
+    the same games, steps and evaluations.
 
     Raises
     ------
@@ -66,8 +66,8 @@ def aggregates_table(study: StudyData) -> Table:
         "Human-normalised: 0 is the random agent, 1 the human tester. IQM: mean of the middle half of all runs of all "
         "games; median and mean: over the games' means; optimality gap: mean shortfall from 1 (less is better).",
         f"In brackets: {_BOOTSTRAP}",
-        f"(paper): {PAPER}, table 1, over 26 games; what follows is not as there. S&P: Shrink & Perturb, HR: head reset "
-        "and its interval, H&T: Hare & Tortoise. Its table has no number of runs and no intervals.",
+        f"(paper): {PAPER}, table 1, over 26 games; what follows is not as there. S&P: Shrink & Perturb, HR: head "
+        "reset and its interval, H&T: Hare & Tortoise. Its table has no number of runs and no intervals.",
         *variant_notes(variants),
         *problem_notes(study),
     )
@@ -115,8 +115,8 @@ def games_table(study: StudyData) -> Table:
     low = min(len(trials) for variant in variants for trials in variant.planned.values())
     high = max(len(trials) for variant in variants for trials in variant.planned.values())
     notes = (
-        "Mean ± standard deviation (n − 1) of the runs' final scores (unclipped, whole games), and human-normalised, in "
-        "brackets. Fewer runs than were planned are told as n.",
+        "Mean ± standard deviation (n − 1) of the runs' final scores (unclipped, whole games), and human-normalised, "
+        "in brackets. Fewer runs than were planned are told as n.",
         f"Runs planned: {low if low == high else f'{low} to {high}'} per game.",
         *variant_notes(variants),
         *problem_notes(study),
@@ -178,13 +178,13 @@ def improvement_table(study: StudyData, baseline: str | None = None) -> Table:
 
 def _own_row(variant: Variant, best: dict[str, str]) -> tuple[Cell, ...]:
     low, high = variant.runs
-    steps = next(iter(next(iter(variant.planned.values())))).settings.get("steps")
-    known = isinstance(steps, (int, float))
+    set_to = next(trial.settings.get("steps") for trials in variant.planned.values() for trial in trials)
+    steps = float(set_to) if isinstance(set_to, (int, float)) else math.nan
     cells = [
         Cell(variant.name, (variant.name, "ours")),
         Cell(f"{len(variant.finished)} of {len(atari_games())}", (len(variant.finished),)),
         Cell(str(low) if low == high else f"{low}–{high}", (low, high)),
-        Cell(number_text(float(steps)) if known else NOTHING, (float(steps) if known else math.nan,)),
+        Cell(NOTHING if math.isnan(steps) else number_text(steps), (steps,)),
     ]
     for metric in METRICS:
         found = getattr(variant.aggregates, metric) if variant.finished else Bounded(math.nan)
