@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from ray.rllib.algorithms.dqn.dqn_learner import DQNLearner
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.rl_module.apis import TargetNetworkAPI
@@ -145,6 +146,12 @@ class PairLearner(TorchLearner):
     def _optimizers(self, module_id: str) -> list[Any]:
         return [optimizer for _, optimizer in self.get_optimizers_for_module(module_id)]
 
+    def _beside(self, module_id: str) -> list[nn.Parameter]:
+        # What is optimised and not in the module, nor therefore in RLlib's checkpoints: the temperature of SAC.
+        inside = set(self.module[module_id].parameters())
+        groups = (group for optimizer in self._optimizers(module_id) for group in optimizer.param_groups)
+        return [parameter for group in groups for parameter in group["params"] if parameter not in inside]
+
     def _fresh_hare(self, module_id: str) -> nn.Module:
         # The RLModule made anew, so that initialisers which its settings name are used.
         module = RLModuleSpec.from_module(self.module[module_id].unwrapped()).build()
@@ -189,11 +196,12 @@ class PairLearner(TorchLearner):
         not_components: str | Collection[str] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Return the learner's state, with counters and initial weights under `COMPONENT_PAIRS`."""
+        """Return the learner's state, with counters, initial weights and SAC's temperature under `COMPONENT_PAIRS`."""
         state = super().get_state(components, not_components=not_components, **kwargs)
         if self._check_component(COMPONENT_PAIRS, components, not_components):
             state[COMPONENT_PAIRS] = {
-                module_id: convert_to_numpy(pair.state_dict()) for module_id, pair in self._pairs.items()
+                module_id: convert_to_numpy({**pair.state_dict(), "beside": self._beside(module_id)})
+                for module_id, pair in self._pairs.items()
             }
         return state
 
@@ -202,7 +210,11 @@ class PairLearner(TorchLearner):
         super().set_state(state)
         for module_id, own in state.get(COMPONENT_PAIRS, {}).items():
             if module_id in self._module_ids() and (pair := self._pair(module_id)) is not None:
-                pair.load_state_dict(convert_to_torch_tensor(own))
+                own = convert_to_torch_tensor(own)
+                pair.load_state_dict(own)
+                with torch.no_grad():
+                    for parameter, value in zip(self._beside(module_id), own["beside"], strict=True):
+                        parameter.copy_(value)
 
 
 class HareTortoiseLearner(PairLearner):
