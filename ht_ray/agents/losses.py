@@ -55,7 +55,7 @@ def bootstrap_targets(
     if not (rewards.shape == discounts.shape == (batch,) and next_values.shape == choosing.shape):
         raise ValueError(
             f"bootstrap_targets: rewards {tuple(rewards.shape)}, discounts {tuple(discounts.shape)}, next_values "
-            f"{tuple(next_values.shape)}, choosing_values {tuple(choosing.shape)}: expected (B,), (B,), then (B, actions)"
+            f"{tuple(next_values.shape)}, choosing_values {tuple(choosing.shape)}: expected (B,), (B,), (B, actions)"
         )
     best = choosing.argmax(1, keepdim=True)
     return rewards + discounts * next_values.gather(1, best).squeeze(1)

@@ -128,7 +128,7 @@ class HLGaussValue(_CategoricalValue):
     """A support of bins; a target is a normal distribution around it, cut off at the support's edges.
 
     Its mean is the target as long as the cut is far away: within a few `sigma` of the edges it is drawn inwards, by
-    about ``0.8 * sigma`` bins at the edge itself.
+    nearly `sigma` bins at the edge itself.
 
     References
     ----------
