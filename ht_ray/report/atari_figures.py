@@ -25,9 +25,9 @@ PANELS = {
     "mean": "Mean ↑",
     "optimality_gap": "Optimality gap ↓",
 }
-#: The end of a profile's axis, if the scores reach as far: beyond it a few games decide.
-HIGHEST = 8.0
-THRESHOLDS = 201
+#: The share of the scores that a profile's axis holds: the few beyond it would press the others together.
+HELD = 0.95
+THRESHOLDS = 401
 
 
 def aggregates_figure(study: StudyData, *paths: PathLike) -> None:
@@ -98,7 +98,8 @@ def aggregates_figure(study: StudyData, *paths: PathLike) -> None:
 def profile_figure(study: StudyData, *paths: PathLike) -> None:
     """Draw performance profiles: which share of the runs, averaged over the games, scores above each threshold.
 
-    Bands are pointwise 95% bootstrap intervals.
+    Bands are pointwise 95% bootstrap intervals. The axis holds at least 95% of the scores, and the caption says how far
+    they reach.
 
     Parameters
     ----------
@@ -113,8 +114,9 @@ def profile_figure(study: StudyData, *paths: PathLike) -> None:
         If the trials are not as described in `ht_ray.report.atari_study`, or a path cannot be written.
     """
     variants = finished_variants(study, "profile_figure")
-    largest = max(float(scores.max()) for variant in variants for scores in variant.scores.values())
-    end = min(max(1.1 * largest, 1.1), HIGHEST)
+    every = np.concatenate([scores for variant in variants for scores in variant.scores.values()])
+    largest = float(every.max())
+    end = 1.1 * max(float(np.quantile(every, HELD)), 1.0)
     thresholds = np.linspace(0.0, end, THRESHOLDS)
     profiles = [performance_profile(variant.scores, thresholds) for variant in variants]
 
