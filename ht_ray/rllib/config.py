@@ -142,7 +142,7 @@ class PairConfig(AlgorithmConfig):
             what = f"the module {lacking[0].__name__}" if lacking else f"the learner {learner.__name__}"
             raise SettingError(
                 f"{self._name}: {what} is not one with a target network: accepted are algorithms of DQN's family (DQN, "
-                "SAC and what is derived from them): an RLModule with TargetNetworkAPI and a learner that is a DQNLearner."
+                "SAC and what is derived from them): an RLModule with TargetNetworkAPI, a learner that is a DQNLearner."
             )
         whole = self.torch_compile_learner_what_to_compile == TorchCompileWhatToCompile.COMPLETE_UPDATE
         if self.torch_compile_learner and whole:
