@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ht_ray._checks import check_number
+import torch
+
+from ht_ray._checks import SettingError, check_number
 
 __all__ = ["ReplayConfig", "check_discount", "check_steps"]
 
@@ -26,7 +28,7 @@ class ReplayConfig:
     Parameters
     ----------
     capacity
-        Frames held: one per step and one per start of an episode. Default 100 000.
+        Frames held: one per step and one per start of an episode. Default 100 000 (0.7 GB of 84 x 84 frames).
     batch_size
         Transitions in a batch. Default 32.
     n_step
@@ -51,7 +53,7 @@ class ReplayConfig:
     Raises
     ------
     SettingError
-        If a number is out of its range.
+        If a number is out of its range, or torch knows no such device.
 
     Examples
     --------
@@ -79,3 +81,7 @@ class ReplayConfig:
         check_discount("ReplayConfig.discount", self.discount)
         for name in ("priority_exponent", "importance"):
             check_number(f"ReplayConfig.{name}", getattr(self, name), low=0, high=1)
+        try:
+            torch.device(self.device)
+        except RuntimeError as error:
+            raise SettingError(f"ReplayConfig.device = {self.device!r}: {error}") from error

@@ -357,7 +357,7 @@ class FrameReplay:
                 self._rows.index_copy_(0, upload(slots, self.device), upload(self._table[slots], self.device))
             if self.prioritised:
                 slots = section.slots_since(section.uploaded - 1)
-                self._priorities.index_fill_(0, upload(slots, self.device), self._greatest)
+                self._priorities[upload(slots, self.device)] = self._greatest  # index_fill_ would wait for its value
             section.uploaded = section.frames
 
     def update_priorities(self, indices: Tensor, priorities: Tensor) -> None:
@@ -382,11 +382,11 @@ class FrameReplay:
         self._flush()
         values = priorities.detach().to(device=self.device, dtype=torch.float64)
         fine = (torch.isfinite(values) & (values >= 0)).all()
-        if self.device.type == "cpu":
-            if not fine:
-                raise ValueError("FrameReplay.update_priorities: accepted are finite priorities of at least 0")
-        else:
-            torch._assert_async(fine)
+        message = "FrameReplay.update_priorities: accepted are finite priorities of at least 0"
+        if self.device.type != "cpu":
+            torch._assert_async(fine, message)
+        elif not fine:
+            raise ValueError(message)
         values = values.clamp(min=_LEAST_PRIORITY) ** self.priority_exponent
         self._greatest = torch.maximum(self._greatest, values.max())
         self._priorities.scatter_reduce_(0, indices, values, "amax", include_self=False)

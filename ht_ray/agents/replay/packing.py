@@ -7,6 +7,7 @@ import math
 import os
 import struct
 import zlib
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ def unpack(packed: Tensor, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[
     try:
         data = bytearray(zlib.decompress(packed.numpy().tobytes()))
         rows = np.frombuffer(data, dtype=np.uint8).reshape(shape[0], _row_bytes(shape, dtype))
-        np.bitwise_xor.accumulate(rows, axis=0, out=rows)
+        for before, row in pairwise(rows):  # much faster than numpy's accumulate
+            row ^= before
         return rows.view(dtype).reshape(shape)
     except (zlib.error, ValueError) as error:
         raise ReplayFileError(f"a part of the saved replay is damaged: {error}") from error

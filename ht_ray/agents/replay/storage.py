@@ -13,11 +13,12 @@ __all__ = ["FrameStore", "upload"]
 
 
 def upload(array: NDArray[np.generic], device: torch.device) -> Tensor:
-    """Return `array` on `device` without waiting for it; on the CPU, the tensor shares its memory."""
+    """Return `array` on `device`, without waiting for a GPU; on the CPU, the tensor shares its memory."""
     tensor = torch.from_numpy(array)
     if device.type == "cuda":
-        tensor = tensor.pin_memory()  # of the caching allocator, which knows when the copy is done
-    return tensor.to(device, non_blocking=True)
+        # Pinned memory comes from an allocator that knows when the copy is done.
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 class FrameStore:
