@@ -26,9 +26,9 @@ __all__ = ["DrQAgent"]
 class DrQAgent:
     """Deep Q-learning on augmented frames, and Hare & Tortoise, Shrink & Perturb and Head Reset where they are set.
 
-    At an update, in this order: Adam's step; the tortoise, which is the target network, follows; the reset that is due;
-    Shrink & Perturb; Head Reset. All are counted in gradient steps, from 1. Without a momentum there is no tortoise, and
-    the online network values its own next states.
+    At an update, in this order: Adam's step; the tortoise, which is the target network, follows; the reset that is
+    due; Shrink & Perturb; Head Reset. All are counted in gradient steps, from 1. Without a momentum there is no tortoise
+    and the online network values its own next states.
 
     Weights, augmentation and random actions are drawn from generators of their own, by `seed` and what was done so far.
     Acting and evaluating leave no trace in training.

@@ -35,7 +35,7 @@ class DrQConfig:
     >>> DrQConfig(reset_interval=4000)
     Traceback (most recent call last):
     ...
-    ht_ray._checks.SettingError: DrQConfig.reset_interval = 4000 without momentum: there is no tortoise to go back to.
+    ht_ray._checks.SettingError: DrQConfig.reset_interval = 4000 without momentum: there is no tortoise to reset to.
     """
 
     #: Adam's learning rate.
@@ -124,7 +124,7 @@ class DrQConfig:
             check_number("DrQConfig.momentum", self.momentum, low=0, high=1, high_open=True)
         elif self.reset_interval is not None:
             raise SettingError(
-                f"DrQConfig.reset_interval = {self.reset_interval} without momentum: there is no tortoise to go back to."
+                f"DrQConfig.reset_interval = {self.reset_interval} without momentum: there is no tortoise to reset to."
             )
         elif self.act_with_tortoise:
             raise SettingError("DrQConfig.act_with_tortoise = True without momentum: there is no tortoise to act.")
