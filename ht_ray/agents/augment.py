@@ -70,7 +70,7 @@ arXiv:2007.05929.
     draws = draws.to(observations.device, non_blocking=True)
     corner = draws[0].long()
     corners = torch.stack([corner // (2 * padding + 1), corner % (2 * padding + 1)], dim=1)
-    return shift(observations, corners, padding=padding) * draws[1].view(-1, 1, 1, 1)
+    return shift(observations, corners, padding=padding).float().mul_(draws[1].view(-1, 1, 1, 1))
 
 
 def shift(images: Tensor, corners: Tensor, *, padding: int) -> Tensor:
@@ -97,11 +97,10 @@ def shift(images: Tensor, corners: Tensor, *, padding: int) -> Tensor:
     if images.ndim != 4:
         raise SettingError(f"shift: images of shape {tuple(images.shape)}: accepted is (B, C, H, W).")
     batch, channels, height, width = images.shape
-    device = images.device
-    rows, columns = (torch.arange(-padding, n + padding, device=device).clamp_(0, n - 1) for n in (height, width))
-    # Indexing windows of a whole row copies row by row; a gather would look up each pixel.
-    windows = images.index_select(3, columns).unfold(3, width, 1)
-    image = torch.arange(batch, device=device).view(batch, 1, 1)
-    channel = torch.arange(channels, device=device).view(1, channels, 1)
-    row = rows[corners[:, :1] + torch.arange(height, device=device)].view(batch, 1, height)
-    return windows[image, channel, row, corners[:, 1].view(batch, 1, 1)]
+    rows, columns = (
+        (corner.unsqueeze(1) + torch.arange(-padding, side - padding, device=images.device)).clamp_(0, side - 1)
+        for corner, side in ((corners[:, 0], height), (corners[:, 1], width))
+    )
+    # Where each pixel of the result comes from: one gather, which all channels share.
+    places = (rows.unsqueeze(2) * width + columns.unsqueeze(1)).view(batch, 1, -1).expand(batch, channels, -1)
+    return images.reshape(batch, channels, -1).gather(2, places).view(images.shape)
