@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -153,3 +156,12 @@ def test_tune_makes_the_config_anew_from_a_dict(cls: type) -> None:
 def test_ready_algorithms_have_their_own_class() -> None:
     assert HTDQNConfig().algo_class is HTDQN
     assert issubclass(HTSACConfig().algo_class, SACConfig().algo_class)
+
+
+def test_table_of_settings_is_true() -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "rllib.md"
+    rows = re.findall(r"^\| `(\w+)` \| `(.+?)` \|", page.read_text(encoding="utf-8"), re.MULTILINE)
+    config = HTDQNConfig()
+    assert len(rows) == 13
+    for name, value in rows:
+        assert getattr(config, name) == ast.literal_eval(value), name
