@@ -67,6 +67,10 @@ class Collector:
             return None
         return {"step": self.steps, "score": info["score"], "steps": info["steps"]}
 
+    def ready_to_learn(self, config: DrQConfig) -> bool:
+        """Return whether updates follow the step that was made last."""
+        return self.steps > config.learning_starts and self.replay.can_sample()
+
     def _start(self) -> None:
         self._observation, _ = self.env.reset()
         self.replay.start(self._observation[-1])

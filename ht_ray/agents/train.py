@@ -27,7 +27,7 @@ from ht_ray.agents.drq_config import VARIANTS, DrQConfig, drq_variant
 from ht_ray.agents.evaluate import evaluate
 from ht_ray.mechanisms import derive_seed
 
-__all__ = ["Diverged", "Evaluation", "TrainingRecord", "train"]
+__all__ = ["Diverged", "Evaluation", "TrainingRecord", "TrainingRun", "train"]
 
 #: Steps over which the training loss is averaged for the record.
 _LOSS_STEPS = 1000
@@ -76,6 +76,154 @@ class TrainingRecord:
         return last.score if last is not None and last.step == self.steps else None
 
 
+class TrainingRun:
+    """DrQ(eps) on one game as Atari-100k has it: advanced, evaluated, saved and continued by whoever drives it.
+
+    Training is the same wherever it is stopped in between, whenever it is evaluated, and after `load`.
+
+    Parameters
+    ----------
+    game
+        Its name.
+    config
+        The agent. Default: `DrQConfig`'s; see `VARIANTS`.
+    seed
+        Of every draw.
+    env
+        The protocol. Default: `AtariConfig`'s.
+    device, precision, compile
+        See `DrQAgent`; the replay is on the device too.
+
+    Raises
+    ------
+    SettingError
+        If a setting is not accepted or there is no such game.
+
+    Examples
+    --------
+    >>> run = TrainingRun("Pong", DrQConfig(learning_starts=20, n_step=3, hidden=16))
+    >>> run.advance(24, 10, None), run.advance(24), run.record.updates
+    (10, 24, 4)
+    """
+
+    def __init__(
+        self,
+        game: str,
+        config: DrQConfig | None = None,
+        *,
+        seed: int = 0,
+        env: AtariConfig | None = None,
+        device: torch.device | str = "cpu",
+        precision: Literal["fp32", "bf16"] = "fp32",
+        compile: bool = False,
+    ) -> None:
+        check_number("TrainingRun: seed", seed, integer=True)
+        self.config, self.env = config or DrQConfig(), env or AtariConfig()
+        self.collector = make_collector(game, self.config, seed=seed, env=self.env, device=device)
+        self.agent = DrQAgent(
+            self.config,
+            shape=(self.env.stack, self.env.size, self.env.size),
+            num_actions=self.collector.env.actions,
+            seed=seed,
+            device=device,
+            precision=precision,
+            compile=compile,
+        )
+        self.record = TrainingRecord(self.collector.env.game, seed, asdict(self.config))
+        self._settings = {
+            "game": self.record.game,
+            "seed": seed,
+            "config": self.record.config,
+            "env": asdict(self.env),
+            "precision": precision,
+        }
+        self._loss_sum = torch.zeros((), device=self.agent.device)
+        self._loss_count = 0
+
+    def advance(self, steps: int, *intervals: int | None) -> int:
+        """Go on until `steps` steps have been made, or the next multiple of one of `intervals` if that comes first.
+
+        Returns
+        -------
+        int
+            How many steps have been made, over all calls.
+
+        Raises
+        ------
+        Diverged
+            If the training loss became NaN or infinite.
+        """
+        made = self.record.steps
+        end = min([steps, *((made // interval + 1) * interval for interval in intervals if interval is not None)])
+        while self.record.steps < end:
+            self._step()
+        return self.record.steps
+
+    def _step(self) -> None:
+        collector, agent, record = self.collector, self.agent, self.record
+        ended = collector.step(agent.act)
+        if ended is not None:
+            record.games.append(ended)
+        step = record.steps = collector.steps
+        if collector.ready_to_learn(self.config):
+            for _ in range(self.config.updates_per_step):
+                batch = collector.replay.sample(self.config.batch_size)
+                measured = agent.update(batch)
+                if self.config.prioritised:
+                    collector.replay.update_priorities(batch.indices, measured["losses"])
+                self._loss_sum += measured["loss"]
+                self._loss_count += 1
+        record.updates = agent.updates
+        if self._loss_count and step % _LOSS_STEPS == 0:
+            loss = self._loss_sum.item() / self._loss_count
+            if not math.isfinite(loss):
+                raise Diverged(f"training loss {loss} between steps {step - _LOSS_STEPS} and {step} of {record.game}")
+            record.losses.append({"step": step, "loss": loss})
+            self._loss_sum.zero_()
+            self._loss_count = 0
+
+    def evaluate(self, episodes: int = 100) -> Evaluation:
+        """Play `episodes` whole games, and note their scores in the record."""
+        step = self.record.steps
+        played = evaluate(
+            self.agent.act,
+            self.record.game,
+            episodes=episodes,
+            epsilon=self.config.evaluation_epsilon,
+            seed=derive_seed(self.record.seed, "evaluation", step),
+            config=self.env,
+        )
+        self.record.evaluations.append(Evaluation(step, played.scores.tolist(), played.lengths.tolist()))
+        return self.record.evaluations[-1]
+
+    def save(self, path: Path) -> None:
+        """Write everything needed to continue to the file `path`, at once."""
+        state = {
+            "agent": self.agent.state_dict(),
+            "collector": self.collector.state_dict(),
+            "loss_sum": self._loss_sum,
+            "loss_count": self._loss_count,
+            "record": asdict(self.record),
+        }
+        save_checkpoint(path, self._settings, state)
+
+    def load(self, path: Path) -> None:
+        """Continue from what `save` wrote.
+
+        Raises
+        ------
+        ValueError
+            If the file is damaged, or of a run with other settings.
+        """
+        state = load_checkpoint(path, self._settings)
+        self.agent.load_state_dict(state["agent"])
+        self.collector.load_state_dict(state["collector"])
+        self._loss_sum.copy_(state["loss_sum"])
+        self._loss_count = state["loss_count"]
+        self.record = TrainingRecord(**state["record"])
+        self.record.evaluations = [Evaluation(**done) for done in state["record"]["evaluations"]]
+
+
 def train(
     game: str,
     config: DrQConfig | None = None,
@@ -92,22 +240,14 @@ def train(
     checkpoint_every: int = 10_000,
     on_evaluation: Callable[[Evaluation], None] | None = None,
 ) -> TrainingRecord:
-    """Train DrQ(eps) on one game as Atari-100k has it, and evaluate it on whole games.
+    """Make a `TrainingRun` to its end.
 
     Parameters
     ----------
-    game
-        Its name.
-    config
-        The agent. Default: `DrQConfig`'s; see `VARIANTS`.
+    game, config, seed, env, device, precision, compile
+        See `TrainingRun`.
     steps
         Of the agent: four frames each. Default 100 000.
-    seed
-        Of every draw.
-    env
-        The protocol. Default: `AtariConfig`'s.
-    device, precision, compile
-        See `DrQAgent`; the replay is on the device too.
     evaluate_every
         Steps from one evaluation to the next, besides the one at the end. Default: none. Training is the same whatever
         it is.
@@ -137,83 +277,24 @@ def train(
     (24, 4, None)
     """
     check_number("train: steps", steps, low=1, integer=True)
-    check_number("train: seed", seed, integer=True)
     check_number("train: evaluation_episodes", evaluation_episodes, low=0, integer=True)
     check_number("train: checkpoint_every", checkpoint_every, low=1, integer=True)
     if evaluate_every is not None:
         check_number("train: evaluate_every", evaluate_every, low=1, integer=True)
-    config, env = config or DrQConfig(), env or AtariConfig()
-    collector = make_collector(game, config, seed=seed, env=env, device=device)
-    agent = DrQAgent(
-        config,
-        shape=(env.stack, env.size, env.size),
-        num_actions=collector.env.actions,
-        seed=seed,
-        device=device,
-        precision=precision,
-        compile=compile,
-    )
-    record = TrainingRecord(collector.env.game, seed, asdict(config))
-    settings = {"game": record.game, "seed": seed, "config": record.config, "env": asdict(env), "precision": precision}
+    run = TrainingRun(game, config, seed=seed, env=env, device=device, precision=precision, compile=compile)
     path = Path(checkpoint_dir) / "checkpoint.bin" if checkpoint_dir is not None else None
-    loss_sum = torch.zeros((), device=agent.device)
-    loss_count = 0
     if path is not None and path.exists():
-        state = load_checkpoint(path, settings)
-        agent.load_state_dict(state["agent"])
-        collector.load_state_dict(state["collector"])
-        loss_sum.copy_(state["loss_sum"])
-        loss_count = state["loss_count"]
-        record = TrainingRecord(**state["record"])
-        record.evaluations = [Evaluation(**done) for done in state["record"]["evaluations"]]
-
-    while collector.steps < steps:
-        ended = collector.step(agent.act)
-        if ended is not None:
-            record.games.append(ended)
-        step = record.steps = collector.steps
-        if step > config.learning_starts and collector.replay.can_sample():
-            for _ in range(config.updates_per_step):
-                batch = collector.replay.sample(config.batch_size)
-                measured = agent.update(batch)
-                if config.prioritised:
-                    collector.replay.update_priorities(batch.indices, measured["losses"])
-                loss_sum += measured["loss"]
-                loss_count += 1
-        record.updates = agent.updates
-        if loss_count and step % _LOSS_STEPS == 0:
-            loss = loss_sum.item() / loss_count
-            if not math.isfinite(loss):
-                raise Diverged(f"training loss {loss} between steps {step - _LOSS_STEPS} and {step} of {record.game}")
-            record.losses.append({"step": step, "loss": loss})
-            loss_sum.zero_()
-            loss_count = 0
+        run.load(path)
+    while run.record.steps < steps:
+        step = run.advance(steps, evaluate_every, checkpoint_every if path is not None else None)
         last = step == steps
         if evaluation_episodes and (last or (evaluate_every is not None and step % evaluate_every == 0)):
-            played = evaluate(
-                agent.act,
-                game,
-                episodes=evaluation_episodes,
-                epsilon=config.evaluation_epsilon,
-                seed=derive_seed(seed, "evaluation", step),
-                config=env,
-            )
-            record.evaluations.append(Evaluation(step, played.scores.tolist(), played.lengths.tolist()))
+            played = run.evaluate(evaluation_episodes)
             if on_evaluation is not None:
-                on_evaluation(record.evaluations[-1])
+                on_evaluation(played)
         if path is not None and (last or step % checkpoint_every == 0):
-            save_checkpoint(
-                path,
-                settings,
-                {
-                    "agent": agent.state_dict(),
-                    "collector": collector.state_dict(),
-                    "loss_sum": loss_sum,
-                    "loss_count": loss_count,
-                    "record": asdict(record),
-                },
-            )
-    return record
+            run.save(path)
+    return run.record
 
 
 def _arguments() -> argparse.ArgumentParser:
