@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, make_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import tyro
@@ -23,20 +23,22 @@ from ht_ray.mechanisms import Tortoise
 from ht_ray.sweep import Study, SweepConfig, TrialSpec, check_before_ray, load_study_settings, run_study
 from ht_ray.vision import ImageData, Method, MethodConfig, load_data, make_model
 from ht_ray.vision.method_config import setting_names
-from tune_configs.settings import VisionSettings
+from tune_configs.settings import StudySettings, VisionSettings
 from tune_configs.vision_trial import stream_of, trial_config
 
 __all__ = [
+    "Prepared",
     "check_streams",
     "device_warnings",
     "main",
     "method_warnings",
+    "prepare_vision",
     "schedule_warnings",
     "unused_settings",
     "with_flag_names",
 ]
 
-TSettings = TypeVar("TSettings", bound=VisionSettings)
+TSettings = TypeVar("TSettings", bound=StudySettings)
 
 # Fields of configurations whose flags have other names.
 _FLAGS = {
@@ -50,12 +52,27 @@ _FLAGS = {
 }
 
 
+class Prepared(NamedTuple):
+    """What the trials of a study need besides their plan; see `ht_ray.sweep.Study`.
+
+    `warnings` are sentences for whoever started the study: trials run in other processes, where nobody sees one.
+    """
+
+    factory: str
+    warnings: Sequence[str] = ()
+    shared: Any = None
+
+
+Prepare = Callable[[Any, tuple[TrialSpec, ...]], Prepared]
+
+
 def main(
     name: str,
-    settings_class: type[VisionSettings],
+    settings_class: type[StudySettings],
     trials: Callable[[Any], tuple[Any, ...]],
     description: str,
     arguments: Sequence[str] | None = None,
+    prepare: Prepare | None = None,
 ) -> int:
     """Run a study from the command line, and return the exit code.
 
@@ -74,13 +91,16 @@ def main(
         For ``--help``.
     arguments
         The command line; ``sys.argv`` by default.
+    prepare
+        Loads what the planned trials need and checks them against it, before Ray is started; `prepare_vision` by
+        default.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal that cannot show "±" shows "?", and the study ends as it would elsewhere.
         sys.stdout.reconfigure(errors="replace")
     try:
         settings, run = _parse(name, settings_class, description, arguments)
-        return _run(name, settings, run, trials)
+        return _run(name, settings, run, trials, prepare or prepare_vision)
     except SettingError as error:
         names = [field.name for config in (settings_class, SweepConfig) for field in fields(config)]
         print(f"{name}.py: error: {with_flag_names(str(error), names)}", file=sys.stderr)
@@ -152,29 +172,29 @@ def _unchecked(config: type[Any]) -> type[Any]:
     return type(config.__name__, (config,), {"__post_init__": lambda self: None, "__doc__": config.__doc__})
 
 
-def _run(name: str, settings: VisionSettings, run: SweepConfig, trials: Callable[[Any], tuple[Any, ...]]) -> int:
+def _run(
+    name: str,
+    settings: StudySettings,
+    run: SweepConfig,
+    trials: Callable[[Any], tuple[Any, ...]],
+    prepare: Prepare,
+) -> int:
     if settings.device == "cuda" and run.gpus_per_trial == 0:
         raise SettingError(
-            "VisionSettings.device = 'cuda': the trials have no GPU; give each one, or a share of one, with "
-            "SweepConfig.gpus_per_trial."
+            f"{type(settings).__name__}.device = 'cuda': the trials have no GPU; give each one, or a share of one, "
+            "with SweepConfig.gpus_per_trial."
         )
     planned = trials(settings)
     check_before_ray(run, name)
-    data = _load(settings)
-    check_streams(planned, data.train_labels, data.num_classes)
-    said = [
-        *device_warnings(settings, run),
-        *unused_settings(settings, planned),
-        *method_warnings(planned, data.shape, data.num_classes),
-    ]
-    for sentence in [*said, *schedule_warnings(planned, data.train_labels, data.num_classes)]:
+    prepared = prepare(settings, planned)
+    for sentence in [*device_warnings(settings, run), *prepared.warnings]:
         print(f"{name}.py: warning: {sentence}", file=sys.stderr)
     study = Study(
         name=name,
-        factory="tune_configs.vision_trial:VisionTrial",
+        factory=prepared.factory,
         trials=planned,
         metric=settings.metric,
-        shared=data.to_arrays(),
+        shared=prepared.shared,
         settings=asdict(settings),
     )
     result = run_study(study, run)
@@ -191,6 +211,15 @@ def _run(name: str, settings: VisionSettings, run: SweepConfig, trials: Callable
     return result.exit_code
 
 
+def prepare_vision(settings: VisionSettings, planned: tuple[TrialSpec, ...]) -> Prepared:
+    """Load the images of a vision study, and check the planned trials against them."""
+    data = _load(settings)
+    check_streams(planned, data.train_labels, data.num_classes)
+    said = [*unused_settings(settings, planned), *method_warnings(planned, data.shape, data.num_classes)]
+    said += schedule_warnings(planned, data.train_labels, data.num_classes)
+    return Prepared("tune_configs.vision_trial:VisionTrial", said, data.to_arrays())
+
+
 def _load(settings: VisionSettings) -> ImageData:
     try:
         return load_data(settings.data_config())
@@ -202,7 +231,7 @@ def _load(settings: VisionSettings) -> ImageData:
         raise SettingError(f"VisionSettings.{field} = {getattr(settings, field)!r}: {error}") from error
 
 
-def device_warnings(settings: VisionSettings, run: SweepConfig) -> list[str]:
+def device_warnings(settings: StudySettings, run: SweepConfig) -> list[str]:
     """Return a sentence if this machine's GPU would stay idle, which nobody asked for."""
     if settings.device != "auto" or run.gpus_per_trial > 0 or not torch.cuda.is_available():
         return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from ht_ray.vision import (
     method_with_settings,
 )
 
-__all__ = ["PRESETS", "VisionSettings", "check_distinct"]
+__all__ = ["PRESETS", "StudySettings", "VisionSettings", "check_distinct"]
 
 #: What a data set's name implies where no flag says otherwise. Network, learning rate, weight decay and number of seeds
 #: are those of arXiv 2406.02596, appendices A.2 and A.3; digits is ours: small, so that it takes minutes.
@@ -80,7 +81,42 @@ _OF_STREAM = {
 
 
 @dataclass(frozen=True)
-class _StudyFields:
+class StudySettings(ABC):
+    """What the settings of every study have in common."""
+
+    device: str = "auto"
+    """Where a trial runs: auto (its GPU, if it has one), cpu or cuda."""
+
+    @abstractmethod
+    def resolved(self) -> Self:
+        """Return these settings with what they imply written out, as results record them."""
+
+    @property
+    @abstractmethod
+    def metric(self) -> str:
+        """What trials are compared by."""
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> Self:
+        """Return the settings that an earlier run wrote.
+
+        Raises
+        ------
+        SettingError
+            If they are of another study, or of another version.
+        """
+        known = {field.name for field in fields(cls)}
+        if saved.keys() - known:
+            raise SettingError(
+                f"the study has settings that {cls.__name__} does not know: {', '.join(sorted(saved.keys() - known))}. "
+                "It was made by another script, or another version."
+            )
+        values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in saved.items()}
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class _StudyFields(StudySettings):
     # Apart from the methods' own settings, so that these flags come first in ``--help``.
     data: str = "digits"
     """Data set: digits (embedded), mnist, cifar10, cifar100 or tiny-imagenet."""
@@ -142,8 +178,6 @@ class _StudyFields:
     """fp32, or bf16 for autocast."""
     channels_last: bool = False
     """Whether convolutions run in that memory format."""
-    device: str = "auto"
-    """Where a trial runs: auto (its GPU, if it has one), cpu or cuda."""
 
     reset_unit: str = "epochs"
     """Unit of the reset interval: epochs, counted from 1 in each phase, or steps."""
@@ -294,24 +328,6 @@ class VisionSettings(MethodSettings, _StudyFields):
     def seed_list(self) -> list[int]:
         """The seeds."""
         return list(range(self.first_seed, self.first_seed + self._preset("seeds")))
-
-    @classmethod
-    def from_json(cls, saved: dict[str, Any]) -> Self:
-        """Return the settings that an earlier run wrote.
-
-        Raises
-        ------
-        SettingError
-            If they are of another study, or of another version.
-        """
-        known = {field.name for field in fields(cls)}
-        if saved.keys() - known:
-            raise SettingError(
-                f"the study has settings that {cls.__name__} does not know: {', '.join(sorted(saved.keys() - known))}. "
-                "It was made by another script, or another version."
-            )
-        values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in saved.items()}
-        return cls(**values)
 
     def _preset(self, name: str) -> Any:
         value = getattr(self, name)

@@ -7,11 +7,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from ht_ray._checks import SettingError, check_choice, check_number
 from ht_ray.mechanisms.fresh import find_head, fresh_weights
-from ht_ray.mechanisms.optimizer import clear_optimizer_state
+from ht_ray.mechanisms.optimizer import Optimizers, clear_optimizer_state
 from ht_ray.mechanisms.rng import derive_seed
 from ht_ray.mechanisms.tortoise import Tortoise
 from ht_ray.mechanisms.weight_copy import WeightCopy, named_tensors
@@ -92,7 +91,7 @@ class HeadReset:
             self.initial.sync(self._part())
 
     @torch.no_grad()
-    def apply(self, tortoise: Tortoise | None = None, optimizer: Optimizer | None = None) -> None:
+    def apply(self, tortoise: Tortoise | None = None, optimizer: Optimizers | None = None) -> None:
         """Reset the head now.
 
         Parameters
@@ -100,7 +99,7 @@ class HeadReset:
         tortoise
             The network's tortoise, whose head is set to the same values; None leaves it alone.
         optimizer
-            That forgets the head's parameters.
+            That forgets the head's parameters; one or several.
 
         Raises
         ------

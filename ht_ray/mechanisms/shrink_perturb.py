@@ -7,11 +7,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from ht_ray._checks import check_choice, check_number
 from ht_ray.mechanisms.fresh import fresh_weights
-from ht_ray.mechanisms.optimizer import clear_optimizer_state
+from ht_ray.mechanisms.optimizer import Optimizers, clear_optimizer_state
 from ht_ray.mechanisms.rng import derive_seed, generator
 from ht_ray.mechanisms.tortoise import Tortoise
 from ht_ray.mechanisms.weight_copy import WeightCopy
@@ -95,7 +94,7 @@ class ShrinkPerturb:
             self.initial.sync(self.module)
 
     @torch.no_grad()
-    def apply(self, tortoise: Tortoise | None = None, optimizer: Optimizer | None = None) -> None:
+    def apply(self, tortoise: Tortoise | None = None, optimizer: Optimizers | None = None) -> None:
         """Shrink and perturb the network now.
 
         Parameters
@@ -103,7 +102,7 @@ class ShrinkPerturb:
         tortoise
             The network's tortoise, which is treated in the same way, with the same draws; None leaves it alone.
         optimizer
-            Whose state is cleared, if so set.
+            Whose state is cleared, if so set; one or several.
 
         Raises
         ------

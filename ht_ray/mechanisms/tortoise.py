@@ -10,11 +10,10 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from ht_ray._checks import SettingError, SettingWarning, check_choice, check_number
 from ht_ray.mechanisms.batchnorm import recalibrate_batchnorm
-from ht_ray.mechanisms.optimizer import clear_optimizer_state
+from ht_ray.mechanisms.optimizer import Optimizers, clear_optimizer_state
 from ht_ray.mechanisms.weight_copy import WeightCopy
 
 __all__ = ["Tortoise", "half_life", "momentum_of_half_life"]
@@ -67,11 +66,16 @@ class Tortoise:
     reset_at_phase_end
         Whether a reset that is due at a phase's last epoch happens (default). The authors' code counts such that it
         does not: their hare enters the next phase un-reset.
+    twin
+        A module of the hare's structure whose tensors are the tortoise, as an agent's target network is; its present
+        values are what the average starts from. By default the tortoise has tensors of its own.
 
     Raises
     ------
     SettingError
         If a setting is out of its range.
+    ValueError
+        If `twin` is not of the hare's structure.
 
     See Also
     --------
@@ -106,6 +110,7 @@ class Tortoise:
         reset_unit: Literal["epochs", "steps"] = "epochs",
         optimizer_state: Literal["keep", "clear"] = "keep",
         reset_at_phase_end: bool = True,
+        twin: nn.Module | None = None,
     ) -> None:
         if momentum is not None and half_life is not None:
             raise SettingError(
@@ -131,7 +136,7 @@ class Tortoise:
         self.updates = 0
         self.resets = 0
         self.epochs = 0
-        self.weights = WeightCopy(hare)
+        self.weights = WeightCopy(hare, twin)
 
     @property
     def predicting(self) -> bool:
@@ -152,7 +157,7 @@ class Tortoise:
         if steps_per_epoch is not None:
             self._warn(steps_per_epoch, epochs)
 
-    def step(self, optimizer: Optimizer | None = None) -> bool:
+    def step(self, optimizer: Optimizers | None = None) -> bool:
         """Call after every optimiser step: follow the hare, and reset it if that is due in steps.
 
         Returns
@@ -166,7 +171,7 @@ class Tortoise:
             return True
         return False
 
-    def end_epoch(self, optimizer: Optimizer | None = None, *, last: bool = False) -> bool:
+    def end_epoch(self, optimizer: Optimizers | None = None, *, last: bool = False) -> bool:
         """Call after every training epoch, before evaluation: reset the hare if that is due in epochs.
 
         Parameters
@@ -191,7 +196,7 @@ class Tortoise:
         self.weights.lerp_from(self.hare, 1.0 - self.momentum)
         self.updates += 1
 
-    def reset(self, optimizer: Optimizer | None = None) -> None:
+    def reset(self, optimizer: Optimizers | None = None) -> None:
         """Set the hare back to the tortoise.
 
         Raises

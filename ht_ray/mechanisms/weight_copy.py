@@ -61,12 +61,31 @@ def _following(old: Tensor | None, live: Tensor) -> Tensor:
     return new
 
 
+def _twin_tensors(module: nn.Module, twin: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of `twin` by name, in the order of those of `module`."""
+    live, held = dict(named_tensors(module)), dict(named_tensors(twin))
+    different = [
+        name
+        for name in {**live, **held}
+        if name not in live
+        or name not in held
+        or (live[name].shape, live[name].dtype, live[name].device)
+        != (held[name].shape, held[name].dtype, held[name].device)
+    ]
+    if different:
+        raise ValueError(f"the twin is not of the module's structure: it differs in {different}")
+    shared = [name for name in live if live[name].numel() and live[name].data_ptr() == held[name].data_ptr()]
+    if shared:
+        raise ValueError(f"the twin shares the storage of {shared} with the module")
+    return {name: held[name] for name in live}
+
+
 class _Binding:
     """The tensor lists of one module beside those of its copy, built once and reused while nothing is replaced."""
 
-    def __init__(self, module: nn.Module, copies: Mapping[str, Tensor]) -> None:
+    def __init__(self, module: nn.Module, copies: Mapping[str, Tensor], twin: nn.Module | None = None) -> None:
         self.module = module
-        parts = list(module.modules())
+        parts = [*module.modules(), *(twin.modules() if twin is not None else ())]
         self.tables: list[dict[str, Any]] = [
             table for part in parts for table in (part._parameters, part._buffers, part._modules)
         ]
@@ -151,11 +170,14 @@ class WeightCopy:
     ----------
     module
         What to copy.
+    twin
+        A module of the same structure whose own tensors hold the copy, instead of new ones, in their own precision.
+        It keeps the values that it has. When `module` changes its structure, so must the twin.
 
     Raises
     ------
     ValueError
-        If `module` has such a tensor.
+        If `module` has such a tensor, or `twin` differs in names, shapes, types or devices, or shares storage with it.
 
     Examples
     --------
@@ -176,7 +198,8 @@ class WeightCopy:
     ([[1.5, 1.5]], [[3.0, 3.0]])
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, twin: nn.Module | None = None) -> None:
+        self._twin = twin
         self._values: dict[str, Tensor] = {}
         # While exchanged: the wide (float32) values that were rounded on their way into the module's narrow tensors.
         self._parked: dict[str, Tensor] = {}
@@ -222,7 +245,8 @@ class WeightCopy:
         Raises
         ------
         ValueError
-            If `module` has a tensor that is not handled (lazy, meta, sparse, expanded); nothing is changed then.
+            If `module` has a tensor that is not handled (lazy, meta, sparse, expanded), or is no longer of the twin's
+            structure; nothing is changed then.
         """
         if self._binding is not None and self._binding.holds(module):
             return
@@ -231,11 +255,15 @@ class WeightCopy:
         for name, live in named_tensors(module):
             if refusal := _refusal(live):
                 raise ValueError(f"tensor {name!r} {refusal}")
+            if self._twin is not None:
+                continue
             values[name] = _following(self._values.get(name), live)
             if self._swapped and values[name].dtype != live.dtype:
                 parked[name] = _following(self._parked.get(name), live)
+        if self._twin is not None:
+            values = _twin_tensors(module, self._twin)
         self._values, self._parked = values, parked
-        self._binding = _Binding(module, values)
+        self._binding = _Binding(module, values, self._twin)
 
     def rename(self, names: Mapping[str, str]) -> None:
         """Give held tensors the names that the module's now have, so that the next `sync` keeps their values.

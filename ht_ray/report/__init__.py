@@ -12,6 +12,19 @@ neither torch nor ray is needed, so that results can be read on a machine that c
 """
 
 from ht_ray.report.adam_map import adam_map
+from ht_ray.report.atari_curves import efficiency_figure, game_curves_figure
+from ht_ray.report.atari_figures import aggregates_figure, profile_figure
+from ht_ray.report.atari_reference import atari_games, human_normalised, paper_scores
+from ht_ray.report.atari_scores import (
+    AtariAggregates,
+    Bounded,
+    PerformanceProfile,
+    aggregate_scores,
+    interquartile_mean,
+    performance_profile,
+    probability_of_improvement,
+)
+from ht_ray.report.atari_tables import aggregates_table, games_table, improvement_table
 from ht_ray.report.combine import combine
 from ht_ray.report.curves import epoch_curves, phase_curves
 from ht_ray.report.grid_figure import grid_figure
@@ -38,6 +51,8 @@ from ht_ray.report.tables import Cell, Column, Table, drops_table, summary_table
 from ht_ray.report.write import write_report, write_reports
 
 __all__ = [
+    "AtariAggregates",
+    "Bounded",
     "Cell",
     "Column",
     "Difference",
@@ -45,32 +60,47 @@ __all__ = [
     "Estimate",
     "MissingDataError",
     "PaperValue",
+    "PerformanceProfile",
     "StudyData",
     "Table",
     "TrialData",
     "adam_map",
+    "aggregate_scores",
+    "aggregates_figure",
+    "aggregates_table",
+    "atari_games",
     "bootstrap_interval",
     "combine",
     "correlation",
     "correlation_table",
     "drop_and_recovery",
     "drops_table",
+    "efficiency_figure",
     "epoch_curves",
     "estimate",
+    "game_curves_figure",
+    "games_table",
     "grid_cells_table",
     "grid_figure",
     "grid_table",
     "grid_value",
     "group",
     "heat_map",
+    "human_normalised",
+    "improvement_table",
     "indicator_curves",
     "indicator_scatter",
     "indicator_table",
+    "interquartile_mean",
     "load_study",
     "method_bars",
     "method_value",
     "paired_difference",
+    "paper_scores",
+    "performance_profile",
     "phase_curves",
+    "probability_of_improvement",
+    "profile_figure",
     "seed_values",
     "split_by_access",
     "summary_table",

@@ -14,6 +14,7 @@ __all__ = ["combine"]
 #: machine: studies that differ in these alone trained each trial in the same way.
 CHOOSING = (
     *("access", "baselines", "compare", "corner_seeds", "first_seed", "methods", "seeds"),
+    *("games", "variants"),
     *("momenta", "reset_intervals", "subset_ratios", "label_noises", "beta1s", "beta2s", "epsilons"),
     *("evaluate_every", "indicators", "indicators_every"),
     *("data_root", "device", "download"),

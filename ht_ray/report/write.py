@@ -12,6 +12,10 @@ from pathlib import Path
 from ht_ray._checks import SettingError
 from ht_ray.report._files import write_text
 from ht_ray.report.adam_map import adam_map, has_adam_grid
+from ht_ray.report.atari_curves import efficiency_figure, game_curves_figure
+from ht_ray.report.atari_figures import aggregates_figure, profile_figure
+from ht_ray.report.atari_study import is_atari
+from ht_ray.report.atari_tables import aggregates_table, games_table, improvement_table
 from ht_ray.report.combine import combine
 from ht_ray.report.curves import epoch_curves, phase_curves
 from ht_ray.report.grid_figure import grid_figure
@@ -33,7 +37,10 @@ METRICS = ("average_accuracy", "final_accuracy")
 #: Of a warm start the first phase is a means, and its accuracy no result.
 WARM_METRICS = ("final_accuracy", "final_train_accuracy")
 PAGE = "report.html"
-TABLES = ("table", "grid", "cells", "drops", "indicators", "correlations")
+TABLES = (
+    *("atari_aggregates", "atari_improvement", "atari_games"),
+    *("table", "grid", "cells", "drops", "indicators", "correlations"),
+)
 
 Say = Callable[[str], object]
 
@@ -46,8 +53,10 @@ def write_report(
     ``report.html`` is all of it as one page that needs no other file; ``table.md`` holds all tables, ``table.csv`` and
     ``drops.csv`` the unrounded numbers behind them, ``figures/`` each figure as PNG and PDF, ``report/`` event files
     for TensorBoard. A study over subset ratio and label noise has ``grid.csv`` and figures of it, one that measured
-    plasticity indicators ``indicators.csv`` and ``correlations.csv`` and their figures. Where a study has both access
-    modes, each has its own tables (told apart by the CSV column ``access``) and figures (by the end of their name).
+    plasticity indicators ``indicators.csv`` and ``correlations.csv`` and their figures, one of Atari games (see
+    `ht_ray.report.atari_study`) ``atari_aggregates.csv``, ``atari_improvement.csv``, ``atari_games.csv`` and figures of
+    them, without ``table.csv`` and ``drops.csv``. Where a study has both access modes, each has its own tables (told
+    apart by the CSV column ``access``) and figures (by the end of their name).
     In the study's directory files of these names are replaced, each at once; no other is touched.
 
     Parameters
@@ -138,7 +147,8 @@ def write_reports(
     together, remarks = combine(loaded)
     combined: list[Table] = []
     if together is not None:
-        combined = [_summary(part) for part in split_by_access(together).values()]
+        overview = aggregates_table if is_atari(together) else _summary
+        combined = [overview(part) for part in split_by_access(together).values()]
     for text in [*(table.to_text() for table in combined), *remarks]:
         tell(text)
     page = Path(out) / PAGE
@@ -182,7 +192,7 @@ def _write_files(study: StudyData, root: Path, tell: Say) -> tuple[StudyReport, 
         tell(skipped[-1])
 
     for name, part in _parts(study).items():
-        if not (is_grid(part) or has_adam_grid(part)) and len(_plain_labels(part)) != 1:
+        if not (is_grid(part) or has_adam_grid(part) or is_atari(part)) and len(_plain_labels(part)) != 1:
             count = len(_plain_labels(part))
             skip(name, f"differences to the {BASELINE} method: they take one label of it, and there are {count}.")
         for key, make, targets in _tables(part):
@@ -238,7 +248,11 @@ def _parts(study: StudyData) -> dict[str, StudyData]:
 def _tables(part: StudyData) -> Iterator[tuple[str, Callable[[], Table], tuple[str, ...]]]:
     """Yield the tables of a study: file, how it is made, and whether it is shown, or its numbers written."""
     both = ("shown", "csv")
-    if is_grid(part):
+    if is_atari(part):
+        yield "atari_aggregates", partial(aggregates_table, part), both
+        yield "atari_improvement", partial(improvement_table, part), both
+        yield "atari_games", partial(games_table, part), both
+    elif is_grid(part):
         metrics = grid_metrics(part)
         yield "table", partial(_summary, part), ("csv",)
         yield from (("grid", partial(grid_table, part, metric), ("shown",)) for metric in metrics)
@@ -257,7 +271,12 @@ def _figures(part: StudyData) -> dict[str, Callable[..., None]]:
     """Return how the figures of a study are drawn, by the name of the file."""
     draw: dict[str, Callable[..., None]] = {}
     metrics = _metrics(part)
-    if is_grid(part):
+    if is_atari(part):
+        draw["atari_aggregates"] = partial(aggregates_figure, part)
+        draw["atari_profiles"] = partial(profile_figure, part)
+        draw["atari_efficiency"] = partial(efficiency_figure, part)
+        draw["atari_games"] = partial(game_curves_figure, part)
+    elif is_grid(part):
         draw |= {f"grid_{metric}": partial(grid_figure, part, metric=metric) for metric in grid_metrics(part)}
     elif has_adam_grid(part):
         draw |= {f"adam_{metric}": partial(adam_map, part, metric) for metric in metrics}

@@ -1,0 +1,31 @@
+"""DQN-style agents on Atari-100k, without Ray.
+
+What is imported here needs torch and numpy; environments (`ht_ray.agents.atari`, `ht_ray.agents.evaluate`: gymnasium,
+ale_py, OpenCV) and the replay (`ht_ray.agents.replay`) are imported by name.
+"""
+
+from ht_ray.agents.augment import augment, shift, to_unit
+from ht_ray.agents.games import ATARI_100K_GAMES, game_name
+from ht_ray.agents.losses import bootstrap_targets, td_loss
+from ht_ray.agents.networks import NetworkConfig, QNetwork
+from ht_ray.agents.schedules import EpsilonSchedule
+from ht_ray.agents.value import HLGaussValue, ScalarValue, TwoHotValue, Value, ValueConfig, make_value
+
+__all__ = [
+    "ATARI_100K_GAMES",
+    "EpsilonSchedule",
+    "HLGaussValue",
+    "NetworkConfig",
+    "QNetwork",
+    "ScalarValue",
+    "TwoHotValue",
+    "Value",
+    "ValueConfig",
+    "augment",
+    "bootstrap_targets",
+    "game_name",
+    "make_value",
+    "shift",
+    "td_loss",
+    "to_unit",
+]

@@ -1,0 +1,43 @@
+"""A run in one file, from which it continues as if it had not stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ht_ray.agents.replay.packing import ReplayFileError, read_file, write_file
+
+__all__ = ["load_checkpoint", "save_checkpoint"]
+
+
+def save_checkpoint(path: Path, settings: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Write a run's `settings` and its `state`, tensors and plain data, to `path` at once.
+
+    The file is written to a temporary name and renamed: a run that is killed meanwhile leaves the one before.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file({"settings": dict(settings), "state": dict(state)}, path)
+
+
+def load_checkpoint(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the state that `save_checkpoint` wrote; nothing but tensors and plain data is accepted.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged or none of these, or of a run with other settings; the message names them.
+    """
+    try:
+        saved = read_file(path)
+    except ReplayFileError as error:
+        raise ValueError(f"{path} is no checkpoint to continue from: {error}") from error
+    differing = [
+        f"{name} = {saved['settings'].get(name)!r} there, {settings.get(name)!r} here"
+        for name in sorted(saved["settings"].keys() | settings.keys())
+        if saved["settings"].get(name) != settings.get(name)
+    ]
+    if differing:
+        raise ValueError(f"{path} is the checkpoint of a run with other settings: {'; '.join(differing)}")
+    state: dict[str, Any] = saved["state"]
+    return state

@@ -1,0 +1,150 @@
+"""Whole games, unclipped scores: how well something plays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ht_ray._checks import check_number
+from ht_ray.agents.atari import AtariConfig, AtariGame
+from ht_ray.mechanisms.rng import derive_seed
+
+__all__ = ["EvaluationResult", "evaluate", "play_random"]
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What games were worth, in the order in which they were started."""
+
+    #: Unclipped score of each game, ``(episodes,)``.
+    scores: NDArray[np.float64]
+    #: Steps of the agent in each game, ``(episodes,)``.
+    lengths: NDArray[np.int64]
+
+    @property
+    def score(self) -> float:
+        """The mean score."""
+        return float(self.scores.mean())
+
+
+class _Player:
+    """One emulator, and the game that it is at."""
+
+    def __init__(self, game: str, config: AtariConfig) -> None:
+        self.env = AtariGame(game, config)
+
+    def start(self, episode: int, seed: int) -> None:
+        self.episode = episode
+        self.observation, _ = self.env.reset(seed=derive_seed(seed, "evaluation game", episode))
+        self.generator = np.random.default_rng(derive_seed(seed, "evaluation epsilon", episode))
+
+    def explore(self, epsilon: float) -> int | None:
+        if self.generator.random() < epsilon:
+            return int(self.generator.integers(self.env.actions))
+        return None
+
+
+def evaluate(
+    act: Callable[[Tensor], Tensor],
+    game: str,
+    *,
+    episodes: int = 100,
+    epsilon: float = 0.001,
+    seed: int = 0,
+    envs: int = 8,
+    config: AtariConfig | None = None,
+) -> EvaluationResult:
+    """Play `episodes` whole games and return their scores.
+
+    A lost life does not end a game, and rewards are not clipped. Exactly the first `episodes` games that are started
+    count, and each is played to its end: long games are not left out. A game starts as if the console were switched on,
+    and depends on `seed` and its own number alone: not on `envs`, as long as `act` gives an observation the same action
+    in batches of any size. Training's environments and generators are not touched; `act` has to see to its own
+    (``torch.no_grad``, evaluation mode).
+
+    Parameters
+    ----------
+    act
+        From observations ``(B, stack, size, size)``, uint8 on the CPU, to actions ``(B,)``, on any device. It is called
+        with the games whose next action is not random, at most `envs` of them.
+    game
+        Its name.
+    episodes
+        Default 100.
+    epsilon
+        Probability of a random action. Default 0.001.
+    seed
+        Of no-ops and random actions.
+    envs
+        Games that are played side by side, so that one forward pass serves all of them. Default 8.
+    config
+        The protocol; ``life_loss`` and ``clip_rewards`` are off in any case. Default: `AtariConfig`'s.
+
+    Raises
+    ------
+    SettingError
+        If a setting is out of its range or there is no such game.
+    ValueError
+        If `act` does not return one action for each observation.
+
+    Examples
+    --------
+    >>> result = evaluate(
+    ...     lambda observations: torch.zeros(len(observations), dtype=torch.int64),
+    ...     "Pong", episodes=2, envs=2, config=AtariConfig(max_steps=100),
+    ... )
+    >>> result.scores.shape, result.lengths.tolist()
+    ((2,), [100, 100])
+    """
+    check_number("evaluate: episodes", episodes, low=1, integer=True)
+    check_number("evaluate: envs", envs, low=1, integer=True)
+    check_number("evaluate: epsilon", epsilon, low=0, high=1)
+    config = replace(config or AtariConfig(), life_loss=False, clip_rewards=False)
+    playing = [_Player(game, config) for _ in range(min(envs, episodes))]
+    for episode, player in enumerate(playing):
+        player.start(episode, seed)
+    started = len(playing)
+    scores, lengths = np.zeros(episodes), np.zeros(episodes, np.int64)
+    while playing:
+        explored = [player.explore(epsilon) for player in playing]
+        waiting = [player.observation for player, action in zip(playing, explored, strict=True) if action is None]
+        chosen = act(torch.from_numpy(np.stack(waiting))).tolist() if waiting else []
+        if len(chosen) != len(waiting):
+            raise ValueError(f"evaluate: act returned {len(chosen)} actions for {len(waiting)} observations")
+        greedy = iter(chosen)
+        still: list[_Player] = []
+        for player, action in zip(playing, explored, strict=True):
+            player.observation, _, terminated, truncated, info = player.env.step(
+                next(greedy) if action is None else action
+            )
+            if terminated or truncated:
+                scores[player.episode], lengths[player.episode] = info["score"], info["steps"]
+                if started == episodes:
+                    continue
+                player.start(started, seed)
+                started += 1
+            still.append(player)
+        playing = still
+    return EvaluationResult(scores, lengths)
+
+
+def play_random(
+    game: str, *, episodes: int = 100, seed: int = 0, config: AtariConfig | None = None
+) -> EvaluationResult:
+    """Play whole games with actions drawn uniformly: the random baseline.
+
+    Examples
+    --------
+    >>> play_random("Freeway", episodes=1, config=AtariConfig(max_steps=200)).score
+    0.0
+    """
+
+    def never(observations: Tensor) -> Tensor:
+        raise AssertionError("all actions are random")
+
+    return evaluate(never, game, episodes=episodes, epsilon=1.0, seed=seed, envs=1, config=config)

@@ -1,0 +1,87 @@
+"""Settings of a replay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ht_ray._checks import SettingError, check_number
+
+__all__ = ["ReplayConfig", "check_discount", "check_steps"]
+
+
+def check_steps(where: str, n_step: int) -> None:
+    """Raise unless `n_step` is a positive whole number; `where` ends in its name."""
+    check_number(where, n_step, low=1, integer=True)
+
+
+def check_discount(where: str, discount: float) -> None:
+    """Raise unless `discount` is in [0, 1]; `where` ends in its name."""
+    check_number(where, discount, low=0, high=1)
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """Settings of a replay; the defaults are those of DrQ(ε) on Atari-100k.
+
+    Parameters
+    ----------
+    capacity
+        Frames held: one per step and one per start of an episode. Default 100 000 (0.7 GB of 84 x 84 frames).
+    batch_size
+        Transitions in a batch. Default 32.
+    n_step
+        Steps whose rewards are summed before the value of what follows is taken. Default 10.
+    discount
+        Of one step. Default 0.99.
+    stack
+        Frames in an observation. Default 4.
+    prioritised
+        Draw transitions in proportion to ``priority ** priority_exponent`` instead of uniformly. Default False.
+    priority_exponent
+        α of Schaul et al. (arXiv 1511.05952). Default 0.5: with losses as priorities the square root of the loss, as
+        BBF (arXiv 2305.19452) does.
+    importance
+        β of the same: weights are ``probability ** -importance``, divided by the batch's largest. Default 0.5.
+    published_n_step
+        Bootstrap from the observation one step early, o_{t+m-1}, with the discount of m steps, as the code published
+        with SPR and BBF does. Default False.
+    device
+        Where frames are kept and batches come. Default ``"cpu"``.
+
+    Raises
+    ------
+    SettingError
+        If a number is out of its range, or torch knows no such device.
+
+    Examples
+    --------
+    >>> ReplayConfig(discount=1.5)
+    Traceback (most recent call last):
+    ...
+    ht_ray._checks.SettingError: ReplayConfig.discount = 1.5: accepted is a number with 0 <= discount <= 1.
+    """
+
+    capacity: int = 100_000
+    batch_size: int = 32
+    n_step: int = 10
+    discount: float = 0.99
+    stack: int = 4
+    prioritised: bool = False
+    priority_exponent: float = 0.5
+    importance: float = 0.5
+    published_n_step: bool = False
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name in ("capacity", "batch_size", "stack"):
+            check_number(f"ReplayConfig.{name}", getattr(self, name), low=1, integer=True)
+        check_steps("ReplayConfig.n_step", self.n_step)
+        check_discount("ReplayConfig.discount", self.discount)
+        for name in ("priority_exponent", "importance"):
+            check_number(f"ReplayConfig.{name}", getattr(self, name), low=0, high=1)
+        try:
+            torch.device(self.device)
+        except RuntimeError as error:
+            raise SettingError(f"ReplayConfig.device = {self.device!r}: {error}") from error

@@ -1,0 +1,516 @@
+"""The replay: each frame is kept once, and stacked when sampled."""
+
+from __future__ import annotations
+
+import math
+import operator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import DTypeLike, NDArray
+from torch import Tensor
+
+from ht_ray._checks import SettingError, check_number
+from ht_ray.agents.replay.batch import Batch
+from ht_ray.agents.replay.config import ReplayConfig, check_discount, check_steps
+from ht_ray.agents.replay.packing import ReplayFileError, pack, read_file, unpack, write_file
+from ht_ray.agents.replay.section import (
+    ACTION,
+    COLUMNS,
+    INSIDE,
+    OUTCOME,
+    POSITION,
+    REWARD,
+    TERMINATED,
+    TRUNCATED,
+    Section,
+)
+from ht_ray.agents.replay.storage import FrameStore, upload
+from ht_ray.agents.replay.sum_tree import SumTree
+from ht_ray.mechanisms.rng import generator
+
+__all__ = ["FrameReplay", "ReplayFileError", "make_replay"]
+
+_FORMAT = "ht_ray.FrameReplay 1"
+# Frames compressed together; 512 of 84 x 84 are 3.6 MB.
+_CHUNK = 512
+# Frames that wait for a device when nothing is sampled in between.
+_STAGED = 256
+# Of priorities: what has none left could never be drawn again.
+_LEAST_PRIORITY = 1e-10
+
+
+def _staged(device: torch.device, section: int) -> int:
+    return 0 if device.type == "cpu" else min(_STAGED, section)
+
+
+class FrameReplay:
+    """A ring of single frames, from which transitions of n steps are drawn as ready tensors.
+
+    Every observation is a stack of the newest `stack` frames of its episode, preceded by zeros at the start. A step
+    costs the same whatever the episode's length. At a termination the steps stop and nothing is bootstrapped; at a
+    truncation the steps stop and the value of the last observation is bootstrapped. A transition is drawn once its
+    n steps are known (or its episode has ended), as long as the whole of its own stack is held.
+
+    Parameters
+    ----------
+    capacity
+        Frames held: one per step and one per start of an episode; divided among `envs`.
+    frame_shape, frame_dtype
+        Of one frame. Default (84, 84), uint8.
+    stack
+        Frames in an observation. Default 4.
+    n_step, discount
+        What `sample` takes when it is given none. Default 10, 0.99.
+    prioritised, priority_exponent, importance
+        See `ReplayConfig`: draw in proportion to ``priority ** priority_exponent``, with weights
+        ``probability ** -importance``. New transitions get the greatest priority so far, at first 1.
+        Default False, 0.5, 0.5.
+    published_n_step
+        See `ReplayConfig`. Default False.
+    envs
+        Environments that write, each into a part of its own. Default 1.
+    device
+        Where frames are kept and batches come. Neither adding nor sampling waits for a GPU. Default ``"cpu"``.
+    seed
+        Of the draws, which come from ``(seed, number of samples so far)`` and are the same on every device.
+
+    Raises
+    ------
+    SettingError
+        If a setting is out of its range, or an environment's part is too small for one transition.
+
+    Examples
+    --------
+    >>> replay = FrameReplay(100, frame_shape=(2, 2), n_step=3, discount=0.5)
+    >>> replay.start(np.zeros((2, 2), np.uint8))
+    >>> for t in range(1, 5):
+    ...     replay.add(0, 1.0, np.full((2, 2), t, np.uint8), terminated=t == 4, truncated=False)
+    >>> batch = replay.sample(32)
+    >>> batch.observations.shape, sorted(set(batch.returns.tolist())), sorted(set(batch.discounts.tolist()))
+    (torch.Size([32, 4, 2, 2]), [1.0, 1.5, 1.75], [0.0, 0.125])
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        *,
+        frame_shape: tuple[int, ...] = (84, 84),
+        frame_dtype: DTypeLike = np.uint8,
+        stack: int = 4,
+        n_step: int = 10,
+        discount: float = 0.99,
+        prioritised: bool = False,
+        priority_exponent: float = 0.5,
+        importance: float = 0.5,
+        published_n_step: bool = False,
+        envs: int = 1,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+    ) -> None:
+        for name, value in {"capacity": capacity, "stack": stack, "envs": envs}.items():
+            check_number(f"FrameReplay: {name}", value, low=1, integer=True)
+        for side in frame_shape:
+            check_number("FrameReplay: a side of frame_shape", side, low=1, integer=True)
+        check_steps("FrameReplay: n_step", n_step)
+        check_discount("FrameReplay: discount", discount)
+        check_number("FrameReplay: priority_exponent", priority_exponent, low=0, high=1)
+        check_number("FrameReplay: importance", importance, low=0, high=1)
+        check_number("FrameReplay: seed", seed, integer=True)
+        section = capacity // envs
+        if section < stack + n_step:
+            raise SettingError(
+                f"FrameReplay: capacity = {capacity}: each of {envs} environment(s) needs at least stack + n_step = "
+                f"{stack + n_step} frames to hold one transition, {envs * (stack + n_step)} in all."
+            )
+        self.capacity = capacity
+        self.frame_shape = tuple(frame_shape)
+        self.stack = stack
+        self.n_step = n_step
+        self.discount = discount
+        self.prioritised = prioritised
+        self.priority_exponent = priority_exponent
+        self.importance = importance
+        self.published_n_step = published_n_step
+        self.envs = envs
+        self.device = torch.device(device)
+        self.seed = seed
+        #: Batches drawn so far.
+        self.samples = 0
+        self._size = section
+        self._slots = section * envs
+        staged = _staged(self.device, section)
+        self._store = FrameStore(self._slots, self.frame_shape, frame_dtype, device=self.device, staged=staged)
+        self.frame_dtype = self._store.dtype
+        # The host's table is what counts; on the CPU the device's is the same memory.
+        self._table = np.zeros((self._slots, COLUMNS))
+        self._mirror = staged > 0
+        if self._mirror:
+            self._rows = torch.zeros(self._slots, COLUMNS, dtype=torch.float64, device=self.device)
+        else:
+            self._rows = torch.from_numpy(self._table)
+        self._back = torch.arange(stack - 1, -1, -1, device=self.device)
+        self._clear()
+
+    def _clear(self) -> None:
+        self._store.flush()
+        self._sections = [
+            Section(self._table[base : base + self._size], base=base, stack=self.stack)
+            for base in range(0, self._slots, self._size)
+        ]
+        if self.prioritised:
+            self._tree = SumTree(self._slots, device=self.device)
+            self._priorities = torch.zeros(self._slots, dtype=torch.float64, device=self.device)
+            self._greatest = torch.ones((), dtype=torch.float64, device=self.device)
+            self._window = 1
+
+    def __len__(self) -> int:
+        """Transitions held whose stack is whole, those whose n steps are still to come included."""
+        return sum(section.transitions - section.first for section in self._sections)
+
+    def start(self, frame: NDArray[Any], env: int = 0) -> None:
+        """Begin an episode with its first frame, o_0; an episode that still runs is cut, as if truncated.
+
+        Raises
+        ------
+        ValueError
+            If the frame is not of the replay's shape and type.
+        """
+        section, frame = self._section(env), self._checked(frame)
+        self._store.write(section.begin(), frame)
+
+    def add(
+        self,
+        action: int,
+        reward: float,
+        frame: NDArray[Any],
+        *,
+        terminated: bool,
+        truncated: bool,
+        env: int = 0,
+    ) -> None:
+        """Add a step: `action` taken at the newest frame, the `reward` for it, and the `frame` it led to.
+
+        Parameters
+        ----------
+        terminated, truncated
+            Whether the episode ended here, and how; `terminated` counts if both are. `start` must follow.
+
+        Raises
+        ------
+        ValueError
+            If no episode runs, the reward is not finite, or the frame is not of the replay's shape and type.
+        """
+        section, frame = self._section(env), self._checked(frame)
+        if not section.running:
+            raise ValueError(f"FrameReplay.add: no episode runs in environment {env}: call start with its first frame")
+        reward = float(reward)
+        if not math.isfinite(reward):
+            raise ValueError(f"FrameReplay.add: reward = {reward}: accepted is a finite number")
+        outcome = TERMINATED if terminated else TRUNCATED if truncated else INSIDE
+        self._store.write(section.step(operator.index(action), reward, outcome), frame)
+
+    def _section(self, env: int) -> Section:
+        if not 0 <= env < self.envs:
+            raise ValueError(f"FrameReplay: env = {env}: this replay has environments 0 to {self.envs - 1}")
+        return self._sections[env]
+
+    def _checked(self, frame: NDArray[Any]) -> NDArray[Any]:
+        frame = np.asarray(frame)
+        if frame.shape != self.frame_shape or frame.dtype != self.frame_dtype:
+            raise ValueError(
+                f"FrameReplay: a frame of shape {frame.shape} and type {frame.dtype}: this replay holds frames of "
+                f"shape {self.frame_shape} and type {self.frame_dtype}"
+            )
+        return frame
+
+    def can_sample(self, transitions: int = 1, *, n_step: int | None = None, sequence: int = 0) -> bool:
+        """Return whether at least so many transitions may be drawn with these settings of `sample`."""
+        window = max(self.n_step if n_step is None else n_step, sequence)
+        ready = (section.ready(window) for section in self._sections)
+        return sum(high - low for low, high in ready) >= transitions
+
+    def sample(
+        self, batch_size: int, *, n_step: int | None = None, discount: float | None = None, sequence: int = 0
+    ) -> Batch:
+        """Draw transitions, with replacement.
+
+        Parameters
+        ----------
+        batch_size
+            How many.
+        n_step, discount
+            Of this batch; those of the replay by default.
+        sequence
+            How many of the observations that follow are returned too; transitions whose episode may still bring some
+            of them are not drawn. Default 0.
+
+        Raises
+        ------
+        SettingError
+            If a setting is out of its range.
+        ValueError
+            If no transition may be drawn (see `can_sample`).
+        """
+        n_step = self.n_step if n_step is None else n_step
+        discount = self.discount if discount is None else discount
+        check_number("FrameReplay.sample: batch_size", batch_size, low=1, integer=True)
+        check_number("FrameReplay.sample: sequence", sequence, low=0, integer=True)
+        check_steps("FrameReplay.sample: n_step", n_step)
+        check_discount("FrameReplay.sample: discount", discount)
+        window = max(n_step, sequence)
+        if not self.can_sample(n_step=window):
+            raise ValueError(
+                f"FrameReplay.sample: none of the {len(self)} transitions held may be drawn: each needs {window} "
+                "steps, or its episode's end, after it"
+            )
+        self._flush()
+        draws = generator(self.seed, "replay", self.samples)
+        self.samples += 1
+        if self.prioritised:
+            slots, weights = self._draw_prioritised(batch_size, window, draws)
+        else:
+            slots, weights = self._draw_uniform(batch_size, window, draws)
+
+        steps = torch.arange(window, device=self.device)
+        rows = self._rows[self._shifted(slots.unsqueeze(1), steps)]
+        outcomes = rows[..., OUTCOME]
+        ended = outcomes != INSIDE
+        # Step k is the episode's if none before it ended it.
+        alive = ended.cumsum(1) - ended.long() == 0
+        taken = alive[:, :n_step]
+        lengths = taken.sum(1)
+        powers = torch.pow(discount, steps[:n_step].double())
+        returns = torch.where(taken, rows[:, :n_step, REWARD] * powers, 0).sum(1)
+        terminated = ((outcomes[:, :n_step] == TERMINATED) & taken).any(1)
+        discounts = torch.where(terminated, 0, torch.pow(discount, lengths.double()))
+        positions = rows[:, 0, POSITION].long()
+        reach = torch.stack((torch.zeros_like(lengths), lengths - int(self.published_n_step)))
+        observations, next_observations = self._observations(slots, positions, reach)
+        batch = Batch(
+            observations=observations,
+            actions=rows[:, 0, ACTION].long(),
+            returns=returns.float(),
+            next_observations=next_observations,
+            discounts=discounts.float(),
+            indices=slots,
+            weights=weights.float(),
+        )
+        if not sequence:
+            return batch
+        mask = alive[:, :sequence]
+        reach = torch.minimum(steps[:sequence] + 1, mask.sum(1, keepdim=True))
+        futures = self._observations(slots.unsqueeze(1), positions.unsqueeze(1), reach)
+        actions = torch.where(mask, rows[:, :sequence, ACTION], 0).long()
+        return replace(batch, future_observations=futures, future_actions=actions, future_mask=mask.float())
+
+    def _shifted(self, slots: Tensor, steps: Tensor) -> Tensor:
+        row = slots % self._size
+        return slots - row + (row + steps) % self._size
+
+    def _observations(self, slots: Tensor, positions: Tensor, reach: Tensor) -> Tensor:
+        # The stacks of the frames `reach` steps after `slots`; `positions` are those of `slots` in their episode.
+        frames = self._shifted(self._shifted(slots, reach).unsqueeze(-1), -self._back)
+        held = self._back <= (positions + reach).unsqueeze(-1)
+        return self._store.stacks(torch.where(held, frames, self._slots))
+
+    def _draw_uniform(self, batch_size: int, window: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+        ready = np.array([section.ready(window) for section in self._sections])
+        ends = (ready[:, 1] - ready[:, 0]).cumsum()
+        drawn = torch.randint(int(ends[-1]), (batch_size,), generator=draws).numpy()
+        envs = np.searchsorted(ends, drawn, side="right")
+        transitions = drawn - ends[envs] + ready[envs, 1]
+        slots = np.empty(batch_size, dtype=np.int64)
+        for env, section in enumerate(self._sections):
+            own = envs == env
+            slots[own] = section.slots(section.frames_of(transitions[own]))
+        return upload(slots, self.device), torch.ones(batch_size, device=self.device)
+
+    def _draw_prioritised(self, batch_size: int, window: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+        changed = [section.changed(window, self._window) for section in self._sections]
+        slots = upload(np.concatenate([slots for slots, _ in changed]), self.device)
+        ready = upload(np.concatenate([ready for _, ready in changed]), self.device)
+        self._tree.update(slots, torch.where(ready, self._priorities[slots], 0))
+        for section in self._sections:
+            section.weighed = section.frames
+        self._window = window
+        # Stratified, as in section 3.3 of arXiv 1511.05952: one point in each of `batch_size` equal parts.
+        points = (
+            np.arange(batch_size) + torch.rand(batch_size, dtype=torch.float64, generator=draws).numpy()
+        ) / batch_size
+        drawn = self._tree.find(upload(points, self.device) * self._tree.total)
+        weights = self._tree[drawn] ** -self.importance
+        return drawn, weights / weights.max()
+
+    def _flush(self) -> None:
+        # Bring the device up to date with the host, and give new transitions their priority.
+        self._store.flush()
+        for section in self._sections:
+            if section.uploaded == section.frames:
+                continue
+            if self._mirror:
+                # From two before: the newest frame had no step yet, and the step before may have been cut.
+                slots = section.slots_since(section.uploaded - 2)
+                self._rows.index_copy_(0, upload(slots, self.device), upload(self._table[slots], self.device))
+            if self.prioritised:
+                slots = section.slots_since(section.uploaded - 1)
+                self._priorities[upload(slots, self.device)] = self._greatest  # index_fill_ would wait for its value
+            section.uploaded = section.frames
+
+    def update_priorities(self, indices: Tensor, priorities: Tensor) -> None:
+        """Set the priorities of transitions just drawn, before new ones are added in their place.
+
+        Parameters
+        ----------
+        indices
+            ``Batch.indices``, shape ``(B,)``.
+        priorities
+            At least 0, for instance losses: shape ``(B,)``. The replay raises them to `priority_exponent` itself. Where
+            a transition was drawn repeatedly, the greatest counts.
+
+        Raises
+        ------
+        ValueError
+            If the replay draws uniformly, or a priority is negative or not finite (on a GPU, where nothing waits for
+            the answer, by an assertion on the device).
+        """
+        if not self.prioritised:
+            raise ValueError("FrameReplay.update_priorities: this replay draws uniformly (prioritised=False)")
+        self._flush()
+        values = priorities.detach().to(device=self.device, dtype=torch.float64)
+        fine = (torch.isfinite(values) & (values >= 0)).all()
+        message = "FrameReplay.update_priorities: accepted are finite priorities of at least 0"
+        if self.device.type != "cpu":
+            torch._assert_async(fine, message)
+        elif not fine:
+            raise ValueError(message)
+        values = values.clamp(min=_LEAST_PRIORITY) ** self.priority_exponent
+        self._greatest = torch.maximum(self._greatest, values.max())
+        self._priorities.scatter_reduce_(0, indices, values, "amax", include_self=False)
+        # What may not be drawn (any more) keeps its weight of 0.
+        self._tree.update(indices, torch.where(self._tree[indices] > 0, self._priorities[indices], 0))
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "capacity": self.capacity,
+            "frame_shape": list(self.frame_shape),
+            "frame_dtype": self.frame_dtype.name,
+            "stack": self.stack,
+            "n_step": self.n_step,
+            "discount": self.discount,
+            "prioritised": self.prioritised,
+            "priority_exponent": self.priority_exponent,
+            "importance": self.importance,
+            "published_n_step": self.published_n_step,
+            "envs": self.envs,
+            "seed": self.seed,
+        }
+
+    def _held(self) -> NDArray[np.int64]:
+        return np.concatenate([section.slots_since(0) for section in self._sections])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything held, compressed, as tensors on the CPU and plain data.
+
+        A replay of the same settings that loads it goes on as this one would, on whatever device.
+        """
+        self._flush()
+        held = self._held()
+        state: dict[str, Any] = {
+            "format": _FORMAT,
+            "settings": self._settings(),
+            "samples": self.samples,
+            "sections": [section.state_dict() for section in self._sections],
+            "table": pack(self._table[held]),
+            "frames": [pack(self._store.read(held[i : i + _CHUNK])) for i in range(0, len(held), _CHUNK)],
+        }
+        if self.prioritised:
+            state["priorities"] = pack(self._priorities.cpu().numpy()[held])
+            state["greatest_priority"] = float(self._greatest)
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the place of the replay whose `state_dict` this is.
+
+        Raises
+        ------
+        ValueError
+            If it is that of a replay with other settings.
+        ReplayFileError
+            If it is damaged or no such state; the replay may then be left empty.
+        """
+        if state.get("format") != _FORMAT:
+            raise ReplayFileError(f"FrameReplay: this is no state of a replay: its format is {state.get('format')!r}")
+        differing = [
+            f"{name} = {state['settings'].get(name)!r} there, {value!r} here"
+            for name, value in self._settings().items()
+            if state["settings"].get(name) != value
+        ]
+        if differing:
+            raise ValueError(f"FrameReplay: the saved replay has other settings: {'; '.join(differing)}")
+        self._clear()
+        for section, counts in zip(self._sections, state["sections"], strict=True):
+            section.frames = counts["frames"]
+        held = self._held()
+        try:
+            self._table[held] = unpack(state["table"], (len(held), COLUMNS), np.float64)
+            for i, packed in enumerate(state["frames"]):
+                slots = held[i * _CHUNK : (i + 1) * _CHUNK]
+                self._store.fill(slots, unpack(packed, (len(slots), *self.frame_shape), self.frame_dtype))
+            if self.prioritised:
+                priorities = unpack(state["priorities"], (len(held),), np.float64)
+        except ReplayFileError:
+            self._clear()
+            raise
+        for section, counts in zip(self._sections, state["sections"], strict=True):
+            section.load_state_dict(counts)
+        self._flush()
+        if self.prioritised:
+            self._priorities[torch.from_numpy(held).to(self.device)] = torch.from_numpy(priorities).to(self.device)
+            self._greatest.fill_(state["greatest_priority"])
+        self.samples = state["samples"]
+
+    def save(self, path: str | Path) -> None:
+        """Write the state to `path`: to a temporary name, then renamed."""
+        write_file(self.state_dict(), Path(path))
+
+    def load(self, path: str | Path) -> None:
+        """Go on from what `save` wrote.
+
+        Raises
+        ------
+        ValueError
+            If the file is that of a replay with other settings.
+        ReplayFileError
+            If it is cut off, damaged, or another kind of file.
+        """
+        self.load_state_dict(read_file(Path(path)))
+
+
+def make_replay(
+    config: ReplayConfig,
+    *,
+    frame_shape: tuple[int, ...] = (84, 84),
+    frame_dtype: DTypeLike = np.uint8,
+    envs: int = 1,
+    seed: int = 0,
+) -> FrameReplay:
+    """Return the replay of `config`; the rest is as in `FrameReplay`."""
+    return FrameReplay(
+        config.capacity,
+        frame_shape=frame_shape,
+        frame_dtype=frame_dtype,
+        stack=config.stack,
+        n_step=config.n_step,
+        discount=config.discount,
+        prioritised=config.prioritised,
+        priority_exponent=config.priority_exponent,
+        importance=config.importance,
+        published_n_step=config.published_n_step,
+        envs=envs,
+        device=config.device,
+        seed=seed,
+    )

@@ -1,0 +1,339 @@
+"""The plain loop: DrQ(eps) on one game of Atari-100k, without Ray.
+
+    python -m ht_ray.agents.train --game pong --variant drq+ht --steps 2000
+
+It is what RLlib's algorithm is compared with, weight by weight, and what a machine without Ray runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ht_ray._checks import SettingError, check_number
+from ht_ray.agents.atari import AtariConfig
+from ht_ray.agents.checkpoint import load_checkpoint, save_checkpoint
+from ht_ray.agents.collect import Game, make_collector
+from ht_ray.agents.drq import DrQAgent
+from ht_ray.agents.drq_config import VARIANTS, DrQConfig, drq_variant
+from ht_ray.agents.evaluate import evaluate
+from ht_ray.mechanisms import derive_seed
+
+__all__ = ["Diverged", "Evaluation", "TrainingRecord", "TrainingRun", "train"]
+
+#: Steps over which the training loss is averaged for the record.
+_LOSS_STEPS = 1000
+
+
+class Diverged(ArithmeticError):
+    """The training loss is no longer finite."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Whole games, played after so many steps of training."""
+
+    step: int
+    #: Unclipped score of each game.
+    scores: list[float]
+    #: Steps of the agent in each game.
+    lengths: list[int]
+
+    @property
+    def score(self) -> float:
+        """The mean score."""
+        return math.fsum(self.scores) / len(self.scores)
+
+
+@dataclass
+class TrainingRecord:
+    """What a run was and how it went: plain data, written as JSON by ``json.dumps(dataclasses.asdict(record))``."""
+
+    game: str
+    seed: int
+    config: dict[str, Any]
+    #: Steps of the agent, and gradient steps.
+    steps: int = 0
+    updates: int = 0
+    #: Games that ended in training, with random actions and all.
+    games: list[Game] = field(default_factory=list)
+    #: Mean training loss of every 1000 steps with updates: ``step``, ``loss``.
+    losses: list[dict[str, float]] = field(default_factory=list)
+    evaluations: list[Evaluation] = field(default_factory=list)
+
+    @property
+    def final_score(self) -> float | None:
+        """The mean score of the evaluation at the end; None without one."""
+        last = self.evaluations[-1] if self.evaluations else None
+        return last.score if last is not None and last.step == self.steps else None
+
+
+class TrainingRun:
+    """DrQ(eps) on one game as Atari-100k has it: advanced, evaluated, saved and continued by whoever drives it.
+
+    Training is the same wherever it is stopped in between, whenever it is evaluated, and after `load`.
+
+    Parameters
+    ----------
+    game
+        Its name.
+    config
+        The agent. Default: `DrQConfig`'s; see `VARIANTS`.
+    seed
+        Of every draw.
+    env
+        The protocol. Default: `AtariConfig`'s.
+    device, precision, compile
+        See `DrQAgent`; the replay is on the device too.
+
+    Raises
+    ------
+    SettingError
+        If a setting is not accepted or there is no such game.
+
+    Examples
+    --------
+    >>> run = TrainingRun("Pong", DrQConfig(learning_starts=20, n_step=3, hidden=16))
+    >>> run.advance(24, 10, None), run.advance(24), run.record.updates
+    (10, 24, 4)
+    """
+
+    def __init__(
+        self,
+        game: str,
+        config: DrQConfig | None = None,
+        *,
+        seed: int = 0,
+        env: AtariConfig | None = None,
+        device: torch.device | str = "cpu",
+        precision: Literal["fp32", "bf16"] = "fp32",
+        compile: bool = False,
+    ) -> None:
+        check_number("TrainingRun: seed", seed, integer=True)
+        self.config, self.env = config or DrQConfig(), env or AtariConfig()
+        self.collector = make_collector(game, self.config, seed=seed, env=self.env, device=device)
+        self.agent = DrQAgent(
+            self.config,
+            shape=(self.env.stack, self.env.size, self.env.size),
+            num_actions=self.collector.env.actions,
+            seed=seed,
+            device=device,
+            precision=precision,
+            compile=compile,
+        )
+        self.record = TrainingRecord(self.collector.env.game, seed, asdict(self.config))
+        self._settings = {
+            "game": self.record.game,
+            "seed": seed,
+            "config": self.record.config,
+            "env": asdict(self.env),
+            "precision": precision,
+        }
+        self._loss_sum = torch.zeros((), device=self.agent.device)
+        self._loss_count = 0
+
+    def advance(self, steps: int, *intervals: int | None) -> int:
+        """Go on until `steps` steps have been made, or the next multiple of one of `intervals` if that comes first.
+
+        Returns
+        -------
+        int
+            How many steps have been made, over all calls.
+
+        Raises
+        ------
+        Diverged
+            If the training loss became NaN or infinite.
+        """
+        made = self.record.steps
+        end = min([steps, *((made // interval + 1) * interval for interval in intervals if interval is not None)])
+        while self.record.steps < end:
+            self._step()
+        return self.record.steps
+
+    def _step(self) -> None:
+        collector, agent, record = self.collector, self.agent, self.record
+        ended = collector.step(agent.act)
+        if ended is not None:
+            record.games.append(ended)
+        step = record.steps = collector.steps
+        if collector.ready_to_learn(self.config):
+            for _ in range(self.config.updates_per_step):
+                batch = collector.replay.sample(self.config.batch_size)
+                measured = agent.update(batch)
+                if self.config.prioritised:
+                    collector.replay.update_priorities(batch.indices, measured["losses"])
+                self._loss_sum += measured["loss"]
+                self._loss_count += 1
+        record.updates = agent.updates
+        if self._loss_count and step % _LOSS_STEPS == 0:
+            loss = self._loss_sum.item() / self._loss_count
+            if not math.isfinite(loss):
+                raise Diverged(f"training loss {loss} between steps {step - _LOSS_STEPS} and {step} of {record.game}")
+            record.losses.append({"step": step, "loss": loss})
+            self._loss_sum.zero_()
+            self._loss_count = 0
+
+    def evaluate(self, episodes: int = 100) -> Evaluation:
+        """Play `episodes` whole games, and note their scores in the record."""
+        step = self.record.steps
+        played = evaluate(
+            self.agent.act,
+            self.record.game,
+            episodes=episodes,
+            epsilon=self.config.evaluation_epsilon,
+            seed=derive_seed(self.record.seed, "evaluation", step),
+            config=self.env,
+        )
+        self.record.evaluations.append(Evaluation(step, played.scores.tolist(), played.lengths.tolist()))
+        return self.record.evaluations[-1]
+
+    def save(self, path: Path) -> None:
+        """Write everything needed to continue to the file `path`, at once."""
+        state = {
+            "agent": self.agent.state_dict(),
+            "collector": self.collector.state_dict(),
+            "loss_sum": self._loss_sum,
+            "loss_count": self._loss_count,
+            "record": asdict(self.record),
+        }
+        save_checkpoint(path, self._settings, state)
+
+    def load(self, path: Path) -> None:
+        """Continue from what `save` wrote.
+
+        Raises
+        ------
+        ValueError
+            If the file is damaged, or of a run with other settings.
+        """
+        state = load_checkpoint(path, self._settings)
+        self.agent.load_state_dict(state["agent"])
+        self.collector.load_state_dict(state["collector"])
+        self._loss_sum.copy_(state["loss_sum"])
+        self._loss_count = state["loss_count"]
+        self.record = TrainingRecord(**state["record"])
+        self.record.evaluations = [Evaluation(**done) for done in state["record"]["evaluations"]]
+
+
+def train(
+    game: str,
+    config: DrQConfig | None = None,
+    *,
+    steps: int = 100_000,
+    seed: int = 0,
+    env: AtariConfig | None = None,
+    device: torch.device | str = "cpu",
+    precision: Literal["fp32", "bf16"] = "fp32",
+    compile: bool = False,
+    evaluate_every: int | None = None,
+    evaluation_episodes: int = 100,
+    checkpoint_dir: str | Path | None = None,
+    checkpoint_every: int = 10_000,
+    on_evaluation: Callable[[Evaluation], None] | None = None,
+) -> TrainingRecord:
+    """Make a `TrainingRun` to its end.
+
+    Parameters
+    ----------
+    game, config, seed, env, device, precision, compile
+        See `TrainingRun`.
+    steps
+        Of the agent: four frames each. Default 100 000.
+    evaluate_every
+        Steps from one evaluation to the next, besides the one at the end. Default: none. Training is the same whatever
+        it is.
+    evaluation_episodes
+        Games of each evaluation; 0 for no evaluation at all. Default 100.
+    checkpoint_dir
+        Where ``checkpoint.bin`` is written, and continued from if it is there; to the end of the same run, or with
+        more `steps` further on.
+    checkpoint_every
+        Steps from one checkpoint to the next, besides the one at the end. Default 10 000.
+    on_evaluation
+        Called with each evaluation.
+
+    Raises
+    ------
+    Diverged
+        If the training loss becomes NaN or infinite.
+    SettingError
+        If a setting is not accepted or there is no such game.
+    ValueError
+        If the checkpoint is damaged, or of a run with other settings.
+
+    Examples
+    --------
+    >>> record = train("Pong", DrQConfig(learning_starts=20, n_step=3, hidden=16), steps=24, evaluation_episodes=0)
+    >>> record.steps, record.updates, record.final_score
+    (24, 4, None)
+    """
+    check_number("train: steps", steps, low=1, integer=True)
+    check_number("train: evaluation_episodes", evaluation_episodes, low=0, integer=True)
+    check_number("train: checkpoint_every", checkpoint_every, low=1, integer=True)
+    if evaluate_every is not None:
+        check_number("train: evaluate_every", evaluate_every, low=1, integer=True)
+    run = TrainingRun(game, config, seed=seed, env=env, device=device, precision=precision, compile=compile)
+    path = Path(checkpoint_dir) / "checkpoint.bin" if checkpoint_dir is not None else None
+    if path is not None and path.exists():
+        run.load(path)
+    while run.record.steps < steps:
+        step = run.advance(steps, evaluate_every, checkpoint_every if path is not None else None)
+        last = step == steps
+        if evaluation_episodes and (last or (evaluate_every is not None and step % evaluate_every == 0)):
+            played = run.evaluate(evaluation_episodes)
+            if on_evaluation is not None:
+                on_evaluation(played)
+        if path is not None and (last or step % checkpoint_every == 0):
+            run.save(path)
+    return run.record
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m ht_ray.agents.train", description="Train DrQ(eps) on one game of Atari-100k."
+    )
+    parser.add_argument("--game", required=True, help="one of the 26")
+    parser.add_argument("--variant", default="drq", help=", ".join(VARIANTS))
+    parser.add_argument("--steps", type=int, default=100_000, help="of the agent (default: 100000)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
+    parser.add_argument("--compile", action="store_true", help="run the networks through torch.compile")
+    parser.add_argument("--evaluate-every", type=int, help="steps between evaluations, besides the one at the end")
+    parser.add_argument("--evaluation-episodes", type=int, default=100, help="games of each (default: 100; 0: none)")
+    parser.add_argument("--checkpoint-dir", type=Path, help="where to write a checkpoint, and to continue from it")
+    parser.add_argument("--checkpoint-every", type=int, default=10_000, help="steps (default: 10000)")
+    parser.add_argument("--record", type=Path, help="a JSON file for curves and scores")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return its exit status."""
+    given = vars(_arguments().parse_args(arguments))
+    variant, path = given.pop("variant"), given.pop("record")
+
+    def show(played: Evaluation) -> None:
+        print(f"step {played.step}: mean score {played.score:g} over {len(played.scores)} games", flush=True)
+
+    try:
+        record = train(given.pop("game"), drq_variant(variant), on_evaluation=show, **given)
+    except SettingError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if path is not None:
+        path.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
+    print(f"{record.game}, {variant}: {record.steps} steps, {record.updates} updates, {len(record.games)} games")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

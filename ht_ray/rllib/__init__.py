@@ -1,0 +1,39 @@
+"""Hare & Tortoise, Shrink & Perturb and Head Reset for DQN-style algorithms of RLlib (new API stack).
+
+`HTDQNConfig` and `HTSACConfig` are ready; `with_hare_tortoise` is the one line for an own algorithm's config. Learner
+mixins decide when, counted in optimiser steps; what is done is in `ht_ray.mechanisms`.
+"""
+
+from ht_ray._checks import SettingError, SettingWarning
+from ht_ray.rllib.config import (
+    HTDQN,
+    HTSAC,
+    HareTortoiseConfig,
+    HeadResetConfig,
+    HTDQNConfig,
+    HTSACConfig,
+    ShrinkPerturbConfig,
+    with_hare_tortoise,
+)
+from ht_ray.rllib.learner import HareTortoiseLearner, HeadResetLearner, PairLearner, ShrinkPerturbLearner
+from ht_ray.rllib.module import ActWithTortoise
+from ht_ray.rllib.pair import network_pair
+
+__all__ = [
+    "HTDQN",
+    "HTSAC",
+    "ActWithTortoise",
+    "HTDQNConfig",
+    "HTSACConfig",
+    "HareTortoiseConfig",
+    "HareTortoiseLearner",
+    "HeadResetConfig",
+    "HeadResetLearner",
+    "PairLearner",
+    "SettingError",
+    "SettingWarning",
+    "ShrinkPerturbConfig",
+    "ShrinkPerturbLearner",
+    "network_pair",
+    "with_hare_tortoise",
+]

@@ -1,0 +1,94 @@
+"""Evaluation: whole games, exactly so many, whatever is played side by side."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ht_ray._checks import SettingError
+from ht_ray.agents.atari import AtariConfig, AtariGame
+from ht_ray.agents.evaluate import evaluate, play_random
+
+SHORT = AtariConfig(max_steps=80)
+
+
+def by_pixels(observations: Tensor) -> Tensor:
+    """Some deterministic policy that depends on what is seen, row by row."""
+    return observations.flatten(1).long().sum(1) % 4
+
+
+def one_by_one(game: str, episodes: int, seed: int, config: AtariConfig) -> tuple[list[float], list[int]]:
+    from ht_ray.mechanisms import derive_seed
+
+    scores, lengths = [], []
+    for episode in range(episodes):
+        env = AtariGame(game, config)
+        observation, _ = env.reset(seed=derive_seed(seed, "evaluation game", episode))
+        score, steps, ended = 0.0, 0, False
+        while not ended:
+            action = by_pixels(torch.from_numpy(observation[None])).item()
+            observation, reward, terminated, truncated, _ = env.step(int(action))
+            score, steps, ended = score + reward, steps + 1, terminated or truncated
+        scores.append(score)
+        lengths.append(steps)
+    return scores, lengths
+
+
+@pytest.mark.parametrize("envs", [1, 3])
+def test_games_are_those_of_a_loop_over_one_environment(envs: int) -> None:
+    whole = AtariConfig(max_steps=250, life_loss=False, clip_rewards=False)
+    scores, lengths = one_by_one("Breakout", 4, 5, whole)
+    assert len(set(lengths)) > 1  # games of several lengths, so that they end at different times
+    result = evaluate(
+        by_pixels, "Breakout", episodes=4, epsilon=0.0, seed=5, envs=envs, config=AtariConfig(max_steps=250)
+    )
+    assert result.scores.tolist() == scores
+    assert result.lengths.tolist() == lengths
+    assert result.score == np.mean(scores)
+
+
+def test_random_actions_do_not_depend_on_envs() -> None:
+    results = [evaluate(by_pixels, "Alien", episodes=3, epsilon=0.3, envs=e, config=SHORT) for e in (1, 2)]
+    np.testing.assert_array_equal(results[0].scores, results[1].scores)
+    other = evaluate(by_pixels, "Alien", episodes=3, epsilon=0.3, seed=1, envs=2, config=SHORT)
+    assert other.scores.tolist() != results[0].scores.tolist()
+
+
+def test_batches_hold_the_games_that_wait() -> None:
+    sizes = []
+
+    def act(observations: Tensor) -> Tensor:
+        assert observations.dtype == torch.uint8 and observations.shape[1:] == (4, 84, 84)
+        sizes.append(len(observations))
+        return torch.zeros(len(observations), dtype=torch.int64)
+
+    evaluate(act, "Freeway", episodes=3, epsilon=0.0, envs=2, config=AtariConfig(max_steps=10))
+    assert sizes == [2] * 10 + [1] * 10
+
+
+def test_generators_are_left_alone() -> None:
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index] # noqa: NPY002
+    play_random("Pong", episodes=1, config=AtariConfig(max_steps=20))
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)  # type: ignore[index] # noqa: NPY002
+
+
+def test_a_policy_of_the_wrong_size_is_named() -> None:
+    with pytest.raises(ValueError, match="act returned 1 actions for 2 observations"):
+        evaluate(lambda o: torch.zeros(1), "Pong", episodes=2, envs=2, epsilon=0.0, config=SHORT)
+
+
+@pytest.mark.parametrize("setting", [{"episodes": 0}, {"envs": 0}, {"epsilon": 1.5}])
+def test_settings_are_checked(setting: dict[str, float]) -> None:
+    with pytest.raises(SettingError, match=next(iter(setting))):
+        evaluate(by_pixels, "Pong", **setting)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("game", "episodes", "published", "tolerance"), [("Breakout", 20, 1.7, 1.0), ("Pong", 3, -20.7, 1.0)]
+)
+def test_random_play_scores_as_published(game: str, episodes: int, published: float, tolerance: float) -> None:
+    assert abs(play_random(game, episodes=episodes).score - published) < tolerance

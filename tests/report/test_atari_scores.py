@@ -1,0 +1,206 @@
+"""Atari-100k scores against scipy and plain loops, and, where it is installed, rliable."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from ht_ray._checks import SettingError
+from ht_ray.report import (
+    aggregate_scores,
+    atari_games,
+    human_normalised,
+    interquartile_mean,
+    paper_scores,
+    performance_profile,
+    probability_of_improvement,
+)
+from ht_ray.report.atari_reference import reference_scores
+from ht_ray.report.atari_scores import METRICS
+
+RAGGED = st.dictionaries(
+    st.sampled_from(atari_games()), st.lists(st.floats(-1, 20), min_size=1, max_size=7), min_size=1, max_size=8
+)
+
+
+def matrix(runs, games, seed=0):
+    return np.random.default_rng(seed).lognormal(-1, 1, (runs, games)) - 0.1
+
+
+def by_game(scores):
+    return {game: scores[:, column] for column, game in enumerate(atari_games()[: scores.shape[1]])}
+
+
+def points(found):
+    return [getattr(found, metric).value for metric in METRICS]
+
+
+def test_the_published_rows_of_random_play_and_of_the_human_are_0_and_1():
+    for row, expected in enumerate((0.0, 1.0)):
+        scores = {game: human_normalised(game, [both[row]] * 2) for game, both in reference_scores().items()}
+        assert len(scores) == 26
+        found = aggregate_scores(scores, resamples=100)
+        assert points(found) == [expected, expected, expected, 1 - expected]
+        assert (found.iqm.low, found.iqm.high) == (expected, expected)
+
+
+def test_an_unknown_game_is_refused():
+    with pytest.raises(SettingError, match="Did you mean 'Pong'"):
+        human_normalised("Pnog", 1.0)
+
+
+def test_the_paper_is_as_published():
+    rows = paper_scores()
+    assert len(rows) == 9
+    best = max(rows.values(), key=lambda row: row.iqm)
+    assert (best.variant, best.median, best.mean, best.optimality_gap) == ("BBF", 0.755, 2.175, 0.377)
+    assert rows["DrQ + HR 40k + H&T"].median == 0.329
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-10, 10), min_size=1, max_size=30))
+def test_interquartile_mean_as_in_scipy(values):
+    assert float(interquartile_mean(values)) == pytest.approx(stats.trim_mean(values, 0.25), rel=1e-12, abs=1e-12)
+
+
+@settings(deadline=None)
+@given(RAGGED)
+def test_points_as_in_numpy_and_scipy(scores):
+    means = [np.mean(runs) for runs in scores.values()]
+    pooled = np.concatenate([*scores.values()])
+    gaps = [1 - np.mean([min(run, 1) for run in runs]) for runs in scores.values()]
+    expected = [stats.trim_mean(pooled, 0.25), np.median(means), np.mean(means), np.mean(gaps)]
+    np.testing.assert_allclose(points(aggregate_scores(scores, resamples=1)), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_intervals_as_by_a_loop_over_resamples():
+    scores = matrix(4, 6)
+    rng = np.random.default_rng(1)
+    drawn = []
+    for _ in range(2000):
+        sample = np.stack([rng.choice(scores[:, game], 4) for game in range(6)], axis=1)
+        means = sample.mean(axis=0)
+        drawn.append(
+            [
+                stats.trim_mean(sample, 0.25, axis=None),
+                np.median(means),
+                means.mean(),
+                1 - np.minimum(sample, 1).mean(),
+            ]
+        )
+    found = aggregate_scores(by_game(scores), resamples=20_000)
+    for metric, ends in zip(METRICS, np.quantile(drawn, [0.025, 0.975], axis=0).T, strict=True):
+        own = getattr(found, metric)
+        assert (own.low, own.high) == pytest.approx(tuple(ends), abs=0.02), metric
+
+
+def test_the_interval_of_the_mean_as_the_exact_distribution_has_it():
+    # Two runs per game: of each game's mean a quarter, a half and a quarter are known.
+    scores = {"Pong": [0.0, 1.0], "Boxing": [0.0, 2.0]}
+    found = aggregate_scores(scores, level=0.5, resamples=20_000)
+    exact = sorted((a + b) / 2 for a in (0, 0.5, 0.5, 1) for b in (0, 1, 1, 2))
+    assert (found.mean.low, found.mean.high) == pytest.approx(tuple(np.quantile(exact, [0.25, 0.75])), abs=1e-12)
+
+
+def test_resampling_stays_within_a_game():
+    found = aggregate_scores({"Pong": [0.0, 0.0], "Boxing": [4.0, 4.0]}, resamples=100)
+    for metric in METRICS:
+        own = getattr(found, metric)
+        assert own.low == own.value == own.high
+
+
+def test_same_seed_same_interval_in_any_chunks(monkeypatch):
+    scores = by_game(matrix(3, 5))
+    first = aggregate_scores(scores, resamples=500)
+    assert first == aggregate_scores(scores, resamples=500)
+    assert first != aggregate_scores(scores, resamples=500, seed=1)
+    monkeypatch.setattr("ht_ray.report.atari_scores.CHUNK", 150)
+    assert first == aggregate_scores(scores, resamples=500)
+
+
+def test_a_single_run_has_no_interval():
+    scores = {"Pong": [0.5], "Boxing": [1.0, 2.0]}
+    found = aggregate_scores(scores)
+    assert found.mean.value == 1.0
+    assert math.isnan(found.iqm.low) and math.isnan(found.mean.high)
+    assert np.isnan(performance_profile(scores, [0.5]).low).all()
+    assert math.isnan(probability_of_improvement(scores, scores).low)
+
+
+@settings(deadline=None)
+@given(RAGGED, st.lists(st.floats(-1, 20), min_size=1, max_size=6))
+def test_profiles_count_runs(scores, thresholds):
+    found = performance_profile(scores, thresholds, resamples=20)
+    for place, threshold in enumerate(thresholds):
+        shares = [sum(run > threshold for run in runs) / len(runs) for runs in scores.values()]
+        assert found.share[place] == pytest.approx(np.mean(shares), abs=1e-12)
+    known = ~np.isnan(found.low)
+    assert (found.low <= found.high)[known].all()
+
+
+def test_the_band_of_a_profile_is_the_binomial_one():
+    # One game, a share of 3 / 10: the number of runs above is binomial.
+    found = performance_profile({"Pong": [*range(10)]}, [6.5], resamples=20_000)
+    expected = stats.binom.ppf([0.025, 0.975], 10, 0.3) / 10
+    assert (found.low[0], found.high[0]) == pytest.approx(tuple(expected))
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=6), st.lists(st.integers(0, 5), min_size=1, max_size=6))
+def test_probability_of_improvement_as_in_scipy(ours, theirs):
+    found = probability_of_improvement({"Pong": ours}, {"Pong": theirs}, resamples=20)
+    expected = stats.mannwhitneyu(ours, theirs, alternative="greater").statistic / (len(ours) * len(theirs))
+    assert found.value == pytest.approx(expected, abs=1e-12)
+    back = probability_of_improvement({"Pong": theirs}, {"Pong": ours}, resamples=20)
+    assert back.value == pytest.approx(1 - expected, abs=1e-12)
+
+
+def test_the_interval_of_improvement_as_by_a_loop():
+    ours, theirs = matrix(4, 3), matrix(5, 3, seed=1)
+    rng = np.random.default_rng(2)
+    drawn = []
+    for _ in range(2000):
+        games = []
+        for game in range(3):
+            first, second = rng.choice(ours[:, game], 4), rng.choice(theirs[:, game], 5)
+            games.append(np.mean(first[:, None] > second))
+        drawn.append(np.mean(games))
+    found = probability_of_improvement(by_game(ours), by_game(theirs), resamples=20_000)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.02)
+
+
+@pytest.mark.parametrize("scores", [{}, {"Pong": []}, {"Pong": [math.nan]}, {"Pong": [[1.0]]}])
+def test_scores_that_are_none_are_refused(scores):
+    for compute in (aggregate_scores, lambda own: performance_profile(own, [0.5])):
+        with pytest.raises(SettingError, match="scores"):
+            compute(scores)
+
+
+def test_what_cannot_be_compared_is_refused():
+    with pytest.raises(SettingError, match="only one of the two has Boxing"):
+        probability_of_improvement({"Pong": [1.0], "Boxing": [1.0]}, {"Pong": [1.0]})
+    with pytest.raises(SettingError, match="level"):
+        aggregate_scores({"Pong": [1.0]}, level=1.0)
+
+
+@pytest.mark.parametrize(("runs", "games"), [(5, 26), (3, 7), (2, 2)])
+def test_as_in_rliable(runs, games):
+    library = pytest.importorskip("rliable.library")
+    metrics = pytest.importorskip("rliable.metrics")
+    scores = matrix(runs, games)
+    names = ("aggregate_iqm", "aggregate_median", "aggregate_mean", "aggregate_optimality_gap")
+    np.random.seed(0)  # noqa: NPY002 (rliable draws from it)
+    expected, ends = library.get_interval_estimates(
+        {"ours": scores}, lambda x: np.array([getattr(metrics, name)(x) for name in names]), reps=5000
+    )
+    found = aggregate_scores(by_game(scores))
+    np.testing.assert_allclose(points(found), expected["ours"], rtol=0, atol=1e-12)
+    # Most of this is rliable's own noise, at a tenth of the resamples.
+    bounds = np.array([(getattr(found, metric).low, getattr(found, metric).high) for metric in METRICS]).T
+    np.testing.assert_allclose(bounds, ends["ours"], rtol=0, atol=0.02)
+    other = matrix(runs + 1, games, seed=1)
+    improvement = probability_of_improvement(by_game(scores), by_game(other), resamples=10)
+    assert improvement.value == pytest.approx(metrics.probability_of_improvement(scores, other), abs=1e-12)

@@ -1,0 +1,93 @@
+"""Whole algorithms on CartPole: several updates per step, acting with the tortoise, checkpoints, remote learners."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.core.columns import Columns
+from rllib_agents import MODULE, SMALL, built, configured, update
+
+from ht_ray.rllib import ActWithTortoise, HTDQNConfig
+
+pytestmark = [
+    pytest.mark.usefixtures("cluster"),
+    pytest.mark.filterwarnings("ignore"),
+]
+
+
+def cartpole(**training: Any) -> Any:
+    return (
+        HTDQNConfig()
+        .environment("CartPole-v1")
+        .env_runners(num_env_runners=0)
+        .learners(num_learners=0)
+        .rl_module(model_config=SMALL)
+        .reporting(min_sample_timesteps_per_iteration=40)
+        .debugging(seed=0, log_level="ERROR")
+        .training(num_steps_sampled_before_learning_starts=20, train_batch_size=16, **training)
+    )
+
+
+def test_several_updates_per_step_and_a_restored_algorithm(tmp_path: Path) -> None:
+    algorithm = cartpole(momentum=0.9, reset_interval=8, training_intensity=32).build_algo()
+    result = algorithm.train()["learners"][MODULE]
+    steps = algorithm.metrics.peek(("env_runners", "num_env_steps_sampled_lifetime"))
+    # Two updates with each environment step from the 20th on.
+    assert result["tortoise_updates"] == 2 * (steps - 19)
+    assert result["tortoise_resets"] == result["tortoise_updates"] // 8
+    algorithm.save_to_path(tmp_path / "algorithm")
+    algorithm.stop()
+    restored = Algorithm.from_checkpoint(tmp_path / "algorithm")
+    assert isinstance(restored.config, HTDQNConfig)
+    again = restored.train()["learners"][MODULE]
+    assert again["tortoise_updates"] > result["tortoise_updates"]
+    assert again["tortoise_resets"] == again["tortoise_updates"] // 8
+    restored.stop()
+
+
+def test_acts_with_the_tortoise() -> None:
+    algorithm = cartpole(momentum=0.999, reset_interval=None, lr=0.1, act_with_tortoise=True).build_algo()
+    algorithm.train()
+    learned = algorithm.learner_group._learner.module[MODULE]
+    acting = algorithm.env_runner.module
+    assert isinstance(acting, ActWithTortoise)
+    observations = torch.randn(256, 4) * 3
+    for name, value in learned.state_dict().items():
+        assert torch.equal(value, acting.state_dict()[name]), name
+    with torch.no_grad():
+        slow = learned.forward_target({Columns.OBS: observations})["qf_preds"].argmax(-1)
+        fast = learned.compute_q_values({Columns.OBS: observations})["qf_preds"].argmax(-1)
+        chosen = acting.forward_inference({Columns.OBS: observations})[Columns.ACTIONS]
+    assert torch.equal(chosen, slow)
+    assert not torch.equal(slow, fast)
+    algorithm.stop()
+
+
+def test_training_does_not_notice_who_acts() -> None:
+    seen = []
+    for act in (False, True):
+        learner = built(configured(HTDQNConfig(), reset_interval=3, act_with_tortoise=act))
+        update(learner, range(4))
+        seen.append(learner.module[MODULE].get_state())
+    assert all(np.array_equal(value, seen[1][name]) for name, value in seen[0].items())
+    assert not [name for name in learner.module[MODULE].get_state(inference_only=True) if name not in seen[0]]
+
+
+@pytest.mark.slow
+def test_remote_learner_and_env_runner() -> None:
+    algorithm = (
+        cartpole(momentum=0.9, reset_interval=5, act_with_tortoise=True, head_reset_interval=10)
+        .env_runners(num_env_runners=1, num_cpus_per_env_runner=0.5)
+        .learners(num_learners=1, num_cpus_per_learner=0.5)
+        .build_algo()
+    )
+    result = algorithm.train()["learners"][MODULE]
+    assert result["tortoise_updates"] > 0
+    assert result["tortoise_resets"] == result["tortoise_updates"] // 5
+    assert result["head_resets"] == result["tortoise_updates"] // 10
+    algorithm.stop()

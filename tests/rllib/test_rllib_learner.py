@@ -1,0 +1,295 @@
+"""The learner mixins: what happens at which optimiser step, with which weights, and after a restore."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ray.rllib.algorithms.dqn.dqn import DQNConfig
+from ray.rllib.algorithms.dqn.torch.dqn_torch_learner import DQNTorchLearner
+from ray.rllib.algorithms.sac.sac import SACConfig
+from rllib_agents import (
+    CONTINUOUS,
+    DISCRETE,
+    MODULE,
+    batch,
+    built,
+    by_hand,
+    configured,
+    pairs,
+    same,
+    together,
+    update,
+    weights,
+)
+
+from ht_ray.rllib import (
+    HareTortoiseLearner,
+    HeadResetLearner,
+    HTDQNConfig,
+    HTSACConfig,
+    SettingError,
+    ShrinkPerturbLearner,
+    with_hare_tortoise,
+)
+from ht_ray.rllib.learner import COMPONENT_PAIRS
+
+pytestmark = pytest.mark.filterwarnings("ignore:Tortoise. the hare is reset every")
+EVERYTHING = {
+    "momentum": 0.8,
+    "reset_interval": 3,
+    "shrink_perturb_interval": 4,
+    "shrink_perturb_ratio": 0.5,
+    "shrink_perturb_noise": 0.01,
+    "head_reset_interval": 6,
+}
+
+
+@pytest.mark.parametrize(("own", "stock"), [(HTDQNConfig, DQNConfig), (HTSACConfig, SACConfig)])
+def test_resets_at_exactly_the_right_steps(own: type, stock: type) -> None:
+    learner = built(configured(own(), momentum=0.9, reset_interval=3))
+    reference = by_hand(stock(), momentum=0.9, interval=3)
+    assert same(weights(learner), weights(reference))
+    for step in range(1, 8):
+        update(learner, range(step - 1, step))
+        update(reference, range(step - 1, step))
+        assert together(learner) == (step % 3 == 0), step
+        assert same(weights(learner), weights(reference)), step
+        assert all(online.data_ptr() != target.data_ptr() for online, target in pairs(learner))
+    counted = learner.get_state()[COMPONENT_PAIRS][MODULE]
+    assert (counted["steps"], counted["updates"], counted["resets"]) == (7, 7, 2)
+
+
+def test_minibatches_and_epochs_are_steps() -> None:
+    learner = built(configured(HTDQNConfig(), momentum=0.9, reset_interval=3))
+    reference = by_hand(DQNConfig(), momentum=0.9, interval=3)
+    for one in (learner, reference):  # 2 epochs of 4 minibatches, twice
+        update(one, range(2), size=32, minibatch_size=8, num_epochs=2, shuffle_batch_per_epoch=False)
+    assert same(weights(learner), weights(reference))
+    counted = learner.get_state()[COMPONENT_PAIRS][MODULE]
+    assert (counted["steps"], counted["resets"]) == (16, 5)
+
+
+def test_critics_of_sac_have_targets_and_the_policy_has_none() -> None:
+    learner = built(configured(HTSACConfig(), momentum=0.5, reset_interval=2, head_reset_interval=2))
+    module = learner.module[MODULE]
+    assert len(module.get_target_network_pairs()) == 4
+    update(learner, range(1))
+    policy = {name: value.clone() for name, value in module.pi.state_dict().items()}
+    rate = learner.get_optimizer(MODULE, "policy").param_groups[0]["lr"] * 1.01
+    update(learner, range(1, 2))
+    assert together(learner)
+    assert all((value - policy[name]).abs().max() <= rate for name, value in module.pi.state_dict().items())
+    # Head Reset has cleared the heads' optimiser state, and nobody else's.
+    critic, policy_optimizer = learner.get_optimizer(MODULE, "qf"), learner.get_optimizer(MODULE, "policy")
+    assert set(critic.state) == set(module.qf_encoder.parameters())
+    assert set(policy_optimizer.state) == {*module.pi_encoder.parameters(), *module.pi.parameters()}
+
+
+@pytest.mark.parametrize(("optimizer_state", "kept"), [("keep", True), ("clear", False)])
+@pytest.mark.parametrize("own", [HTDQNConfig, HTSACConfig])
+def test_optimiser_state_at_a_reset(own: type, optimizer_state: str, kept: bool) -> None:
+    learner = built(configured(own(), reset_interval=2, optimizer_state=optimizer_state))
+    update(learner, range(2))
+    online = [p for net, _ in learner.module[MODULE].get_target_network_pairs() for p in net.parameters()]
+    remembered = {p for _, optimizer in learner.get_optimizers_for_module(MODULE) for p in optimizer.state}
+    assert all((p in remembered) == kept for p in online)
+    if own is HTSACConfig:
+        assert remembered.issuperset(learner.module[MODULE].pi.parameters())
+
+
+def test_off_is_the_stock_learner() -> None:
+    stock = built(configured(DQNConfig(), target_network_update_freq=0, tau=1.0))
+    off = built(configured(HTDQNConfig(), momentum=0.0, reset_interval=None))
+    for one in (stock, off):
+        update(one, range(10))
+    assert same(weights(stock), weights(off))  # exactly, as both copy
+
+
+def test_average_is_the_stock_one_up_to_rounding() -> None:
+    stock = built(configured(DQNConfig(), target_network_update_freq=0, tau=0.1))
+    off = built(configured(HTDQNConfig(), tau=0.1, reset_interval=None))
+    for one in (stock, off):
+        update(one, range(10))
+    for name, value in weights(stock).items():
+        torch.testing.assert_close(weights(off)[name], value, rtol=1e-4, atol=1e-6)
+
+
+def composed(*bases: type) -> type:
+    return type("Learner", (*bases, DQNTorchLearner), {})
+
+
+def test_order_of_inheritance_makes_no_difference() -> None:
+    orders = [
+        composed(HareTortoiseLearner, ShrinkPerturbLearner, HeadResetLearner),
+        composed(HeadResetLearner, ShrinkPerturbLearner, HareTortoiseLearner),
+    ]
+    seen = []
+    for cls in orders:
+        learner = built(configured(HTDQNConfig(), learner_class=cls, **EVERYTHING))
+        assert type(learner) is cls
+        update(learner, range(11))
+        assert not together(learner)
+        update(learner, range(11, 12))  # all are due: the reset first, then both networks alike
+        assert together(learner)
+        seen.append(weights(learner))
+    assert same(*seen)
+
+
+def test_mixins_work_alone() -> None:
+    # RLlib's own update of the target network goes on where Hare & Tortoise is not there to do it.
+    class Config(with_hare_tortoise(DQNConfig)):  # type: ignore[misc]
+        learner_class = composed(ShrinkPerturbLearner)
+
+    learner = built(configured(Config(), shrink_perturb_interval=3, toward="initial", shrink_perturb_ratio=1.0))
+    initial = weights(learner)
+    update(learner, range(3))
+    for name, value in weights(learner).items():
+        torch.testing.assert_close(value, initial[name])  # the target moves once more, from where it is to the same
+    counted = learner.get_state()[COMPONENT_PAIRS][MODULE]
+    assert counted["updates"] == 0
+
+
+def test_target_can_be_left_alone() -> None:
+    learner = built(configured(HTDQNConfig(), head_reset_interval=2, reset_interval=None, reinitialise_target=False))
+    update(learner, range(1))
+    target = learner.module[MODULE]._target_af.state_dict()["net.mlp.0.weight"].clone()
+    online = learner.module[MODULE].af.state_dict()["net.mlp.0.weight"].clone()
+    update(learner, range(1, 2))
+    assert (learner.module[MODULE].af.state_dict()["net.mlp.0.weight"] - online).abs().max() > 0.05
+    assert (learner.module[MODULE]._target_af.state_dict()["net.mlp.0.weight"] - target).abs().max() < 0.01
+
+
+def test_named_parts_are_reset_and_nothing_else() -> None:
+    settings = {"reset_interval": None, "head_reset_interval": 1, "toward": "initial", "momentum": 0.0}
+    learner = built(configured(HTDQNConfig(), reset_parts=("vf", "encoder.net"), **settings))
+    before = weights(learner)
+    update(learner, range(1))
+    for name, value in learner.module[MODULE].named_parameters():
+        reset = name.startswith(("vf.", "encoder.", "_target_vf.", "_target_encoder."))
+        assert torch.equal(value, before[name]) == reset, name
+
+
+def test_unknown_part_is_refused_when_the_learner_is_built() -> None:
+    with pytest.raises(SettingError, match="Did you mean 'vf'"):
+        built(configured(HTDQNConfig(), head_reset_interval=5, reset_parts=("vff",)))
+
+
+def test_fresh_weights_differ_each_time_and_touch_no_generator() -> None:
+    learner = built(configured(HTDQNConfig(), momentum=0.5, head_reset_interval=1, reset_interval=None))
+    seen = []
+    for number in range(2):
+        one = batch(number)
+        states = torch.get_rng_state(), random.getstate()
+        learner.update(batch=one)
+        assert torch.equal(torch.get_rng_state(), states[0])
+        assert random.getstate() == states[1]
+        seen.append(learner.module[MODULE].vf.state_dict()["net.mlp.0.weight"].clone())
+        # Drawn apart: one generator for each part would give both heads the same first layer.
+        assert not torch.equal(seen[-1], learner.module[MODULE].af.state_dict()["net.mlp.0.weight"])
+    assert not torch.equal(*seen)
+
+
+@pytest.mark.parametrize("own", [HTDQNConfig, HTSACConfig])
+@pytest.mark.parametrize("toward", ["initial", "fresh"])
+def test_restored_learner_goes_on_as_if_nothing_had_been(own: type, toward: str, tmp_path: Path) -> None:
+    settings = {**EVERYTHING, "toward": toward, "indicators_interval": 2}
+    whole = built(configured(own(), seed=1, **settings))
+    update(whole, range(5))
+    whole.save_to_path(tmp_path / "learner")
+    update(whole, range(5, 13))
+    restored = built(configured(own(), seed=1, **settings))
+    update(restored, range(20, 22))  # what it was before must not matter
+    restored._weights_seq_no = 0
+    restored.restore_from_path(tmp_path / "learner")
+    update(restored, range(5, 13))
+    assert same(weights(whole), weights(restored))
+    states = [one.get_state()[COMPONENT_PAIRS][MODULE] for one in (whole, restored)]
+    for name in ("steps", "updates", "resets"):
+        assert states[0][name] == states[1][name]
+    assert states[0]["steps"] == 13
+    for name, value in states[0]["initial"].items():
+        assert np.array_equal(value, states[1]["initial"][name])
+
+
+def test_weights_for_env_runners_carry_no_state_of_the_mixins() -> None:
+    learner = built(configured(HTDQNConfig(), shrink_perturb_interval=5, toward="initial"))
+    assert COMPONENT_PAIRS not in learner.get_state(components="rl_module")
+    assert COMPONENT_PAIRS not in learner.get_state(not_components=COMPONENT_PAIRS)
+
+
+def test_indicators_are_measured_when_due_and_change_nothing() -> None:
+    plain = built(configured(HTDQNConfig(), reset_interval=3, momentum=0.5))
+    measured = built(configured(HTDQNConfig(), reset_interval=3, momentum=0.5, indicators_interval=2))
+    for number in range(4):
+        update(plain, range(number, number + 1))
+        torch.manual_seed(number)
+        result = measured.update(batch=batch(number))[MODULE]
+        assert ("weight_distance" in result) == (number >= 1)
+        assert torch.equal(torch.get_rng_state(), torch.Generator().manual_seed(number).get_state())
+    assert same(weights(plain), weights(measured))
+    values = {name: result[name].peek() for name in ("weight_distance", "srank", "dormant_ratio", "tortoise_resets")}
+    assert values["weight_distance"] > 0
+    assert 1 <= values["srank"] <= 8
+    assert 0 <= values["dormant_ratio"] <= 1
+    assert values["tortoise_resets"] == 1
+
+
+def test_indicators_of_sac_and_counts_of_all_methods() -> None:
+    learner = built(configured(HTSACConfig(), indicators_interval=1, **EVERYTHING))
+    for number in range(12):
+        result = learner.update(batch=batch(number, continuous=True))[MODULE]
+    counts = [result[name].peek() for name in ("tortoise_updates", "tortoise_resets", "shrink_perturbs", "head_resets")]
+    assert counts == [12, 4, 3, 2]
+    assert result["weight_magnitude"].peek() > 0
+
+
+def test_distance_is_logged_before_the_reset() -> None:
+    learner = built(configured(HTDQNConfig(), momentum=0.9, reset_interval=100))
+    update(learner, range(99))
+    result = learner.update(batch=batch(0))[MODULE]
+    assert result["hare_tortoise_distance"].peek() > 0
+    assert together(learner)
+
+
+def test_modules_are_counted_apart() -> None:
+    config = (
+        configured(HTDQNConfig(), momentum=0.9, reset_interval=2)
+        .multi_agent(
+            policies={"a", "b"},
+            policy_mapping_fn=lambda agent, episode, **kwargs: "a",
+            algorithm_config_overrides_per_module={"b": HTDQNConfig.overrides(reset_interval=3)},
+        )
+        .environment(observation_space=DISCRETE[0], action_space=DISCRETE[1])
+    )
+    config.validate()
+    learner = config.build_learner(spaces={"a": DISCRETE, "b": DISCRETE})
+    for number in range(3):
+        learner.update(batch=batch(number, modules=("a", "b")))
+    learner.update(batch=batch(3, modules=("a",)))
+    state = learner.get_state()[COMPONENT_PAIRS]
+    assert [(state[m]["steps"], state[m]["resets"]) for m in ("a", "b")] == [(4, 2), (3, 1)]
+
+
+def test_mixins_after_the_learner_are_refused() -> None:
+    with pytest.raises(TypeError, match="put the mixins before the learner"):
+        type("Wrong", (DQNTorchLearner, HareTortoiseLearner), {})
+
+
+def test_config_without_the_settings_is_refused() -> None:
+    config = configured(DQNConfig(), learner_class=composed(HareTortoiseLearner))
+    with pytest.raises(SettingError, match=r"with_hare_tortoise\(DQNConfig\)"):
+        built(config)
+
+
+def test_discrete_sac_is_measured_too() -> None:
+    config = configured(HTSACConfig(), indicators_interval=1, reset_interval=2)
+    config.validate()
+    learner = config.build_learner(spaces={MODULE: (CONTINUOUS[0], DISCRETE[1])})
+    for number in range(2):
+        result = learner.update(batch=batch(number))[MODULE]
+    assert together(learner)
+    assert result["weight_distance"].peek() > 0

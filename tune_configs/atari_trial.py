@@ -1,0 +1,91 @@
+"""One trial of the Atari study: the plain loop on one game, from one evaluation or checkpoint to the next."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ht_ray.agents.atari import AtariConfig
+from ht_ray.agents.drq_config import DrQConfig
+from ht_ray.agents.train import Diverged as LossDiverged
+from ht_ray.agents.train import Evaluation, TrainingRun
+from ht_ray.report.atari_reference import human_normalised
+from ht_ray.sweep import Diverged, Report
+
+__all__ = ["AtariTrial"]
+
+_STATE = "run.bin"
+
+
+class AtariTrial:
+    """Train an agent on a game, and report after every evaluation and every `checkpoint_every` steps.
+
+    Parameters
+    ----------
+    config
+        From `tune_configs.atari100k.AtariSettings.trial_config`.
+    shared
+        None: the ROMs come with ale_py.
+    """
+
+    def __init__(self, config: dict[str, Any], shared: None = None) -> None:
+        device = config["device"]
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.config = config
+        self.run = TrainingRun(
+            config["game"],
+            DrQConfig(**config["agent"]),
+            seed=config["seed"],
+            env=AtariConfig(**config["env"]),
+            device=device,
+            precision=config["precision"],
+            compile=config["compile"],
+        )
+
+    def advance(self) -> Report:
+        """Train up to the next evaluation or checkpoint, and evaluate where it is due."""
+        config, run = self.config, self.run
+        steps, every, episodes = config["steps"], config["evaluate_every"], config["evaluation_episodes"]
+        games, losses = len(run.record.games), len(run.record.losses)
+        try:
+            step = run.advance(steps, every, config["checkpoint_every"])
+        except LossDiverged as error:
+            raise Diverged(str(error)) from error
+        evaluations = []
+        if step == steps or (every is not None and step % every == 0):
+            evaluations.append(self._row(run.evaluate(episodes)))
+        # A part of the run without an evaluation still has the columns of the summary.
+        last = self._row(run.record.evaluations[-1]) if run.record.evaluations else {}
+        return Report(
+            curves={
+                "evaluation": evaluations,
+                "training_games": [dict(game) for game in run.record.games[games:]],
+                "training": [dict(loss) for loss in run.record.losses[losses:]],
+            },
+            summary={
+                "final_score": last.get("score", math.nan),
+                "final_human_normalised": last.get("human_normalised", math.nan),
+                "updates": run.record.updates,
+            },
+            progress=step / steps,
+        )
+
+    def _row(self, played: Evaluation) -> dict[str, float]:
+        return {
+            "step": played.step,
+            "score": played.score,
+            "human_normalised": float(human_normalised(self.run.record.game, played.score)),
+            "game_steps": math.fsum(played.lengths) / len(played.lengths),
+        }
+
+    def save(self, directory: Path) -> None:
+        """Write networks, optimiser, replay, emulator and record."""
+        self.run.save(directory / _STATE)
+
+    def load(self, directory: Path) -> None:
+        """Continue from what `save` wrote."""
+        self.run.load(directory / _STATE)
