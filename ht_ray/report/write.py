@@ -84,6 +84,7 @@ def write_report(
     root = study.directory if out is None else Path(out)
     if not _same(root, study.directory):
         _check_free(root, (PAGE, "table.md", *(f"{key}.csv" for key in TABLES), "figures", "report"))
+        _begin(root / PAGE)
     report, written = _write_files(study, root, say or (lambda text: None))
     command = _command([study], out)
     page = root / PAGE
@@ -139,6 +140,7 @@ def write_reports(
     _check_free(Path(out), (PAGE, *elsewhere))
     for name in elsewhere:
         _check_free(Path(out) / name)
+    _begin(Path(out) / PAGE)
     reports, written = [], []
     for name, study in zip(named, loaded, strict=True):
         report, files = _write_files(study, Path(out) / name, tell)
@@ -173,6 +175,12 @@ def _check_free(directory: Path, names: Iterable[str] = ()) -> None:
             f"{directory} has {', '.join(taken)} already, and no page of an earlier report: name another directory, or "
             "move them away."
         )
+
+
+def _begin(page: Path) -> None:
+    """Write a page that says it is not done, so that a report that was cut off is known as one."""
+    if not page.exists():
+        write_text(page, f"<!DOCTYPE html>\n{GENERATOR}\n<p>This report was not finished: make it again.</p>\n")
 
 
 def _command(studies: Sequence[StudyData], out: str | os.PathLike[str] | None) -> list[str]:

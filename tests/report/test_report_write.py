@@ -133,6 +133,19 @@ def test_what_no_report_wrote_is_not_replaced(write_study, planned, tmp_path, ca
     assert (other / "table.md").is_file() and (tmp_path / "report.html").is_file()
 
 
+def test_a_report_that_was_cut_off_is_made_again(write_study, planned, tmp_path):
+    root = write_study([planned("Plain", 0, [[0.5]])])
+
+    def stop(text):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_report(root, say=stop, out=tmp_path / "out")
+    assert "not finished" in (tmp_path / "out" / "report.html").read_text()
+    write_report(root, out=tmp_path / "out")
+    assert "not finished" not in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_a_study_named_twice_is_told(write_study, planned, tmp_path, capsys):
     root = write_study([planned("Plain", 0, [[0.5]])])
     assert main([str(root), f"{root}/../study", "--out", str(tmp_path / "out")]) == 2
