@@ -20,15 +20,35 @@ from ht_ray.agents.replay.batch import Batch
 from ht_ray.agents.value import make_value
 from ht_ray.mechanisms import HeadReset, ShrinkPerturb, Tortoise, derive_seed, generator, isolated_rng
 
-__all__ = ["DrQAgent"]
+__all__ = ["DrQAgent", "make_network"]
+
+
+def make_network(config: DrQConfig, *, shape: tuple[int, int, int], num_actions: int, seed: int) -> QNetwork:
+    """Return a new network of an agent with `config`, the same for the same seed; the rest is as in `DrQAgent`."""
+    with isolated_rng(derive_seed(seed, "network")):
+        return QNetwork(
+            num_actions,
+            bins=make_value(config.value_config).bins,
+            config=config.network_config,
+            observation_shape=shape,
+        )
+
+
+def _on_cpu(state: Any) -> Any:
+    """Return nested tensors and plain data as a snapshot on the CPU."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, Mapping):
+        return {name: _on_cpu(value) for name, value in state.items()}
+    return [_on_cpu(value) for value in state] if isinstance(state, list) else state
 
 
 class DrQAgent:
     """Deep Q-learning on augmented frames, and Hare & Tortoise, Shrink & Perturb and Head Reset where they are set.
 
     At an update, in this order: Adam's step; the tortoise, which is the target network, follows; the reset that is
-    due; Shrink & Perturb; Head Reset. All are counted in gradient steps, from 1. Without a momentum there is no tortoise
-    and the online network values its own next states.
+    due; Shrink & Perturb; Head Reset. All are counted in gradient steps, from 1. Without a momentum there is no
+    tortoise, and the online network values its own next states.
 
     Weights, augmentation and random actions are drawn from generators of their own, by `seed` and what was done so far.
     Acting and evaluating leave no trace in training.
@@ -49,6 +69,8 @@ class DrQAgent:
         ``"fp32"``, or ``"bf16"`` for autocast; weights, average and losses stay in 32 bits.
     compile
         Whether the networks run through ``torch.compile``.
+    network
+        What is trained, in place of a new one: as `make_network` makes it. It is moved to the device.
 
     Raises
     ------
@@ -72,6 +94,7 @@ class DrQAgent:
         device: torch.device | str = "cpu",
         precision: Literal["fp32", "bf16"] = "fp32",
         compile: bool = False,
+        network: QNetwork | None = None,
     ) -> None:
         check_number("DrQAgent: seed", seed, integer=True)
         check_choice("DrQAgent: precision", precision, ["fp32", "bf16"])
@@ -83,8 +106,8 @@ class DrQAgent:
         self.value = make_value(config.value_config).to(self.device)
         # On a GPU half-precision convolutions want channels last; on a CPU results are compared bit for bit.
         self._memory_format = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
-        with isolated_rng(derive_seed(seed, "network")):
-            network = QNetwork(num_actions, bins=self.value.bins, config=config.network_config, observation_shape=shape)
+        if network is None:
+            network = make_network(config, shape=shape, num_actions=num_actions, seed=seed)
         #: The online network, or hare.
         self.network = network.to(self.device, memory_format=self._memory_format)  # type: ignore[call-overload]
         #: The target network, or tortoise, if there is one.
@@ -206,16 +229,15 @@ class DrQAgent:
         return {name: method for name, method in methods.items() if method is not None}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return tensors and plain data to continue from, which later updates do not change; settings are not in it."""
-        return copy.deepcopy(
-            {
-                "network": self.network.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                **{name: method.state_dict() for name, method in self._methods().items()},
-                "updates": self.updates,
-                "explorations": self.explorations,
-            }
-        )
+        """Return a snapshot to continue from, tensors on the CPU and plain data; settings are not part of it."""
+        state = {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            **{name: method.state_dict() for name, method in self._methods().items()},
+            "updates": self.updates,
+            "explorations": self.explorations,
+        }
+        return {name: _on_cpu(value) for name, value in state.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`, of an agent of the same settings."""

@@ -243,6 +243,31 @@ def test_prioritised_draws_follow_priorities() -> None:
     assert chi_square < len(drawable) - 1 + 5 * (2 * (len(drawable) - 1)) ** 0.5
 
 
+def test_priorities_that_come_late() -> None:
+    def add(name: int, terminated: bool = False) -> None:
+        replay.add(0, 0.0, np.array([name], np.uint8), terminated=terminated, truncated=False)
+
+    replay = FrameReplay(
+        8, frame_shape=(1,), stack=1, n_step=1, prioritised=True, priority_exponent=1.0, importance=1.0
+    )
+    replay.start(np.array([0], np.uint8))
+    for name in range(1, 8):
+        add(name)
+    drawn = replay.sample(200).indices.unique()
+    assert drawn.tolist() == list(range(7))
+    add(8, terminated=True)  # in the slot of frame 0
+    replay.update_priorities(drawn, torch.full((7,), 50.0))
+    replay.start(np.array([9], np.uint8))
+    add(10)
+    batch = replay.sample(4000)
+    weights = dict(zip(batch.observations.flatten().tolist(), batch.weights.tolist(), strict=True))
+    # The step from 7 was added when 1 was the greatest, the one from 9 when 50 was.
+    assert weights == pytest.approx({3: 0.02, 4: 0.02, 5: 0.02, 6: 0.02, 7: 1.0, 9: 0.02})
+    replay.update_priorities(drawn, torch.full((7,), 50.0))
+    # Slot 0 holds the frame that ended an episode: it has no transition, whatever priority it is given.
+    assert 0 not in replay.sample(4000).indices.tolist()
+
+
 def test_draws_depend_on_seed_and_number_alone() -> None:
     one, other, third = filled(seed=1), filled(seed=1), filled(seed=2)
     torch.manual_seed(0)

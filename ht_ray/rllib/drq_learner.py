@@ -1,0 +1,135 @@
+"""DrQ(eps) for RLlib: the module that holds the agent's networks, and the learner that holds the agent."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
+from ray.rllib.policy.sample_batch import DEFAULT_POLICY_ID, MultiAgentBatch, SampleBatch
+from torch import Tensor
+
+from ht_ray.agents import make_value, to_unit
+from ht_ray.agents.drq import DrQAgent, make_network
+from ht_ray.agents.drq_config import DrQConfig
+from ht_ray.agents.replay import Batch
+from ht_ray.rllib.learner import DISTANCE, HEAD_RESETS, RESETS, SHRINK_PERTURBS, UPDATES
+
+__all__ = ["COMPONENT_AGENT", "DrQLearner", "DrQModule", "as_learner_batch"]
+
+#: The agent's part of a learner's state.
+COMPONENT_AGENT = "agent"
+
+_COLUMNS = ("observations", "actions", "returns", "next_observations", "discounts", "indices", "weights")
+
+
+def as_learner_batch(batch: Batch) -> MultiAgentBatch:
+    """Return the batch of a replay as a `DrQLearner` takes it; tensors are passed on as they are."""
+    columns = {name: getattr(batch, name) for name in _COLUMNS}
+    return MultiAgentBatch({DEFAULT_POLICY_ID: SampleBatch(columns)}, env_steps=len(batch.actions))
+
+
+class DrQModule(TorchRLModule):
+    """The online network of a `DrQAgent` and, with Hare & Tortoise, its target; for RLlib's inference and checkpoints.
+
+    ``model_config`` holds the agent's settings and the seed. Observations are frame stacks, ``(B, C, H, W)``, from 0 to
+    255. Actions are greedy; exploring is the env runner's, by the agent.
+    """
+
+    def setup(self) -> None:
+        """Make the networks."""
+        self.agent_config = DrQConfig(**self.model_config["agent"])
+        self.network = make_network(
+            self.agent_config,
+            shape=self.observation_space.shape,
+            num_actions=int(self.action_space.n),
+            seed=self.model_config["seed"],
+        )
+        self.target = copy.deepcopy(self.network) if self.agent_config.momentum is not None else None
+        self.value = make_value(self.agent_config.value_config)
+
+    def compute_q_values(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return the values of all actions by the network that acts: ``qf_preds``, ``(B, actions)``."""
+        network = self.target if self.target is not None and self.agent_config.act_with_tortoise else self.network
+        return {"qf_preds": self.value.expectation(network(to_unit(batch[Columns.OBS])))}
+
+    def _forward(self, batch: Mapping[str, Any], **kwargs: Any) -> dict[str, Tensor]:
+        outputs = self.compute_q_values(batch)
+        return {Columns.ACTIONS: outputs["qf_preds"].argmax(-1), **outputs}
+
+
+class DrQLearner(TorchLearner):
+    """Trains by `DrQAgent.update`, the very code of the plain loop."""
+
+    def build(self) -> None:
+        """Build the module, and the agent over its network."""
+        super().build()
+        module = self.module[DEFAULT_POLICY_ID].unwrapped()
+        #: The agent; its networks are the module's.
+        self.agent = DrQAgent(
+            module.agent_config,
+            shape=module.observation_space.shape,
+            num_actions=int(module.action_space.n),
+            seed=module.model_config["seed"],
+            device=self.device,
+            precision=self.config.precision,
+            compile=self.config.compile,
+            network=module.network,
+        )
+        module.target = self.agent.target
+        #: Losses of the samples of the latest batch, ``(B,)``.
+        self.losses: Tensor | None = None
+
+    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
+        """Do nothing: the agent has its own optimiser."""
+
+    def compute_loss_for_module(self, **kwargs: Any) -> Any:
+        """Not used: loss, gradients and step are the agent's.
+
+        Raises
+        ------
+        NotImplementedError
+            Always.
+        """
+        raise NotImplementedError("DrQLearner: the loss is computed by DrQAgent.update, with gradients and step")
+
+    def _update(self, batch: Mapping[str, Any], **kwargs: Any) -> tuple[Any, Any, Any]:
+        measured = self.agent.update(Batch(**{name: batch[DEFAULT_POLICY_ID][name] for name in _COLUMNS}))
+        self.losses = measured["losses"]
+        return {}, {DEFAULT_POLICY_ID: measured["loss"]}, {}
+
+    def log_agent(self) -> None:
+        """Log what the agent counts, under the names of the learner mixins, and how far the tortoise is."""
+        agent = self.agent
+        counts = {"gradient_steps": agent.updates}
+        if agent.tortoise is not None:
+            counts |= {UPDATES: agent.tortoise.updates, RESETS: agent.tortoise.resets}
+            self.metrics.log_value((DEFAULT_POLICY_ID, DISTANCE), agent.tortoise.distance(), window=1)
+        if agent.shrink_perturb is not None:
+            counts[SHRINK_PERTURBS] = agent.shrink_perturb.applications
+        if agent.head_reset is not None:
+            counts[HEAD_RESETS] = agent.head_reset.applications
+        for name, count in counts.items():
+            self.metrics.log_value((DEFAULT_POLICY_ID, name), count, reduce="max")
+
+    def get_state(
+        self,
+        components: str | Collection[str] | None = None,
+        *,
+        not_components: str | Collection[str] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Return the learner's state, with the agent's, whole, under `COMPONENT_AGENT`."""
+        state = super().get_state(components, not_components=not_components, **kwargs)
+        if self._check_component(COMPONENT_AGENT, components, not_components):
+            state[COMPONENT_AGENT] = self.agent.state_dict()
+        return state
+
+    def set_state(self, state: Any) -> None:
+        """Continue from `state`."""
+        super().set_state(state)
+        if COMPONENT_AGENT in state:
+            self.agent.load_state_dict(state[COMPONENT_AGENT])
