@@ -28,6 +28,7 @@ __all__ = [
     "PathLike",
     "fill_cell",
     "frame_cell",
+    "plain",
     "title",
     "write_figure",
 ]
@@ -58,6 +59,11 @@ EMPHASIS = COLOURS[2]
 UNKNOWN = (0.93, 0.93, 0.93, 1.0)
 # The relative luminance on which black and white have the same contrast (WCAG 2.1).
 MIDDLE_GREY = 0.179
+
+
+def plain(text: str) -> str:
+    """Return `text` such that matplotlib draws it as it stands: dollar signs would enclose a formula."""
+    return text.replace("$", r"\$")
 
 
 def ink_on(colour: Sequence[float]) -> str:
@@ -99,7 +105,8 @@ def fill_cell(
     colour = UNKNOWN if colour is None else colour
     axis.add_patch(Rectangle((left, bottom), 1, 1, facecolor=colour, edgecolor="white", linewidth=1.5, hatch=hatch))
     ink = ink_on(colour)
-    axis.text(left + 0.5, bottom + 0.5, text, ha="center", va="center", fontsize=fontsize, color=ink, linespacing=1.25)
+    place = {"ha": "center", "va": "center", "linespacing": 1.25}
+    axis.text(left + 0.5, bottom + 0.5, plain(text), fontsize=fontsize, color=ink, **place)
 
 
 def frame_cell(axis: Any, left: float, bottom: float) -> None:
@@ -113,8 +120,8 @@ def frame_cell(axis: Any, left: float, bottom: float) -> None:
 def title(figure: Figure, what: str, study: StudyData, caption: str) -> None:
     columns = int(figure.get_figwidth() * 16)
     heading = "\n".join(textwrap.wrap(describe(study), int(columns * 0.75)))
-    figure.suptitle(f"{what}\n{heading}", x=0.01, ha="left", fontsize=10)
-    figure.supxlabel("\n".join(textwrap.wrap(caption, columns)), x=0.01, ha="left", **CAPTION)
+    figure.suptitle(plain(f"{what}\n{heading}"), x=0.01, ha="left", fontsize=10)
+    figure.supxlabel(plain("\n".join(textwrap.wrap(caption, columns))), x=0.01, ha="left", **CAPTION)
 
 
 def write_figure(draw: Callable[[Figure], None], size: tuple[float, float], paths: Sequence[PathLike]) -> None:

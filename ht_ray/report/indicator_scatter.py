@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ht_ray.report.drawing import COLOURS, Figure, PathLike, title, write_figure
+from ht_ray.report.drawing import COLOURS, Figure, PathLike, plain, title, write_figure
 from ht_ray.report.indicator_tables import FEWEST_RUNS, runs_of
 from ht_ray.report.lines import MARKERS
 from ht_ray.report.names import indicator_title, seeds_text, shown_indicators
@@ -101,7 +101,7 @@ def indicator_scatter(study: StudyData, *paths: PathLike) -> None:
         if apart and len(labels) > 1:
             figure.legend(
                 list(handles.values()),
-                ["\n".join(textwrap.wrap(label, 28)) for label in handles],
+                [plain("\n".join(textwrap.wrap(label, 28))) for label in handles],
                 loc="outside right center",
                 frameon=False,
                 fontsize=8,

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ht_ray._checks import SettingError, did_you_mean
-from ht_ray.report.drawing import COLOURS, EMPHASIS
+from ht_ray.report.drawing import COLOURS, EMPHASIS, plain
 from ht_ray.report.names import shown_unit, worded
 from ht_ray.report.statistics import estimate
 from ht_ray.report.study import StudyData, TrialData, group, seed_values
@@ -67,9 +67,9 @@ class Line:
     phases: int
 
     def name(self, width: int = 30) -> str:
-        """Return label and notes, wrapped."""
+        """Return label and notes, wrapped, for a figure."""
         notes = textwrap.wrap(f"({'; '.join(self.notes)})", width + 6) if self.notes else []
-        return "\n".join(textwrap.wrap(self.label, width) + notes)
+        return plain("\n".join(textwrap.wrap(self.label, width) + notes))
 
 
 def lines_of(

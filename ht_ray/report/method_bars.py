@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ht_ray._checks import check_choice
-from ht_ray.report.drawing import COLOURS, EMPHASIS, Figure, PathLike, title, write_figure
+from ht_ray.report.drawing import COLOURS, EMPHASIS, Figure, PathLike, plain, title, write_figure
 from ht_ray.report.lines import BASELINE
 from ht_ray.report.names import seeds_text, shown_number, shown_unit, worded
 from ht_ray.report.paper import PAPER, Beside, beside_paper
@@ -62,7 +62,7 @@ def method_bars(study: StudyData, metrics: Sequence[str], *paths: PathLike) -> N
         for metric in metrics
     }
     cut = {metric: _is_cut(metric, values[metric], beside[metric]) for metric in metrics}
-    names = ["\n".join(textwrap.wrap(label, 34)) for label in groups]
+    names = [plain("\n".join(textwrap.wrap(label, 34))) for label in groups]
 
     def draw(figure: Figure) -> None:
         panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]

@@ -1,5 +1,6 @@
 """Figures: what they tell (read from the SVG's text), and what they refuse."""
 
+import dataclasses
 import html
 import re
 
@@ -8,7 +9,16 @@ import numpy as np
 import pytest
 
 from ht_ray._checks import SettingError
-from ht_ray.report import MissingDataError, epoch_curves, heat_map, load_study, phase_curves
+from ht_ray.report import (
+    MissingDataError,
+    epoch_curves,
+    heat_map,
+    indicator_curves,
+    indicator_scatter,
+    load_study,
+    method_bars,
+    phase_curves,
+)
 
 
 def words(path):
@@ -143,3 +153,19 @@ def test_the_same_results_give_the_same_files_and_leave_the_users_settings(write
         assert one.read_bytes() == other.read_bytes()
     with pytest.raises(SettingError, match="accepted are 'png', 'pdf', 'svg'"):
         phase_curves(study, tmp_path / "curves.jpg")
+
+
+def test_labels_are_no_formulas(write_study, grid_trials, tmp_path):
+    for trial in grid_trials:
+        trial.label = trial.label.replace("Plain", "Pl $a^$").replace("Head", "$\\nope$")
+        trial.measured = {"srank": [[1.0 + trial.seed, 2.0] for _ in trial.phases]}
+    study = load_study(write_study(grid_trials, name="study $^$"))
+    heat_map(study, "final_accuracy", tmp_path / "map.svg")
+    epoch_curves(study, tmp_path / "curves.svg")
+    indicator_curves(study, tmp_path / "indicators.svg")
+    method_bars(study, ["final_accuracy"], tmp_path / "bars.svg")
+    few = dataclasses.replace(study, trials=study.trials[:6])
+    indicator_scatter(few, tmp_path / "scatter.svg")
+    for path in tmp_path.glob("*.svg"):
+        text = path.read_text(encoding="utf-8")
+        assert "study $^$" in text and "Pl $a^$" in text
