@@ -20,13 +20,14 @@ from ht_ray.diagnostics import INDICATOR_GROUPS, INDICATORS, IndicatorConfig
 from ht_ray.mechanisms import Tortoise, half_life
 from ht_ray.sweep import SweepConfig
 from ht_ray.vision import METHODS, MethodConfig, MethodSettings, display_name, method_parts
-from tune_configs import ablation, command_line, continual, warm_start
+from tune_configs import ablation, atari100k, command_line, continual, warm_start
 from tune_configs.settings import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 STUDIES = {
     "tune_configs/ablation.py": (ablation, ablation.AblationSettings),
+    "tune_configs/atari100k.py": (atari100k, atari100k.AtariSettings),
     "tune_configs/continual.py": (continual, continual.ContinualSettings),
     "tune_configs/warm_start.py": (warm_start, warm_start.WarmStartSettings),
 }

@@ -1,7 +1,8 @@
 """Hare & Tortoise, Shrink & Perturb and Head Reset for DQN-style algorithms of RLlib (new API stack).
 
 `HTDQNConfig` and `HTSACConfig` are ready; `with_hare_tortoise` is the one line for an own algorithm's config. Learner
-mixins decide when, counted in optimiser steps; what is done is in `ht_ray.mechanisms`.
+mixins decide when, counted in optimiser steps; what is done is in `ht_ray.mechanisms`. `DrQ` is the agent of
+`ht_ray.agents` on Atari-100k.
 """
 
 from ht_ray._checks import SettingError, SettingWarning
@@ -15,6 +16,7 @@ from ht_ray.rllib.config import (
     ShrinkPerturbConfig,
     with_hare_tortoise,
 )
+from ht_ray.rllib.drq import DrQ, DrQAlgorithmConfig
 from ht_ray.rllib.learner import HareTortoiseLearner, HeadResetLearner, PairLearner, ShrinkPerturbLearner
 from ht_ray.rllib.module import ActWithTortoise
 from ht_ray.rllib.pair import network_pair
@@ -23,6 +25,8 @@ __all__ = [
     "HTDQN",
     "HTSAC",
     "ActWithTortoise",
+    "DrQ",
+    "DrQAlgorithmConfig",
     "HTDQNConfig",
     "HTSACConfig",
     "HareTortoiseConfig",

@@ -86,6 +86,8 @@ class DrQAlgorithmConfig(AlgorithmConfig):
         SettingError
             If there is no such setting. Values are checked by `validate`, so that they may be Ray Tune's.
         """
+        if "model" in settings:
+            super().training(model=settings.pop("model"))  # of RLlib's old stack, in every config's dict
         for name, value in settings.items():
             setting = _SYNONYMS.get(name, name)
             if setting not in _SETTINGS:

@@ -253,7 +253,12 @@ def test_failed_trials_run_again_when_resumed(tmp_path: Path) -> None:
 def test_killed_driver_resumes_to_the_same_results(cluster: str, undisturbed: Path, tmp_path: Path) -> None:
     directory = tmp_path / "study"
     driver = start_driver(cluster, directory)
-    wait_for(lambda: len(list(directory.glob("ray/attempt-0001/long-1/checkpoint_*/manifest.json"))) >= 2)
+    wait_for(
+        lambda: (
+            len(list(directory.glob("ray/attempt-0001/long-1/checkpoint_*/manifest.json"))) >= 2
+            and (directory / "trials/long-2/results.jsonl").exists()
+        )
+    )
     driver.kill()
     driver.communicate()
     assert status(directory, "long-1")["status"] == "running"

@@ -1,0 +1,166 @@
+"""The plain loop: a run that was stopped is the run that was not, in another process too; records, command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ht_ray._checks import SettingError
+from ht_ray.agents.atari import AtariConfig
+from ht_ray.agents.drq_config import DrQConfig, drq_variant
+from ht_ray.agents.replay.packing import read_file
+from ht_ray.agents.train import Diverged, TrainingRun, main, train
+
+SMALL: dict[str, Any] = {
+    "learning_starts": 20,
+    "epsilon_decay_steps": 20,
+    "n_step": 3,
+    "hidden": 8,
+    "batch_size": 2,
+    "replay_capacity": 100,
+    "momentum": 0.9,
+    "reset_interval": 14,
+    "head_reset_interval": 33,
+    "prioritised": True,
+}
+# Games are cut off early, so that a short run has ends of every kind.
+ENV = AtariConfig(max_steps=45)
+
+
+def equal(one: Any, two: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, two)
+    if isinstance(one, dict):
+        return one.keys() == two.keys() and all(equal(one[name], two[name]) for name in one)
+    if isinstance(one, list):
+        return len(one) == len(two) and all(equal(a, b) for a, b in zip(one, two, strict=True))
+    return bool(one == two)
+
+
+def in_a_new_process(directory: Path, steps: int) -> None:
+    code = (
+        "import torch; torch.set_num_threads(1)\n"
+        "from ht_ray.agents.atari import AtariConfig\n"
+        "from ht_ray.agents.drq_config import DrQConfig\n"
+        "from ht_ray.agents.train import train\n"
+        f"train('Breakout', DrQConfig(**{SMALL!r}), steps={steps}, seed=4, env=AtariConfig(max_steps=45),\n"
+        f"      evaluation_episodes=0, checkpoint_dir={str(directory)!r})\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=280)
+
+
+def test_continued_in_a_new_process_it_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    """Stopped in the middle of an episode; the next 100 steps and updates, and all that is left by them."""
+    config = DrQConfig(**SMALL)
+    settings: dict[str, Any] = {"seed": 4, "env": ENV, "evaluation_episodes": 0}
+    record = train("Breakout", config, steps=160, checkpoint_dir=tmp_path / "whole", **settings)
+    train("Breakout", config, steps=60, checkpoint_dir=tmp_path / "stopped", **settings)
+    stopped = read_file(tmp_path / "stopped" / "checkpoint.bin")["state"]
+    assert stopped["collector"]["env"]["running"] and stopped["collector"]["env"]["steps"] > 0
+    in_a_new_process(tmp_path / "stopped", 160)
+    whole, continued = (read_file(tmp_path / name / "checkpoint.bin") for name in ("whole", "stopped"))
+    assert whole["state"]["agent"]["updates"] == stopped["agent"]["updates"] + 100 == 140
+    assert whole["state"]["agent"]["tortoise"]["resets"] == 10
+    for part, state in whole["state"].items():
+        assert equal(state, continued["state"][part]), part
+    assert {game["steps"] for game in record.games} == {45.0}
+
+
+def test_evaluating_changes_nothing_and_repeats_itself() -> None:
+    env, config = AtariConfig(max_steps=12), DrQConfig(**SMALL)
+    watched, alone = (TrainingRun("Pong", config, env=env) for _ in range(2))
+    first = [watched.evaluate(2) for _ in range(2)]
+    assert first[0] == first[1]
+    for steps in (24, 30):
+        watched.advance(steps)
+        watched.evaluate(2)
+    alone.advance(30)
+    assert equal(watched.agent.state_dict(), alone.agent.state_dict())
+    assert equal(watched.collector.state_dict(), alone.collector.state_dict())
+    assert [played.step for played in watched.record.evaluations] == [0, 0, 24, 30]
+
+
+def test_the_record_tells_what_was_done(tmp_path: Path) -> None:
+    config = DrQConfig(**SMALL | {"prioritised": False, "updates_per_step": 2})
+    seen = []
+    record = train(
+        "pong",
+        config,
+        steps=26,
+        env=AtariConfig(max_steps=10),
+        evaluate_every=10,
+        evaluation_episodes=1,
+        on_evaluation=seen.append,
+    )
+    assert (record.game, record.steps, record.updates) == ("Pong", 26, 12)
+    assert [played.step for played in seen] == [10, 20, 26] and seen == record.evaluations
+    assert record.final_score == seen[-1].score == seen[-1].scores[0]
+    assert [(game["step"], game["steps"]) for game in record.games] == [(10, 10), (20, 10)]
+    assert json.loads(json.dumps(asdict(record)))["config"] == asdict(config)
+
+
+def test_losses_are_averaged_and_divergence_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ht_ray.agents.train._LOSS_STEPS", 4)
+    run = TrainingRun("Pong", DrQConfig(**SMALL))
+    losses: list[float] = []
+    update = run.agent.update
+
+    def noting(batch: Any) -> Any:
+        measured = update(batch)
+        losses.append(float(measured["loss"]))
+        return measured
+
+    monkeypatch.setattr(run.agent, "update", noting)
+    run.advance(26)
+    assert [row["step"] for row in run.record.losses] == [24]
+    assert run.record.losses[0]["loss"] == pytest.approx(np.mean(losses[:4]), rel=1e-5)
+    with torch.no_grad():
+        next(run.agent.network.head.parameters()).fill_(float("nan"))
+    monkeypatch.setattr(run.collector.replay, "update_priorities", lambda *given: None)
+    with pytest.raises(Diverged, match="between steps 24 and 28 of Pong"):
+        run.advance(28)
+
+
+def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    config = DrQConfig(**SMALL)
+    run = TrainingRun("Pong", config)
+    run.advance(3)
+    path = tmp_path / "new" / "checkpoint.bin"
+    run.save(path)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    for other, said in (
+        (TrainingRun("Breakout", config), "game = 'Pong' there, 'Breakout' here"),
+        (TrainingRun("Pong", config, seed=1), "seed = 0 there, 1 here"),
+        (TrainingRun("Pong", replace(config, lr=0.1)), "lr"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            other.load(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="no checkpoint to continue from"):
+        run.load(path)
+
+
+def test_wrong_settings_are_refused_before_anything_is_done() -> None:
+    with pytest.raises(SettingError, match="Did you mean 'Breakout'"):
+        train("Breakuot")
+    for wrong in ({"steps": 0}, {"evaluate_every": 0}, {"evaluation_episodes": -1}, {"checkpoint_every": 0}):
+        with pytest.raises(SettingError, match=next(iter(wrong))):
+            train("Pong", **wrong)  # type: ignore[arg-type]
+
+
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--game", "Pnog"]) == 2
+    assert "Did you mean 'Pong'" in capsys.readouterr().err
+    path = tmp_path / "record.json"
+    arguments = ["--game", "pong", "--variant", "drq+ht", "--steps", "5", "--evaluation-episodes", "0"]
+    assert main([*arguments, "--record", str(path)]) == 0
+    assert capsys.readouterr().out == "Pong, drq+ht: 5 steps, 0 updates, 0 games\n"
+    assert json.loads(path.read_text())["config"] == asdict(drq_variant("drq+ht"))

@@ -1,0 +1,158 @@
+"""DrQ in RLlib: the plain loop step for step, continued in a new process, evaluated alike; settings."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.rl_module import RLModule
+from rllib_agents import MODULE
+
+from ht_ray._checks import SettingError
+from ht_ray.agents.atari import AtariConfig
+from ht_ray.agents.drq_config import DrQConfig, drq_variant
+from ht_ray.agents.train import TrainingRun
+from ht_ray.rllib import DrQ, DrQAlgorithmConfig
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+SMALL: dict[str, Any] = {
+    "learning_starts": 20,
+    "epsilon_decay_steps": 20,
+    "n_step": 3,
+    "hidden": 8,
+    "batch_size": 2,
+    "replay_capacity": 100,
+    "momentum": 0.9,
+    "reset_interval": 14,
+    "head_reset_interval": 33,
+    "prioritised": True,
+}
+
+
+def configured() -> DrQAlgorithmConfig:
+    config = DrQAlgorithmConfig().environment("Breakout", env_config={"max_steps": 45}).training(**SMALL)
+    config.env_runners(rollout_fragment_length=20).reporting(min_sample_timesteps_per_iteration=0)
+    config.evaluation(evaluation_duration=2)
+    return config.debugging(seed=4, log_level="ERROR")  # type: ignore[no-any-return]
+
+
+def state(algorithm: Any) -> dict[str, Any]:
+    learner = algorithm.learner_group._learner
+    return {"agent": learner.agent.state_dict(), "collector": algorithm.env_runner.collector.state_dict()}
+
+
+def equal(one: Any, two: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, two)
+    if isinstance(one, dict):
+        return one.keys() == two.keys() and all(equal(one[name], two[name]) for name in one)
+    if isinstance(one, list):
+        return len(one) == len(two) and all(equal(a, b) for a, b in zip(one, two, strict=True))
+    return bool(one == two)
+
+
+def continue_in_a_new_process(address: str, checkpoint: str, path: Path) -> dict[str, Any]:
+    code = (
+        "import ray, torch; torch.set_num_threads(1)\n"
+        f"ray.init(address={address!r}, log_to_driver=False)\n"
+        "from ray.rllib.algorithms.algorithm import Algorithm\n"
+        f"algorithm = Algorithm.from_checkpoint({checkpoint!r})\n"
+        "for _ in range(5):\n"
+        "    result = algorithm.train()\n"
+        "torch.save({'agent': algorithm.learner_group._learner.agent.state_dict(),\n"
+        "            'collector': algorithm.env_runner.collector.state_dict(),\n"
+        f"            'steps': result['num_env_steps_sampled_lifetime']}}, {str(path)!r})\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=280)
+    return torch.load(path, weights_only=True)  # type: ignore[no-any-return]
+
+
+def test_it_is_the_plain_loop_and_goes_on_in_a_new_process(cluster: str, tmp_path: Path) -> None:
+    plain = TrainingRun("Breakout", DrQConfig(**SMALL), seed=4, env=AtariConfig(max_steps=45))
+    plain.advance(60)
+    algorithm = configured().build_algo()
+    for _ in range(3):
+        algorithm.train()
+    assert equal(state(algorithm), {"agent": plain.agent.state_dict(), "collector": plain.collector.state_dict()})
+    assert plain.collector.state_dict()["env"]["steps"] > 0  # within an episode
+
+    checkpoint = algorithm.save_to_path(tmp_path / "checkpoint")
+    lengths = []
+    for _ in range(5):
+        result = algorithm.train()
+        lengths.append(result["env_runners"].get("episode_len_mean"))
+    plain.advance(160)
+    expected = {"agent": plain.agent.state_dict(), "collector": plain.collector.state_dict()}
+    assert equal(state(algorithm), expected)
+    measured = result["learners"][MODULE]
+    assert measured["gradient_steps"] == measured["tortoise_updates"] == 140
+    assert measured["tortoise_resets"] == 10 and measured["head_resets"] == 4
+    assert measured["hare_tortoise_distance"] == 0  # 140 is a multiple of 14
+    assert result["num_env_steps_sampled_lifetime"] == 160
+    assert 45 in lengths
+    algorithm.stop()
+
+    continued = continue_in_a_new_process(cluster, checkpoint, tmp_path / "continued.pt")
+    assert continued.pop("steps") == 160
+    assert equal(continued, expected)
+
+
+def test_evaluation_is_the_plain_loops_and_the_module_acts_alike(cluster: str, tmp_path: Path) -> None:
+    plain = TrainingRun("Breakout", DrQConfig(**SMALL), seed=4, env=AtariConfig(max_steps=45))
+    plain.advance(40)
+    played = plain.evaluate(2)
+    algorithm = configured().evaluation(evaluation_interval=2).build_algo()
+    algorithm.train()
+    before = algorithm.train()["evaluation"]["env_runners"]
+    assert before["episode_return_mean"] == played.score
+    assert before["episode_len_mean"] == 45 and before["num_episodes"] == 2
+    assert equal(state(algorithm)["agent"], plain.agent.state_dict())
+    assert equal(state(algorithm)["collector"], plain.collector.state_dict())
+
+    observations = torch.randint(256, (8, 4, 84, 84), dtype=torch.uint8)
+    path = algorithm.save_to_path(tmp_path / "algorithm")
+    module = RLModule.from_checkpoint(Path(path) / "learner_group" / "learner" / "rl_module")[MODULE]
+    chosen = module.forward_inference({Columns.OBS: observations})[Columns.ACTIONS]
+    assert torch.equal(chosen, plain.agent.act(observations))
+    algorithm.stop()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda config: config.environment("Breakuot"), "Did you mean 'Breakout'"),
+        (lambda config: config.environment("Pong", env_config={"max_step": 3}), "Did you mean 'max_steps'"),
+        (lambda config: config.training(variant="drq+hd"), "Did you mean 'drq\\+h"),
+        (lambda config: config.training(momentum=None), "without momentum"),
+        (lambda config: config.training(reset_interval=0), "reset_interval"),
+        (lambda config: config.training(precision="fp16"), "precision"),
+        (lambda config: config.env_runners(num_env_runners=1), "num_env_runners = 1"),
+        (lambda config: config.learners(num_learners=1), "num_learners = 1"),
+        (lambda config: config.env_runners(num_envs_per_env_runner=2), "num_envs_per_env_runner = 2"),
+        (lambda config: config.evaluation(evaluation_duration_unit="timesteps"), "evaluation"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_anything_is_built(change: Any, said: str) -> None:
+    config = change(configured())
+    with pytest.raises(SettingError, match=said):
+        config.validate()
+
+
+def test_settings_are_the_agents() -> None:
+    config = DrQAlgorithmConfig().environment("Pong").training(variant="drq+ht", gamma=0.9, train_batch_size=8)
+    assert config.agent_config == drq_variant("drq+ht", discount=0.9, batch_size=8)
+    assert isinstance(config.get_default_learner_class(), type)
+    assert DrQ.get_default_config().agent_config == DrQConfig()
+    with pytest.raises(SettingError, match="Did you mean 'n_step'"):
+        config.training(nstep=3)
+    # As Ray Tune does it: placeholders among the settings, replaced in a dict of the whole config.
+    config.training(momentum={"grid_search": [0.9, 0.99]})
+    resolved = config.to_dict()
+    resolved["agent_settings"] = {**resolved["agent_settings"], "momentum": 0.99}
+    assert DrQAlgorithmConfig().update_from_dict(resolved).agent_config.momentum == 0.99
