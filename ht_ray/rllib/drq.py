@@ -86,8 +86,8 @@ class DrQAlgorithmConfig(AlgorithmConfig):
         SettingError
             If there is no such setting. Values are checked by `validate`, so that they may be Ray Tune's.
         """
-        if "model" in settings:
-            super().training(model=settings.pop("model"))  # of RLlib's old stack, in every config's dict
+        # Of RLlib's old stack, without effect here: `update_from_dict` passes them on from every config's dict.
+        super().training(**{name: settings.pop(name) for name in ("model", "optimizer") if name in settings})
         for name, value in settings.items():
             setting = _SYNONYMS.get(name, name)
             if setting not in _SETTINGS:

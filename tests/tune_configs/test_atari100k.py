@@ -239,8 +239,10 @@ def rows(found: list[Report], curve: str) -> list[dict[str, float]]:
     return [row for report in found for row in report.curves[curve]]
 
 
-def test_a_trial_is_the_plain_loop(tmp_path: Path) -> None:
+def test_a_trial_is_the_plain_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In parts, the last of them by another trial that continued from a file."""
+    # The loss of so few steps tells whether the weights are the same.
+    monkeypatch.setattr(plain_loop, "_LOSS_STEPS", 7)
     (spec,) = trials(small())
     first = AtariTrial(spec.config)
     found = advanced(first, 3)
@@ -261,12 +263,13 @@ def test_a_trial_is_the_plain_loop(tmp_path: Path) -> None:
         (played.step, played.score) for played in record.evaluations
     ]
     assert rows(found, "training_games") == record.games
+    assert rows(found, "training") == record.losses
+    assert len(record.losses) == 7
     assert found[-1].summary["final_score"] == record.final_score
     assert found[-1].summary["final_human_normalised"] == human_normalised("Breakout", record.final_score or 0)
     assert found[-1].summary["updates"] == record.updates == 50
     assert asdict(second.run.record) == asdict(record)
     assert all(report.summary.keys() == found[0].summary.keys() for report in found)
-    # What was saved is not the weights of the beginning.
     assert second.run.agent.tortoise is not None and second.run.agent.tortoise.resets == 7
 
 
@@ -305,6 +308,7 @@ def test_study_has_scores_beside_the_papers(study: Path) -> None:
     assert [name for name in study_files.scalars(study, "drq-Breakout-seed0") if name.startswith("evaluation/")]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_stopped_within_a_trial_it_goes_on_to_the_same_results(study: Path, tmp_path: Path) -> None:
     directory = tmp_path / "study"
