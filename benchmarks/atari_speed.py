@@ -25,28 +25,28 @@ GAME, LATE, ROUND = "Freeway", 1500, 10
 
 
 def plain_loop(device: str) -> Callable[[], None]:
-    """Return what makes one step of the plain loop."""
+    """Return what makes ten steps of the plain loop."""
     run = TrainingRun(GAME, drq_variant("drq+ht", learning_starts=LATE), device=device)
     run.advance(LATE)
 
-    def step() -> None:
-        run.advance(run.record.steps + 1)
+    def ten_steps() -> None:
+        run.advance(run.record.steps + ROUND)
 
-    return step
+    return ten_steps
 
 
 def rllib_drq(device: str) -> Callable[[], None]:
-    """Return what makes one training step, of one environment step, of `DrQ`."""
+    """Return what makes a training step of `DrQ`: ten steps of the agent."""
     from ht_ray.rllib import DrQAlgorithmConfig
 
     config = DrQAlgorithmConfig().environment(GAME).training(variant="drq+ht", learning_starts=LATE)
-    config.env_runners(rollout_fragment_length=1).learners(num_gpus_per_learner=int(device != "cpu"))
+    config.env_runners(rollout_fragment_length=ROUND).learners(num_gpus_per_learner=int(device != "cpu"))
     algorithm = config.debugging(seed=0, log_level="ERROR").build_algo()
     return late(algorithm)
 
 
 def stock_dqn(device: str) -> Callable[[], None]:
-    """Return what makes one training step, of one environment step, of RLlib's DQN."""
+    """Return what makes a training step of RLlib's DQN: ten steps of the agent, and then ten updates."""
     import ale_py
     import gymnasium
     from ray.rllib.algorithms.dqn.dqn import DQNConfig
@@ -60,7 +60,7 @@ def stock_dqn(device: str) -> Callable[[], None]:
 
     register_env("stock_atari", make)
     config = DQNConfig().environment("stock_atari", clip_rewards=True)
-    config.env_runners(num_env_runners=0, rollout_fragment_length=1)
+    config.env_runners(num_env_runners=0, rollout_fragment_length=ROUND)
     config.learners(num_learners=0, num_gpus_per_learner=int(device != "cpu"))
     config.rl_module(
         model_config=DefaultModelConfig(
@@ -73,6 +73,7 @@ def stock_dqn(device: str) -> Callable[[], None]:
         n_step=10,
         dueling=True,
         double_q=True,
+        training_intensity=32,  # samples trained on for each step: one update
         num_steps_sampled_before_learning_starts=LATE,
         replay_buffer_config={"type": "EpisodeReplayBuffer", "capacity": 100_000},
     )
@@ -81,10 +82,10 @@ def stock_dqn(device: str) -> Callable[[], None]:
 
 def late(algorithm: Any) -> Callable[[], None]:
     """Bring an algorithm to step 1500; return its training step."""
-    for _ in range(LATE):
+    for _ in range(LATE // ROUND):
         algorithm.training_step()
-    step: Callable[[], None] = algorithm.training_step
-    return step
+    ten_steps: Callable[[], None] = algorithm.training_step
+    return ten_steps
 
 
 def main() -> None:
@@ -95,19 +96,18 @@ def main() -> None:
     parser.add_argument("--no-stock", action="store_true", help="leave stock DQN out")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    steps = {"plain loop": plain_loop(given.device), "RLlib DrQ": rllib_drq(given.device)}
+    contestants = {"plain loop": plain_loop(given.device), "RLlib DrQ": rllib_drq(given.device)}
     if not given.no_stock:
-        steps["stock DQN"] = stock_dqn(given.device)
-    for step in steps.values():
-        step()  # which allocates
-    rounds: dict[str, list[float]] = {name: [] for name in steps}
+        contestants["stock DQN"] = stock_dqn(given.device)
+    for ten_steps in contestants.values():
+        ten_steps()  # the first allocate
+    rounds: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(max(1, given.updates // ROUND)):
-        for name, step in steps.items():
+        for name, ten_steps in contestants.items():
             if given.device != "cpu":
                 torch.cuda.synchronize()
             start = time.perf_counter()
-            for _ in range(ROUND):
-                step()
+            ten_steps()
             if given.device != "cpu":
                 torch.cuda.synchronize()
             rounds[name].append((time.perf_counter() - start) / ROUND * 1e3)

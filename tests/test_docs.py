@@ -299,7 +299,7 @@ def test_names_of_methods_in_the_text_are_names() -> None:
     for document in DOCUMENTS:
         prose = re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
         for name in re.findall(r"`([a-z_0-9]+(?:\+[a-z_0-9]+)+)`", prose):
-            if name not in VARIANTS:
+            if name not in VARIANTS:  # agents on Atari-100k
                 method_parts(name.removeprefix("fresh+"))  # which is of the warm-start study alone
 
 
@@ -324,3 +324,12 @@ def test_functions_of_diagnostics_are_named_as_they_are() -> None:
     for row in rows:
         for name in re.findall(r"`(\w+)", row[0]):
             assert name in ht_ray.diagnostics.__all__, name
+
+
+def test_table_of_drq_variants() -> None:
+    _, *rows = table("atari.md", "| variant | settings")
+    assert [row[0].strip("`") for row in rows] == list(VARIANTS)
+    for name, said in (row[:2] for row in rows):
+        changed = {key: value for key, value in asdict(VARIANTS[name.strip("`")]).items() if value is not None}
+        for key, value in re.findall(r"`(\w+)=([\d._]+)`", said):
+            assert changed[key] == ast.literal_eval(value), name
