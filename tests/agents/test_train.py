@@ -56,7 +56,7 @@ def in_a_new_process(directory: Path, steps: int) -> None:
         f"train('Breakout', DrQConfig(**{SMALL!r}), steps={steps}, seed=4, env=AtariConfig(max_steps=45),\n"
         f"      evaluation_episodes=0, checkpoint_dir={str(directory)!r})\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=280)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=900)
 
 
 def test_continued_in_a_new_process_it_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
@@ -88,6 +88,12 @@ def test_evaluating_changes_nothing_and_repeats_itself() -> None:
     assert equal(watched.agent.state_dict(), alone.agent.state_dict())
     assert equal(watched.collector.state_dict(), alone.collector.state_dict())
     assert [played.step for played in watched.record.evaluations] == [0, 0, 24, 30]
+
+
+def test_an_evaluation_is_random_as_often_as_its_own_epsilon_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = TrainingRun("Pong", DrQConfig(**SMALL, epsilon=0.0, evaluation_epsilon=1.0), env=AtariConfig(max_steps=9))
+    monkeypatch.setattr(run.agent, "act", None)
+    assert run.evaluate(2).lengths == [9, 9]
 
 
 def test_the_record_tells_what_was_done(tmp_path: Path) -> None:
