@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ht_ray._checks import check_choice, check_number
 from ht_ray.agents.augment import augment, to_unit
+from ht_ray.agents.device import check_device
 from ht_ray.agents.drq_config import DrQConfig
 from ht_ray.agents.losses import bootstrap_targets, td_loss
 from ht_ray.agents.networks import QNetwork
@@ -75,7 +76,7 @@ class DrQAgent:
     Raises
     ------
     SettingError
-        If a setting is not accepted.
+        If a setting is not accepted, or the device is not there.
 
     Examples
     --------
@@ -101,7 +102,7 @@ class DrQAgent:
         self.config = config = config or DrQConfig()
         self.num_actions = num_actions
         self.seed = seed
-        self.device = torch.device(device)
+        self.device = check_device("DrQAgent: device", device)
         self.precision = precision
         self.value = make_value(config.value_config).to(self.device)
         # On a GPU half-precision convolutions want channels last; on a CPU results are compared bit for bit.
