@@ -11,13 +11,14 @@ import numpy as np
 
 from ht_ray.report.atari_figures import extent_caption, finished_variants, variant_styles
 from ht_ray.report.atari_reference import atari_games, reference_scores
-from ht_ray.report.atari_scores import aggregate_scores
+from ht_ray.report.atari_scores import aggregate_scores, interquartile_mean
+from ht_ray.report.atari_study import variants_of
 from ht_ray.report.curves import lines_caption
 from ht_ray.report.drawing import Figure, PathLike, title, write_figure
 from ht_ray.report.lines import Line, draw_line, lines_of
 from ht_ray.report.study import MissingDataError, StudyData
 
-__all__ = ["efficiency_figure", "game_curves_figure"]
+__all__ = ["efficiency_figure", "efficiency_lines", "game_curves_figure", "game_lines"]
 
 RESAMPLES = 2_000
 #: Panels beside each other, at most.
@@ -92,12 +93,7 @@ def game_curves_figure(study: StudyData, *paths: PathLike) -> None:
     """
     variants = finished_variants(study, "game_curves_figure")
     styles = dict(zip([variant.name for variant in variants], variant_styles(variants), strict=True))
-    panels: dict[str, list[Line]] = {}
-    for game in atari_games():
-        for variant in variants:
-            part = dataclasses.replace(study, trials=variant.planned.get(game, ()))
-            for line in lines_of(part, "evaluation", "score", part.labels, sparse=True)[0]:
-                panels.setdefault(game, []).append(dataclasses.replace(line, label=variant.name))
+    panels = game_lines(study)
     if not panels:
         raise MissingDataError("game_curves_figure: no finished run has evaluations.")
     shown = {line.label for lines in panels.values() for line in lines}
@@ -147,6 +143,40 @@ def game_curves_figure(study: StudyData, *paths: PathLike) -> None:
         title(figure, "Scores by game", study, caption)
 
     write_figure(draw, (max(2.15 * across, 6.0), 1.75 * down + 0.22 * legend + 1.3), paths)
+
+
+def efficiency_lines(study: StudyData) -> list[Line]:
+    """Return the interquartile mean of each variant's human-normalised scores over the agent's steps, without spread.
+
+    What has no evaluations in common is left out.
+    """
+    found = []
+    for variant in variants_of(study):
+        if not variant.finished:
+            continue
+        try:
+            steps, scores = variant.curves()
+        except MissingDataError:
+            # The figure of it says why.
+            continue
+        values = np.array([float(interquartile_mean(own)) for own in np.concatenate([*scores.values()]).T])
+        unknown = np.full(len(steps), np.nan)
+        found.append(Line(variant.name, variant.method, (), steps, values, unknown, np.empty(0), 1))
+    return found
+
+
+def game_lines(study: StudyData) -> dict[str, list[Line]]:
+    """Return by game the mean scores of each variant's finished runs over the agent's steps.
+
+    A line's label is the variant's name; what has no evaluation is left out.
+    """
+    panels: dict[str, list[Line]] = {}
+    for game in atari_games():
+        for variant in variants_of(study):
+            part = dataclasses.replace(study, trials=variant.planned.get(game, ()))
+            for line in lines_of(part, "evaluation", "score", part.labels, sparse=True)[0]:
+                panels.setdefault(game, []).append(dataclasses.replace(line, label=variant.name))
+    return panels
 
 
 def _references(axis: Any, game: str) -> bool:
