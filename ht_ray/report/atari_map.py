@@ -103,10 +103,6 @@ def _measure(variant: Variant) -> Measure:
 
 def _best(inside: dict[Cell, Variant]) -> Sequence[Cell]:
     """Return the cells that have all their runs and the highest value in the digits shown."""
-    shown = {
-        cell: f"{variant.aggregates.iqm.value:.3f}"
-        for cell, variant in inside.items()
-        if _runs(variant)[0] == _runs(variant)[1]
-    }
+    shown = {cell: f"{variant.aggregates.iqm.value:.3f}" for cell, variant in inside.items() if variant.whole}
     top = max(shown.values(), key=float, default="")
     return [cell for cell, text in shown.items() if text == top]

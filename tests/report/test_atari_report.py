@@ -148,9 +148,16 @@ def test_missing_games_are_named_and_mixed_with_nothing(write_atari):
     assert "| DrQ + H&T | 25 of 26 | 2–3 |" in text
     assert "DrQ + H&T: 25 of 26 games (without Qbert)." in text
     assert "DrQ + H&T: planned, and without a finished run: Qbert." in text
-    assert "its games have 2 to 3 runs" in text
+    assert "DrQ + H&T: 2 to 3 runs per game; in the IQM" in text
     assert "DrQ + H&T, Hero, seed 0: not started." in text
     assert "they are no comparison" in text and "**" not in text
+
+
+def test_the_best_has_all_its_runs(write_atari):
+    scores = {**SMALL, "DrQ + HR 20k": {"Pong": [0.9, None, 0.9], "Breakout": [0.9, 0.9, 0.9]}}
+    table = aggregates_table(load_study(write_atari(scores)))
+    marked = {row[0].text: [cell.best for cell in row[4:]] for row in table.rows if any(cell.best for cell in row)}
+    assert marked == {"DrQ + H&T": [True] * 4}
 
 
 def test_scores_by_game(write_atari):
@@ -249,6 +256,24 @@ def test_each_game_has_a_panel(write_atari, drawn, tmp_path):
     ]
     assert human_normalised("Pong", means) == pytest.approx([0.2, 0.5, 0.6])
     assert "Not all runs: Pong, DrQ + HR 20k (2 of 3 seeds)" in words(tmp_path / "figure.svg")
+
+
+def test_the_legend_of_few_panels_is_whole(write_atari, drawn, tmp_path):
+    scores = {f"DrQ + H&T m=0.99 r={number}000": {"Pong": [0.1 * number] * 2} for number in range(1, 6)}
+    game_curves_figure(load_study(write_atari(scores)), tmp_path / "figure.png")
+    legend = drawn[0].axes[-1].get_legend().get_window_extent()
+    assert legend.x1 <= drawn[0].bbox.x1 and legend.y0 >= 0
+
+
+def test_one_evaluation_is_no_curve(write_atari, tmp_path):
+    root = write_atari(SMALL)
+    for path in root.glob("trials/*/results.jsonl"):
+        line = json.loads(path.read_text())
+        line["curves"]["evaluation"] = line["curves"]["evaluation"][-1:]
+        path.write_text(json.dumps(line) + "\n")
+    for draw in (efficiency_figure, game_curves_figure):
+        with pytest.raises(MissingDataError, match="evaluations at two steps"):
+            draw(load_study(root), tmp_path / "figure.png")
 
 
 def test_the_report_of_an_atari_study(write_atari):
