@@ -149,16 +149,12 @@ class DrQAlgorithmConfig(AlgorithmConfig):
         if self.num_envs_per_env_runner != 1:
             raise SettingError(f"{where}.num_envs_per_env_runner = {self.num_envs_per_env_runner!r}: accepted is 1.")
         check_number(f"{where}.rollout_fragment_length", self.rollout_fragment_length, low=1, integer=True)
+        old_stack = not self.enable_rl_module_and_learner or self.framework_str != "torch"
+        own_networks = self._model_config or self._rl_module_spec is not None
         for is_set, what in (
-            (
-                not self.enable_rl_module_and_learner or self.framework_str != "torch",
-                "RLlib's new API stack with torch",
-            ),
+            (old_stack, "RLlib's new API stack with torch"),
             (self.is_multi_agent, "one agent; multi_agent(...) was set"),
-            (
-                self._model_config or self._rl_module_spec is not None,
-                "no rl_module(...): training(...) sets the networks",
-            ),
+            (own_networks, "no rl_module(...): training(...) sets the networks"),
             (self.torch_compile_learner, "training(compile=True) in place of torch_compile_learner"),
             (not self.explore and not self.in_evaluation, "training(epsilon=0) in place of explore=False"),
         ):

@@ -13,6 +13,7 @@ from ray.rllib.algorithms.dqn.dqn import DQNConfig
 from ray.rllib.algorithms.dqn.torch.dqn_torch_learner import DQNTorchLearner
 from ray.rllib.algorithms.sac.sac import SACConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.core.rl_module.torch.torch_rl_module import TorchDDPRLModule
 from rllib_agents import (
     CONTINUOUS,
     DISCRETE,
@@ -343,6 +344,22 @@ def test_fresh_weights_are_those_of_every_learner() -> None:
         random.seed(number + 50)
         learner.update(batch=batch(1))
     assert same(*map(weights, learners))
+
+
+def test_networks_wrapped_for_several_learners(tmp_path: Path) -> None:
+    # What RLlib does with num_learners=2, in one process.
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        settings = {"momentum": 0.9, "reset_interval": 2, "head_reset_interval": 3, "indicators_interval": 2}
+        alone = built(configured(HTDQNConfig(), **settings))
+        wrapped = built(configured(HTDQNConfig(), **settings).learners(num_learners=2))
+        assert isinstance(wrapped.module[MODULE], TorchDDPRLModule)
+        for learner in (alone, wrapped):
+            update(learner, range(7))
+        assert same(weights(alone), {name.removeprefix("module."): w for name, w in weights(wrapped).items()})
+        assert wrapped.get_state()[COMPONENT_PAIRS][MODULE]["resets"] == 3
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_mixins_after_the_learner_are_refused() -> None:
