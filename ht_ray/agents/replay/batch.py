@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 
 from torch import Tensor
 
@@ -38,3 +39,9 @@ class Batch:
     #: With ``sequence=K``: (B, K) float32, 1 where the future observation is of the same episode (its last one
     #: included), 0 past its end.
     future_mask: Tensor | None = None
+
+    def split(self, size: int) -> Iterator[Batch]:
+        """Yield the transitions in batches of `size`, in their order; weights are left as they are."""
+        for start in range(0, len(self.actions), size):
+            columns = {field.name: getattr(self, field.name) for field in fields(self)}
+            yield Batch(**{n: c[start : start + size] if c is not None else None for n, c in columns.items()})

@@ -1,0 +1,35 @@
+"""All agents, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from ht_ray.agents.bbf_config import BBF_VARIANTS, BBFConfig
+from ht_ray.agents.drq_config import VARIANTS, DrQConfig
+from ht_ray.agents.settings import changed_variant
+
+__all__ = ["AGENT_VARIANTS", "AgentConfig", "agent_variant"]
+
+#: Settings of an agent.
+AgentConfig = DrQConfig | BBFConfig
+
+#: Those of DrQ(eps) and BBF together.
+AGENT_VARIANTS: Mapping[str, AgentConfig] = MappingProxyType({**VARIANTS, **BBF_VARIANTS})
+
+
+def agent_variant(name: str, **changes: Any) -> AgentConfig:
+    """Return one of `AGENT_VARIANTS`, with `changes`.
+
+    Raises
+    ------
+    SettingError
+        If there is no such variant or setting, or a setting is not accepted.
+
+    Examples
+    --------
+    >>> agent_variant("bbf-spr0").spr_weight, agent_variant("drq+ht").momentum
+    (0.0, 0.995)
+    """
+    return changed_variant(AGENT_VARIANTS, name, changes)
