@@ -1,4 +1,4 @@
-"""The plain loop: DrQ(eps) on one game of Atari-100k, without Ray.
+"""The plain loop: DrQ(eps) or BBF on one game of Atari-100k, without Ray.
 
     python -m ht_ray.agents.train --game pong --variant drq+ht --steps 2000
 
@@ -12,7 +12,7 @@ import json
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,11 +20,14 @@ import torch
 
 from ht_ray._checks import SettingError, check_number
 from ht_ray.agents.atari import AtariConfig
+from ht_ray.agents.bbf_config import BBFConfig
 from ht_ray.agents.checkpoint import load_checkpoint, save_checkpoint
 from ht_ray.agents.collect import Game, make_collector
-from ht_ray.agents.drq import DrQAgent
-from ht_ray.agents.drq_config import VARIANTS, DrQConfig, drq_variant
+from ht_ray.agents.drq_config import DrQConfig
+from ht_ray.agents.environment import EnvironmentConfig
 from ht_ray.agents.evaluate import evaluate
+from ht_ray.agents.make_agent import make_agent
+from ht_ray.agents.variants import AGENT_VARIANTS, AgentConfig, agent_variant
 from ht_ray.mechanisms import derive_seed
 
 __all__ = ["Diverged", "Evaluation", "TrainingRecord", "TrainingRun", "train"]
@@ -77,7 +80,7 @@ class TrainingRecord:
 
 
 class TrainingRun:
-    """DrQ(eps) on one game as Atari-100k has it: advanced, evaluated, saved and continued by whoever drives it.
+    """An agent on one game as Atari-100k has it: advanced, evaluated, saved and continued by whoever drives it.
 
     Training is the same wherever it is stopped in between, whenever it is evaluated, and after `load`.
 
@@ -86,13 +89,13 @@ class TrainingRun:
     game
         Its name.
     config
-        The agent. Default: `DrQConfig`'s; see `VARIANTS`.
+        The agent's settings. Default: `DrQConfig`'s; see `agent_variant`.
     seed
         Of every draw.
     env
-        The protocol. Default: `AtariConfig`'s.
+        The protocol, or another game's settings. Default: `AtariConfig`'s.
     device, precision, compile
-        See `DrQAgent`; the replay is on the device too.
+        See `Agent`; the replay is on the device too.
 
     Raises
     ------
@@ -109,18 +112,19 @@ class TrainingRun:
     def __init__(
         self,
         game: str,
-        config: DrQConfig | None = None,
+        config: AgentConfig | None = None,
         *,
         seed: int = 0,
-        env: AtariConfig | None = None,
+        env: EnvironmentConfig | None = None,
         device: torch.device | str = "cpu",
         precision: Literal["fp32", "bf16"] = "fp32",
         compile: bool = False,
     ) -> None:
         check_number("TrainingRun: seed", seed, integer=True)
-        self.config, self.env = config or DrQConfig(), env or AtariConfig()
+        self.config: AgentConfig = config or DrQConfig()
+        self.env: EnvironmentConfig = env or AtariConfig()
         self.collector = make_collector(game, self.config, seed=seed, env=self.env, device=device)
-        self.agent = DrQAgent(
+        self.agent = make_agent(
             self.config,
             shape=(self.env.stack, self.env.size, self.env.size),
             num_actions=self.collector.env.actions,
@@ -165,14 +169,9 @@ class TrainingRun:
         if ended is not None:
             record.games.append(ended)
         step = record.steps = collector.steps
-        if collector.ready_to_learn(self.config):
-            for _ in range(self.config.updates_per_step):
-                batch = collector.replay.sample(self.config.batch_size)
-                measured = agent.update(batch)
-                if self.config.prioritised:
-                    collector.replay.update_priorities(batch.indices, measured["losses"])
-                self._loss_sum += measured["loss"]
-                self._loss_count += 1
+        if collector.ready_to_learn(self.config, agent.sampling()):
+            for _ in range(self.config.updates_per_step // self.config.batches_per_sample):
+                self._learn()
         record.updates = agent.updates
         if self._loss_count and step % _LOSS_STEPS == 0:
             loss = self._loss_sum.item() / self._loss_count
@@ -181,6 +180,24 @@ class TrainingRun:
             record.losses.append({"step": step, "loss": loss})
             self._loss_sum.zero_()
             self._loss_count = 0
+
+    def _learn(self) -> None:
+        config, replay = self.config, self.collector.replay
+        sampling = self.agent.sampling()
+        sample = replay.sample(
+            config.batch_size * config.batches_per_sample,
+            n_step=sampling.n_step,
+            discount=sampling.discount,
+            sequence=sampling.sequence,
+        )
+        losses = []
+        for batch in sample.split(config.batch_size):
+            measured = self.agent.update(batch)
+            losses.append(measured["losses"])
+            self._loss_sum += measured["loss"]
+            self._loss_count += 1
+        if config.prioritised:
+            replay.update_priorities(sample.indices, torch.cat(losses))
 
     def evaluate(self, episodes: int = 100) -> Evaluation:
         """Play `episodes` whole games, and note their scores in the record."""
@@ -226,11 +243,11 @@ class TrainingRun:
 
 def train(
     game: str,
-    config: DrQConfig | None = None,
+    config: AgentConfig | None = None,
     *,
     steps: int = 100_000,
     seed: int = 0,
-    env: AtariConfig | None = None,
+    env: EnvironmentConfig | None = None,
     device: torch.device | str = "cpu",
     precision: Literal["fp32", "bf16"] = "fp32",
     compile: bool = False,
@@ -299,10 +316,10 @@ def train(
 
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m ht_ray.agents.train", description="Train DrQ(eps) on one game of Atari-100k."
+        prog="python -m ht_ray.agents.train", description="Train DrQ(eps) or BBF on one game of Atari-100k."
     )
     parser.add_argument("--game", required=True, help="one of the 26")
-    parser.add_argument("--variant", default="drq", help=", ".join(VARIANTS))
+    parser.add_argument("--variant", default="drq", help=", ".join(AGENT_VARIANTS))
     parser.add_argument("--steps", type=int, default=100_000, help="of the agent (default: 100000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
@@ -325,7 +342,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"step {played.step}: mean score {played.score:g} over {len(played.scores)} games", flush=True)
 
     try:
-        record = train(given.pop("game"), drq_variant(variant), on_evaluation=show, **given)
+        config = agent_variant(variant)
+        if isinstance(config, BBFConfig):
+            config = replace(config, training_steps=given["steps"])
+        record = train(given.pop("game"), config, on_evaluation=show, **given)
     except SettingError as error:
         print(error, file=sys.stderr)
         return 2

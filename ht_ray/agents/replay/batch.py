@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from torch import Tensor
 
@@ -42,6 +42,7 @@ class Batch:
 
     def split(self, size: int) -> Iterator[Batch]:
         """Yield the transitions in batches of `size`, in their order; weights are left as they are."""
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
         for start in range(0, len(self.actions), size):
-            columns = {field.name: getattr(self, field.name) for field in fields(self)}
-            yield Batch(**{n: c[start : start + size] if c is not None else None for n, c in columns.items()})
+            part = {name: c[start : start + size] for name, c in columns.items() if c is not None}
+            yield replace(self, **part)
