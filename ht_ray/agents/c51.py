@@ -38,6 +38,18 @@ class C51Value(TwoHotValue):
     tensor([[1., 0., 0., 0., 0.]])
     """
 
+    positions: Tensor
+
+    def __init__(self, *, bins: int = 51, limit: float = 10.0) -> None:
+        super().__init__(bins=bins, limit=limit)
+        self.register_buffer("positions", torch.arange(bins, dtype=torch.float32), persistent=False)
+
+    def project(self, targets: Tensor) -> Tensor:
+        """Return the distribution of each target, clipped to the support, over the two nearest points."""
+        # Counted in points, which are whole numbers: what lies on a point, or beyond the last, is exactly there.
+        places = (targets.clamp(-self.limit, self.limit) + self.limit) * ((self.bins - 1) / (2 * self.limit))
+        return (1 - (places.unsqueeze(-1) - self.positions).abs()).clamp(min=0)
+
     def probabilities(self, outputs: Tensor) -> Tensor:
         """Return the distributions of logits ``(..., bins)``: the same shape, float32."""
         return outputs.float().softmax(-1)
