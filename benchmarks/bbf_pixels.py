@@ -2,8 +2,8 @@
 
     python benchmarks/bbf_pixels.py [--seeds 0 1 2] [--steps 2500] [--out bbf_pixels]
 
-writes ``OUT.csv`` (variant, seed, steps, gradient steps, mean score of 20 games) and ``OUT.png``. An earlier ``OUT.csv``
-is added to: runs that it has are not made again. Scores reach from -3 to 3, a ball missed or caught.
+writes ``OUT.csv`` (variant, seed, steps, gradient steps, mean score of 20 games) and ``OUT.png``. An earlier
+``OUT.csv`` is added to: runs that it has are not made again. A game is worth -3 to 3: three balls, missed or caught.
 """
 
 from __future__ import annotations
