@@ -40,16 +40,17 @@ def config(agent: str, seed: int) -> Any:
         .env_runners(num_env_runners=0, rollout_fragment_length=4)
         .learners(num_learners=0)
         .training(
-            lr=1e-3,
+            lr=5e-4,
+            n_step=4,
             train_batch_size=64,
             tau=0.01,
             target_network_update_freq=0,
             num_steps_sampled_before_learning_starts=1000,
-            epsilon=[(0, 1.0), (5000, 0.02)],
+            epsilon=[(0, 1.0), (8000, 0.02)],
             grad_clip=10.0,
-            replay_buffer_config={"type": "EpisodeReplayBuffer", "capacity": 50_000},
+            replay_buffer_config={"type": "EpisodeReplayBuffer", "capacity": 8_000},
         )
-        .rl_module(model_config={"fcnet_hiddens": [128], "fcnet_activation": "relu", "head_fcnet_hiddens": [128]})
+        .rl_module(model_config={"fcnet_hiddens": [128], "fcnet_activation": "tanh", "head_fcnet_hiddens": [128]})
         .reporting(min_sample_timesteps_per_iteration=EVERY)
         .debugging(seed=seed, log_level="ERROR")
     )

@@ -119,6 +119,11 @@ class AtariSettings(DrQConfig, _StudyFields):
         check_number(f"{where}.first_seed", self.first_seed, low=0, integer=True)
         if self.evaluate_every is not None:
             check_number(f"{where}.evaluate_every", self.evaluate_every, low=1, integer=True)
+            if self.evaluate_every > self.steps:
+                raise SettingError(
+                    f"{where}.evaluate_every = {self.evaluate_every!r} changes nothing: steps = {self.steps!r}, and "
+                    "there is an evaluation at the end of a run anyhow."
+                )
         check_choice(f"{where}.precision", self.precision, ["fp32", "bf16"])
         check_choice(f"{where}.device", self.device, ["auto", "cpu", "cuda"])
         for game in self.games:

@@ -21,6 +21,7 @@ from ht_ray._checks import SettingError, SettingWarning
 from ht_ray.diagnostics import IndicatorConfig
 from ht_ray.mechanisms import Tortoise
 from ht_ray.sweep import Study, SweepConfig, TrialSpec, check_before_ray, load_study_settings, run_study
+from ht_ray.sweep.config import ray_address
 from ht_ray.vision import ImageData, Method, MethodConfig, load_data, make_model
 from ht_ray.vision.method_config import setting_names
 from tune_configs.settings import StudySettings, VisionSettings
@@ -28,6 +29,7 @@ from tune_configs.vision_trial import stream_of, trial_config
 
 __all__ = [
     "Prepared",
+    "check_gpus",
     "check_streams",
     "device_warnings",
     "main",
@@ -184,6 +186,7 @@ def _run(
             f"{type(settings).__name__}.device = 'cuda': the trials have no GPU; give each one, or a share of one, "
             "with SweepConfig.gpus_per_trial."
         )
+    check_gpus(run)
     planned = trials(settings)
     check_before_ray(run, name)
     prepared = prepare(settings, planned)
@@ -239,6 +242,28 @@ def device_warnings(settings: StudySettings, run: SweepConfig) -> list[str]:
         "this machine has a GPU, and the trials train without it: give each a share with --gpus-per-trial, or say "
         "--device cpu."
     ]
+
+
+def check_gpus(run: SweepConfig) -> None:
+    """Refuse shares of a GPU where Ray would be started on this machine, and it has none.
+
+    A cluster may have GPUs where the driver has none: there Ray is asked, once it is connected.
+
+    Raises
+    ------
+    SettingError
+        If a trial needs more GPUs than this machine has for PyTorch.
+    """
+    ray = sys.modules.get("ray")
+    if ray_address(run) != "local" or (ray is not None and ray.is_initialized()):
+        return
+    found = torch.cuda.device_count()
+    if run.gpus_per_trial > found:
+        raise SettingError(
+            f"SweepConfig.gpus_per_trial = {run.gpus_per_trial!r}: PyTorch finds {found or 'no'} "
+            f"GPU{'' if found == 1 else 's'} on this machine. Leave it out, or name a cluster that has more with "
+            "SweepConfig.address."
+        )
 
 
 def check_streams(planned: Sequence[TrialSpec], labels: Tensor, num_classes: int) -> None:

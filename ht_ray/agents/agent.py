@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ht_ray._checks import check_choice, check_number
 from ht_ray.agents.augment import augment, to_unit
+from ht_ray.agents.device import check_device
 from ht_ray.agents.replay.batch import Batch
 from ht_ray.agents.value import Value
 from ht_ray.agents.variants import AgentConfig
@@ -103,7 +104,7 @@ class Agent(ABC):
         self.config = config
         self.num_actions = num_actions
         self.seed = seed
-        self.device = torch.device(device)
+        self.device = check_device(f"{name}: device", device)
         self.precision = precision
         # On a GPU half-precision convolutions want channels last; on a CPU results are compared bit for bit.
         self._memory_format = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format

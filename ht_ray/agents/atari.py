@@ -67,9 +67,10 @@ class AtariConfig:
 class AtariGame(gymnasium.Env[Frame, np.int64]):
     """One of the 26 games of Atari-100k, as a gymnasium environment.
 
-    Frames, rewards and ends are those of gymnasium's ``AtariPreprocessing`` over ``frameskip=1`` (which are
-    Dopamine's), bit for bit: grey; the last two frames of a step pooled by their maximum and shrunk by area; a step
-    ends at once when a life is lost, and then shows what was pooled before. Observations are stacks of the latest
+    Frames, rewards and ends are those of gymnasium's ``AtariPreprocessing`` over ``frameskip=1``, bit for bit: grey;
+    the last two frames of a step pooled by their maximum and shrunk by area; a step ends at once when a life is lost,
+    and then shows what was pooled before. Dopamine's differ in one case, a life lost in the last of a step's frames,
+    where it pools anew from the last frame alone of the step before. Observations are stacks of the latest
     frames, newest last. At a start the frames before the first are zero, as Dopamine and SPR have it. There is no
     FIRE at a start.
 
@@ -99,7 +100,8 @@ class AtariGame(gymnasium.Env[Frame, np.int64]):
     References
     ----------
     Mnih et al. (2015). Human-level control through deep reinforcement learning. Nature 518.
-    Castro et al. (2018). Dopamine. arXiv:1812.06110 (``AtariPreprocessing``; it draws at least one no-op).
+    Castro et al. (2018). Dopamine. arXiv:1812.06110 (``AtariPreprocessing``; its Atari-100k evaluation draws
+    0 to 29 no-ops, gymnasium 1 to 30).
     Kaiser et al. (2020). Model-based reinforcement learning for Atari. arXiv:1903.00374.
 
     Examples
@@ -191,11 +193,15 @@ class AtariGame(gymnasium.Env[Frame, np.int64]):
         ------
         RuntimeError
             If the episode has ended, or none has started.
+        ValueError
+            If there is no such action.
         """
         if not self._running:
             raise RuntimeError("AtariGame.step: the episode has ended or none has started; call reset() first")
         config, ale = self.config, self._ale
         chosen = int(action)
+        if not 0 <= chosen < self.actions:
+            raise ValueError(f"AtariGame.step: action = {chosen}: {self.game} has actions 0 to {self.actions - 1}")
         reward = 0.0
         terminated = over = False
         for frame in range(config.frame_skip):

@@ -49,7 +49,8 @@ def augment(observations: Tensor, *, generator: torch.Generator, padding: int = 
     Kostrikov et al. (2021). Image augmentation is all you need. arXiv:2004.13649.
     Schwarzer et al. (2021). Data-efficient reinforcement learning with self-predictive representations. \
 arXiv:2007.05929.
-    As in Dopamine's ``atari_100k_rainbow_agent`` (DrQ(eps) of Agarwal et al. 2021, arXiv:2108.13264).
+    As in Dopamine's ``atari_100k_rainbow_agent`` (DrQ(eps) of Agarwal et al. 2021, arXiv:2108.13264), whose shifts
+    leave out the last row and column of their range; the paper's, and these, do not.
 
     Examples
     --------

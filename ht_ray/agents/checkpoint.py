@@ -8,7 +8,11 @@ from typing import Any
 
 from ht_ray.agents.replay.packing import ReplayFileError, read_file, write_file
 
-__all__ = ["load_checkpoint", "save_checkpoint"]
+__all__ = ["CheckpointError", "load_checkpoint", "save_checkpoint"]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is damaged, or of another run."""
 
 
 def save_checkpoint(path: Path, settings: Mapping[str, Any], state: Mapping[str, Any]) -> None:
@@ -25,19 +29,30 @@ def load_checkpoint(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises
     ------
-    ValueError
+    CheckpointError
         If the file is damaged or none of these, or of a run with other settings; the message names them.
     """
     try:
         saved = read_file(path)
     except ReplayFileError as error:
-        raise ValueError(f"{path} is no checkpoint to continue from: {error}") from error
+        raise CheckpointError(f"{path} is no checkpoint to continue from: {error}") from error
+    if saved.keys() != {"settings", "state"}:
+        raise CheckpointError(f"{path} is no checkpoint to continue from, but another file of ht_ray")
+    there, here = _flat(saved["settings"]), _flat(settings)
     differing = [
-        f"{name} = {saved['settings'].get(name)!r} there, {settings.get(name)!r} here"
-        for name in sorted(saved["settings"].keys() | settings.keys())
-        if saved["settings"].get(name) != settings.get(name)
+        f"{name} = {there.get(name)!r} there, {here.get(name)!r} here"
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name) != here.get(name)
     ]
     if differing:
-        raise ValueError(f"{path} is the checkpoint of a run with other settings: {'; '.join(differing)}")
+        raise CheckpointError(f"{path} is the checkpoint of a run with other settings: {'; '.join(differing)}")
     state: dict[str, Any] = saved["state"]
     return state
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    # So that a message names the one setting that differs, not the group that it is in.
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat

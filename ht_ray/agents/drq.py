@@ -61,7 +61,7 @@ class DrQAgent(Agent):
     Raises
     ------
     SettingError
-        If a setting is not accepted.
+        If a setting is not accepted, or the device is not there.
 
     Examples
     --------

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -21,11 +22,13 @@ import torch
 from ht_ray._checks import SettingError, check_number
 from ht_ray.agents.atari import AtariConfig
 from ht_ray.agents.bbf_config import BBFConfig
-from ht_ray.agents.checkpoint import load_checkpoint, save_checkpoint
+from ht_ray.agents.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ht_ray.agents.collect import Game, make_collector
+from ht_ray.agents.device import check_device
 from ht_ray.agents.drq_config import DrQConfig
 from ht_ray.agents.environment import EnvironmentConfig
 from ht_ray.agents.evaluate import evaluate
+from ht_ray.agents.games import game_name
 from ht_ray.agents.make_agent import make_agent
 from ht_ray.agents.variants import AGENT_VARIANTS, AgentConfig, agent_variant
 from ht_ray.mechanisms import derive_seed
@@ -100,7 +103,7 @@ class TrainingRun:
     Raises
     ------
     SettingError
-        If a setting is not accepted or there is no such game.
+        If a setting is not accepted, or there is no such game or device.
 
     Examples
     --------
@@ -121,6 +124,7 @@ class TrainingRun:
         compile: bool = False,
     ) -> None:
         check_number("TrainingRun: seed", seed, integer=True)
+        check_device("TrainingRun: device", device)
         self.config: AgentConfig = config or DrQConfig()
         self.env: EnvironmentConfig = env or AtariConfig()
         self.collector = make_collector(game, self.config, seed=seed, env=self.env, device=device)
@@ -155,12 +159,13 @@ class TrainingRun:
         Raises
         ------
         Diverged
-            If the training loss became NaN or infinite.
+            If the training loss became NaN or infinite; noticed at the end of the call at the latest.
         """
         made = self.record.steps
         end = min([steps, *((made // interval + 1) * interval for interval in intervals if interval is not None)])
         while self.record.steps < end:
             self._step()
+        self._mean_loss()
         return self.record.steps
 
     def _step(self) -> None:
@@ -174,10 +179,7 @@ class TrainingRun:
                 self._learn()
         record.updates = agent.updates
         if self._loss_count and step % _LOSS_STEPS == 0:
-            loss = self._loss_sum.item() / self._loss_count
-            if not math.isfinite(loss):
-                raise Diverged(f"training loss {loss} between steps {step - _LOSS_STEPS} and {step} of {record.game}")
-            record.losses.append({"step": step, "loss": loss})
+            record.losses.append({"step": step, "loss": self._mean_loss()})
             self._loss_sum.zero_()
             self._loss_count = 0
 
@@ -197,7 +199,17 @@ class TrainingRun:
             self._loss_sum += measured["loss"]
             self._loss_count += 1
         if config.prioritised:
+            if self.agent.device.type == "cpu":
+                self._mean_loss()  # what is not finite is no priority
             replay.update_priorities(sample.indices, torch.cat(losses))
+
+    def _mean_loss(self) -> float:
+        loss = self._loss_sum.item() / max(self._loss_count, 1)
+        if not math.isfinite(loss):
+            step = self.record.steps
+            since = (step - 1) // _LOSS_STEPS * _LOSS_STEPS
+            raise Diverged(f"training loss {loss} between steps {since} and {step} of {self.record.game}")
+        return loss
 
     def evaluate(self, episodes: int = 100) -> Evaluation:
         """Play `episodes` whole games, and note their scores in the record."""
@@ -229,7 +241,7 @@ class TrainingRun:
 
         Raises
         ------
-        ValueError
+        CheckpointError
             If the file is damaged, or of a run with other settings.
         """
         state = load_checkpoint(path, self._settings)
@@ -272,7 +284,7 @@ def train(
         Games of each evaluation; 0 for no evaluation at all. Default 100.
     checkpoint_dir
         Where ``checkpoint.bin`` is written, and continued from if it is there; to the end of the same run, or with
-        more `steps` further on.
+        more `steps` further on. An evaluation that is due where it stands, and was not finished, is made up for.
     checkpoint_every
         Steps from one checkpoint to the next, besides the one at the end. Default 10 000.
     on_evaluation
@@ -283,8 +295,9 @@ def train(
     Diverged
         If the training loss becomes NaN or infinite.
     SettingError
-        If a setting is not accepted or there is no such game.
-    ValueError
+        If a setting is not accepted, there is no such game or device, `checkpoint_dir` cannot be written, or the
+        checkpoint in it has made more than `steps`.
+    CheckpointError
         If the checkpoint is damaged, or of a run with other settings.
 
     Examples
@@ -299,19 +312,61 @@ def train(
     if evaluate_every is not None:
         check_number("train: evaluate_every", evaluate_every, low=1, integer=True)
     run = TrainingRun(game, config, seed=seed, env=env, device=device, precision=precision, compile=compile)
-    path = Path(checkpoint_dir) / "checkpoint.bin" if checkpoint_dir is not None else None
-    if path is not None and path.exists():
-        run.load(path)
-    while run.record.steps < steps:
-        step = run.advance(steps, evaluate_every, checkpoint_every if path is not None else None)
-        last = step == steps
-        if evaluation_episodes and (last or (evaluate_every is not None and step % evaluate_every == 0)):
+    path = None
+    if checkpoint_dir is not None:
+        path = _checkpoint_path(Path(checkpoint_dir))
+        if path.exists():
+            run.load(path)
+        if run.record.steps > steps:
+            raise SettingError(
+                f"train: steps = {steps}: the run in {checkpoint_dir} has made {run.record.steps} already."
+            )
+
+    def save() -> None:
+        if path is not None and (run.record.steps == steps or run.record.steps % checkpoint_every == 0):
+            run.save(path)
+
+    while True:
+        step = run.record.steps
+        due = step == steps or (step > 0 and evaluate_every is not None and step % evaluate_every == 0)
+        if evaluation_episodes and due and all(done.step != step for done in run.record.evaluations):
             played = run.evaluate(evaluation_episodes)
             if on_evaluation is not None:
                 on_evaluation(played)
-        if path is not None and (last or step % checkpoint_every == 0):
-            run.save(path)
-    return run.record
+            save()
+        if step == steps:
+            return run.record
+        run.advance(steps, evaluate_every, checkpoint_every if path is not None else None)
+        save()  # before games that may take long
+
+
+def _checkpoint_path(directory: Path) -> Path:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingError(f"train: checkpoint_dir = {str(directory)!r}: {error}") from error
+    if not os.access(directory, os.W_OK):
+        raise SettingError(f"train: checkpoint_dir = {str(directory)!r}: not to be written by this user.")
+    return directory / "checkpoint.bin"
+
+
+def _check_record(path: Path, *, checkpoint_dir: Path | None, **run: Any) -> None:
+    """Raise unless the record of `run` (game, seed, config) may be written to `path`, where no other file is lost."""
+    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+        raise SettingError(f"--record {path}: there is no folder {path.parent} to write to.")
+    if not path.exists():
+        return
+    if checkpoint_dir is not None and (checkpoint_dir / "checkpoint.bin").exists():
+        # What this run wrote when it was stopped is a part of what it will write.
+        try:
+            earlier = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            earlier = None
+        if isinstance(earlier, dict) and all(earlier.get(name) == value for name, value in run.items()):
+            return
+    raise SettingError(
+        f"--record {path}: it exists, and is no record of the run to be continued; give another name, or move it away."
+    )
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -329,14 +384,14 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--evaluation-episodes", type=int, default=100, help="games of each (default: 100; 0: none)")
     parser.add_argument("--checkpoint-dir", type=Path, help="where to write a checkpoint, and to continue from it")
     parser.add_argument("--checkpoint-every", type=int, default=10_000, help="steps (default: 10000)")
-    parser.add_argument("--record", type=Path, help="a JSON file for curves and scores")
+    parser.add_argument("--record", type=Path, help="a new JSON file for curves and scores")
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return its exit status."""
     given = vars(_arguments().parse_args(arguments))
-    variant, path = given.pop("variant"), given.pop("record")
+    variant, path, game = given.pop("variant"), given.pop("record"), given.pop("game")
 
     def show(played: Evaluation) -> None:
         print(f"step {played.step}: mean score {played.score:g} over {len(played.scores)} games", flush=True)
@@ -345,10 +400,16 @@ def main(arguments: list[str] | None = None) -> int:
         config = agent_variant(variant)
         if isinstance(config, BBFConfig):
             config = replace(config, training_steps=given["steps"])
-        record = train(given.pop("game"), config, on_evaluation=show, **given)
-    except SettingError as error:
+        if path is not None:
+            known = {"game": game_name(game), "seed": given["seed"], "config": asdict(config)}
+            _check_record(path, checkpoint_dir=given["checkpoint_dir"], **known)
+        record = train(game, config, on_evaluation=show, **given)
+    except (SettingError, CheckpointError) as error:
         print(error, file=sys.stderr)
         return 2
+    except Diverged as error:
+        print(error, file=sys.stderr)
+        return 1
     if path is not None:
         path.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
     print(f"{record.game}, {variant}: {record.steps} steps, {record.updates} updates, {len(record.games)} games")

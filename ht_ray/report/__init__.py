@@ -14,6 +14,7 @@ neither torch nor ray is needed, so that results can be read on a machine that c
 from ht_ray.report.adam_map import adam_map
 from ht_ray.report.atari_curves import efficiency_figure, game_curves_figure
 from ht_ray.report.atari_figures import aggregates_figure, profile_figure
+from ht_ray.report.atari_map import atari_heat_map
 from ht_ray.report.atari_reference import atari_games, human_normalised, paper_scores
 from ht_ray.report.atari_scores import (
     AtariAggregates,
@@ -69,6 +70,7 @@ __all__ = [
     "aggregates_figure",
     "aggregates_table",
     "atari_games",
+    "atari_heat_map",
     "bootstrap_interval",
     "combine",
     "correlation",

@@ -11,15 +11,17 @@ import numpy as np
 
 from ht_ray.report.atari_figures import extent_caption, finished_variants, variant_styles
 from ht_ray.report.atari_reference import atari_games, reference_scores
-from ht_ray.report.atari_scores import aggregate_scores
+from ht_ray.report.atari_scores import aggregate_scores, interquartile_mean
+from ht_ray.report.atari_study import variants_of
 from ht_ray.report.curves import lines_caption
 from ht_ray.report.drawing import Figure, PathLike, title, write_figure
 from ht_ray.report.lines import Line, draw_line, lines_of
 from ht_ray.report.study import MissingDataError, StudyData
 
-__all__ = ["efficiency_figure", "game_curves_figure"]
+__all__ = ["efficiency_figure", "efficiency_lines", "game_curves_figure", "game_lines"]
 
 RESAMPLES = 2_000
+ONCE = "a curve takes evaluations at two steps at least, and the runs have them at one."
 #: Panels beside each other, at most.
 ACROSS = 5
 
@@ -38,19 +40,25 @@ def efficiency_figure(study: StudyData, *paths: PathLike) -> None:
     Raises
     ------
     MissingDataError
-        If no run has finished, a finished run has no evaluations, or those of a variant have no steps in common.
+        If no run has finished, a finished run has no evaluations, those of a variant have no steps in common, or all
+        are at one step.
     SettingError
         If the trials are not as described in `ht_ray.report.atari_study`, or a path cannot be written.
     """
     variants = finished_variants(study, "efficiency_figure")
     series = []
+    several = False
     for variant in variants:
         steps, scores = variant.curves()
+        several = several or len(steps) > 1
         found = [
             aggregate_scores({game: own[:, place] for game, own in scores.items()}, resamples=RESAMPLES).iqm
             for place in range(len(steps))
         ]
         series.append((steps, *np.array([(own.value, own.low, own.high) for own in found]).T))
+
+    if not several:
+        raise MissingDataError(f"efficiency_figure: {ONCE}")
 
     def draw(figure: Figure) -> None:
         axis = figure.subplots()
@@ -86,20 +94,17 @@ def game_curves_figure(study: StudyData, *paths: PathLike) -> None:
     Raises
     ------
     MissingDataError
-        If no finished run has evaluations.
+        If no finished run has evaluations, or all are at one step.
     SettingError
         If the trials are not as described in `ht_ray.report.atari_study`, or a path cannot be written.
     """
     variants = finished_variants(study, "game_curves_figure")
     styles = dict(zip([variant.name for variant in variants], variant_styles(variants), strict=True))
-    panels: dict[str, list[Line]] = {}
-    for game in atari_games():
-        for variant in variants:
-            part = dataclasses.replace(study, trials=variant.planned.get(game, ()))
-            for line in lines_of(part, "evaluation", "score", part.labels, sparse=True)[0]:
-                panels.setdefault(game, []).append(dataclasses.replace(line, label=variant.name))
+    panels = game_lines(study)
     if not panels:
         raise MissingDataError("game_curves_figure: no finished run has evaluations.")
+    if all(len(line.x) < 2 for lines in panels.values() for line in lines):
+        raise MissingDataError(f"game_curves_figure: {ONCE}")
     shown = {line.label for lines in panels.values() for line in lines}
     fewer = [
         f"{game}, {line.label} ({'; '.join(line.notes)})"
@@ -109,7 +114,10 @@ def game_curves_figure(study: StudyData, *paths: PathLike) -> None:
     ]
     across = min(ACROSS, len(panels))
     down = math.ceil(len(panels) / across)
-    legend = math.ceil(len(shown) / 3)
+    width = max(2.15 * across, 6.0)
+    # Inches of an entry: its handle, and its letters at the size of the legend.
+    beside = min(max(int(width / (0.75 + 0.07 * max(map(len, shown)))), 1), 3)
+    legend = math.ceil(len(shown) / beside)
 
     def draw(figure: Figure) -> None:
         grid = figure.add_gridspec(down + 1, across, height_ratios=[*[1.75] * down, 0.22 * legend])
@@ -134,7 +142,7 @@ def game_curves_figure(study: StudyData, *paths: PathLike) -> None:
             [handles[name] for name in names],
             names,
             loc="upper left",
-            ncols=3,
+            ncols=beside,
             frameon=False,
             fontsize=8,
             handlelength=3,
@@ -146,7 +154,41 @@ def game_curves_figure(study: StudyData, *paths: PathLike) -> None:
         caption += f" Not all runs: {'; '.join(fewer)}." if fewer else ""
         title(figure, "Scores by game", study, caption)
 
-    write_figure(draw, (max(2.15 * across, 6.0), 1.75 * down + 0.22 * legend + 1.3), paths)
+    write_figure(draw, (width, 1.75 * down + 0.22 * legend + 1.3), paths)
+
+
+def efficiency_lines(study: StudyData) -> list[Line]:
+    """Return the interquartile mean of each variant's human-normalised scores over the agent's steps, without spread.
+
+    What has no evaluations in common is left out.
+    """
+    found = []
+    for variant in variants_of(study):
+        if not variant.finished:
+            continue
+        try:
+            steps, scores = variant.curves()
+        except MissingDataError:
+            # The figure of it says why.
+            continue
+        values = np.array([float(interquartile_mean(own)) for own in np.concatenate([*scores.values()]).T])
+        unknown = np.full(len(steps), np.nan)
+        found.append(Line(variant.name, variant.method, (), steps, values, unknown, np.empty(0), 1))
+    return found
+
+
+def game_lines(study: StudyData) -> dict[str, list[Line]]:
+    """Return by game the mean scores of each variant's finished runs over the agent's steps.
+
+    A line's label is the variant's name; what has no evaluation is left out.
+    """
+    panels: dict[str, list[Line]] = {}
+    for game in atari_games():
+        for variant in variants_of(study):
+            part = dataclasses.replace(study, trials=variant.planned.get(game, ()))
+            for line in lines_of(part, "evaluation", "score", part.labels, sparse=True)[0]:
+                panels.setdefault(game, []).append(dataclasses.replace(line, label=variant.name))
+    return panels
 
 
 def _references(axis: Any, game: str) -> bool:

@@ -78,6 +78,11 @@ class Variant:
         return min(counts, default=0), max(counts, default=0)
 
     @property
+    def whole(self) -> bool:
+        """Whether all planned runs have a final score."""
+        return all(len(self.finished.get(game, ())) == len(trials) for game, trials in self.planned.items())
+
+    @property
     def missing(self) -> tuple[str, ...]:
         """The games that were planned and have no run."""
         return tuple(game for game in self.planned if game not in self.finished)
@@ -168,14 +173,18 @@ def variant_notes(variants: Sequence[Variant]) -> tuple[str, ...]:
         if variant.finished and (parts or variant.differs):
             by_text.setdefault("; ".join([*parts, *variant.differs]), []).append(variant.name)
     notes += [f"Not the protocol's: {', '.join(names)}: {text}." for text, names in by_text.items()]
+    uneven: dict[tuple[int, int], list[str]] = {}
+    for variant in variants:
+        if variant.finished and variant.runs[0] != variant.runs[1]:
+            uneven.setdefault(variant.runs, []).append(variant.name)
+    notes += [
+        f"{', '.join(names)}: {low} to {high} runs per game; in the IQM a game with more runs weighs more, in median, "
+        "mean and optimality gap it does not."
+        for (low, high), names in uneven.items()
+    ]
     for variant in variants:
         if variant.missing:
             notes.append(f"{variant.name}: planned, and without a finished run: {', '.join(variant.missing)}.")
-        if variant.finished and variant.runs[0] != variant.runs[1]:
-            notes.append(
-                f"{variant.name}: its games have {variant.runs[0]} to {variant.runs[1]} runs; in the IQM a game with "
-                "more runs weighs more, in median, mean and optimality gap it does not."
-            )
         lost = [
             trial.id for trials in variant.planned.values() for trial in trials if trial.finished and not _scored(trial)
         ]

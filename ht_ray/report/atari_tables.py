@@ -30,8 +30,8 @@ def aggregates_table(study: StudyData) -> Table:
     """Tabulate the human-normalised aggregates of each variant, with 95% bootstrap intervals, and the paper's.
 
     Under a variant whose name is one of `paper_scores` stands the paper's row; its other rows follow at the end.
-    Columns and notes say over how many games, runs and steps a row is. The best is marked where all variants are over
-    the same games, steps and evaluations.
+    Columns and notes say over how many games, runs and steps a row is. Where all variants are over the same games,
+    steps and evaluations, the best of those that finished all their runs is marked.
 
     Raises
     ------
@@ -44,14 +44,15 @@ def aggregates_table(study: StudyData) -> Table:
     finished = [variant for variant in variants if variant.finished]
     if not finished:
         raise MissingDataError("aggregates_table: no run has finished.")
+    whole = [variant for variant in finished if variant.whole]
     best = {
-        metric: _shown((min if metric == "optimality_gap" else max)(_values(finished, metric)))
-        for metric in (METRICS if len(finished) > 1 and comparable(finished) else ())
+        metric: _shown((min if metric == "optimality_gap" else max)(_values(whole, metric)))
+        for metric in (METRICS if len(whole) > 1 and comparable(finished) else ())
     }
     paper = dict(paper_scores())
     rows: list[tuple[Cell, ...]] = []
     for variant in variants:
-        rows.append(_own_row(variant, best))
+        rows.append(_own_row(variant, best if variant.whole else {}))
         if variant.name in paper:
             rows.append(_paper_row(paper.pop(variant.name)))
     rows += map(_paper_row, paper.values())

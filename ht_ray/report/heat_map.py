@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -16,7 +16,7 @@ from ht_ray.report.names import seeds_text, shown_number, shown_pair, shown_unit
 from ht_ray.report.statistics import Estimate, estimate
 from ht_ray.report.study import MissingDataError, StudyData, TrialData, group, seed_values
 
-__all__ = ["heat_map"]
+__all__ = ["Cell", "Grid", "Measure", "draw_grid", "grid_of", "grid_size", "heat_map", "reference_name"]
 
 #: Other methods under each other; more stand in columns.
 DOWN = 10
@@ -47,42 +47,103 @@ def heat_map(study: StudyData, metric: str, *paths: PathLike) -> None:
     """
     if study.summary_names and metric not in study.summary_names:
         check_choice("heat_map: metric", metric, study.summary_names)
-    grid = _grid(study, metric)
+    name = f"{worded(metric)}{shown_unit(metric)[1]}"
+    members: dict[Cell, list[TrialData]] = {}
+    for trial in study.trials:
+        if cell := _cell_of(trial):
+            members.setdefault(cell, []).append(trial)
+    try:
+        estimates = {cell: estimate(seed_values(trials, metric).values()) for cell, trials in members.items()}
+        grid = grid_of({cell: _measure(own, len(members[cell]), metric) for cell, own in estimates.items()})
+    except MissingDataError as reason:
+        raise MissingDataError(f"heat_map of {metric}: {reason}") from reason
+    except SettingError as error:
+        raise MissingDataError(f"heat_map of {metric}: the trials form no grid: {error}") from error
     references = {
-        "\n".join(textwrap.wrap(str(label), 28)): _measure(trials, metric)
+        reference_name(str(label)): _measure(estimate(seed_values(trials, metric).values()), len(trials), metric)
         for (label,), trials in group(study).items()
         if not any(_cell_of(trial) for trial in trials)
     }
+    planned = len(study.seeds)
+    complete = {cell: own.mean for cell, own in estimates.items() if own.n == planned}
+    framed = _shown_best(complete, metric, study.better(metric))
 
     def draw(figure: Figure) -> None:
-        _draw_heat_map(figure, study, metric, grid, references)
+        scale = draw_grid(figure, grid, references, framed, name=name, heading="Hare & Tortoise")
+        caption = f"Cells: {'mean ± standard deviation (n − 1) over ' * (planned > 1)}{seeds_text(study.seeds)}.{scale}"
+        title(figure, f"{name[0].upper()}{name[1:]}", study, caption)
 
-    lines = max((name.count("\n") + 2 for name in references), default=0)
-    height = max(0.62 * len(grid.rows), (0.18 * lines + 0.12) * min(len(references), DOWN), 1.6) + 1.7
-    beside = 2.3 * math.ceil(len(references) / DOWN)
-    write_figure(draw, (1.12 * len(grid.columns) + beside + 2.7, height), paths)
-
-
-@dataclass(frozen=True)
-class _Measure:
-    """An estimate, and how many seeds were planned for it."""
-
-    estimate: Estimate
-    planned: int
+    write_figure(draw, grid_size(grid, references), paths)
 
 
 Key: TypeAlias = tuple[float, str]
 """A reset interval and its unit; infinity, without a unit, for never."""
 
+Cell: TypeAlias = tuple[float, Key]
+"""Momentum and reset interval."""
+
 
 @dataclass(frozen=True)
-class _Grid:
+class Measure:
+    """What a cell tells.
+
+    Attributes
+    ----------
+    value
+        In the unit shown; NaN where no trial finished.
+    texts
+        The value and its spread.
+    short
+        How many of the planned trials it is of, where not all finished: ``"(2 of 3)"``.
+    """
+
+    value: float
+    texts: tuple[str, ...]
+    short: str = ""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A map's momenta, reset intervals, and cells."""
+
     rows: tuple[float, ...]
     columns: tuple[Key, ...]
-    cells: dict[tuple[float, Key], _Measure]
+    cells: Mapping[Cell, Measure]
 
 
-def _cell_of(trial: TrialData) -> tuple[float, Key] | None:
+def grid_of(cells: Mapping[Cell, Measure]) -> Grid:
+    """Return the grid of these cells, its rows and columns in order.
+
+    Raises
+    ------
+    MissingDataError
+        If fewer than two cells with a reset interval have a value.
+    """
+    filled = [cell for cell, own in cells.items() if math.isfinite(own.value) and math.isfinite(cell[1][0])]
+    if len(filled) < 2:
+        raise MissingDataError(
+            "a grid needs two finished cells of Hare & Tortoise (momentum and reset interval), and the study has "
+            f"{len(filled)}."
+        )
+    rows = tuple(sorted({row for row, _ in cells}))
+    columns = tuple(sorted({column for _, column in cells}, key=lambda key: (math.isinf(key[0]), key[1], key[0])))
+    return Grid(rows, columns, cells)
+
+
+def reference_name(label: str) -> str:
+    """Return the name of a cell beside the grid, in lines."""
+    return "\n".join(textwrap.wrap(label, 28))
+
+
+def grid_size(grid: Grid, references: Mapping[str, Measure]) -> tuple[float, float]:
+    """Return width and height, in inches, of a figure that `draw_grid` fills."""
+    lines = max((name.count("\n") + 2 for name in references), default=0)
+    height = max(0.62 * len(grid.rows), (0.18 * lines + 0.12) * min(len(references), DOWN), 1.6) + 1.7
+    beside = 2.3 * math.ceil(len(references) / DOWN)
+    return 1.12 * len(grid.columns) + beside + 2.7, height
+
+
+def _cell_of(trial: TrialData) -> Cell | None:
     momentum, interval = trial.settings.get("momentum"), trial.settings.get("reset_interval")
     if not isinstance(momentum, (int, float)):
         return None
@@ -93,56 +154,52 @@ def _cell_of(trial: TrialData) -> tuple[float, Key] | None:
     return None
 
 
-def _measure(trials: Sequence[TrialData], metric: str) -> _Measure:
-    return _Measure(estimate(seed_values(trials, metric).values()), len(trials))
+def _measure(own: Estimate, planned: int, metric: str) -> Measure:
+    if not own.n:
+        return Measure(math.nan, ())
+    value, _, spread = shown_pair(metric, own.mean, own.sd).partition(" ± ")
+    texts = (value, f"± {spread}") if spread else (value,)
+    return Measure(shown_unit(metric)[0] * own.mean, texts, f"({own.n} of {planned})" if own.n < planned else "")
 
 
-def _grid(study: StudyData, metric: str) -> _Grid:
-    members: dict[tuple[float, Key], list[TrialData]] = {}
-    for trial in study.trials:
-        cell = _cell_of(trial)
-        if cell is not None:
-            members.setdefault(cell, []).append(trial)
-    try:
-        cells = {cell: _measure(trials, metric) for cell, trials in members.items()}
-    except SettingError as error:
-        raise MissingDataError(f"heat_map of {metric}: the trials form no grid: {error}") from error
-    filled = [cell for cell, own in cells.items() if own.estimate.n and math.isfinite(cell[1][0])]
-    if len(filled) < 2:
-        raise MissingDataError(
-            f"heat_map of {metric}: a grid needs two finished cells of Hare & Tortoise (momentum and reset interval), "
-            f"and the study has {len(filled)}."
-        )
-    rows = tuple(sorted({row for row, _ in cells}))
-    columns = tuple(sorted({column for _, column in cells}, key=lambda key: (math.isinf(key[0]), key[1], key[0])))
-    return _Grid(rows, columns, cells)
+def draw_grid(
+    figure: Figure,
+    grid: Grid,
+    references: Mapping[str, Measure],
+    framed: Sequence[Cell],
+    *,
+    name: str,
+    heading: str,
+) -> str:
+    """Draw a grid, what stands beside it, and the colour bar; return the caption's sentences on frames and colours.
 
-
-def _draw_heat_map(figure: Figure, study: StudyData, metric: str, grid: _Grid, references: dict[str, _Measure]) -> None:
-    factor, unit = shown_unit(metric)
-    means = {cell: own.estimate.mean for cell, own in grid.cells.items() if own.estimate.n}
-    colours = ColourScale(factor * min(means.values()), factor * max(means.values()))
-    name = f"{worded(metric)}{unit}"
-
+    Parameters
+    ----------
+    references
+        By `reference_name`.
+    framed
+        The best cells.
+    name
+        Of the measure.
+    heading
+        Over the grid.
+    """
+    values = [own.value for own in grid.cells.values() if math.isfinite(own.value)]
+    colours = ColourScale(min(values), max(values))
     across = math.ceil(len(references) / DOWN)
     widths = [1.12 * len(grid.columns), *([2.1 * across] if references else []), 0.16]
     axes = figure.subplots(1, len(widths), width_ratios=widths)
     axis, bar = axes[0], axes[-1]
 
-    def fill(target: Any, left: float, bottom: float, own: _Measure, heading: str = "") -> None:
-        known = own.estimate.n > 0
-        text = shown_pair(metric, own.estimate.mean, own.estimate.sd) if known else "none finished"
+    def fill(target: Any, left: float, bottom: float, own: Measure, label: str = "") -> None:
+        known = math.isfinite(own.value)
         # In the grid the two numbers stand under each other, so that they can be large.
-        text = f"{heading}\n{text}" if heading else text.replace(" ± ", "\n± ")
-        if 0 < own.estimate.n < own.planned:
-            text += f" ({own.estimate.n} of {own.planned})" if heading else f"\n({own.estimate.n} of {own.planned})"
-        fill_cell(target, left, bottom, text, colours(factor * own.estimate.mean) if known else None)
+        parts = [*(own.texts if known else ["none finished"]), *filter(None, [own.short])]
+        text = f"{label}\n{' '.join(parts)}" if label else "\n".join(parts)
+        fill_cell(target, left, bottom, text, colours(own.value) if known else None)
 
     for (row, column), own in grid.cells.items():
         fill(axis, grid.columns.index(column), grid.rows.index(row), own)
-    planned = len(study.seeds)
-    complete = {cell: mean for cell, mean in means.items() if grid.cells[cell].estimate.n == planned}
-    framed = _shown_best(complete, metric, study.better(metric))
     for row, column in framed:
         frame_cell(axis, grid.columns.index(column), grid.rows.index(row))
 
@@ -154,7 +211,7 @@ def _draw_heat_map(figure: Figure, study: StudyData, metric: str, grid: _Grid, r
     axis.set_xlabel(f"Reset interval{f' ({one_unit})' if one_unit else ''}")
     axis.set_ylabel("Momentum")
     finite = sum(math.isfinite(key[0]) for key in grid.columns)
-    axis.set_title("Hare & Tortoise", fontsize=9, x=finite / len(grid.columns) / 2)
+    axis.set_title(heading, fontsize=9, x=finite / len(grid.columns) / 2)
     if finite < len(grid.columns):
         axis.axvline(finite, color="white", linewidth=6)
 
@@ -169,18 +226,18 @@ def _draw_heat_map(figure: Figure, study: StudyData, metric: str, grid: _Grid, r
         each.tick_params(length=0)
         each.spines[:].set_visible(False)
 
-    outside = [factor * own.estimate.mean for own in references.values() if own.estimate.n]
-    below, above = any(mean < colours.low for mean in outside), any(mean > colours.high for mean in outside)
+    outside = [own.value for own in references.values()]
+    below, above = any(value < colours.low for value in outside), any(value > colours.high for value in outside)
     extend = {(True, True): "both", (True, False): "min", (False, True): "max", (False, False): "neither"}[below, above]
     figure.colorbar(colours.mappable, cax=bar, extend=extend, extendfrac=0.04).set_label(name[0].upper() + name[1:])
     bar.spines[:].set_visible(False)
 
-    caption = f"Cells: {'mean ± standard deviation (n − 1) over ' * (planned > 1)}{seeds_text(study.seeds)}."
+    told = ""
     if framed:
-        caption += " Framed: the best in the grid" + (" (equal in the digits shown)." if len(framed) > 1 else ".")
+        told += " Framed: the best in the grid" + (" (equal in the digits shown)." if len(framed) > 1 else ".")
     if below or above:
-        caption += " The colour scale spans the grid; other methods beyond it take the colour of its end."
-    title(figure, f"{name[0].upper()}{name[1:]}", study, caption)
+        told += " The colour scale spans the grid; other methods beyond it take the colour of its end."
+    return told
 
 
 def _interval_name(key: Key, one_unit: str) -> str:

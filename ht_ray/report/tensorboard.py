@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from ht_ray.report._files import remove, write_bytes
+from ht_ray.report.atari_curves import efficiency_lines, game_lines
+from ht_ray.report.atari_study import is_atari, variants_of
 from ht_ray.report.lines import Line, lines_of
 from ht_ray.report.names import indicator_title, shown_indicators, shown_unit
 from ht_ray.report.study import MissingDataError, StudyData, split_by_access
@@ -27,6 +29,7 @@ NAME = "events.out.tfevents.{time:.6f}.report"
 COLUMNS = {"test_accuracy": "Test accuracy", "train_accuracy": "Training accuracy", "test_loss": "Test loss"}
 #: All trials, each in a line of its own, as the sweep wrote them.
 TRIALS = ("epoch/test_accuracy", "epoch/train_accuracy", "epoch/test_loss", "epoch/train_loss")
+ATARI_TRIALS = ("evaluation/human_normalised", "evaluation/score", "training_games/score", "training/loss")
 
 
 def write_events(study: StudyData, figures: Sequence[Path], directory: Path) -> list[Path]:
@@ -34,8 +37,10 @@ def write_events(study: StudyData, figures: Sequence[Path], directory: Path) -> 
 
     Each label has a run of its own, ``directory/LABEL``, as TensorBoard gives a colour to a run: mean, and mean ±
     standard deviation, over its finished trials of test and training accuracy, test loss and each plasticity indicator
-    (scalars ``mean/CURVE/COLUMN``, ``.../low`` and ``.../high``). The run ``directory`` has a layout for the Custom
-    Scalars tab, which draws the labels over each other with their spread, and each figure as an image.
+    (scalars ``mean/CURVE/COLUMN``, ``.../low`` and ``.../high``). Of an Atari study each variant has one, with the
+    interquartile mean of its human-normalised scores (``iqm/evaluation``, no spread) and the score in each game
+    (``mean/evaluation/GAME``). The run ``directory`` has a layout for the Custom Scalars tab, which draws the labels
+    over each other with their spread, and each figure as an image.
 
     Parameters
     ----------
@@ -62,8 +67,9 @@ def write_events(study: StudyData, figures: Sequence[Path], directory: Path) -> 
         raise MissingDataError(f"TensorBoard's event files: {error}.") from error
     events: dict[str, list[tuple[int, Any]]] = {}
     charts: dict[str, dict[str, str]] = {}
-    runs = _run_names(study.labels)
-    for category, chart, tag, line in _series(study):
+    atari = is_atari(study)
+    runs = _run_names([variant.name for variant in variants_of(study)] if atari else study.labels)
+    for category, chart, tag, line in (_atari_series if atari else _series)(study):
         charts.setdefault(category, {})[tag] = chart
         factor, _ = shown_unit(tag)  # the trials' own scalars are fractions, too
         own = events.setdefault(runs[line.label], [])
@@ -71,7 +77,7 @@ def write_events(study: StudyData, figures: Sequence[Path], directory: Path) -> 
             ends = {tag: mean, f"{tag}/low": mean - sd, f"{tag}/high": mean + sd}
             scalars = [Summary.Value(tag=name, simple_value=value) for name, value in ends.items()]
             own.append((int(step), Summary(value=scalars)))
-    shown = events.setdefault("", [(0, Summary(value=[_layout(charts)]))])
+    shown = events.setdefault("", [(0, Summary(value=[_layout(charts, ATARI_TRIALS if atari else TRIALS)]))])
     for path in figures:
         content = path.read_bytes()
         width, height = struct.unpack(">II", content[16:24])  # of the PNG's first chunk
@@ -115,8 +121,19 @@ def _series(study: StudyData) -> Iterator[tuple[str, str, str, Line]]:
                 yield f"Plasticity indicators{end}", indicator_title(column), f"{root}/epoch/{column}", line
 
 
-def _layout(charts: dict[str, dict[str, str]]) -> Any:
-    """Return the layout: a category for each key of `charts`, in it a chart for each tag, under the title given."""
+def _atari_series(study: StudyData) -> Iterator[tuple[str, str, str, Line]]:
+    for line in efficiency_lines(study):
+        yield "Sample efficiency", "Human-normalised IQM", "iqm/evaluation", line
+    for game, lines in game_lines(study).items():
+        for line in lines:
+            yield "Scores by game", game, f"mean/evaluation/{game}", line
+
+
+def _layout(charts: dict[str, dict[str, str]], trials: Sequence[str]) -> Any:
+    """Return the layout: a category for each key of `charts`, in it a chart for each tag, under the title given.
+
+    The last has a chart for each of `trials`, tags of the trials' own scalars.
+    """
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.compat.proto.tensor_pb2 import TensorProto
     from tensorboard.compat.proto.types_pb2 import DT_STRING
@@ -131,11 +148,11 @@ def _layout(charts: dict[str, dict[str, str]]) -> Any:
         layout_pb2.Category(title=category, chart=[margin(tag, title) for tag, title in reversed(tags.items())])
         for category, tags in charts.items()
     ]
-    trials = [
+    single = [
         layout_pb2.Chart(title=tag, multiline=layout_pb2.MultilineChartContent(tag=[f"^{tag}$"]))
-        for tag in reversed(TRIALS)
+        for tag in reversed(trials)
     ]
-    categories.append(layout_pb2.Category(title="All trials", chart=trials, closed=True))
+    categories.append(layout_pb2.Category(title="All trials", chart=single, closed=True))
     tensor = TensorProto(dtype=DT_STRING, string_val=[layout_pb2.Layout(category=categories).SerializeToString()])
     return Summary.Value(tag=metadata.CONFIG_SUMMARY_TAG, metadata=metadata.create_summary_metadata(), tensor=tensor)
 

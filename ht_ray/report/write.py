@@ -14,6 +14,7 @@ from ht_ray.report._files import write_text
 from ht_ray.report.adam_map import adam_map, has_adam_grid
 from ht_ray.report.atari_curves import efficiency_figure, game_curves_figure
 from ht_ray.report.atari_figures import aggregates_figure, profile_figure
+from ht_ray.report.atari_map import atari_heat_map, grid_methods
 from ht_ray.report.atari_study import is_atari
 from ht_ray.report.atari_tables import aggregates_table, games_table, improvement_table
 from ht_ray.report.combine import combine
@@ -281,6 +282,9 @@ def _figures(part: StudyData) -> dict[str, Callable[..., None]]:
     metrics = _metrics(part)
     if is_atari(part):
         draw["atari_aggregates"] = partial(aggregates_figure, part)
+        for method in grid_methods(part):
+            own = "" if method == "hare_tortoise" else f"_{method}"
+            draw[f"atari_heat_map{own}"] = partial(atari_heat_map, part, method=method)
         draw["atari_profiles"] = partial(profile_figure, part)
         draw["atari_efficiency"] = partial(efficiency_figure, part)
         draw["atari_games"] = partial(game_curves_figure, part)

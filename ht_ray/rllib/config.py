@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
 from ray.rllib.algorithms.algorithm import Algorithm
@@ -43,6 +45,23 @@ def _check_interval(where: str, interval: int | None) -> None:
         check_number(where, interval, low=1, integer=True)
 
 
+def _check_flag(where: str, value: bool) -> None:
+    if not isinstance(value, bool):
+        raise SettingError(f"{where} = {value!r}: accepted are True and False.")
+
+
+def _settings(classes: Iterable[type]) -> list[str]:
+    """Return the names that the ``training`` methods of `classes` take."""
+    named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sorted(
+        name
+        for cls in classes
+        if "training" in vars(cls)
+        for name, parameter in inspect.signature(vars(cls)["training"]).parameters.items()
+        if parameter.kind in named and name != "self"
+    )
+
+
 class PairConfig(AlgorithmConfig):
     """What the config mixins share: the learner is put together, settings are checked, and some hold for all.
 
@@ -54,7 +73,8 @@ class PairConfig(AlgorithmConfig):
     _learner_mixin: ClassVar[type[PairLearner] | None] = None
 
     def __init__(self, algo_class: type | None = None) -> None:
-        super().__init__(algo_class=algo_class)
+        # A user's config need not take the argument.
+        super().__init__(**({} if algo_class is None else {"algo_class": algo_class}))
         self.indicators_interval: int | None = None
         self.toward: str = "fresh"
         self.reinitialise_target: bool = True
@@ -86,16 +106,10 @@ class PairConfig(AlgorithmConfig):
         SettingError
             If a setting is not known.
         """
-        known = {
-            name
-            for cls in type(self).__mro__
-            if "training" in vars(cls)
-            for name, parameter in inspect.signature(vars(cls)["training"]).parameters.items()
-            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-        }
+        known = _settings(type(self).__mro__)
         for name in kwargs:
             if name not in known:
-                raise SettingError(f"{self._name}.training has no setting {name!r}.{did_you_mean(name, sorted(known))}")
+                raise SettingError(f"{self._name}.training has no setting {name!r}.{did_you_mean(name, known)}")
         super().training(**kwargs)
         if indicators_interval is not NotProvided:
             self.indicators_interval = indicators_interval
@@ -104,6 +118,25 @@ class PairConfig(AlgorithmConfig):
         if reinitialise_target is not NotProvided:
             self.reinitialise_target = reinitialise_target
         return self
+
+    def update_from_dict(self, config_dict: Mapping[str, Any]) -> Any:
+        """Set what `config_dict` names, as RLlib does, which takes any name; Ray Tune's configs come this way.
+
+        Raises
+        ------
+        SettingError
+            If a name is all but one of the mixins' settings.
+        """
+        own = _settings(cls for cls in type(self).__mro__ if issubclass(cls, PairConfig))
+        for name in config_dict:
+            near = difflib.get_close_matches(str(name), own, n=1, cutoff=0.8)
+            if near and not hasattr(self, name):
+                raise SettingError(f"{self._name} has no setting {name!r}. Did you mean {near[0]!r}?")
+        return super().update_from_dict(config_dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all settings, with the learner's class: an algorithm that is not this config's finds its mixins."""
+        return {**super().to_dict(), "_learner_class": self.learner_class}
 
     @property
     def _name(self) -> str:
@@ -166,6 +199,7 @@ class PairConfig(AlgorithmConfig):
     def _check_settings(self) -> None:
         _check_interval(f"{self._name}.indicators_interval", self.indicators_interval)
         check_choice(f"{self._name}.toward", self.toward, ["fresh", "initial"])
+        _check_flag(f"{self._name}.reinitialise_target", self.reinitialise_target)
 
 
 class HareTortoiseConfig(PairConfig):
@@ -270,11 +304,11 @@ class HareTortoiseConfig(PairConfig):
 
     def _check_settings(self) -> None:
         super()._check_settings()
-        # By value: a config that was made from a dict has every attribute set.
-        if self.momentum is not None and self.tau not in (self._default_tau, 1.0 - self.momentum):
-            raise self._both(self.momentum, self.tau)
         if self.momentum is not None:
             check_number(f"{self._name}.momentum", self.momentum, low=0, high=1, high_open=True)
+            # By value: a config that was made from a dict has every attribute set.
+            if self.tau not in (self._default_tau, 1.0 - self.momentum):
+                raise self._both(self.momentum, self.tau)
         check_number(f"{self._name}.tau", self.tau, low=0, high=1, low_open=True)
         if self.target_network_update_freq != 0:
             raise SettingError(
@@ -283,6 +317,7 @@ class HareTortoiseConfig(PairConfig):
             )
         _check_interval(f"{self._name}.reset_interval", self.reset_interval)
         check_choice(f"{self._name}.optimizer_state", self.optimizer_state, ["keep", "clear"])
+        _check_flag(f"{self._name}.act_with_tortoise", self.act_with_tortoise)
 
     def _both(self, momentum: float, tau: float) -> SettingError:
         return SettingError(
@@ -454,7 +489,8 @@ def with_hare_tortoise(config_class: type[AlgorithmConfig]) -> type[AlgorithmCon
 
     class Config(HareTortoiseConfig, ShrinkPerturbConfig, HeadResetConfig, config_class):
         def __init__(self, algo_class: type | None = None) -> None:
-            super().__init__(algo_class=algo_class or algorithm)
+            super().__init__()
+            self.algo_class = algo_class or algorithm
 
     algorithm: type[Algorithm] | None = None
     if base is not None:

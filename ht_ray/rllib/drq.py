@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
+from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EVALUATION_RESULTS, LEARNER_RESULTS
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
@@ -133,6 +134,8 @@ class DrQAlgorithmConfig(AlgorithmConfig):
             If there is no such game or variant, or a setting is not accepted.
         """
         where = type(self).__name__
+        if self.env is None:
+            raise SettingError(f"{where}: no game is set: accepted is .environment('Pong'), or another of Atari-100k.")
         game_name(self.env)
         check_choice(f"{where}.variant", self.variant, VARIANTS)
         check_choice(f"{where}.precision", self.precision, ["fp32", "bf16"])
@@ -146,8 +149,17 @@ class DrQAlgorithmConfig(AlgorithmConfig):
         if self.num_envs_per_env_runner != 1:
             raise SettingError(f"{where}.num_envs_per_env_runner = {self.num_envs_per_env_runner!r}: accepted is 1.")
         check_number(f"{where}.rollout_fragment_length", self.rollout_fragment_length, low=1, integer=True)
-        if self.is_multi_agent:
-            raise SettingError(f"{where}: accepted is one agent; multi_agent(...) was set.")
+        old_stack = not self.enable_rl_module_and_learner or self.framework_str != "torch"
+        own_networks = self._model_config or self._rl_module_spec is not None
+        for is_set, what in (
+            (old_stack, "RLlib's new API stack with torch"),
+            (self.is_multi_agent, "one agent; multi_agent(...) was set"),
+            (own_networks, "no rl_module(...): training(...) sets the networks"),
+            (self.torch_compile_learner, "training(compile=True) in place of torch_compile_learner"),
+            (not self.explore and not self.in_evaluation, "training(epsilon=0) in place of explore=False"),
+        ):
+            if is_set:
+                raise SettingError(f"{where}: accepted is {what}.")
         if self.evaluation_duration_unit != "episodes" or self.evaluation_parallel_to_training:
             raise SettingError(f"{where}: evaluation counts in episodes, and is not parallel to training.")
         super().validate()
@@ -188,6 +200,10 @@ class DrQ(Algorithm):
     @property
     def _drq_learner(self) -> DrQLearner:
         return self.learner_group._learner
+
+    def get_module(self, module_id: str = DEFAULT_MODULE_ID) -> Any:
+        """Return the module that is trained; the env runner has none of its own."""
+        return self._drq_learner.module.get(module_id)
 
     def training_step(self) -> None:
         """Make ``rollout_fragment_length`` steps of the agent, each followed by its updates."""

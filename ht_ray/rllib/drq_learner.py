@@ -6,6 +6,7 @@ import copy
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from ray.rllib.core import COMPONENT_RL_MODULE
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
@@ -122,14 +123,24 @@ class DrQLearner(TorchLearner):
         not_components: str | Collection[str] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Return the learner's state, with the agent's, whole, under `COMPONENT_AGENT`."""
+        """Return the learner's state; under `COMPONENT_AGENT` the agent's without the weights that the module has."""
         state = super().get_state(components, not_components=not_components, **kwargs)
         if self._check_component(COMPONENT_AGENT, components, not_components):
-            state[COMPONENT_AGENT] = self.agent.state_dict()
+            state[COMPONENT_AGENT] = own = self.agent.state_dict()
+            del own["network"]
+            if "tortoise" in own:
+                del own["tortoise"]["weights"]
         return state
 
     def set_state(self, state: Any) -> None:
         """Continue from `state`."""
         super().set_state(state)
-        if COMPONENT_AGENT in state:
-            self.agent.load_state_dict(state[COMPONENT_AGENT])
+        if COMPONENT_AGENT not in state:
+            return
+        if COMPONENT_RL_MODULE in state:
+            # RLlib passes over weights that it takes for older than its own.
+            self.module.set_state(state[COMPONENT_RL_MODULE])
+        own = {**state[COMPONENT_AGENT], "network": self.agent.network.state_dict()}
+        if self.agent.tortoise is not None:
+            own["tortoise"] = {**own["tortoise"], "weights": self.agent.tortoise.weights.state_dict()}
+        self.agent.load_state_dict(own)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from ray.rllib.algorithms.dqn.dqn_learner import DQNLearner
+from ray.rllib.core import COMPONENT_RL_MODULE
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.rl_module.apis import TargetNetworkAPI
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
@@ -83,6 +84,12 @@ class PairLearner(TorchLearner):
                 f"{type(self).__name__}: accepted are algorithms with a target network (TargetNetworkAPI)."
             )
 
+    def add_module(self, *, module_id: str, **kwargs: Any) -> Any:
+        """Add a module, and look after its networks."""
+        spec = super().add_module(module_id=module_id, **kwargs)
+        self._pair(module_id)
+        return spec
+
     def remove_module(self, module_id: str, **kwargs: Any) -> Any:
         """Forget the module's networks with it."""
         self._pairs.pop(module_id, None)
@@ -127,10 +134,11 @@ class PairLearner(TorchLearner):
         if not isinstance(module, TargetNetworkAPI):
             return None
         config = self.config.get_config_for_module(module_id)
-        if not hasattr(config, "indicators_interval"):
+        if not hasattr(config, "_learner_mixin"):
             raise SettingError(
                 f"{type(self).__name__}: {type(config).__name__} has not its settings: make the config with "
-                f"with_hare_tortoise({type(config).__name__})."
+                f"with_hare_tortoise({type(config).__name__}), and let it or Ray Tune build its own algorithm, "
+                "config.algo_class."
             )
         pair = Pair(self._tortoise(*network_pair(module), config))
         self._equip(module_id, pair, config)
@@ -206,8 +214,11 @@ class PairLearner(TorchLearner):
         return state
 
     def set_state(self, state: Any) -> None:
-        """Continue from `state`; one without `COMPONENT_PAIRS`, of another learner, starts counting anew."""
+        """Continue from `state`; one without `COMPONENT_PAIRS`, of another learner, leaves the counters as they are."""
         super().set_state(state)
+        if COMPONENT_PAIRS in state and COMPONENT_RL_MODULE in state:
+            # RLlib passes over weights that it takes for older than its own; counters must not go back without them.
+            self.module.set_state(state[COMPONENT_RL_MODULE])
         for module_id, own in state.get(COMPONENT_PAIRS, {}).items():
             if module_id in self._module_ids() and (pair := self._pair(module_id)) is not None:
                 own = convert_to_torch_tensor(own)
@@ -233,13 +244,9 @@ class HareTortoiseLearner(PairLearner):
     ...     pass
     """
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        # The learner's own copy: here RLlib's update never comes due.
-        for config in (self.config, *self.config._per_module_overrides.values()):
-            config.target_network_update_freq = math.inf
-
     def _tortoise(self, hare: nn.Module, target: nn.Module, config: Any) -> Tortoise:
+        # The learner's own copy, of this module: here RLlib's update never comes due.
+        config.target_network_update_freq = math.inf
         tortoise = Tortoise(
             hare,
             momentum=config.tortoise_momentum,

@@ -7,6 +7,7 @@ checkpoint to its place may be cut off anywhere by a kill; one whose files are n
 from __future__ import annotations
 
 import json
+import shutil
 import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ from pathlib import Path
 from ht_ray.sweep.plain import to_json, write_atomic
 from ht_ray.sweep.trial import Trial
 
-__all__ = ["Checkpoint", "load_trial", "newest_checkpoint", "save_trial"]
+__all__ = ["Checkpoint", "drop_older_checkpoints", "load_trial", "newest_checkpoint", "save_trial"]
 
 _MANIFEST = "manifest.json"
 _FILES = "trial"
@@ -71,8 +72,7 @@ def newest_checkpoint(study: Path, trial_id: str, reports: int, say: Callable[[s
     say
         Told about checkpoints that are damaged.
     """
-    # Names sort by age: attempts are numbered, and so are the checkpoints of each.
-    for path in sorted(study.glob(f"ray/attempt-*/{trial_id}/checkpoint_*"), reverse=True):
+    for path in reversed(_by_age(study, trial_id)):
         try:
             manifest = _manifest(path)
         except ValueError as error:
@@ -81,6 +81,28 @@ def newest_checkpoint(study: Path, trial_id: str, reports: int, say: Callable[[s
         if manifest.reports <= reports:
             return Checkpoint(path, manifest.reports)
     return None
+
+
+def drop_older_checkpoints(study: Path, trial_id: str, reports: int, say: Callable[[str], None]) -> None:
+    """Delete what a trial that has ended, with `reports` reports, needs no more: all before its newest checkpoint.
+
+    Where no checkpoint is complete nothing is deleted, and one that is still being written is left alone.
+    """
+    newest = newest_checkpoint(study, trial_id, reports, say)
+    if newest is None:
+        return
+    paths = _by_age(study, trial_id)
+    for path in paths[: paths.index(newest.path)]:
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            say(f"trial {trial_id}: its checkpoint {path}, which is needed no more, cannot be deleted ({error})")
+
+
+def _by_age(study: Path, trial_id: str) -> list[Path]:
+    """The checkpoints of a trial over all attempts, the oldest first."""
+    # Names sort by age: attempts are numbered, and so are the checkpoints of each.
+    return sorted(study.glob(f"ray/attempt-*/{trial_id}/checkpoint_*"))
 
 
 def _manifest(directory: Path) -> _Manifest:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ray import tune
 
+from ht_ray.sweep.checkpoints import drop_older_checkpoints
 from ht_ray.sweep.progress import Console, StudyProgress
 from ht_ray.sweep.study_dir import TrialRecord, write_results_csv
 from ht_ray.sweep.tensorboard import HParams, TrialEvents
@@ -77,6 +78,12 @@ class StudyRecorder(tune.Callback):
             trial.max_failures = 0
         if outcome != "running":
             self._end(record, outcome, error)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        # Tune has saved it by now. What failed may be resumed, from the checkpoint before if the newest is damaged.
+        record = self._record(trial)
+        if record.status in ("finished", "diverged"):
+            drop_older_checkpoints(self._directory, record.spec.id, record.reports, self._console.say)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         record = self._record(trial)

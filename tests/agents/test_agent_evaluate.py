@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
+
+import ale_py
 import numpy as np
 import pytest
 import torch
+from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 from torch import Tensor
 
 from ht_ray._checks import SettingError
 from ht_ray.agents.atari import AtariConfig, AtariGame
+from ht_ray.agents.drq_config import DrQConfig
 from ht_ray.agents.evaluate import evaluate, play_random
+from ht_ray.agents.train import TrainingRun
 
 SHORT = AtariConfig(max_steps=80)
 
@@ -47,6 +53,46 @@ def test_games_are_those_of_a_loop_over_one_environment(envs: int) -> None:
     assert result.scores.tolist() == scores
     assert result.lengths.tolist() == lengths
     assert result.score == np.mean(scores)
+
+
+def test_scores_are_those_of_whole_games_of_gymnasium() -> None:
+    """Lives that are lost do not end a game, rewards are not clipped; played by gymnasium's wrappers over ale_py."""
+    theirs = FrameStackObservation(
+        AtariPreprocessing(ale_py.AtariEnv("qbert", frameskip=1, repeat_action_probability=0.0), noop_max=0),
+        4,
+        padding_type="zero",
+    )
+    observation, info = theirs.reset(seed=0)
+    score, steps, lives, ended = 0.0, 0, info["lives"], False
+    while not ended:
+        observation, reward, ended, _, info = theirs.step(int(by_pixels(torch.from_numpy(observation[None])).item()))
+        score, steps = score + float(reward), steps + 1
+    assert lives > 1 and score % 25 == 0 and score >= 25  # Qbert's squares are worth 25
+    result = evaluate(by_pixels, "Qbert", episodes=1, epsilon=0.0, config=AtariConfig(noops=0))
+    assert (result.scores.tolist(), result.lengths.tolist()) == ([score], [steps])
+
+
+def test_a_share_of_epsilon_of_the_actions_is_random() -> None:
+    asked = 0
+
+    def act(observations: Tensor) -> Tensor:
+        nonlocal asked
+        asked += len(observations)
+        return torch.zeros(len(observations), dtype=torch.int64)
+
+    result = evaluate(act, "Freeway", episodes=2, epsilon=0.2, config=AtariConfig(max_steps=1000))
+    assert result.lengths.sum() == 2000
+    assert asked == pytest.approx(0.8 * 2000, abs=4 * (0.2 * 0.8 * 2000) ** 0.5)
+
+
+def test_atari_100k_is_the_default() -> None:
+    defaults = inspect.signature(evaluate).parameters
+    assert (defaults["episodes"].default, defaults["epsilon"].default) == (100, 0.001)
+    assert inspect.signature(TrainingRun.evaluate).parameters["episodes"].default == 100
+    assert DrQConfig().evaluation_epsilon == 0.001
+    assert AtariConfig() == AtariConfig(
+        frame_skip=4, noops=30, sticky=0.0, life_loss=True, clip_rewards=True, max_steps=27_000, size=84, stack=4
+    )
 
 
 def test_random_actions_do_not_depend_on_envs() -> None:

@@ -120,6 +120,14 @@ def test_a_step_after_the_end_is_refused() -> None:
         env.step(0)
 
 
+@pytest.mark.parametrize("action", [-1, 6])
+def test_an_action_that_is_none_is_refused(action: int) -> None:
+    env = AtariGame("Pong")
+    env.reset()
+    with pytest.raises(ValueError, match=f"action = {action}: Pong has actions 0 to 5"):
+        env.step(action)
+
+
 def test_no_ops_are_from_0_to_30_and_follow_the_seed() -> None:
     # Each no-op is one frame: read off the emulator's own count.
     env = AtariGame("Freeway")

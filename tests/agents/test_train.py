@@ -15,6 +15,8 @@ import torch
 
 from ht_ray._checks import SettingError
 from ht_ray.agents.atari import AtariConfig
+from ht_ray.agents.checkpoint import CheckpointError
+from ht_ray.agents.drq import DrQAgent
 from ht_ray.agents.drq_config import DrQConfig, drq_variant
 from ht_ray.agents.replay.packing import read_file
 from ht_ray.agents.train import Diverged, TrainingRun, main, train
@@ -54,7 +56,7 @@ def in_a_new_process(directory: Path, steps: int) -> None:
         f"train('Breakout', DrQConfig(**{SMALL!r}), steps={steps}, seed=4, env=AtariConfig(max_steps=45),\n"
         f"      evaluation_episodes=0, checkpoint_dir={str(directory)!r})\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=280)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=900)
 
 
 def test_continued_in_a_new_process_it_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
@@ -88,6 +90,12 @@ def test_evaluating_changes_nothing_and_repeats_itself() -> None:
     assert [played.step for played in watched.record.evaluations] == [0, 0, 24, 30]
 
 
+def test_an_evaluation_is_random_as_often_as_its_own_epsilon_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = TrainingRun("Pong", DrQConfig(**SMALL, epsilon=0.0, evaluation_epsilon=1.0), env=AtariConfig(max_steps=9))
+    monkeypatch.setattr(run.agent, "act", None)
+    assert run.evaluate(2).lengths == [9, 9]
+
+
 def test_the_record_tells_what_was_done(tmp_path: Path) -> None:
     config = DrQConfig(**SMALL | {"prioritised": False, "updates_per_step": 2})
     seen = []
@@ -107,7 +115,7 @@ def test_the_record_tells_what_was_done(tmp_path: Path) -> None:
     assert json.loads(json.dumps(asdict(record)))["config"] == asdict(config)
 
 
-def test_losses_are_averaged_and_divergence_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_losses_are_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ht_ray.agents.train._LOSS_STEPS", 4)
     run = TrainingRun("Pong", DrQConfig(**SMALL))
     losses: list[float] = []
@@ -122,11 +130,48 @@ def test_losses_are_averaged_and_divergence_is_noticed(monkeypatch: pytest.Monke
     run.advance(26)
     assert [row["step"] for row in run.record.losses] == [24]
     assert run.record.losses[0]["loss"] == pytest.approx(np.mean(losses[:4]), rel=1e-5)
+
+
+@pytest.mark.parametrize(("prioritised", "noticed"), [(False, 28), (True, 27)])
+def test_divergence_is_noticed_before_anything_is_saved(prioritised: bool, noticed: int) -> None:
+    run = TrainingRun("Pong", DrQConfig(**SMALL | {"prioritised": prioritised}))
+    run.advance(26)
     with torch.no_grad():
         next(run.agent.network.head.parameters()).fill_(float("nan"))
-    monkeypatch.setattr(run.collector.replay, "update_priorities", lambda *given: None)
-    with pytest.raises(Diverged, match="between steps 24 and 28 of Pong"):
+    with pytest.raises(Diverged, match=f"training loss nan between steps 0 and {noticed} of Pong"):
         run.advance(28)
+
+
+def test_an_evaluation_that_was_interrupted_is_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: dict[str, Any] = {"env": AtariConfig(max_steps=5), "evaluation_episodes": 1, "evaluate_every": 20}
+    config = DrQConfig(**SMALL)
+    whole = train("Pong", config, steps=30, **settings)
+    evaluate = TrainingRun.evaluate
+
+    def interrupted(run: TrainingRun, episodes: int) -> Any:
+        if run.record.steps == stop:
+            raise KeyboardInterrupt
+        return evaluate(run, episodes)
+
+    monkeypatch.setattr(TrainingRun, "evaluate", interrupted)
+    for stop in (20, 30):
+        with pytest.raises(KeyboardInterrupt):
+            train("Pong", config, steps=30, checkpoint_dir=tmp_path, checkpoint_every=10, **settings)
+        saved = read_file(tmp_path / "checkpoint.bin")["state"]["record"]
+        assert saved["steps"] == stop and [done["step"] for done in saved["evaluations"]] == [20][: stop // 30]
+    monkeypatch.undo()
+    continued = train("Pong", config, steps=30, checkpoint_dir=tmp_path, **settings)
+    assert continued == whole and [done.step for done in whole.evaluations] == [20, 30]
+    with monkeypatch.context() as patch:  # and one that was finished is not repeated
+        patch.setattr(TrainingRun, "evaluate", None)
+        assert train("Pong", config, steps=30, checkpoint_dir=tmp_path, **settings) == whole
+
+
+def test_fewer_steps_than_were_made_are_refused(tmp_path: Path) -> None:
+    config = DrQConfig(**SMALL)
+    train("Pong", config, steps=6, evaluation_episodes=0, checkpoint_dir=tmp_path)
+    with pytest.raises(SettingError, match=r"steps = 5: the run in .* has made 6 already"):
+        train("Pong", config, steps=5, evaluation_episodes=0, checkpoint_dir=tmp_path)
 
 
 def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path) -> None:
@@ -139,12 +184,16 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     for other, said in (
         (TrainingRun("Breakout", config), "game = 'Pong' there, 'Breakout' here"),
         (TrainingRun("Pong", config, seed=1), "seed = 0 there, 1 here"),
-        (TrainingRun("Pong", replace(config, lr=0.1)), "lr"),
+        (TrainingRun("Pong", replace(config, lr=0.1)), r"settings: config\.lr = 0\.0001 there, 0\.1 here$"),
+        (TrainingRun("Pong", config, env=ENV), r"env\.max_steps = 27000 there, 45 here$"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(CheckpointError, match=said):
             other.load(path)
+    run.collector.replay.save(tmp_path / "replay.bin")
+    with pytest.raises(CheckpointError, match="but another file of ht_ray"):
+        run.load(tmp_path / "replay.bin")
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="no checkpoint to continue from"):
+    with pytest.raises(CheckpointError, match="no checkpoint to continue from"):
         run.load(path)
 
 
@@ -156,6 +205,14 @@ def test_wrong_settings_are_refused_before_anything_is_done() -> None:
             train("Pong", **wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("device", ["gpu0", f"cuda:{torch.cuda.device_count()}"])
+def test_a_device_that_is_not_there_is_named(device: str) -> None:
+    with pytest.raises(SettingError, match=f"TrainingRun: device = '{device}': there is no such device"):
+        TrainingRun("Pong", DrQConfig(**SMALL), device=device)
+    with pytest.raises(SettingError, match=f"DrQAgent: device = '{device}': there is no such device"):
+        DrQAgent(DrQConfig(**SMALL), shape=(4, 84, 84), num_actions=3, device=device)
+
+
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--game", "Pnog"]) == 2
     assert "Did you mean 'Pong'" in capsys.readouterr().err
@@ -164,3 +221,46 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main([*arguments, "--record", str(path)]) == 0
     assert capsys.readouterr().out == "Pong, drq+ht: 5 steps, 0 updates, 0 games\n"
     assert json.loads(path.read_text())["config"] == asdict(drq_variant("drq+ht"))
+
+
+def test_the_command_line_refuses_before_it_trains(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    existing = tmp_path / "thesis.json"
+    existing.write_text("{}")
+    monkeypatch.setattr(TrainingRun, "advance", None)
+    for arguments, said in (
+        (["--variant", "drq-ht"], "Did you mean 'drq+ht'"),
+        (["--steps", "0"], "train: steps = 0"),
+        (["--device", f"cuda:{torch.cuda.device_count()}"], "there is no such device here"),
+        (["--checkpoint-dir", str(existing)], "checkpoint_dir = "),
+        (["--record", str(tmp_path / "none" / "record.json")], "there is no folder"),
+        (["--record", str(tmp_path)], "it exists"),
+        (["--record", str(existing)], "it exists"),
+    ):
+        assert main(["--game", "pong", *arguments]) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1
+    assert existing.read_text() == "{}"
+
+
+def test_the_command_line_continues_and_refuses_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, path = tmp_path / "run", tmp_path / "record.json"
+    arguments = ["--game", "pong", "--evaluation-episodes", "0", "--checkpoint-dir", str(run)]
+    recorded = [*arguments, "--record", str(path), "--steps"]
+    assert main([*recorded, "3"]) == 0
+    assert main([*recorded, "5"]) == 0  # its own record may be replaced
+    assert json.loads(path.read_text())["steps"] == 5
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(json.loads(path.read_text()) | {"seed": 1}))
+    capsys.readouterr()
+    for wrong, said in (
+        ([*arguments, "--record", str(other)], "is no record of the run to be continued"),
+        ([*arguments, "--variant", "drq+ht"], "config.momentum = None there, 0.995 here"),
+        ([*arguments, "--steps", "4"], "has made 5 already"),
+    ):
+        assert main(wrong) == 2
+        assert said in capsys.readouterr().err
+    (run / "checkpoint.bin").write_bytes(b"nothing")
+    assert main(arguments) == 2
+    assert "is no checkpoint to continue from" in capsys.readouterr().err

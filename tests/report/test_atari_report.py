@@ -16,6 +16,7 @@ from ht_ray.report import (
     aggregates_figure,
     aggregates_table,
     atari_games,
+    atari_heat_map,
     efficiency_figure,
     game_curves_figure,
     games_table,
@@ -147,9 +148,16 @@ def test_missing_games_are_named_and_mixed_with_nothing(write_atari):
     assert "| DrQ + H&T | 25 of 26 | 2–3 |" in text
     assert "DrQ + H&T: 25 of 26 games (without Qbert)." in text
     assert "DrQ + H&T: planned, and without a finished run: Qbert." in text
-    assert "its games have 2 to 3 runs" in text
+    assert "DrQ + H&T: 2 to 3 runs per game; in the IQM" in text
     assert "DrQ + H&T, Hero, seed 0: not started." in text
     assert "they are no comparison" in text and "**" not in text
+
+
+def test_the_best_has_all_its_runs(write_atari):
+    scores = {**SMALL, "DrQ + HR 20k": {"Pong": [0.9, None, 0.9], "Breakout": [0.9, 0.9, 0.9]}}
+    table = aggregates_table(load_study(write_atari(scores)))
+    marked = {row[0].text: [cell.best for cell in row[4:]] for row in table.rows if any(cell.best for cell in row)}
+    assert marked == {"DrQ + H&T": [True] * 4}
 
 
 def test_scores_by_game(write_atari):
@@ -250,6 +258,24 @@ def test_each_game_has_a_panel(write_atari, drawn, tmp_path):
     assert "Not all runs: Pong, DrQ + HR 20k (2 of 3 seeds)" in words(tmp_path / "figure.svg")
 
 
+def test_the_legend_of_few_panels_is_whole(write_atari, drawn, tmp_path):
+    scores = {f"DrQ + H&T m=0.99 r={number}000": {"Pong": [0.1 * number] * 2} for number in range(1, 6)}
+    game_curves_figure(load_study(write_atari(scores)), tmp_path / "figure.png")
+    legend = drawn[0].axes[-1].get_legend().get_window_extent()
+    assert legend.x1 <= drawn[0].bbox.x1 and legend.y0 >= 0
+
+
+def test_one_evaluation_is_no_curve(write_atari, tmp_path):
+    root = write_atari(SMALL)
+    for path in root.glob("trials/*/results.jsonl"):
+        line = json.loads(path.read_text())
+        line["curves"]["evaluation"] = line["curves"]["evaluation"][-1:]
+        path.write_text(json.dumps(line) + "\n")
+    for draw in (efficiency_figure, game_curves_figure):
+        with pytest.raises(MissingDataError, match="evaluations at two steps"):
+            draw(load_study(root), tmp_path / "figure.png")
+
+
 def test_the_report_of_an_atari_study(write_atari):
     root = write_atari(SMALL, steps=1000)
     said = []
@@ -261,6 +287,76 @@ def test_the_report_of_an_atari_study(write_atari):
     assert not any(text.startswith("Skipped") for text in said), said
     page = (root / "report.html").read_text()
     assert "DrQ + H&amp;T (paper)" in page and "1 000 of 100 000 steps" in page
+
+
+def grid_of(write_atari, scores, change=lambda settings, config: None, **more):
+    """Write a study whose variants say their momentum and interval in their names."""
+
+    def cell(settings, config):
+        match = re.search(r"m=(\S+) r=(\S+)", settings["variant"])
+        if match:
+            settings["momentum"], settings["reset_interval"] = float(match[1]), int(match[2])
+        change(settings, config)
+
+    return write_atari(scores, change=cell, **more)
+
+
+GRID = {
+    "DrQ": {"Pong": [0.1, 0.2], "Breakout": [0.3, 0.5]},
+    "DrQ + H&T m=0.99 r=1000": {"Pong": [0.2, 0.3], "Breakout": [0.4, 0.6]},
+    "DrQ + H&T m=0.99 r=4000": {"Pong": [0.6, 0.5], "Breakout": [0.7, 0.8]},
+    "DrQ + H&T m=0.995 r=1000": {"Pong": [0.5, None], "Breakout": [1.0, 0.9]},
+    "DrQ + H&T m=0.995 r=4000": {"Pong": [None, None], "Breakout": [None, None]},
+}
+
+
+def test_momentum_by_interval_is_a_map(write_atari, tmp_path):
+    root = grid_of(write_atari, GRID)
+    atari_heat_map(load_study(root), tmp_path / "map.svg")
+    shown = words(tmp_path / "map.svg")
+    for games in [*GRID.values()][:3]:
+        iqm = aggregate_scores(games).iqm
+        assert f"{iqm.value:.3f}" in shown and f"[{iqm.low:.3f}, {iqm.high:.3f}]" in shown
+    assert "(3 of 4 runs)" in shown and "none finished" in shown
+    assert "Reset interval (gradient steps)" in shown and "Momentum" in shown
+    # The cell of the highest value has not all its runs.
+    assert "Framed: the best in the grid." in shown
+    assert "2 of 26 games, 2 runs per game" in shown
+
+
+def test_cells_over_other_games_are_no_contest(write_atari, tmp_path):
+    scores = {**GRID, "DrQ + H&T m=0.995 r=1000": {"Pong": [0.5, 0.5]}}
+    atari_heat_map(load_study(grid_of(write_atari, scores)), tmp_path / "map.svg")
+    shown = words(tmp_path / "map.svg")
+    assert "Framed" not in shown and "no comparison" in shown
+
+
+def test_a_map_needs_two_cells(write_atari, tmp_path):
+    one = {name: GRID[name] for name in ("DrQ", "DrQ + H&T m=0.99 r=1000", "DrQ + H&T m=0.995 r=4000")}
+    with pytest.raises(MissingDataError, match="the study has 1"):
+        atari_heat_map(load_study(grid_of(write_atari, one)), tmp_path / "map.png")
+
+    def same(settings, config):
+        if "H&T" in settings["variant"]:
+            settings["momentum"], settings["reset_interval"] = 0.9, 10
+
+    with pytest.raises(MissingDataError, match="the same momentum and reset interval"):
+        atari_heat_map(load_study(grid_of(write_atari, GRID, same, name="other")), tmp_path / "map.png")
+
+
+def test_the_report_of_a_grid_has_its_map_and_its_curves_in_tensorboard(write_atari):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    root = grid_of(write_atari, GRID)
+    write_report(root)
+    assert (root / "figures" / "atari_heat_map.png").is_file()
+    run = EventAccumulator(str(root / "report" / "DrQ_+_H_T_m=0.99_r=4000")).Reload()
+    values = {tag: [(event.step, event.value) for event in run.Scalars(tag)] for tag in run.Tags()["scalars"]}
+    final = [human_normalised("Pong", values["mean/evaluation/Pong"][-1][1])]
+    assert final == pytest.approx([0.55], abs=1e-5)
+    assert {"mean/evaluation/Breakout", "mean/evaluation/Pong/low", "mean/evaluation/Pong/high"} <= values.keys()
+    expected = aggregate_scores(GRID["DrQ + H&T m=0.99 r=4000"], resamples=1).iqm.value
+    assert values["iqm/evaluation"] == [(50_000, pytest.approx(expected / 2)), (100_000, pytest.approx(expected))]
 
 
 def test_two_atari_studies_together(write_atari, tmp_path):

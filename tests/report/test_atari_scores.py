@@ -1,4 +1,4 @@
-"""Atari-100k scores against scipy and plain loops, and, where it is installed, rliable."""
+"""Atari-100k scores against scipy, plain loops, and rliable: its numbers, and, where it is installed, itself."""
 
 import math
 
@@ -184,6 +184,34 @@ def test_what_cannot_be_compared_is_refused():
         probability_of_improvement({"Pong": [1.0], "Boxing": [1.0]}, {"Pong": [1.0]})
     with pytest.raises(SettingError, match="level"):
         aggregate_scores({"Pong": [1.0]}, level=1.0)
+
+
+def fixed(runs, games, shift=0):
+    run, game = np.indices((runs, games))
+    return ((37 * run**2 + 11 * game**2 + 23 * run * game + 5 * game + shift) % 101) / 40 - 0.2
+
+
+def test_rliables_numbers():
+    """On `fixed`, computed by rliable 1.2.0 (NumPy 2.4.6) with::
+
+    np.random.seed(0)
+    aggregates = lambda x: np.array([aggregate_iqm(x), aggregate_median(x), aggregate_mean(x),
+                                     aggregate_optimality_gap(x)])
+    library.get_interval_estimates({"ours": fixed(5, 6)}, aggregates, reps=50_000)
+    library.create_performance_profile({"ours": fixed(5, 6)}, np.array([0.0, 0.5, 1.0, 2.0]))
+    metrics.probability_of_improvement(fixed(5, 6), fixed(4, 6, 9))
+    """
+    ours = by_game(fixed(5, 6))
+    found = aggregate_scores(ours)
+    expected = [0.9578125000000001, 0.9824999999999999, 1.0425000000000002, 0.31499999999999995]
+    np.testing.assert_allclose(points(found), expected, rtol=0, atol=1e-12)
+    lows, highs = [0.61871, 0.6975, 0.77833, 0.1925], [1.39219, 1.3675, 1.3125, 0.4425]
+    np.testing.assert_allclose([getattr(found, metric).low for metric in METRICS], lows, rtol=0, atol=0.01)
+    np.testing.assert_allclose([getattr(found, metric).high for metric in METRICS], highs, rtol=0, atol=0.01)
+    profile = performance_profile(ours, [0.0, 0.5, 1.0, 2.0])
+    np.testing.assert_allclose(profile.share, [14 / 15, 2 / 3, 0.4, 0.2], rtol=0, atol=1e-12)
+    improvement = probability_of_improvement(ours, by_game(fixed(4, 6, 9)), resamples=10)
+    assert improvement.value == pytest.approx(0.55, abs=1e-12)
 
 
 @pytest.mark.parametrize(("runs", "games"), [(5, 26), (3, 7), (2, 2)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from ray import tune
+from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModule
 from rllib_agents import MODULE
@@ -18,6 +21,7 @@ from ht_ray.agents.atari import AtariConfig
 from ht_ray.agents.drq_config import DrQConfig, drq_variant
 from ht_ray.agents.train import TrainingRun
 from ht_ray.rllib import DrQ, DrQAlgorithmConfig
+from ht_ray.rllib.drq_learner import COMPONENT_AGENT
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -83,6 +87,10 @@ def test_it_is_the_plain_loop_and_goes_on_in_a_new_process(cluster: str, tmp_pat
     assert plain.collector.state_dict()["env"]["steps"] > 0  # within an episode
 
     checkpoint = algorithm.save_to_path(tmp_path / "checkpoint")
+    learner = algorithm.learner_group._learner
+    assert algorithm.get_module() is learner.module[MODULE]
+    held = learner.get_state(not_components="rl_module")[COMPONENT_AGENT]  # weights are with the module, once
+    assert "network" not in held and "weights" not in held["tortoise"]
     lengths = []
     for _ in range(5):
         result = algorithm.train()
@@ -114,6 +122,9 @@ def test_evaluation_is_the_plain_loops_and_the_module_acts_alike(cluster: str, t
     assert before["episode_len_mean"] == 45 and before["num_episodes"] == 2
     assert equal(state(algorithm)["agent"], plain.agent.state_dict())
     assert equal(state(algorithm)["collector"], plain.collector.state_dict())
+    again = algorithm.evaluate()["env_runners"]  # at the same step: the same games
+    assert again["episode_return_mean"] == played.score and again["num_episodes"] == 2
+    assert equal(state(algorithm)["collector"], plain.collector.state_dict())
 
     observations = torch.randint(256, (8, 4, 84, 84), dtype=torch.uint8)
     path = algorithm.save_to_path(tmp_path / "algorithm")
@@ -121,6 +132,38 @@ def test_evaluation_is_the_plain_loops_and_the_module_acts_alike(cluster: str, t
     chosen = module.forward_inference({Columns.OBS: observations})[Columns.ACTIONS]
     assert torch.equal(chosen, plain.agent.act(observations))
     algorithm.stop()
+
+
+def test_state_goes_back_whole(cluster: str) -> None:
+    # RLlib passes over the weights of a state with fewer updates than its own.
+    algorithm = configured().build_algo()
+    algorithm.train()
+    algorithm.train()
+    before, held = state(algorithm), copy.deepcopy(algorithm.get_state())
+    algorithm.train()
+    assert not equal(state(algorithm)["agent"], before["agent"])
+    algorithm.set_state(held)
+    assert equal(state(algorithm), before)
+    algorithm.stop()
+
+
+@pytest.mark.slow
+def test_tune_runs_it(cluster: str, tmp_path: Path) -> None:
+    config = configured().training(momentum=tune.grid_search([0.5, 0.9])).resources(num_cpus_for_main_process=1)
+    checkpoints = tune.CheckpointConfig(checkpoint_at_end=True)
+    results = tune.Tuner(
+        DrQ,
+        param_space=config,
+        run_config=tune.RunConfig(
+            stop={"training_iteration": 2}, storage_path=str(tmp_path), verbose=0, checkpoint_config=checkpoints
+        ),
+    ).fit()
+    assert not results.errors
+    for momentum, result in zip((0.5, 0.9), results, strict=True):
+        assert result.metrics["learners"][MODULE]["gradient_steps"] == 20
+        restored = Algorithm.from_checkpoint(result.checkpoint.path)
+        assert restored.config.agent_config.momentum == momentum
+        restored.stop()
 
 
 @pytest.mark.parametrize(
@@ -135,6 +178,11 @@ def test_evaluation_is_the_plain_loops_and_the_module_acts_alike(cluster: str, t
         (lambda config: config.env_runners(num_env_runners=1), "num_env_runners = 1"),
         (lambda config: config.learners(num_learners=1), "num_learners = 1"),
         (lambda config: config.env_runners(num_envs_per_env_runner=2), "num_envs_per_env_runner = 2"),
+        (lambda config: config.environment(None), "no game is set"),
+        (lambda config: config.rl_module(model_config={"fcnet_hiddens": [8]}), "sets the networks"),
+        (lambda config: config.framework(torch_compile_learner=True), "compile=True"),
+        (lambda config: config.framework("tf2"), "with torch"),
+        (lambda config: config.env_runners(explore=False), "epsilon=0"),
         (lambda config: config.evaluation(evaluation_duration_unit="timesteps"), "evaluation"),
     ],
 )

@@ -5,14 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import ale_py
+import gymnasium
 import numpy as np
 import pytest
 import torch
 from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.dqn.torch.dqn_torch_learner import DQNTorchLearner
+from ray.rllib.algorithms.sac.torch.sac_torch_learner import SACTorchLearner
 from ray.rllib.core.columns import Columns
-from rllib_agents import MODULE, SMALL, built, configured, update
+from rllib_agents import MODULE, SMALL, built, configured, pairs, together, update
 
-from ht_ray.rllib import ActWithTortoise, HTDQNConfig
+from ht_ray.rllib import ActWithTortoise, HareTortoiseLearner, HTDQNConfig, HTSACConfig
+
+gymnasium.register_envs(ale_py)
 
 pytestmark = [
     pytest.mark.usefixtures("cluster"),
@@ -21,15 +27,18 @@ pytestmark = [
 
 
 def cartpole(**training: Any) -> Any:
+    return small(HTDQNConfig(), "CartPole-v1").training(**training)
+
+
+def small(config: Any, env: Any) -> Any:
     return (
-        HTDQNConfig()
-        .environment("CartPole-v1")
+        config.environment(env)
         .env_runners(num_env_runners=0)
         .learners(num_learners=0)
         .rl_module(model_config=SMALL)
         .reporting(min_sample_timesteps_per_iteration=40)
         .debugging(seed=0, log_level="ERROR")
-        .training(num_steps_sampled_before_learning_starts=20, train_batch_size=16, **training)
+        .training(num_steps_sampled_before_learning_starts=20, train_batch_size=16)
     )
 
 
@@ -48,6 +57,64 @@ def test_several_updates_per_step_and_a_restored_algorithm(tmp_path: Path) -> No
     assert again["tortoise_updates"] > result["tortoise_updates"]
     assert again["tortoise_resets"] == again["tortoise_updates"] // 8
     restored.stop()
+
+
+class Pong(gymnasium.Wrapper):
+    """Pong's emulator, seen by its memory: nothing that needs a large network."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(gymnasium.make("ALE/Pong-v5", obs_type="ram", frameskip=4))
+
+
+class Watched:
+    """What was so right after each optimiser step."""
+
+    def apply_gradients(self, gradients: Any) -> None:
+        super().apply_gradients(gradients)  # type: ignore[misc]
+        online = [p for net, _ in self.module[MODULE].get_target_network_pairs() for p in net.parameters()]  # type: ignore[attr-defined]
+        optimizers = [optimizer for _, optimizer in self.get_optimizers_for_module(MODULE)]  # type: ignore[attr-defined]
+        remembered = sum(p in optimizer.state for p in online for optimizer in optimizers)
+        apart = all(one.data_ptr() != two.data_ptr() for one, two in pairs(self))
+        seen.append((together(self), remembered / len(online), apart))
+
+
+seen: list[tuple[bool, float, bool]] = []
+
+
+class WatchedDQN(Watched, HareTortoiseLearner, DQNTorchLearner):
+    pass
+
+
+class WatchedSAC(Watched, HareTortoiseLearner, SACTorchLearner):
+    pass
+
+
+@pytest.mark.parametrize("optimizer_state", ["keep", "clear"])
+@pytest.mark.parametrize(
+    ("config", "env", "learner"),
+    [
+        (HTDQNConfig, "CartPole-v1", WatchedDQN),
+        (HTDQNConfig, Pong, WatchedDQN),
+        (HTSACConfig, "Pendulum-v1", WatchedSAC),
+    ],
+)
+def test_resets_in_training(config: Any, env: Any, learner: type, optimizer_state: str) -> None:
+    seen.clear()
+    algorithm = (
+        small(config(), env)
+        .training(learner_class=learner, optimizer_state=optimizer_state)
+        .training(momentum=0.9, reset_interval=7, training_intensity=48)  # three updates with each step
+        .build_algo()
+    )
+    result = algorithm.train()["learners"][MODULE]
+    assert len(seen) == result["tortoise_updates"] >= 30
+    for step, (equal, remembered, apart) in enumerate(seen, start=1):
+        reset = step % 7 == 0
+        assert equal == reset, step
+        assert remembered == (0 if reset and optimizer_state == "clear" else 1), step
+        assert apart
+    assert result["tortoise_resets"] == len(seen) // 7
+    algorithm.stop()
 
 
 def test_acts_with_the_tortoise() -> None:
@@ -88,6 +155,10 @@ def test_remote_learner_and_env_runner() -> None:
     )
     result = algorithm.train()["learners"][MODULE]
     assert result["tortoise_updates"] > 0
+    learned = algorithm.learner_group.get_state(components="learner/rl_module")["learner"]["rl_module"][MODULE]
+    acting = algorithm.env_runner_group.foreach_env_runner(lambda runner: runner.module.get_state())[-1]
+    assert any(name.startswith("_target") for name in acting)
+    assert all(np.array_equal(value, learned[name]) for name, value in acting.items())
     assert result["tortoise_resets"] == result["tortoise_updates"] // 5
     assert result["head_resets"] == result["tortoise_updates"] // 10
     algorithm.stop()

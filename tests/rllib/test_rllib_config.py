@@ -15,7 +15,7 @@ from ray.rllib.algorithms.dqn.torch.dqn_torch_learner import DQNTorchLearner
 from ray.rllib.algorithms.ppo.ppo import PPOConfig
 from ray.rllib.algorithms.sac.sac import SACConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
-from rllib_agents import DISCRETE, configured
+from rllib_agents import DISCRETE, MODULE, configured
 
 from ht_ray.rllib import (
     HTDQN,
@@ -50,6 +50,9 @@ class OwnConfig(DQNConfig):
         ({"shrink_perturb_interval": 0}, "shrink_perturb_interval = 0"),
         ({"head_reset_interval": -1}, "head_reset_interval = -1"),
         ({"indicators_interval": 0.5}, "indicators_interval = 0.5"),
+        ({"momentum": "0.9"}, "momentum = '0.9': accepted is a number"),
+        ({"reinitialise_target": "no"}, "reinitialise_target = 'no': accepted are True and False"),
+        ({"act_with_tortoise": 1}, "act_with_tortoise = 1: accepted are True and False"),
         ({"momentum": 1.0}, "momentum = 1.0: accepted is a number with 0 <= momentum < 1"),
         ({"tau": 0.0}, r"tau = 0.0: accepted is a number with 0 < tau <= 1"),
         ({"optimizer_state": "cleared"}, "Did you mean 'clear'"),
@@ -85,6 +88,42 @@ def test_unknown_settings_are_told_with_the_nearest() -> None:
         HTDQNConfig().training(momentun=0.9)
     with pytest.raises(SettingError, match=r"no setting 'n_stepp'\. Did you mean 'n_step'"):
         HTSACConfig().training(n_stepp=2)
+    # In a dict, as Ray Tune's, RLlib takes any name.
+    with pytest.raises(SettingError, match=r"no setting 'reset_intervall'\. Did you mean 'reset_interval'"):
+        HTDQNConfig().update_from_dict({"reset_intervall": 10})
+    assert HTDQNConfig().update_from_dict({"of_my_own": 10}).of_my_own == 10
+
+
+class BareConfig(DQNConfig):
+    """As users write them: no argument, settings that are not keyword-only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tau = 0.1
+        self.temper = 0
+
+    def training(self, temper: int = 0, **kwargs: Any) -> Any:
+        super().training(**kwargs)
+        self.temper = temper
+        return self
+
+
+def test_own_config_may_be_written_otherwise() -> None:
+    config = with_hare_tortoise(BareConfig)().training(temper=3, reset_interval=20)
+    config.validate()
+    assert (config.temper, config.reset_interval, config.tortoise_momentum) == (3, 20, 0.9)
+    with pytest.raises(SettingError, match="Did you mean 'temper'"):
+        config.training(tempr=1)
+
+
+def test_another_algorithm_does_not_drop_the_settings_unnoticed() -> None:
+    # As Tune does it, told the algorithm "DQN": its config takes any name, and would train without a tortoise.
+    config = configured(HTDQNConfig(), momentum=0.9)
+    taken = DQN.get_default_config().update_from_dict(config.to_dict())
+    with pytest.raises(SettingError, match=r"config\.algo_class"):
+        taken.build_learner(spaces={MODULE: DISCRETE})
+    # Given the config itself, it keeps it.
+    assert isinstance(DQN.get_default_config().from_state(config.get_state()), HTDQNConfig)
 
 
 @pytest.mark.parametrize("config", [PPOConfig])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import torch
 from ray.rllib.algorithms.dqn.dqn import DQNConfig
 from ray.rllib.algorithms.dqn.torch.dqn_torch_learner import DQNTorchLearner
 from ray.rllib.algorithms.sac.sac import SACConfig
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.core.rl_module.torch.torch_rl_module import TorchDDPRLModule
 from rllib_agents import (
     CONTINUOUS,
     DISCRETE,
@@ -61,11 +64,14 @@ def test_resets_at_exactly_the_right_steps(own: type, stock: type) -> None:
         assert all(online.data_ptr() != target.data_ptr() for online, target in pairs(learner))
     counted = learner.get_state()[COMPONENT_PAIRS][MODULE]
     assert (counted["steps"], counted["updates"], counted["resets"]) == (7, 7, 2)
+    # Kept at the resets, to the last moment of Adam.
+    assert repr(learner._get_optimizer_state()) == repr(reference._get_optimizer_state())
 
 
-def test_minibatches_and_epochs_are_steps() -> None:
-    learner = built(configured(HTDQNConfig(), momentum=0.9, reset_interval=3))
-    reference = by_hand(DQNConfig(), momentum=0.9, interval=3)
+@pytest.mark.parametrize(("own", "stock"), [(HTDQNConfig, DQNConfig), (HTSACConfig, SACConfig)])
+def test_minibatches_and_epochs_are_steps(own: type, stock: type) -> None:
+    learner = built(configured(own(), momentum=0.9, reset_interval=3))
+    reference = by_hand(stock(), momentum=0.9, interval=3)
     for one in (learner, reference):  # 2 epochs of 4 minibatches, twice
         update(one, range(2), size=32, minibatch_size=8, num_epochs=2, shuffle_batch_per_epoch=False)
     assert same(weights(learner), weights(reference))
@@ -87,6 +93,28 @@ def test_critics_of_sac_have_targets_and_the_policy_has_none() -> None:
     critic, policy_optimizer = learner.get_optimizer(MODULE, "qf"), learner.get_optimizer(MODULE, "policy")
     assert set(critic.state) == set(module.qf_encoder.parameters())
     assert set(policy_optimizer.state) == {*module.pi_encoder.parameters(), *module.pi.parameters()}
+
+
+def test_policy_and_temperature_of_sac_are_left_alone() -> None:
+    always = {"reset_interval": 1, "shrink_perturb_interval": 1, "shrink_perturb_noise": 0.1, "head_reset_interval": 1}
+    learner, stock = built(configured(HTSACConfig(), optimizer_state="clear", **always)), built(configured(SACConfig()))
+    for one in (learner, stock):
+        update(one, range(1))
+    before = weights(stock)
+    changed = {name.split(".")[0] for name, value in weights(learner).items() if not torch.equal(value, before[name])}
+    assert changed == {f"{net}{part}" for net in ("qf", "qf_twin", "target_qf", "target_qf_twin")
+                       for part in ("", "_encoder")}  # fmt: skip
+    assert torch.equal(learner.curr_log_alpha[MODULE], stock.curr_log_alpha[MODULE])
+    for name in ("policy", "alpha"):
+        states = [one.get_optimizer(MODULE, name).state_dict()["state"] for one in (learner, stock)]
+        assert states[0] and repr(states[0]) == repr(states[1])
+
+
+def test_sac_without_a_twin() -> None:
+    learner = built(configured(HTSACConfig(), twin_q=False, reset_interval=2, head_reset_interval=2))
+    assert len(learner.module[MODULE].get_target_network_pairs()) == 2
+    update(learner, range(2))
+    assert together(learner)
 
 
 @pytest.mark.parametrize(("optimizer_state", "kept"), [("keep", True), ("clear", False)])
@@ -203,7 +231,6 @@ def test_restored_learner_goes_on_as_if_nothing_had_been(own: type, toward: str,
     update(whole, range(5, 13))
     restored = built(configured(own(), seed=1, **settings))
     update(restored, range(20, 22))  # what it was before must not matter
-    restored._weights_seq_no = 0
     restored.restore_from_path(tmp_path / "learner")
     update(restored, range(5, 13))
     assert same(weights(whole), weights(restored))
@@ -213,6 +240,18 @@ def test_restored_learner_goes_on_as_if_nothing_had_been(own: type, toward: str,
     assert states[0]["steps"] == 13
     for name, value in states[0]["initial"].items():
         assert np.array_equal(value, states[1]["initial"][name])
+
+
+def test_state_goes_back_whole() -> None:
+    # RLlib passes over the weights of a state with fewer updates than its own.
+    learner = built(configured(HTDQNConfig(), **EVERYTHING))
+    update(learner, range(5))
+    state = copy.deepcopy(learner.get_state())
+    update(learner, range(5, 13))
+    expected = weights(learner)
+    learner.set_state(state)
+    update(learner, range(5, 13))
+    assert same(weights(learner), expected)
 
 
 def test_weights_for_env_runners_carry_no_state_of_the_mixins() -> None:
@@ -272,6 +311,55 @@ def test_modules_are_counted_apart() -> None:
     learner.update(batch=batch(3, modules=("a",)))
     state = learner.get_state()[COMPONENT_PAIRS]
     assert [(state[m]["steps"], state[m]["resets"]) for m in ("a", "b")] == [(4, 2), (3, 1)]
+
+
+def test_rllib_never_updates_the_targets_itself() -> None:
+    config = (
+        configured(HTDQNConfig(), momentum=0.9, reset_interval=None)
+        .multi_agent(
+            policies={"a", "b"},
+            policy_mapping_fn=lambda agent, episode, **kwargs: "a",
+            algorithm_config_overrides_per_module={"b": HTDQNConfig.overrides(target_network_update_freq=0)},
+        )
+        .environment(observation_space=DISCRETE[0], action_space=DISCRETE[1])
+    )
+    config.validate()
+    learner = config.build_learner(spaces={"a": DISCRETE, "b": DISCRETE})
+    spec = RLModuleSpec.from_module(learner.module["a"].unwrapped())
+    spec.inference_only = False
+    learner.add_module(module_id="c", module_spec=spec)
+    modules = ("a", "b", "c")
+    result = learner.update(batch=batch(0, modules=modules), timesteps={"num_env_steps_sampled_lifetime": 10**6})
+    for module in modules:
+        assert "num_target_updates" not in result[module]
+        assert result[module]["tortoise_updates"].peek() == 1
+
+
+def test_fresh_weights_are_those_of_every_learner() -> None:
+    # As with several remote learners: each draws for itself, from the same seed and counter.
+    learners = [built(configured(HTDQNConfig(), head_reset_interval=2)) for _ in range(2)]
+    for number, learner in enumerate(learners):
+        update(learner, range(1))
+        torch.manual_seed(number + 50)
+        random.seed(number + 50)
+        learner.update(batch=batch(1))
+    assert same(*map(weights, learners))
+
+
+def test_networks_wrapped_for_several_learners(tmp_path: Path) -> None:
+    # What RLlib does with num_learners=2, in one process.
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        settings = {"momentum": 0.9, "reset_interval": 2, "head_reset_interval": 3, "indicators_interval": 2}
+        alone = built(configured(HTDQNConfig(), **settings))
+        wrapped = built(configured(HTDQNConfig(), **settings).learners(num_learners=2))
+        assert isinstance(wrapped.module[MODULE], TorchDDPRLModule)
+        for learner in (alone, wrapped):
+            update(learner, range(7))
+        assert same(weights(alone), {name.removeprefix("module."): w for name, w in weights(wrapped).items()})
+        assert wrapped.get_state()[COMPONENT_PAIRS][MODULE]["resets"] == 3
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_mixins_after_the_learner_are_refused() -> None:

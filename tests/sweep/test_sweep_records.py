@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sweep_trials import Counting, spec
 
-from ht_ray.sweep.checkpoints import Checkpoint, load_trial, newest_checkpoint, save_trial
+from ht_ray.sweep.checkpoints import Checkpoint, drop_older_checkpoints, load_trial, newest_checkpoint, save_trial
 from ht_ray.sweep.plain import to_json, to_plain
 from ht_ray.sweep.study_dir import TrialRecord, new_attempt, write_results_csv
 
@@ -48,6 +48,7 @@ def test_what_a_killed_driver_left_running_is_unfinished(tmp_path: Path) -> None
     assert TrialRecord(tmp_path, spec("one")).status == "unfinished"
 
 
+@settings(deadline=None)
 @given(lost=st.integers(0, 400))
 def test_a_torn_end_loses_the_torn_report_only(tmp_path_factory: pytest.TempPathFactory, lost: int) -> None:
     directory = tmp_path_factory.mktemp("torn")
@@ -156,3 +157,27 @@ def test_damaged_checkpoint_is_passed_over_and_named(
     restored = Counting({"seed": 1, "parts": 9}, None)
     assert load_trial(restored, good) == 1
     assert restored.advance() == saved.trial.advance()
+
+
+def test_of_a_trial_that_ended_the_newest_complete_checkpoint_is_kept(tmp_path: Path) -> None:
+    saved = Saved(tmp_path)
+    drop_older_checkpoints(tmp_path, "one", 9, saved.said.append)
+    older = [saved.add(1, 0, 1), saved.add(1, 1, 2), saved.add(2, 2, 3)]
+    other = tmp_path / "ray/attempt-0001/one-more/checkpoint_000000"
+    other.mkdir(parents=True)
+    newest = saved.add(2, 10, 4)
+    being_written = saved.add(2, 11, 5)
+    (being_written / "manifest.json").unlink()
+    drop_older_checkpoints(tmp_path, "one", 9, saved.said.append)
+    assert saved.newest() == Checkpoint(newest, 4)
+    assert not any(path.exists() for path in older)
+    assert other.exists() and being_written.exists()
+
+
+def test_without_a_complete_checkpoint_none_is_deleted(tmp_path: Path) -> None:
+    saved = Saved(tmp_path)
+    paths = [saved.add(1, number, number + 1) for number in range(2)]
+    for path in paths:
+        (path / "manifest.json").unlink()
+    drop_older_checkpoints(tmp_path, "one", 9, saved.said.append)
+    assert all(path.exists() for path in paths)

@@ -179,6 +179,8 @@ REFUSED = {
     "--n-step 0": ("--n-step = 0",),
     "--steps 0": ("--steps = 0",),
     "--evaluate-every 0": ("--evaluate-every = 0",),
+    "--evaluate-every 70 --steps 60": ("--evaluate-every = 70", "--steps = 60"),
+    "--gpus-per-trial 99": ("--gpus-per-trial = 99.0", "on this machine", "--address"),
     "--evaluation-episodes 0": ("--evaluation-episodes = 0",),
     "--max-steps 0": ("--max-steps = 0",),
     "--seeds 0": ("--seeds = 0",),

@@ -71,6 +71,8 @@ def write_file(state: dict[str, Any], path: Path) -> None:
         with temporary.open("wb") as file:
             file.write(_HEADER.pack(_MAGIC, len(content), zlib.crc32(content)))
             file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # or a machine that fails has the new name without the new content
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

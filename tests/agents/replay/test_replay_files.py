@@ -114,16 +114,20 @@ def test_damaged_frames_in_a_state_leave_the_replay_empty() -> None:
     assert len(replay) == 0
 
 
-def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+@pytest.mark.parametrize("where", ["ht_ray.agents.replay.packing.os.fsync", "pathlib.Path.replace"])
+def test_a_failed_save_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], where: str
+) -> None:
     path = tmp_path / "replay.pt"
     filled(30).save(path)
     before = path.read_bytes()
 
-    def fail(self: Path, target: Path) -> None:
-        raise OSError("disk full")
+    def fail(*given: object) -> None:
+        raise error("stopped")
 
-    monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr(where, fail)
+    with pytest.raises(error, match="stopped"):
         filled(60).save(path)
     assert path.read_bytes() == before
     assert [found.name for found in tmp_path.iterdir()] == ["replay.pt"]
