@@ -59,4 +59,5 @@ class HorizonCycle:
         return 1 - self._between(1 - self.discount_start, 1 - self.discount, update)
 
     def _between(self, start: float, end: float, update: int) -> float:
-        return start * (end / start) ** min(update / self.updates, 1.0)
+        share = min(update / self.updates, 1.0)
+        return float(start * (end / start) ** share)
