@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from sweep_trials import Counting, spec
 
 from ht_ray.sweep.checkpoints import Checkpoint, drop_older_checkpoints, load_trial, newest_checkpoint, save_trial
 from ht_ray.sweep.plain import to_json, to_plain
+from ht_ray.sweep.progress import Console, StudyProgress
 from ht_ray.sweep.study_dir import TrialRecord, new_attempt, write_results_csv
 
 
@@ -172,6 +175,24 @@ def test_of_a_trial_that_ended_the_newest_complete_checkpoint_is_kept(tmp_path: 
     assert saved.newest() == Checkpoint(newest, 4)
     assert not any(path.exists() for path in older)
     assert other.exists() and being_written.exists()
+
+
+@pytest.mark.parametrize(("outcome", "kept"), [("finished", 1), ("diverged", 1), ("failed", 3)])
+def test_the_recorder_deletes_when_a_trial_has_ended_well(tmp_path: Path, outcome: str, kept: int) -> None:
+    from ht_ray.sweep.recorder import StudyRecorder
+
+    saved = Saved(tmp_path)
+    record = TrialRecord(tmp_path, spec("one"))
+    fill(record, 3)
+    console = Console(io.StringIO())
+    progress = StudyProgress("study", [record], "a", "max", 1)
+    recorder = StudyRecorder(tmp_path, [record], [record], progress, console, tensorboard=False)
+    trial = SimpleNamespace(config={"trial": 0}, max_failures=3)
+    for number in range(3):
+        saved.add(1, number, number + 1)
+    recorder.on_trial_result(0, [], trial, {"hostname": "here", "outcome": outcome, "error": None})
+    recorder.on_trial_complete(0, [], trial)
+    assert len(list(tmp_path.glob("ray/attempt-0001/one/checkpoint_*"))) == kept
 
 
 def test_without_a_complete_checkpoint_none_is_deleted(tmp_path: Path) -> None:
