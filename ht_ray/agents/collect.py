@@ -11,7 +11,7 @@ from torch import Tensor
 from ht_ray.agents.agent import Sampling
 from ht_ray.agents.atari import AtariConfig
 from ht_ray.agents.environment import Environment, EnvironmentConfig
-from ht_ray.agents.replay import FrameReplay, make_replay
+from ht_ray.agents.replay import Batch, FrameReplay, make_replay
 from ht_ray.agents.schedules import EpsilonSchedule
 from ht_ray.agents.variants import AgentConfig
 from ht_ray.mechanisms import derive_seed
@@ -74,6 +74,32 @@ class Collector:
         sampling = sampling or Sampling()
         drawn = self.replay.can_sample(n_step=sampling.n_step, sequence=sampling.sequence)
         return self.steps > config.learning_starts and drawn
+
+    def learn(self, config: AgentConfig, sampling: Callable[[], Sampling], update: Callable[[Batch], Tensor]) -> None:
+        """Make the updates that follow the step that was made last, if any do.
+
+        Parameters
+        ----------
+        config
+            The agent's settings.
+        sampling
+            Says how the replay is to be sampled now: `Agent.sampling`.
+        update
+            Learns from a batch and returns the losses of its samples, ``(B,)``.
+        """
+        if not self.ready_to_learn(config, sampling()):
+            return
+        for _ in range(config.updates_per_step // config.batches_per_sample):
+            now = sampling()
+            sample = self.replay.sample(
+                config.batch_size * config.batches_per_sample,
+                n_step=now.n_step,
+                discount=now.discount,
+                sequence=now.sequence,
+            )
+            losses = [update(batch) for batch in sample.split(config.batch_size)]
+            if config.prioritised:
+                self.replay.update_priorities(sample.indices, torch.cat(losses))
 
     def _start(self) -> None:
         self._observation, _ = self.env.reset()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from ht_ray._checks import SettingError, check_number
 from ht_ray.agents.atari import AtariConfig
@@ -30,6 +31,7 @@ from ht_ray.agents.environment import EnvironmentConfig
 from ht_ray.agents.evaluate import evaluate
 from ht_ray.agents.games import game_name
 from ht_ray.agents.make_agent import make_agent
+from ht_ray.agents.replay import Batch
 from ht_ray.agents.variants import AGENT_VARIANTS, AgentConfig, agent_variant
 from ht_ray.mechanisms import derive_seed
 
@@ -174,34 +176,20 @@ class TrainingRun:
         if ended is not None:
             record.games.append(ended)
         step = record.steps = collector.steps
-        if collector.ready_to_learn(self.config, agent.sampling()):
-            for _ in range(self.config.updates_per_step // self.config.batches_per_sample):
-                self._learn()
+        collector.learn(self.config, agent.sampling, self._update)
         record.updates = agent.updates
         if self._loss_count and step % _LOSS_STEPS == 0:
             record.losses.append({"step": step, "loss": self._mean_loss()})
             self._loss_sum.zero_()
             self._loss_count = 0
 
-    def _learn(self) -> None:
-        config, replay = self.config, self.collector.replay
-        sampling = self.agent.sampling()
-        sample = replay.sample(
-            config.batch_size * config.batches_per_sample,
-            n_step=sampling.n_step,
-            discount=sampling.discount,
-            sequence=sampling.sequence,
-        )
-        losses = []
-        for batch in sample.split(config.batch_size):
-            measured = self.agent.update(batch)
-            losses.append(measured["losses"])
-            self._loss_sum += measured["loss"]
-            self._loss_count += 1
-        if config.prioritised:
-            if self.agent.device.type == "cpu":
-                self._mean_loss()  # what is not finite is no priority
-            replay.update_priorities(sample.indices, torch.cat(losses))
+    def _update(self, batch: Batch) -> Tensor:
+        measured = self.agent.update(batch)
+        self._loss_sum += measured["loss"]
+        self._loss_count += 1
+        if self.config.prioritised and self.agent.device.type == "cpu":
+            self._mean_loss()  # what is not finite is no priority
+        return measured["losses"]
 
     def _mean_loss(self) -> float:
         loss = self._loss_sum.item() / max(self._loss_count, 1)

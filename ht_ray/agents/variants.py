@@ -4,18 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from ht_ray.agents.bbf_config import BBF_VARIANTS, BBFConfig
 from ht_ray.agents.drq_config import VARIANTS, DrQConfig
 from ht_ray.agents.settings import changed_variant
 
-__all__ = ["AGENT_VARIANTS", "AgentConfig", "agent_variant"]
+__all__ = ["AGENTS", "AGENT_VARIANTS", "AgentConfig", "AgentKind", "agent_variant"]
 
 #: Settings of an agent.
 AgentConfig = DrQConfig | BBFConfig
 
-#: Those of DrQ(eps) and BBF together.
+
+class AgentKind(NamedTuple):
+    """An agent: the class of its settings, and its variants by name, the first of which is the default."""
+
+    config: type[Any]
+    variants: Mapping[str, Any]
+
+
+#: DrQ(eps) and BBF.
+AGENTS: Mapping[str, AgentKind] = MappingProxyType(
+    {"drq": AgentKind(DrQConfig, VARIANTS), "bbf": AgentKind(BBFConfig, BBF_VARIANTS)}
+)
+
+#: The variants of both.
 AGENT_VARIANTS: Mapping[str, AgentConfig] = MappingProxyType({**VARIANTS, **BBF_VARIANTS})
 
 

@@ -21,7 +21,7 @@ from ht_ray.agents.atari import AtariConfig
 from ht_ray.agents.drq_config import DrQConfig, drq_variant
 from ht_ray.agents.train import TrainingRun
 from ht_ray.rllib import DrQ, DrQAlgorithmConfig
-from ht_ray.rllib.drq_learner import COMPONENT_AGENT
+from ht_ray.rllib.agent_learner import COMPONENT_AGENT
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
