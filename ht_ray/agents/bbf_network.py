@@ -199,6 +199,7 @@ class _Head(nn.Module):
         super().__init__()
         self.actions, self.bins = actions, bins
         self.projection = GlorotLinear(features, config.hidden)
+        self.active = nn.ReLU()  # a module, so that the indicators of units see it
         self.predictor = GlorotLinear(config.hidden, config.hidden) if config.self_prediction else None
         self.advantages = GlorotLinear(config.hidden, actions * bins)
         self.value = GlorotLinear(config.hidden, bins) if config.dueling else None
@@ -208,7 +209,7 @@ class _Head(nn.Module):
         return projected
 
     def forward(self, latents: Tensor) -> Tensor:
-        hidden = functional.relu(self.project(latents))
+        hidden = self.active(self.project(latents))
         advantages: Tensor = self.advantages(hidden).view(-1, self.actions, self.bins)
         if self.value is None:
             return advantages

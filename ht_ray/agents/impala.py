@@ -107,9 +107,11 @@ class _Stage(nn.Module):
 class _Block(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
+        # Modules, so that the indicators of units see them.
+        self.active, self.hidden = nn.ReLU(), nn.ReLU()
         self.first = GlorotConv2d(width, width, 3, padding=1)
         self.second = GlorotConv2d(width, width, 3, padding=1)
 
     def forward(self, maps: Tensor) -> Tensor:
-        residual: Tensor = self.second(functional.relu(self.first(functional.relu(maps))))
+        residual: Tensor = self.second(self.hidden(self.first(self.active(maps))))
         return maps + residual

@@ -7,7 +7,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ht_ray._checks import check_choice, check_number
 from ht_ray.agents.layers import GlorotConv2d, GlorotLinear
@@ -140,7 +139,7 @@ class _Head(nn.Module):
         self.value = GlorotLinear(config.hidden, bins) if config.dueling else None
 
     def forward(self, features: Tensor) -> Tensor:
-        hidden = functional.relu(self.norm(self.hidden(features)))
+        hidden = self.active(self.norm(self.hidden(features)))
         advantages: Tensor = self.advantages(hidden).view(-1, self.actions, self.bins)
         if self.value is None:
             return advantages

@@ -30,6 +30,7 @@ from ht_ray.agents.drq_config import DrQConfig
 from ht_ray.agents.environment import EnvironmentConfig
 from ht_ray.agents.evaluate import evaluate
 from ht_ray.agents.games import game_name
+from ht_ray.agents.indicators import AgentIndicators
 from ht_ray.agents.make_agent import make_agent
 from ht_ray.agents.replay import Batch
 from ht_ray.agents.variants import AGENT_VARIANTS, AgentConfig, agent_variant
@@ -75,6 +76,8 @@ class TrainingRecord:
     games: list[Game] = field(default_factory=list)
     #: Mean training loss of every 1000 steps with updates: ``step``, ``loss``.
     losses: list[dict[str, float]] = field(default_factory=list)
+    #: Plasticity indicators: ``step``, ``update`` (the gradient step that they were measured before), and by name.
+    indicators: list[dict[str, float]] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
 
     @property
@@ -101,6 +104,8 @@ class TrainingRun:
         The protocol, or another game's settings. Default: `AtariConfig`'s.
     device, precision, compile
         See `Agent`; the replay is on the device too.
+    indicators_interval
+        Gradient steps from one measurement of plasticity indicators to the next; see `AgentIndicators`. Default: none.
 
     Raises
     ------
@@ -124,6 +129,7 @@ class TrainingRun:
         device: torch.device | str = "cpu",
         precision: Literal["fp32", "bf16"] = "fp32",
         compile: bool = False,
+        indicators_interval: int | None = None,
     ) -> None:
         check_number("TrainingRun: seed", seed, integer=True)
         check_device("TrainingRun: device", device)
@@ -139,6 +145,9 @@ class TrainingRun:
             precision=precision,
             compile=compile,
         )
+        self._indicators = None
+        if indicators_interval is not None:
+            self._indicators = AgentIndicators(self.agent, self.collector.replay, indicators_interval)
         self.record = TrainingRecord(self.collector.env.game, seed, asdict(self.config))
         self._settings = {
             "game": self.record.game,
@@ -184,6 +193,9 @@ class TrainingRun:
             self._loss_count = 0
 
     def _update(self, batch: Batch) -> Tensor:
+        if self._indicators is not None and self._indicators.due:
+            at = {"step": self.collector.steps, "update": self.agent.updates + 1}
+            self.record.indicators.append({**at, **self._indicators.measure()})
         measured = self.agent.update(batch)
         self._loss_sum += measured["loss"]
         self._loss_count += 1
@@ -251,6 +263,7 @@ def train(
     device: torch.device | str = "cpu",
     precision: Literal["fp32", "bf16"] = "fp32",
     compile: bool = False,
+    indicators_interval: int | None = None,
     evaluate_every: int | None = None,
     evaluation_episodes: int = 100,
     checkpoint_dir: str | Path | None = None,
@@ -261,7 +274,7 @@ def train(
 
     Parameters
     ----------
-    game, config, seed, env, device, precision, compile
+    game, config, seed, env, device, precision, compile, indicators_interval
         See `TrainingRun`.
     steps
         Of the agent: four frames each. Default 100 000.
@@ -299,7 +312,16 @@ def train(
     check_number("train: checkpoint_every", checkpoint_every, low=1, integer=True)
     if evaluate_every is not None:
         check_number("train: evaluate_every", evaluate_every, low=1, integer=True)
-    run = TrainingRun(game, config, seed=seed, env=env, device=device, precision=precision, compile=compile)
+    run = TrainingRun(
+        game,
+        config,
+        seed=seed,
+        env=env,
+        device=device,
+        precision=precision,
+        compile=compile,
+        indicators_interval=indicators_interval,
+    )
     path = None
     if checkpoint_dir is not None:
         path = _checkpoint_path(Path(checkpoint_dir))
@@ -368,6 +390,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--compile", action="store_true", help="run the networks through torch.compile")
+    parser.add_argument("--indicators-interval", type=int, help="gradient steps between plasticity indicators")
     parser.add_argument("--evaluate-every", type=int, help="steps between evaluations, besides the one at the end")
     parser.add_argument("--evaluation-episodes", type=int, default=100, help="games of each (default: 100; 0: none)")
     parser.add_argument("--checkpoint-dir", type=Path, help="where to write a checkpoint, and to continue from it")

@@ -17,6 +17,7 @@ from ht_ray._checks import SettingError, check_choice, check_number, did_you_mea
 from ht_ray.agents.atari import AtariConfig
 from ht_ray.agents.evaluate import evaluate
 from ht_ray.agents.games import game_name
+from ht_ray.agents.indicators import AgentIndicators
 from ht_ray.agents.replay import Batch
 from ht_ray.agents.settings import changed_variant
 from ht_ray.agents.variants import AGENTS, AgentConfig
@@ -48,6 +49,7 @@ class AgentAlgorithmConfig(AlgorithmConfig):
         self.agent_settings: dict[str, Any] = {}
         self.precision: str = "fp32"
         self.compile: bool = False
+        self.indicators_interval: int | None = None
         self.env_runner_cls = AgentEnvRunner
         self.num_env_runners = 0
         self.num_learners = 0
@@ -62,6 +64,7 @@ class AgentAlgorithmConfig(AlgorithmConfig):
         variant: str = NotProvided,
         precision: Literal["fp32", "bf16"] = NotProvided,
         compile: bool = NotProvided,
+        indicators_interval: int | None = NotProvided,
         **settings: Any,
     ) -> Any:
         """Set the agent.
@@ -72,6 +75,9 @@ class AgentAlgorithmConfig(AlgorithmConfig):
             One of the agent's: see `AGENTS`. Default: the first.
         precision, compile
             See `ht_ray.agents.agent.Agent`.
+        indicators_interval
+            Gradient steps from one measurement of plasticity indicators to the next; see
+            `ht_ray.agents.indicators.AgentIndicators`. Default: None, which measures nothing.
         **settings
             What is changed of the variant: fields of `DrQConfig` or `BBFConfig`; ``gamma`` and
             ``train_batch_size(_per_learner)`` are understood.
@@ -87,7 +93,7 @@ class AgentAlgorithmConfig(AlgorithmConfig):
         for name, value in settings.items():
             setting = _SYNONYMS.get(name, name)
             if setting not in own:
-                known = [*own, "variant", "precision", "compile"]
+                known = [*own, "variant", "precision", "compile", "indicators_interval"]
                 raise SettingError(
                     f"{type(self).__name__}.training has no setting {name!r}.{did_you_mean(name, known)}"
                 )
@@ -99,6 +105,8 @@ class AgentAlgorithmConfig(AlgorithmConfig):
             self.precision = precision
         if compile is not NotProvided:
             self.compile = compile
+        if indicators_interval is not NotProvided:
+            self.indicators_interval = indicators_interval
         return self
 
     @property
@@ -144,6 +152,8 @@ class AgentAlgorithmConfig(AlgorithmConfig):
                 )
         if self.num_envs_per_env_runner != 1:
             raise SettingError(f"{where}.num_envs_per_env_runner = {self.num_envs_per_env_runner!r}: accepted is 1.")
+        if self.indicators_interval is not None:
+            check_number(f"{where}.indicators_interval", self.indicators_interval, low=1, integer=True)
         check_number(f"{where}.rollout_fragment_length", self.rollout_fragment_length, low=1, integer=True)
         old_stack = not self.enable_rl_module_and_learner or self.framework_str != "torch"
         own_networks = self._model_config or self._rl_module_spec is not None
@@ -167,8 +177,7 @@ class AgentAlgorithmConfig(AlgorithmConfig):
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         """Return the spec of `AgentModule`."""
         return RLModuleSpec(
-            module_class=AgentModule,
-            model_config={"kind": self.kind, "agent": asdict(self.agent_config), "seed": self.agent_seed},
+            module_class=AgentModule, model_config={"agent": asdict(self.agent_config), "seed": self.agent_seed}
         )
 
 
@@ -187,7 +196,12 @@ class AgentAlgorithm(Algorithm):
     def setup(self, config: Any) -> None:
         """Build the algorithm, and lend the env runner the learner's agent."""
         super().setup(config)
-        self.env_runner.act = self.agent_learner.agent.act
+        agent = self.agent_learner.agent
+        self.env_runner.act = agent.act
+        self._indicators = None
+        if self.config.indicators_interval is not None:
+            replay = self.env_runner.collector.replay
+            self._indicators = AgentIndicators(agent, replay, self.config.indicators_interval)
 
     @property
     def agent_learner(self) -> AgentLearner:
@@ -209,6 +223,8 @@ class AgentAlgorithm(Algorithm):
         self.metrics.aggregate([learner.metrics.reduce()], key=LEARNER_RESULTS)
 
     def _update(self, batch: Batch) -> Tensor:
+        if self._indicators is not None and self._indicators.due:
+            self.agent_learner.metrics.log_dict(self._indicators.measure(), key=DEFAULT_MODULE_ID, window=1)
         self.learner_group.update(
             batch=as_learner_batch(batch),
             timesteps={"num_env_steps_sampled_lifetime": self.env_runner.collector.steps},

@@ -16,7 +16,7 @@ from torch import Tensor
 from ht_ray.agents import to_unit
 from ht_ray.agents.make_agent import make_agent
 from ht_ray.agents.replay import Batch
-from ht_ray.agents.variants import AGENTS
+from ht_ray.agents.variants import agent_from_dict
 from ht_ray.rllib.learner import DISTANCE, HEAD_RESETS, RESETS, SHRINK_PERTURBS, UPDATES
 
 __all__ = ["COMPONENT_AGENT", "AgentLearner", "AgentModule", "as_learner_batch"]
@@ -38,13 +38,13 @@ def as_learner_batch(batch: Batch) -> MultiAgentBatch:
 class AgentModule(TorchRLModule):
     """The online network of an `Agent` and its target, if it has one; for RLlib's inference and checkpoints.
 
-    ``model_config`` holds the kind of agent (of `AGENTS`), its settings and the seed. Observations are frame stacks,
-    ``(B, C, H, W)``, from 0 to 255. Actions are greedy; exploring is the env runner's, by the agent.
+    ``model_config`` holds the agent's settings and the seed. Observations are frame stacks, ``(B, C, H, W)``, from 0 to
+    255. Actions are greedy; exploring is the env runner's, by the agent.
     """
 
     def setup(self) -> None:
         """Make the networks."""
-        self.agent_config = AGENTS[self.model_config["kind"]].config(**self.model_config["agent"])
+        self.agent_config = agent_from_dict(self.model_config["agent"])
         agent = make_agent(
             self.agent_config,
             shape=self.observation_space.shape,
