@@ -14,6 +14,7 @@ import sys
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from pathlib import Path
@@ -100,12 +101,15 @@ class _AtariStudy(_StudyFields):
     #: Those compared by default, and beside each other with a grid.
     paper: ClassVar[tuple[str, ...]]
     plain_and_ht: ClassVar[tuple[str, str]]
-    #: Settings of the agent that the study makes itself.
-    made: ClassVar[tuple[str, ...]] = ()
 
     @property
     def _config(self) -> type[Any]:
         return AGENTS[self.kind].config
+
+    @property
+    def _implied(self) -> dict[str, Any]:
+        """Settings of the agent that follow from the study's."""
+        return {}
 
     @property
     def _all_variants(self) -> Mapping[str, Any]:
@@ -121,7 +125,8 @@ class _AtariStudy(_StudyFields):
 
     def _check(self) -> None:
         where = type(self).__name__
-        check_choice(f"{where}.agent", self.agent, [self.kind])
+        if check_choice(f"{where}.agent", self.agent, AGENTS) != self.kind:
+            raise SettingError(f"{where}.agent = {self.agent!r}: these are the settings of {self.kind!r}.")
         for name in ("steps", "seeds", "evaluation_episodes", "checkpoint_every", "max_steps"):
             check_number(f"{where}.{name}", getattr(self, name), low=1, integer=True)
         check_number(f"{where}.first_seed", self.first_seed, low=0, integer=True)
@@ -138,6 +143,9 @@ class _AtariStudy(_StudyFields):
             self._game(game)
         check_distinct(f"{where}.games", self.games, same=game_name)
         for variant in self._variants:
+            for kind, agent in AGENTS.items():
+                if kind != self.kind and variant in agent.variants:
+                    raise SettingError(f"{where}.variants = {variant!r}: it is one of {where}.agent = {kind!r}.")
             check_choice(f"{where}.variants", variant, self._all_variants)
         if self.indicators_interval is not None:
             check_number(f"{where}.indicators_interval", self.indicators_interval, low=1, integer=True)
@@ -197,7 +205,7 @@ class _AtariStudy(_StudyFields):
         own = self._all_variants[variant]
         changed = self._changed()
         ours = {name: value for name, value in changed.items() if self.having.get(name, lambda own: True)(own)}
-        config = replace(own, **ours, **{name: self._made(name) for name in self.made})
+        config = replace(own, **ours, **self._implied)
         told = [f"{name}={value}" for name, value in ours.items() if name in self.having and name not in self.in_name]
         end = f" ({', '.join(told)})" if told else ""
         if not (self._is_grid and own.reset_interval is not None):
@@ -233,10 +241,6 @@ class _AtariStudy(_StudyFields):
             if getattr(self, name) != getattr(_StudyFields, name):
                 changed[name], usual[name] = getattr(self, name), getattr(_StudyFields, name)
         return [f"{name} = {value} instead of {usual[name]}" for name, value in changed.items()]
-
-    def _made(self, name: str) -> Any:
-        """Return the value of one of `made`."""
-        raise NotImplementedError
 
     def trial_config(self, agent: _Agent, game: str, seed: int) -> dict[str, Any]:
         """Return what a trial is made from, as plain data."""
@@ -358,7 +362,6 @@ class BBFSettings(BBFConfig, _AtariStudy):
     in_name: ClassVar[tuple[str, ...]] = ("reset_interval", "updates_per_step")
     paper: ClassVar[tuple[str, ...]] = ("bbf-spr0", "bbf-spr0+ht", "bbf")
     plain_and_ht: ClassVar[tuple[str, str]] = ("bbf-spr0", "bbf-spr0+ht")
-    made: ClassVar[tuple[str, ...]] = ("training_steps",)
 
     agent: str = "bbf"
     """drq or bbf."""
@@ -372,8 +375,9 @@ class BBFSettings(BBFConfig, _AtariStudy):
             raise SettingError(f"BBFSettings.training_steps = {self.training_steps!r}: set steps in its place.")
         self._check()
 
-    def _made(self, name: str) -> Any:
-        return self.steps
+    @property
+    def _implied(self) -> dict[str, Any]:
+        return {"training_steps": self.steps}
 
     def _name(self, own: Any, config: Any, *, grid: bool = False) -> str:
         rate = f" rr{config.updates_per_step}" if config.updates_per_step != BBFConfig.updates_per_step else ""
@@ -474,10 +478,8 @@ def _settings_class(arguments: Sequence[str] | None) -> type[_AtariStudy]:
     given, _ = parser.parse_known_args(arguments)
     agent = given.agent
     if agent is None and given.resume is not None:
-        try:
+        with suppress(SettingError):  # which is told, as of every study, when the flags are parsed
             agent = load_study_settings(Path(given.resume).expanduser()).get("agent")
-        except SettingError:
-            pass  # told, as of every study, when the flags are parsed
     return _SETTINGS.get(agent, AtariSettings)
 
 

@@ -135,6 +135,7 @@ class _Head(nn.Module):
         self.actions, self.bins = actions, bins
         self.hidden = GlorotLinear(features, config.hidden)
         self.norm = nn.LayerNorm(config.hidden) if config.layer_norm else nn.Identity()
+        self.active = nn.ReLU()  # a module, so that the indicators of units see it
         self.advantages = GlorotLinear(config.hidden, actions * bins)
         self.value = GlorotLinear(config.hidden, bins) if config.dueling else None
 
