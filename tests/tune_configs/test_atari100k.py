@@ -189,7 +189,7 @@ REFUSED = {
     "--precision fp16": ("--precision = 'fp16'",),
     "--value hl_gaus": ("--value", "hl_gaus"),
     "--resume {tmp}/nowhere": ("--resume = '{tmp}/nowhere'", "no such directory"),
-    "--resume {tmp}/study --steps 7": ("--steps = 7", "has 60"),
+    "--resume {tmp}/study --steps 70": ("--steps = 70", "has 60"),
 }
 
 
