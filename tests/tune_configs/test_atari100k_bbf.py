@@ -180,7 +180,7 @@ def test_a_study_on_two_nodes_has_its_report_beside_the_papers(tmp_path: Path) -
         nodes.add_node(num_cpus=1, num_gpus=0, object_store_memory=80_000_000)
         flags = {**AGENT, **STUDY, "games": "breakout", "address": nodes.address, "results_dir": tmp_path / "study"}
         line = [part for name, value in flags.items() for part in ("--" + name.replace("_", "-"), str(value))]
-        line += ["--agent", "bbf", "--variants", "bbf-spr0", "bbf-spr0+ht", "--reset-interval", "7"]
+        line += ["--agent", "bbf", "--variants", "bbf", "bbf-spr0+ht", "--reset-interval", "7"]
         done = subprocess.run(
             [sys.executable, str(CHECKOUT / "tune_configs" / "atari100k.py"), *line, "--indicators-interval", "50"],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -193,7 +193,7 @@ def test_a_study_on_two_nodes_has_its_report_beside_the_papers(tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     study = tmp_path / "study"
     variants = variants_of(load_study(study))
-    assert [variant.name for variant in variants] == ["BBF without SPR", "BBF without SPR + H&T m=0.5 r=7"]
+    assert [variant.name for variant in variants] == ["BBF", "BBF without SPR + H&T m=0.5 r=7"]
     record = train(
         "Breakout",
         BBFConfig(**AGENT, training_steps=60, spr_weight=0.0, reset_interval=7),
