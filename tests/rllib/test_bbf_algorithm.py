@@ -44,11 +44,17 @@ def configured(**changes: Any) -> BBFAlgorithmConfig:
     return config.debugging(seed=4, log_level="ERROR")  # type: ignore[no-any-return]
 
 
+def assert_indicators(measured: dict[str, Any], plain: TrainingRun) -> None:
+    latest = plain.record.indicators[-1]
+    for name in latest.keys() - {"step", "update"}:
+        assert measured[name] == pytest.approx(latest[name], rel=1e-6), name
+
+
 def test_it_is_the_plain_loop_through_restarts_and_goes_on_in_a_new_process(cluster: str, tmp_path: Path) -> None:
     """200 updates with two restarts, after which the schedules begin again; stopped within a cycle and a game."""
-    plain = TrainingRun("Breakout", BBFConfig(**SMALL), seed=4, env=AtariConfig(max_steps=45))
+    plain = TrainingRun("Breakout", BBFConfig(**SMALL), seed=4, env=AtariConfig(max_steps=45), indicators_interval=64)
     plain.advance(40)
-    algorithm = configured().build_algo()
+    algorithm = configured(indicators_interval=64).build_algo()
     for _ in range(4):
         result = algorithm.train()
     assert equal(state(algorithm), {"agent": plain.agent.state_dict(), "collector": plain.collector.state_dict()})
@@ -59,6 +65,7 @@ def test_it_is_the_plain_loop_through_restarts_and_goes_on_in_a_new_process(clus
     assert measured["n_step"] == round(10 * 0.3 ** (20 / 30))
     assert measured["discount"] == pytest.approx(1 - 0.03 * 0.1 ** (20 / 30))
     assert measured["spr_loss"] > 0
+    assert_indicators(measured, plain)
 
     checkpoint = algorithm.save_to_path(tmp_path / "checkpoint")
     for _ in range(3):
@@ -70,6 +77,8 @@ def test_it_is_the_plain_loop_through_restarts_and_goes_on_in_a_new_process(clus
     assert measured["gradient_steps"] == measured["tortoise_updates"] == 200
     assert measured["tortoise_resets"] == 12 and measured["restarts"] == 2
     assert (measured["n_step"], measured["discount"]) == (3, pytest.approx(0.997))
+    assert [row["update"] for row in plain.record.indicators] == [64, 128, 192]
+    assert_indicators(measured, plain)
 
     # The module of a checkpoint acts as the agent does: by the target network.
     observations = torch.randint(256, (8, 4, 84, 84), dtype=torch.uint8)
@@ -102,6 +111,7 @@ def test_without_spr_batches_have_no_future(cluster: str) -> None:
         (lambda config: config.training(variant="drq+ht"), "accepted are 'bbf'"),
         (lambda config: config.training(updates_per_step=3), "multiples of batches_per_sample"),
         (lambda config: config.training(restart_interval=0), "restart_interval"),
+        (lambda config: config.training(indicators_interval=0), "indicators_interval = 0"),
         (lambda config: config.env_runners(num_env_runners=1), "BBFAlgorithmConfig.num_env_runners = 1"),
     ],
 )

@@ -193,7 +193,7 @@ def test_a_study_on_two_nodes_has_its_report_beside_the_papers(tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     study = tmp_path / "study"
     variants = variants_of(load_study(study))
-    assert [variant.name for variant in variants] == ["BBF", "BBF without SPR + H&T m=0.5 r=7"]
+    assert [variant.name for variant in variants] == ["BBF (spr_steps=2)", "BBF without SPR + H&T m=0.5 r=7"]
     record = train(
         "Breakout",
         BBFConfig(**AGENT, training_steps=60, spr_weight=0.0, reset_interval=7),
