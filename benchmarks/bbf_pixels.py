@@ -32,7 +32,7 @@ def config(variant: str, steps: int) -> BBFConfig:
     """Return the variant, narrow, with everything that takes its time brought closer."""
     intervals = {"restart_interval": 3000, "cycle_updates": 1000}
     if bbf_variant(variant).reset_interval is not None:
-        intervals["reset_interval"] = 500
+        intervals["reset_interval"] = 2000
     return bbf_variant(
         variant,
         width=0.5,
