@@ -16,7 +16,9 @@ import pytest
 import torch
 
 from ht_ray._checks import SettingWarning
+from ht_ray.agents.bbf_config import BBF_VARIANTS
 from ht_ray.agents.drq_config import VARIANTS
+from ht_ray.agents.variants import AGENT_VARIANTS
 from ht_ray.diagnostics import INDICATOR_GROUPS, INDICATORS, IndicatorConfig
 from ht_ray.mechanisms import Tortoise, half_life
 from ht_ray.sweep import SweepConfig
@@ -299,7 +301,7 @@ def test_names_of_methods_in_the_text_are_names() -> None:
     for document in DOCUMENTS:
         prose = re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
         for name in re.findall(r"`([a-z_0-9]+(?:\+[a-z_0-9]+)+)`", prose):
-            if name not in VARIANTS:  # agents on Atari-100k
+            if name not in AGENT_VARIANTS:  # agents on Atari-100k
                 method_parts(name.removeprefix("fresh+"))  # which is of the warm-start study alone
 
 
@@ -324,6 +326,15 @@ def test_functions_of_diagnostics_are_named_as_they_are() -> None:
     for row in rows:
         for name in re.findall(r"`(\w+)", row[0]):
             assert name in ht_ray.diagnostics.__all__, name
+
+
+def test_table_of_bbf_variants() -> None:
+    _, *rows = table("atari.md", "| BBF's variant | settings")
+    names = [name for row in rows for name in re.findall(r"`([^`]+)`", row[0])]
+    assert names == list(BBF_VARIANTS)
+    for row in rows[:3]:
+        for key, value in re.findall(r"`(\w+)=([\d._]+)`", row[1]):
+            assert getattr(BBF_VARIANTS[row[0].strip("`")], key) == ast.literal_eval(value), row
 
 
 def test_table_of_drq_variants() -> None:

@@ -1,55 +1,47 @@
-"""Compare DrQ and what keeps it plastic on the games of Atari-100k, or sweep momentum and reset interval.
+"""Compare DrQ or BBF and what keeps it plastic on the games of Atari-100k, or sweep momentum and reset interval.
 
-By default all 26 games, the six agents of the paper's table 1, and five seeds; with ``--momenta`` or
-``--reset-intervals``, plain DrQ beside Hare & Tortoise with each combination. Run it alone
-(``python tune_configs/atari100k.py --games pong --steps 20000``), on a cluster (``--address auto``), or as a submitted
-job (``ray job submit --working-dir . -- python tune_configs/atari100k.py --gpus-per-trial 0.25``).
+By default all 26 games, the agents of the paper's table 1 (six of DrQ, or with ``--agent bbf`` three of BBF), and five
+seeds; with ``--momenta`` or ``--reset-intervals``, the plain agent beside Hare & Tortoise with each combination. Run it
+alone (``python tune_configs/atari100k.py --games pong --steps 20000``), on a cluster (``--address auto``), or as a
+submitted job (``ray job submit --working-dir . -- python tune_configs/atari100k.py --gpus-per-trial 0.25``). All flags
+of BBF: ``--agent bbf --help``.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import warnings
-from collections.abc import Hashable, Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 if __package__ in (None, ""):  # run as a script: the checkout need not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import tyro
 from torch import nn
 
 from ht_ray._checks import SettingError, SettingWarning, check_choice, check_number
-from ht_ray.agents.drq_config import VARIANTS, DrQConfig
+from ht_ray.agents.bbf_config import BBFConfig
+from ht_ray.agents.drq_config import DrQConfig
 from ht_ray.agents.games import ATARI_100K_GAMES, game_name
+from ht_ray.agents.variants import AGENTS, AgentConfig
 from ht_ray.mechanisms import Tortoise
 from ht_ray.report.atari_study import number_text
-from ht_ray.sweep import TrialSpec
+from ht_ray.sweep import TrialSpec, load_study_settings
 from tune_configs.command_line import Prepared
 from tune_configs.command_line import main as run_main
 from tune_configs.settings import StudySettings, check_distinct
 
-__all__ = ["AtariSettings", "main", "schedule_warnings", "trials"]
+__all__ = ["AtariSettings", "BBFSettings", "main", "schedule_warnings", "trials"]
 
-# Which variants have a setting at all, by what they are.
-_OF_METHOD = {
-    "momentum": lambda own: own.momentum is not None,
-    "reset_interval": lambda own: own.reset_interval is not None,
-    "optimizer_state": lambda own: own.reset_interval is not None,
-    "act_with_tortoise": lambda own: own.momentum is not None,
-    "shrink_perturb_interval": lambda own: own.shrink_perturb_interval is not None,
-    "shrink_perturb_ratio": lambda own: own.shrink_perturb_interval is not None,
-    "head_reset_interval": lambda own: own.head_reset_interval is not None,
-    "toward": lambda own: bool(own.shrink_perturb_interval or own.head_reset_interval),
-    "reinitialise_tortoise": lambda own: (
-        own.momentum is not None and bool(own.shrink_perturb_interval or own.head_reset_interval)
-    ),
-}
-
-# What a variant's name says by itself.
-_IN_NAME = ("momentum", "reset_interval", "shrink_perturb_interval", "head_reset_interval")
+# What says whether a variant has a setting at all, by the setting.
+_Having = Mapping[str, Callable[[Any], bool]]
 
 
 class _Agent(NamedTuple):
@@ -58,17 +50,21 @@ class _Agent(NamedTuple):
     key: str
     name: str
     method: str
-    config: DrQConfig
+    config: AgentConfig
 
 
 @dataclass(frozen=True)
 class _StudyFields(StudySettings):
     # Apart from the agent's own settings, so that these flags come first in ``--help``.
+    agent: str = "drq"
+    """drq or bbf."""
     games: tuple[str, ...] = ATARI_100K_GAMES
     """Games, of the 26 of Atari-100k."""
     variants: tuple[str, ...] | None = None
-    """Agents: drq, drq+sp (Shrink & Perturb), drq+ht (Hare & Tortoise), drq+hr20k and drq+hr40k (Head Reset),
-    drq+hr40k+ht. By default all of them; with --momenta or --reset-intervals, drq and drq+ht."""
+    """Which of the agent's variants; by default those of the paper, and with --momenta or --reset-intervals the plain
+    one and Hare & Tortoise. DrQ: drq, drq+sp (Shrink & Perturb), drq+ht (Hare & Tortoise), drq+hr20k and drq+hr40k
+    (Head Reset), drq+hr40k+ht. BBF: bbf, bbf-spr0 (without SPR), bbf-spr0+ht; not by default those that make 8 updates
+    per step: bbf@rr8, bbf-spr0@rr8, bbf-spr0+ht@rr8."""
     momenta: tuple[float, ...] | None = None
     """Momenta of the tortoise to try, each with every reset interval; by default 0.995."""
     reset_intervals: tuple[int, ...] | None = None
@@ -87,33 +83,50 @@ class _StudyFields(StudySettings):
     """fp32, or bf16 for autocast."""
     compile: bool = False
     """Whether the networks run through torch.compile."""
+    indicators_interval: int | None = None
+    """Gradient steps from one measurement of plasticity indicators to the next; by default there is none."""
     seeds: int = 5
     """Number of seeds: weights, games, exploration, batches, augmentation and evaluation."""
     first_seed: int = 0
     """The first of them."""
 
 
-@dataclass(frozen=True)
-class AtariSettings(DrQConfig, _StudyFields):
-    """Settings of the Atari-100k study. A setting of a method is one of the variants that have the method.
+class _AtariStudy(_StudyFields):
+    # What follows from the settings, whichever agent's they are: those of `config` are fields too.
+    kind: ClassVar[str]
+    #: The settings that only some variants have.
+    having: ClassVar[_Having]
+    #: What a variant's name says by itself.
+    in_name: ClassVar[tuple[str, ...]]
+    #: Those compared by default, and beside each other with a grid.
+    paper: ClassVar[tuple[str, ...]]
+    plain_and_ht: ClassVar[tuple[str, str]]
 
-    Raises
-    ------
-    SettingError
-        If a value is not accepted, or changes nothing in any variant.
-    """
+    @property
+    def _config(self) -> type[Any]:
+        return AGENTS[self.kind].config
 
-    momentum: float | None = None
-    """Of the tortoise, in variants that have one; by default 0.995. See --momenta."""
-    reset_interval: int | None = None
-    """Of Hare & Tortoise, in gradient steps; by default 4000. See --reset-intervals."""
-    shrink_perturb_interval: int | None = None
-    """Of Shrink & Perturb, in gradient steps; by default 20000."""
-    head_reset_interval: int | None = None
-    """Of Head Reset, in gradient steps; by default the variant's."""
+    @property
+    def _implied(self) -> dict[str, Any]:
+        """Settings of the agent that follow from the study's."""
+        return {}
 
-    def __post_init__(self) -> None:
+    @property
+    def _all_variants(self) -> Mapping[str, Any]:
+        return AGENTS[self.kind].variants
+
+    @abstractmethod
+    def _name(self, own: Any, config: Any, *, grid: bool = False) -> str:
+        """Return what the paper calls `config`, made from the variant `own`, with what is not the paper's."""
+
+    @abstractmethod
+    def _method(self, own: Any) -> str:
+        """Return the name of the vision studies, whose colours figures take."""
+
+    def _check(self) -> None:
         where = type(self).__name__
+        if check_choice(f"{where}.agent", self.agent, AGENTS) != self.kind:
+            raise SettingError(f"{where}.agent = {self.agent!r}: these are the settings of {self.kind!r}.")
         for name in ("steps", "seeds", "evaluation_episodes", "checkpoint_every", "max_steps"):
             check_number(f"{where}.{name}", getattr(self, name), low=1, integer=True)
         check_number(f"{where}.first_seed", self.first_seed, low=0, integer=True)
@@ -130,7 +143,12 @@ class AtariSettings(DrQConfig, _StudyFields):
             self._game(game)
         check_distinct(f"{where}.games", self.games, same=game_name)
         for variant in self._variants:
-            check_choice(f"{where}.variants", variant, VARIANTS)
+            for kind, agent in AGENTS.items():
+                if kind != self.kind and variant in agent.variants:
+                    raise SettingError(f"{where}.variants = {variant!r}: it is one of {where}.agent = {kind!r}.")
+            check_choice(f"{where}.variants", variant, self._all_variants)
+        if self.indicators_interval is not None:
+            check_number(f"{where}.indicators_interval", self.indicators_interval, low=1, integer=True)
         for momentum in self.momenta or ():
             check_number(f"{where}.momenta", momentum, low=0, high=1, high_open=True)
         for interval in self.reset_intervals or ():
@@ -138,7 +156,7 @@ class AtariSettings(DrQConfig, _StudyFields):
         for one, several in (("momentum", "momenta"), ("reset_interval", "reset_intervals")):
             if getattr(self, several) is not None:
                 check_distinct(f"{where}.{several}", getattr(self, several))
-                if getattr(self, one) is not None:
+                if one in self._changed():
                     raise SettingError(
                         f"{where}.{one} = {getattr(self, one)!r}: {several} = {getattr(self, several)!r} are given; "
                         "give one of the two."
@@ -147,20 +165,16 @@ class AtariSettings(DrQConfig, _StudyFields):
         check_distinct(f"{where}.variants", self._variants, same=self._identity)
 
     def _check_meaning(self, where: str) -> None:
-        own = [VARIANTS[variant] for variant in self._variants]
+        own = [self._all_variants[variant] for variant in self._variants]
         changed = dict.fromkeys(self._changed())
         for one, several in (("momentum", "momenta"), ("reset_interval", "reset_intervals")):
             if getattr(self, several) is not None:
                 changed[one] = several
         for name, flag in changed.items():
-            if name in _OF_METHOD and not any(map(_OF_METHOD[name], own)):
+            if name in self.having and not any(map(self.having[name], own)):
                 raise SettingError(
                     f"{where}.{flag or name} = {getattr(self, flag or name)!r} changes nothing: it is a setting of "
                     f"none of the variants {', '.join(self._variants)}."
-                )
-            if name in ("bins", "value_limit") and self.value == "scalar":
-                raise SettingError(
-                    f"{where}.{name} = {getattr(self, name)!r} changes nothing: value = 'scalar' has no support."
                 )
 
     def _identity(self, variant: str) -> Hashable:
@@ -180,29 +194,29 @@ class AtariSettings(DrQConfig, _StudyFields):
     def _variants(self) -> tuple[str, ...]:
         if self.variants is not None:
             return self.variants
-        return ("drq", "drq+ht") if self._is_grid else tuple(VARIANTS)
+        return self.plain_and_ht if self._is_grid else self.paper
 
     def _changed(self) -> dict[str, Any]:
         """The agent's settings that are not the defaults."""
-        values = {field.name: (getattr(self, field.name), field.default) for field in fields(DrQConfig)}
+        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self._config)}
         return {name: value for name, (value, default) in values.items() if value != default}
 
     def _of_variant(self, variant: str) -> Iterator[_Agent]:
-        own = VARIANTS[variant]
+        own = self._all_variants[variant]
         changed = self._changed()
-        ours = {name: value for name, value in changed.items() if _OF_METHOD.get(name, lambda own: True)(own)}
-        config = replace(own, **ours)
-        told = [f"{name}={value}" for name, value in ours.items() if name in _OF_METHOD and name not in _IN_NAME]
+        ours = {name: value for name, value in changed.items() if self.having.get(name, lambda own: True)(own)}
+        config = replace(own, **ours, **self._implied)
+        told = [f"{name}={value}" for name, value in ours.items() if name in self.having and name not in self.in_name]
         end = f" ({', '.join(told)})" if told else ""
         if not (self._is_grid and own.reset_interval is not None):
-            yield _Agent(variant, _name(own, config) + end, _method(own), config)
+            yield _Agent(variant, self._name(own, config) + end, self._method(own), config)
             return
         for momentum, interval in product(
             self.momenta or (config.momentum,), self.reset_intervals or (config.reset_interval,)
         ):
             cell = replace(config, momentum=momentum, reset_interval=interval)
             key = f"{variant}-m{momentum:.12g}-r{interval}"
-            yield _Agent(key, _name(own, cell, grid=True) + end, _method(own), cell)
+            yield _Agent(key, self._name(own, cell, grid=True) + end, self._method(own), cell)
 
     @property
     def agents(self) -> tuple[_Agent, ...]:
@@ -221,8 +235,8 @@ class AtariSettings(DrQConfig, _StudyFields):
     @property
     def differs(self) -> list[str]:
         """What is not as in the protocol, and the same for all agents; steps and episodes are told elsewhere."""
-        changed = {name: value for name, value in self._changed().items() if name not in _OF_METHOD}
-        usual = {name: getattr(DrQConfig, name) for name in changed}
+        changed = {name: value for name, value in self._changed().items() if name not in self.having}
+        usual = {name: getattr(self._config, name) for name in changed}
         for name in ("max_steps", "precision"):
             if getattr(self, name) != getattr(_StudyFields, name):
                 changed[name], usual[name] = getattr(self, name), getattr(_StudyFields, name)
@@ -243,39 +257,147 @@ class AtariSettings(DrQConfig, _StudyFields):
             "device": self.device,
             "seed": seed,
             "differs": self.differs,
+            # Absent where there are none: studies of before there were any go on.
+            **({"indicators_interval": self.indicators_interval} if self.indicators_interval else {}),
         }
 
 
-def _name(own: DrQConfig, config: DrQConfig, *, grid: bool = False) -> str:
-    """Return what the paper calls `config`, made from the variant `own`, with what is not the paper's."""
-    parts = ["DrQ"]
-    if config.shrink_perturb_interval is not None:
-        paper = config.shrink_perturb_interval == own.shrink_perturb_interval
-        parts.append("S&P" if paper else f"S&P {_thousands(config.shrink_perturb_interval)}")
-    if config.head_reset_interval is not None:
-        parts.append(f"HR {_thousands(config.head_reset_interval)}")
-    if config.reset_interval is not None:
-        paper = (config.momentum, config.reset_interval) == (own.momentum, own.reset_interval)
-        told = f" m={config.momentum:.12g} r={config.reset_interval}"
-        parts.append("H&T" if paper and not grid else "H&T" + told)
-    return " + ".join(parts)
+def _hare_tortoise(own: AgentConfig, config: AgentConfig, *, grid: bool) -> list[str]:
+    if config.reset_interval is None:
+        return []
+    paper = (config.momentum, config.reset_interval) == (own.momentum, own.reset_interval)
+    return ["H&T" if paper and not grid else f"H&T m={config.momentum:.12g} r={config.reset_interval}"]
+
+
+def _resets(own: AgentConfig) -> bool:
+    return own.reset_interval is not None
+
+
+@dataclass(frozen=True)
+class AtariSettings(DrQConfig, _AtariStudy):
+    """Settings of the Atari-100k study of DrQ. A setting of a method is one of the variants that have the method.
+
+    Raises
+    ------
+    SettingError
+        If a value is not accepted, or changes nothing in any variant.
+    """
+
+    kind: ClassVar[str] = "drq"
+    having: ClassVar[_Having] = {
+        "momentum": lambda own: own.momentum is not None,
+        "reset_interval": _resets,
+        "optimizer_state": _resets,
+        "act_with_tortoise": lambda own: own.momentum is not None,
+        "shrink_perturb_interval": lambda own: own.shrink_perturb_interval is not None,
+        "shrink_perturb_ratio": lambda own: own.shrink_perturb_interval is not None,
+        "head_reset_interval": lambda own: own.head_reset_interval is not None,
+        "toward": lambda own: bool(own.shrink_perturb_interval or own.head_reset_interval),
+        "reinitialise_tortoise": lambda own: (
+            own.momentum is not None and bool(own.shrink_perturb_interval or own.head_reset_interval)
+        ),
+    }
+    in_name: ClassVar[tuple[str, ...]] = (
+        "momentum",
+        "reset_interval",
+        "shrink_perturb_interval",
+        "head_reset_interval",
+    )
+    paper: ClassVar[tuple[str, ...]] = tuple(AGENTS["drq"].variants)
+    plain_and_ht: ClassVar[tuple[str, str]] = ("drq", "drq+ht")
+
+    momentum: float | None = None
+    """Of the tortoise, in variants that have one; by default 0.995. See --momenta."""
+    reset_interval: int | None = None
+    """Of Hare & Tortoise, in gradient steps; by default 4000. See --reset-intervals."""
+    shrink_perturb_interval: int | None = None
+    """Of Shrink & Perturb, in gradient steps; by default 20000."""
+    head_reset_interval: int | None = None
+    """Of Head Reset, in gradient steps; by default the variant's."""
+
+    def __post_init__(self) -> None:
+        self._check()
+        for name in ("bins", "value_limit"):
+            if name in self._changed() and self.value == "scalar":
+                raise SettingError(
+                    f"AtariSettings.{name} = {getattr(self, name)!r} changes nothing: value = 'scalar' has no support."
+                )
+
+    def _name(self, own: Any, config: Any, *, grid: bool = False) -> str:
+        parts = ["DrQ"]
+        if config.shrink_perturb_interval is not None:
+            paper = config.shrink_perturb_interval == own.shrink_perturb_interval
+            parts.append("S&P" if paper else f"S&P {_thousands(config.shrink_perturb_interval)}")
+        if config.head_reset_interval is not None:
+            parts.append(f"HR {_thousands(config.head_reset_interval)}")
+        return " + ".join([*parts, *_hare_tortoise(own, config, grid=grid)])
+
+    def _method(self, own: Any) -> str:
+        intervals = {
+            "shrink_perturb": own.shrink_perturb_interval,
+            "head_reset": own.head_reset_interval,
+            "hare_tortoise": own.reset_interval,
+        }
+        return "+".join(name for name, interval in intervals.items() if interval is not None) or "plain"
+
+
+@dataclass(frozen=True)
+class BBFSettings(BBFConfig, _AtariStudy):
+    """Settings of the Atari-100k study of BBF. A setting of SPR or of Hare & Tortoise is one of the variants with it.
+
+    Raises
+    ------
+    SettingError
+        If a value is not accepted, or changes nothing in any variant.
+    """
+
+    kind: ClassVar[str] = "bbf"
+    having: ClassVar[_Having] = {
+        "reset_interval": _resets,
+        "optimizer_state": _resets,
+        "spr_weight": lambda own: own.spr_weight > 0,
+        "spr_steps": lambda own: own.spr_weight > 0,
+        "updates_per_step": lambda own: True,
+    }
+    in_name: ClassVar[tuple[str, ...]] = ("reset_interval", "updates_per_step")
+    paper: ClassVar[tuple[str, ...]] = ("bbf-spr0", "bbf-spr0+ht", "bbf")
+    plain_and_ht: ClassVar[tuple[str, str]] = ("bbf-spr0", "bbf-spr0+ht")
+
+    agent: str = "bbf"
+    """drq or bbf."""
+    reset_interval: int | None = None
+    """Of Hare & Tortoise, in gradient steps; by default 4000. See --reset-intervals."""
+    training_steps: Annotated[int, tyro.conf.Suppress] = BBFConfig.training_steps
+    """Not to be set: it is --steps."""
+
+    def __post_init__(self) -> None:
+        if "training_steps" in self._changed():
+            raise SettingError(f"BBFSettings.training_steps = {self.training_steps!r}: set steps in its place.")
+        self._check()
+
+    @property
+    def _implied(self) -> dict[str, Any]:
+        return {"training_steps": self.steps}
+
+    def _name(self, own: Any, config: Any, *, grid: bool = False) -> str:
+        rate = f" rr{config.updates_per_step}" if config.updates_per_step != BBFConfig.updates_per_step else ""
+        spr = "" if config.spr_weight > 0 else " without SPR"
+        return " + ".join([f"BBF{rate}{spr}", *_hare_tortoise(own, config, grid=grid)])
+
+    def _method(self, own: Any) -> str:
+        methods = {"spr": own.spr_weight > 0, "hare_tortoise": _resets(own)}
+        return "+".join(name for name, has in methods.items() if has) or "plain"
+
+
+#: By the flag ``--agent``.
+_SETTINGS: Mapping[str, type[_AtariStudy]] = {"drq": AtariSettings, "bbf": BBFSettings}
 
 
 def _thousands(number: int) -> str:
     return f"{number // 1000}k" if number % 1000 == 0 else str(number)
 
 
-def _method(own: DrQConfig) -> str:
-    # The names of the vision studies, whose colours figures take.
-    intervals = {
-        "shrink_perturb": own.shrink_perturb_interval,
-        "head_reset": own.head_reset_interval,
-        "hare_tortoise": own.reset_interval,
-    }
-    return "+".join(name for name, interval in intervals.items() if interval is not None) or "plain"
-
-
-def trials(settings: AtariSettings) -> tuple[TrialSpec, ...]:
+def trials(settings: _AtariStudy) -> tuple[TrialSpec, ...]:
     """Return the planned trials: seeds outermost, so that a study that is stopped has whole seeds; then games."""
     return tuple(
         TrialSpec(
@@ -299,27 +421,33 @@ def trials(settings: AtariSettings) -> tuple[TrialSpec, ...]:
     )
 
 
-def schedule_warnings(settings: AtariSettings) -> list[str]:
+def schedule_warnings(settings: _AtariStudy) -> list[str]:
     """Return what never happens in so short a run, or hardly works, a sentence for each agent and reason."""
-    learning = settings.steps - settings.learning_starts
-    if learning <= 0:
-        return [
-            f"--steps = {settings.steps}, --learning-starts = {settings.learning_starts}: nothing is learned; all "
-            "agents are the same, and act at random in training."
-        ]
-    updates = learning * settings.updates_per_step
     sentences = []
     for agent in settings.agents:
         config = agent.config
+        learning = settings.steps - config.learning_starts
+        if learning <= 0:
+            return [
+                f"--steps = {settings.steps}, --learning-starts = {config.learning_starts}: nothing is learned; all "
+                "agents are the same, and act at random in training."
+            ]
+        updates = learning * config.updates_per_step
         for what, interval in (
             ("a reset of Hare & Tortoise", config.reset_interval),
-            ("Shrink & Perturb", config.shrink_perturb_interval),
-            ("Head Reset", config.head_reset_interval),
+            ("Shrink & Perturb", getattr(config, "shrink_perturb_interval", None)),
+            ("Head Reset", getattr(config, "head_reset_interval", None)),
         ):
             if interval is not None and interval > updates:
                 sentences.append(
                     f"{agent.name}: {what} every {interval} gradient steps, and a run has {updates}: it never happens."
                 )
+        restart = config.restart_interval if isinstance(config, BBFConfig) else None
+        if restart is not None and updates < 2 * restart:
+            sentences.append(
+                f"{agent.name}: a restart every {restart} gradient steps, none with less than that left, and a run has "
+                f"{updates}: it never happens."
+            )
         if config.reset_interval is not None:
             tortoise = Tortoise(
                 nn.Identity(), momentum=config.momentum, reset_interval=config.reset_interval, reset_unit="steps"
@@ -331,7 +459,7 @@ def schedule_warnings(settings: AtariSettings) -> list[str]:
     return sentences
 
 
-def _prepare(settings: AtariSettings, planned: tuple[TrialSpec, ...]) -> Prepared:
+def _prepare(settings: _AtariStudy, planned: tuple[TrialSpec, ...]) -> Prepared:
     counts = (len(settings.games), "game"), (len(settings.agents), "variant"), (settings.seeds, "seed")
     told = " × ".join(f"{number} {what}{'s' if number > 1 else ''}" for number, what in counts)
     print(
@@ -342,9 +470,22 @@ def _prepare(settings: AtariSettings, planned: tuple[TrialSpec, ...]) -> Prepare
     return Prepared("tune_configs.atari_trial:AtariTrial", schedule_warnings(settings))
 
 
+def _settings_class(arguments: Sequence[str] | None) -> type[_AtariStudy]:
+    """Return whose flags the command line has: those of ``--agent``, or of the study that is resumed."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--agent", nargs="?")
+    parser.add_argument("--resume", nargs="?")
+    given, _ = parser.parse_known_args(arguments)
+    agent = given.agent
+    if agent is None and given.resume is not None:
+        with suppress(SettingError):  # which is told, as of every study, when the flags are parsed
+            agent = load_study_settings(Path(given.resume).expanduser()).get("agent")
+    return _SETTINGS.get(agent, AtariSettings)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study; see ``--help``."""
-    return run_main("atari100k", AtariSettings, trials, str(__doc__), arguments, _prepare)
+    return run_main("atari100k", _settings_class(arguments), trials, str(__doc__), arguments, _prepare)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from ht_ray.agents.atari import AtariConfig
-from ht_ray.agents.drq_config import DrQConfig
 from ht_ray.agents.train import Diverged as LossDiverged
 from ht_ray.agents.train import Evaluation, TrainingRun
+from ht_ray.agents.variants import agent_from_dict
 from ht_ray.report.atari_reference import human_normalised
 from ht_ray.sweep import Diverged, Report
 
@@ -26,7 +26,7 @@ class AtariTrial:
     Parameters
     ----------
     config
-        From `tune_configs.atari100k.AtariSettings.trial_config`.
+        From ``trial_config`` of `tune_configs.atari100k.AtariSettings` or `BBFSettings`.
     shared
         None: the ROMs come with ale_py.
     """
@@ -38,19 +38,20 @@ class AtariTrial:
         self.config = config
         self.run = TrainingRun(
             config["game"],
-            DrQConfig(**config["agent"]),
+            agent_from_dict(config["agent"]),
             seed=config["seed"],
             env=AtariConfig(**config["env"]),
             device=device,
             precision=config["precision"],
             compile=config["compile"],
+            indicators_interval=config.get("indicators_interval"),
         )
 
     def advance(self) -> Report:
         """Train up to the next evaluation or checkpoint, and evaluate where it is due."""
         config, run = self.config, self.run
         steps, every, episodes = config["steps"], config["evaluate_every"], config["evaluation_episodes"]
-        games, losses = len(run.record.games), len(run.record.losses)
+        games, losses, indicators = len(run.record.games), len(run.record.losses), len(run.record.indicators)
         try:
             step = run.advance(steps, every, config["checkpoint_every"])
         except LossDiverged as error:
@@ -65,6 +66,7 @@ class AtariTrial:
                 "evaluation": evaluations,
                 "training_games": [dict(game) for game in run.record.games[games:]],
                 "training": [dict(loss) for loss in run.record.losses[losses:]],
+                "indicators": [dict(measured) for measured in run.record.indicators[indicators:]],
             },
             summary={
                 "final_score": last.get("score", math.nan),

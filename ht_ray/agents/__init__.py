@@ -5,16 +5,24 @@ ale_py, OpenCV) and the replay (`ht_ray.agents.replay`) are imported by name.
 """
 
 from ht_ray.agents.augment import augment, shift, to_unit
+from ht_ray.agents.bbf_network import BBFNetwork, BBFNetworkConfig
+from ht_ray.agents.c51 import C51Value
+from ht_ray.agents.cycles import HorizonCycle
 from ht_ray.agents.games import ATARI_100K_GAMES, game_name
 from ht_ray.agents.losses import bootstrap_targets, td_loss
 from ht_ray.agents.networks import NetworkConfig, QNetwork
 from ht_ray.agents.schedules import EpsilonSchedule
+from ht_ray.agents.spr import spr_loss
 from ht_ray.agents.value import HLGaussValue, ScalarValue, TwoHotValue, Value, ValueConfig, make_value
 
 __all__ = [
     "ATARI_100K_GAMES",
+    "BBFNetwork",
+    "BBFNetworkConfig",
+    "C51Value",
     "EpsilonSchedule",
     "HLGaussValue",
+    "HorizonCycle",
     "NetworkConfig",
     "QNetwork",
     "ScalarValue",
@@ -26,6 +34,7 @@ __all__ = [
     "game_name",
     "make_value",
     "shift",
+    "spr_loss",
     "td_loss",
     "to_unit",
 ]

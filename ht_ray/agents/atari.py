@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import ale_py
@@ -54,6 +54,14 @@ class AtariConfig:
         for name, low in (("frame_skip", 1), ("noops", 0), ("max_steps", 1), ("size", 1), ("stack", 1)):
             check_number(f"AtariConfig.{name}", getattr(self, name), low=low, integer=True)
         check_number("AtariConfig.sticky", self.sticky, low=0, high=1, high_open=True)
+
+    def make(self, game: str, *, seed: int = 0) -> AtariGame:
+        """Return one of the games."""
+        return AtariGame(game, self, seed=seed)
+
+    def evaluation(self) -> AtariConfig:
+        """Return these settings for whole games and unclipped scores."""
+        return replace(self, life_loss=False, clip_rewards=False)
 
 
 class AtariGame(gymnasium.Env[Frame, np.int64]):

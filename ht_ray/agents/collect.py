@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ht_ray.agents.atari import AtariConfig, AtariGame
-from ht_ray.agents.drq_config import DrQConfig
-from ht_ray.agents.replay import FrameReplay, make_replay
+from ht_ray.agents.agent import Sampling
+from ht_ray.agents.atari import AtariConfig
+from ht_ray.agents.environment import Environment, EnvironmentConfig
+from ht_ray.agents.replay import Batch, FrameReplay, make_replay
 from ht_ray.agents.schedules import EpsilonSchedule
+from ht_ray.agents.variants import AgentConfig
 from ht_ray.mechanisms import derive_seed
 
 __all__ = ["Collector", "Game", "make_collector"]
@@ -33,7 +35,7 @@ class Collector:
         The probability of a random action, by the number of steps made.
     """
 
-    def __init__(self, env: AtariGame, replay: FrameReplay, epsilon: EpsilonSchedule) -> None:
+    def __init__(self, env: Environment, replay: FrameReplay, epsilon: EpsilonSchedule) -> None:
         self.env = env
         self.replay = replay
         self.epsilon = epsilon
@@ -67,9 +69,37 @@ class Collector:
             return None
         return {"step": self.steps, "score": info["score"], "steps": info["steps"]}
 
-    def ready_to_learn(self, config: DrQConfig) -> bool:
-        """Return whether updates follow the step that was made last."""
-        return self.steps > config.learning_starts and self.replay.can_sample()
+    def ready_to_learn(self, config: AgentConfig, sampling: Sampling | None = None) -> bool:
+        """Return whether updates follow the step that was made last, the replay being sampled as `sampling` says."""
+        sampling = sampling or Sampling()
+        drawn = self.replay.can_sample(n_step=sampling.n_step, sequence=sampling.sequence)
+        return self.steps > config.learning_starts and drawn
+
+    def learn(self, config: AgentConfig, sampling: Callable[[], Sampling], update: Callable[[Batch], Tensor]) -> None:
+        """Make the updates that follow the step that was made last, if any do.
+
+        Parameters
+        ----------
+        config
+            The agent's settings.
+        sampling
+            Says how the replay is to be sampled now: `Agent.sampling`.
+        update
+            Learns from a batch and returns the losses of its samples, ``(B,)``.
+        """
+        if not self.ready_to_learn(config, sampling()):
+            return
+        for _ in range(config.updates_per_step // config.batches_per_sample):
+            now = sampling()
+            sample = self.replay.sample(
+                config.batch_size * config.batches_per_sample,
+                n_step=now.n_step,
+                discount=now.discount,
+                sequence=now.sequence,
+            )
+            losses = [update(batch) for batch in sample.split(config.batch_size)]
+            if config.prioritised:
+                self.replay.update_priorities(sample.indices, torch.cat(losses))
 
     def _start(self) -> None:
         self._observation, _ = self.env.reset()
@@ -101,10 +131,10 @@ class Collector:
 
 def make_collector(
     game: str,
-    config: DrQConfig,
+    config: AgentConfig,
     *,
     seed: int,
-    env: AtariConfig | None = None,
+    env: EnvironmentConfig | None = None,
     device: torch.device | str = "cpu",
 ) -> Collector:
     """Return the collector of an agent with `config`, at `game` under `env`, with its replay on `device`.
@@ -116,7 +146,7 @@ def make_collector(
     """
     env = env or AtariConfig()
     return Collector(
-        AtariGame(game, env, seed=derive_seed(seed, "training games")),
+        env.make(game, seed=derive_seed(seed, "training games")),
         make_replay(
             config.replay_config(stack=env.stack, device=str(device)), frame_shape=(env.size, env.size), seed=seed
         ),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-from ht_ray._checks import SettingError, check_choice, check_number, did_you_mean
+from ht_ray._checks import SettingError, check_choice, check_number
 from ht_ray.agents.networks import NetworkConfig
 from ht_ray.agents.replay.config import ReplayConfig
 from ht_ray.agents.schedules import EpsilonSchedule
+from ht_ray.agents.settings import changed_variant
 from ht_ray.agents.value import ValueConfig
 
 __all__ = ["VARIANTS", "DrQConfig", "drq_variant"]
@@ -130,6 +131,11 @@ class DrQConfig:
             raise SettingError("DrQConfig.act_with_tortoise = True without momentum: there is no tortoise to act.")
 
     @property
+    def batches_per_sample(self) -> int:
+        """Batches that are drawn from the replay together."""
+        return 1
+
+    @property
     def network_config(self) -> NetworkConfig:
         """The shape of the network."""
         return NetworkConfig(hidden=self.hidden, dueling=self.dueling, layer_norm=self.layer_norm, padding=self.padding)
@@ -191,9 +197,4 @@ def drq_variant(name: str, **changes: Any) -> DrQConfig:
     ht_ray._checks.SettingError: variant = 'drq-ht': accepted are 'drq', 'drq+sp', 'drq+ht', 'drq+hr20k', 'drq+hr40k', \
 'drq+hr40k+ht'. Did you mean 'drq+ht'?
     """
-    config = VARIANTS[check_choice("variant", name, VARIANTS)]
-    known = DrQConfig.__dataclass_fields__
-    for setting in changes:
-        if setting not in known:
-            raise SettingError(f"DrQConfig has no setting {setting!r}.{did_you_mean(setting, known)}")
-    return replace(config, **changes)
+    return changed_variant(VARIANTS, name, changes)

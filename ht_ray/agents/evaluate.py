@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ht_ray._checks import check_number
-from ht_ray.agents.atari import AtariConfig, AtariGame
+from ht_ray.agents.atari import AtariConfig
+from ht_ray.agents.environment import EnvironmentConfig
 from ht_ray.mechanisms.rng import derive_seed
 
 __all__ = ["EvaluationResult", "evaluate", "play_random"]
@@ -35,8 +36,8 @@ class EvaluationResult:
 class _Player:
     """One emulator, and the game that it is at."""
 
-    def __init__(self, game: str, config: AtariConfig) -> None:
-        self.env = AtariGame(game, config)
+    def __init__(self, game: str, config: EnvironmentConfig) -> None:
+        self.env = config.make(game)
 
     def start(self, episode: int, seed: int) -> None:
         self.episode = episode
@@ -57,7 +58,7 @@ def evaluate(
     epsilon: float = 0.001,
     seed: int = 0,
     envs: int = 8,
-    config: AtariConfig | None = None,
+    config: EnvironmentConfig | None = None,
 ) -> EvaluationResult:
     """Play `episodes` whole games and return their scores.
 
@@ -83,7 +84,8 @@ def evaluate(
     envs
         Games that are played side by side, so that one forward pass serves all of them. Default 8.
     config
-        The protocol; ``life_loss`` and ``clip_rewards`` are off in any case. Default: `AtariConfig`'s.
+        The protocol, or another game's settings; lost lives and clipped rewards are off in any case. Default:
+        `AtariConfig`'s.
 
     Raises
     ------
@@ -104,7 +106,7 @@ def evaluate(
     check_number("evaluate: episodes", episodes, low=1, integer=True)
     check_number("evaluate: envs", envs, low=1, integer=True)
     check_number("evaluate: epsilon", epsilon, low=0, high=1)
-    config = replace(config or AtariConfig(), life_loss=False, clip_rewards=False)
+    config = (config or AtariConfig()).evaluation()
     playing = [_Player(game, config) for _ in range(min(envs, episodes))]
     for episode, player in enumerate(playing):
         player.start(episode, seed)
@@ -134,7 +136,7 @@ def evaluate(
 
 
 def play_random(
-    game: str, *, episodes: int = 100, seed: int = 0, config: AtariConfig | None = None
+    game: str, *, episodes: int = 100, seed: int = 0, config: EnvironmentConfig | None = None
 ) -> EvaluationResult:
     """Play whole games with actions drawn uniformly: the random baseline.
 

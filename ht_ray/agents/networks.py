@@ -7,9 +7,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ht_ray._checks import check_choice, check_number
+from ht_ray.agents.layers import GlorotConv2d, GlorotLinear
 
 __all__ = ["NetworkConfig", "QNetwork"]
 
@@ -36,22 +36,6 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         check_number("NetworkConfig.hidden", self.hidden, low=1, integer=True)
         check_choice("NetworkConfig.padding", self.padding, ["valid", "same"])
-
-
-class _Conv2d(nn.Conv2d):
-    def reset_parameters(self) -> None:
-        _initialise(self)
-
-
-class _Linear(nn.Linear):
-    def reset_parameters(self) -> None:
-        _initialise(self)
-
-
-def _initialise(layer: nn.Conv2d | nn.Linear) -> None:
-    nn.init.xavier_uniform_(layer.weight)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
 
 
 class QNetwork(nn.Module):
@@ -137,7 +121,7 @@ def _encoder(observation_shape: tuple[int, int, int], config: NetworkConfig) -> 
             top, left = (max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in sides)
             layers.append(nn.ZeroPad2d((left // 2, left - left // 2, top // 2, top - top // 2)))
             sides = [-(-side // stride) for side in sides]
-        layers.append(_Conv2d(channels, width, kernel, stride))
+        layers.append(GlorotConv2d(channels, width, kernel, stride))
         if config.layer_norm:
             layers.append(nn.GroupNorm(1, width))
         layers.append(nn.ReLU())
@@ -149,13 +133,14 @@ class _Head(nn.Module):
     def __init__(self, features: int, actions: int, bins: int, config: NetworkConfig) -> None:
         super().__init__()
         self.actions, self.bins = actions, bins
-        self.hidden = _Linear(features, config.hidden)
+        self.hidden = GlorotLinear(features, config.hidden)
         self.norm = nn.LayerNorm(config.hidden) if config.layer_norm else nn.Identity()
-        self.advantages = _Linear(config.hidden, actions * bins)
-        self.value = _Linear(config.hidden, bins) if config.dueling else None
+        self.active = nn.ReLU()  # a module, so that the indicators of units see it
+        self.advantages = GlorotLinear(config.hidden, actions * bins)
+        self.value = GlorotLinear(config.hidden, bins) if config.dueling else None
 
     def forward(self, features: Tensor) -> Tensor:
-        hidden = functional.relu(self.norm(self.hidden(features)))
+        hidden = self.active(self.norm(self.hidden(features)))
         advantages: Tensor = self.advantages(hidden).view(-1, self.actions, self.bins)
         if self.value is None:
             return advantages

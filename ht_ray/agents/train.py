@@ -1,4 +1,4 @@
-"""The plain loop: DrQ(eps) on one game of Atari-100k, without Ray.
+"""The plain loop: DrQ(eps) or BBF on one game of Atari-100k, without Ray.
 
     python -m ht_ray.agents.train --game pong --variant drq+ht --steps 2000
 
@@ -13,21 +13,27 @@ import math
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from ht_ray._checks import SettingError, check_number
 from ht_ray.agents.atari import AtariConfig
+from ht_ray.agents.bbf_config import BBFConfig
 from ht_ray.agents.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ht_ray.agents.collect import Game, make_collector
 from ht_ray.agents.device import check_device
-from ht_ray.agents.drq import DrQAgent
-from ht_ray.agents.drq_config import VARIANTS, DrQConfig, drq_variant
+from ht_ray.agents.drq_config import DrQConfig
+from ht_ray.agents.environment import EnvironmentConfig
 from ht_ray.agents.evaluate import evaluate
 from ht_ray.agents.games import game_name
+from ht_ray.agents.indicators import AgentIndicators
+from ht_ray.agents.make_agent import make_agent
+from ht_ray.agents.replay import Batch
+from ht_ray.agents.variants import AGENT_VARIANTS, AgentConfig, agent_variant
 from ht_ray.mechanisms import derive_seed
 
 __all__ = ["Diverged", "Evaluation", "TrainingRecord", "TrainingRun", "train"]
@@ -70,6 +76,8 @@ class TrainingRecord:
     games: list[Game] = field(default_factory=list)
     #: Mean training loss of every 1000 steps with updates: ``step``, ``loss``.
     losses: list[dict[str, float]] = field(default_factory=list)
+    #: Plasticity indicators: ``step``, ``update`` (the gradient step that they were measured before), and by name.
+    indicators: list[dict[str, float]] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
 
     @property
@@ -80,7 +88,7 @@ class TrainingRecord:
 
 
 class TrainingRun:
-    """DrQ(eps) on one game as Atari-100k has it: advanced, evaluated, saved and continued by whoever drives it.
+    """An agent on one game as Atari-100k has it: advanced, evaluated, saved and continued by whoever drives it.
 
     Training is the same wherever it is stopped in between, whenever it is evaluated, and after `load`.
 
@@ -89,13 +97,15 @@ class TrainingRun:
     game
         Its name.
     config
-        The agent. Default: `DrQConfig`'s; see `VARIANTS`.
+        The agent's settings. Default: `DrQConfig`'s; see `agent_variant`.
     seed
         Of every draw.
     env
-        The protocol. Default: `AtariConfig`'s.
+        The protocol, or another game's settings. Default: `AtariConfig`'s.
     device, precision, compile
-        See `DrQAgent`; the replay is on the device too.
+        See `Agent`; the replay is on the device too.
+    indicators_interval
+        Gradient steps from one measurement of plasticity indicators to the next; see `AgentIndicators`. Default: none.
 
     Raises
     ------
@@ -112,19 +122,21 @@ class TrainingRun:
     def __init__(
         self,
         game: str,
-        config: DrQConfig | None = None,
+        config: AgentConfig | None = None,
         *,
         seed: int = 0,
-        env: AtariConfig | None = None,
+        env: EnvironmentConfig | None = None,
         device: torch.device | str = "cpu",
         precision: Literal["fp32", "bf16"] = "fp32",
         compile: bool = False,
+        indicators_interval: int | None = None,
     ) -> None:
         check_number("TrainingRun: seed", seed, integer=True)
         check_device("TrainingRun: device", device)
-        self.config, self.env = config or DrQConfig(), env or AtariConfig()
+        self.config: AgentConfig = config or DrQConfig()
+        self.env: EnvironmentConfig = env or AtariConfig()
         self.collector = make_collector(game, self.config, seed=seed, env=self.env, device=device)
-        self.agent = DrQAgent(
+        self.agent = make_agent(
             self.config,
             shape=(self.env.stack, self.env.size, self.env.size),
             num_actions=self.collector.env.actions,
@@ -133,6 +145,9 @@ class TrainingRun:
             precision=precision,
             compile=compile,
         )
+        self._indicators = None
+        if indicators_interval is not None:
+            self._indicators = AgentIndicators(self.agent, self.collector.replay, indicators_interval)
         self.record = TrainingRecord(self.collector.env.game, seed, asdict(self.config))
         self._settings = {
             "game": self.record.game,
@@ -170,21 +185,23 @@ class TrainingRun:
         if ended is not None:
             record.games.append(ended)
         step = record.steps = collector.steps
-        if collector.ready_to_learn(self.config):
-            for _ in range(self.config.updates_per_step):
-                batch = collector.replay.sample(self.config.batch_size)
-                measured = agent.update(batch)
-                self._loss_sum += measured["loss"]
-                self._loss_count += 1
-                if self.config.prioritised:
-                    if self.agent.device.type == "cpu":
-                        self._mean_loss()  # what is not finite is no priority
-                    collector.replay.update_priorities(batch.indices, measured["losses"])
+        collector.learn(self.config, agent.sampling, self._update)
         record.updates = agent.updates
         if self._loss_count and step % _LOSS_STEPS == 0:
             record.losses.append({"step": step, "loss": self._mean_loss()})
             self._loss_sum.zero_()
             self._loss_count = 0
+
+    def _update(self, batch: Batch) -> Tensor:
+        if self._indicators is not None and self._indicators.due:
+            at = {"step": self.collector.steps, "update": self.agent.updates + 1}
+            self.record.indicators.append({**at, **self._indicators.measure()})
+        measured = self.agent.update(batch)
+        self._loss_sum += measured["loss"]
+        self._loss_count += 1
+        if self.config.prioritised and self.agent.device.type == "cpu":
+            self._mean_loss()  # what is not finite is no priority
+        return measured["losses"]
 
     def _mean_loss(self) -> float:
         loss = self._loss_sum.item() / max(self._loss_count, 1)
@@ -238,14 +255,15 @@ class TrainingRun:
 
 def train(
     game: str,
-    config: DrQConfig | None = None,
+    config: AgentConfig | None = None,
     *,
     steps: int = 100_000,
     seed: int = 0,
-    env: AtariConfig | None = None,
+    env: EnvironmentConfig | None = None,
     device: torch.device | str = "cpu",
     precision: Literal["fp32", "bf16"] = "fp32",
     compile: bool = False,
+    indicators_interval: int | None = None,
     evaluate_every: int | None = None,
     evaluation_episodes: int = 100,
     checkpoint_dir: str | Path | None = None,
@@ -256,7 +274,7 @@ def train(
 
     Parameters
     ----------
-    game, config, seed, env, device, precision, compile
+    game, config, seed, env, device, precision, compile, indicators_interval
         See `TrainingRun`.
     steps
         Of the agent: four frames each. Default 100 000.
@@ -294,7 +312,16 @@ def train(
     check_number("train: checkpoint_every", checkpoint_every, low=1, integer=True)
     if evaluate_every is not None:
         check_number("train: evaluate_every", evaluate_every, low=1, integer=True)
-    run = TrainingRun(game, config, seed=seed, env=env, device=device, precision=precision, compile=compile)
+    run = TrainingRun(
+        game,
+        config,
+        seed=seed,
+        env=env,
+        device=device,
+        precision=precision,
+        compile=compile,
+        indicators_interval=indicators_interval,
+    )
     path = None
     if checkpoint_dir is not None:
         path = _checkpoint_path(Path(checkpoint_dir))
@@ -354,15 +381,16 @@ def _check_record(path: Path, *, checkpoint_dir: Path | None, **run: Any) -> Non
 
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m ht_ray.agents.train", description="Train DrQ(eps) on one game of Atari-100k."
+        prog="python -m ht_ray.agents.train", description="Train DrQ(eps) or BBF on one game of Atari-100k."
     )
     parser.add_argument("--game", required=True, help="one of the 26")
-    parser.add_argument("--variant", default="drq", help=", ".join(VARIANTS))
+    parser.add_argument("--variant", default="drq", help=", ".join(AGENT_VARIANTS))
     parser.add_argument("--steps", type=int, default=100_000, help="of the agent (default: 100000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--compile", action="store_true", help="run the networks through torch.compile")
+    parser.add_argument("--indicators-interval", type=int, help="gradient steps between plasticity indicators")
     parser.add_argument("--evaluate-every", type=int, help="steps between evaluations, besides the one at the end")
     parser.add_argument("--evaluation-episodes", type=int, default=100, help="games of each (default: 100; 0: none)")
     parser.add_argument("--checkpoint-dir", type=Path, help="where to write a checkpoint, and to continue from it")
@@ -380,7 +408,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"step {played.step}: mean score {played.score:g} over {len(played.scores)} games", flush=True)
 
     try:
-        config = drq_variant(variant)
+        config = agent_variant(variant)
+        if isinstance(config, BBFConfig):
+            config = replace(config, training_steps=given["steps"])
         if path is not None:
             known = {"game": game_name(game), "seed": given["seed"], "config": asdict(config)}
             _check_record(path, checkpoint_dir=given["checkpoint_dir"], **known)

@@ -1,39 +1,18 @@
-"""DrQ(eps) on Atari-100k as an algorithm of RLlib: the plain loop's agent, replay and game, step for step."""
+"""DrQ(eps) on Atari-100k as an algorithm of RLlib."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
-from typing import Any, Literal
+from typing import ClassVar
 
-from ray.rllib.algorithms.algorithm import Algorithm
-from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
-from ray.rllib.core import DEFAULT_MODULE_ID
-from ray.rllib.core.rl_module.rl_module import RLModuleSpec
-from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EVALUATION_RESULTS, LEARNER_RESULTS
-from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
-
-from ht_ray._checks import SettingError, check_choice, check_number, did_you_mean
-from ht_ray.agents.atari import AtariConfig
-from ht_ray.agents.drq_config import VARIANTS, DrQConfig, drq_variant
-from ht_ray.agents.evaluate import evaluate
-from ht_ray.agents.games import game_name
-from ht_ray.mechanisms import derive_seed
-from ht_ray.rllib.drq_learner import DrQLearner, DrQModule, as_learner_batch
-from ht_ray.rllib.drq_runner import DrQEnvRunner, log_game
+from ht_ray.rllib.agent_algorithm import AgentAlgorithm, AgentAlgorithmConfig
 
 __all__ = ["DrQ", "DrQAlgorithmConfig"]
 
-# What RLlib's other algorithms call settings of `DrQConfig`.
-_SYNONYMS = {"gamma": "discount", "train_batch_size": "batch_size", "train_batch_size_per_learner": "batch_size"}
-_SETTINGS = [field.name for field in fields(DrQConfig)]
 
+class DrQAlgorithmConfig(AgentAlgorithmConfig):
+    """Settings of `DrQ`: a game of Atari-100k, and in ``training`` those of `ht_ray.agents.drq_config.DrQConfig`.
 
-class DrQAlgorithmConfig(AlgorithmConfig):
-    """Settings of `DrQ`: a game of Atari-100k, and in ``training`` those of `ht_ray.agents.DrQConfig`.
-
-    An iteration is 1000 steps of the agent, an evaluation 100 whole games with epsilon 0.001. Agent, game and replay
-    live in the algorithm's process: ``num_env_runners`` and ``num_learners`` are 0. With
-    ``.learners(num_gpus_per_learner=...)``, a fraction too, networks and replay are on the GPU.
+    The rest is as in `AgentAlgorithmConfig`.
 
     Examples
     --------
@@ -47,207 +26,16 @@ class DrQAlgorithmConfig(AlgorithmConfig):
     ht_ray._checks.SettingError: DrQAlgorithmConfig.training has no setting 'momentun'. Did you mean 'momentum'?
     """
 
+    kind: ClassVar[str] = "drq"
+
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class or DrQ)
-        #: The agent of `VARIANTS`, and what is changed of it.
-        self.variant: str = "drq"
-        self.agent_settings: dict[str, Any] = {}
-        self.precision: str = "fp32"
-        self.compile: bool = False
-        self.env_runner_cls = DrQEnvRunner
-        self.num_env_runners = 0
-        self.num_learners = 0
-        self.rollout_fragment_length = 100
-        self.min_sample_timesteps_per_iteration = 1000
-        self.evaluation_duration = 100
-        self.custom_evaluation_function = play_games
-
-    def training(
-        self,
-        *,
-        variant: str = NotProvided,
-        precision: Literal["fp32", "bf16"] = NotProvided,
-        compile: bool = NotProvided,
-        **settings: Any,
-    ) -> Any:
-        """Set the agent.
-
-        Parameters
-        ----------
-        variant
-            One of `ht_ray.agents.VARIANTS`. Default ``"drq"``.
-        precision, compile
-            See `ht_ray.agents.DrQAgent`.
-        **settings
-            What is changed of the variant: fields of `ht_ray.agents.DrQConfig`; ``gamma`` and
-            ``train_batch_size(_per_learner)`` are understood.
-
-        Raises
-        ------
-        SettingError
-            If there is no such setting. Values are checked by `validate`, so that they may be Ray Tune's.
-        """
-        # Of RLlib's old stack, without effect here: `update_from_dict` passes them on from every config's dict.
-        super().training(**{name: settings.pop(name) for name in ("model", "optimizer") if name in settings})
-        for name, value in settings.items():
-            setting = _SYNONYMS.get(name, name)
-            if setting not in _SETTINGS:
-                known = [*_SETTINGS, "variant", "precision", "compile"]
-                raise SettingError(
-                    f"{type(self).__name__}.training has no setting {name!r}.{did_you_mean(name, known)}"
-                )
-            if value is not NotProvided:
-                self.agent_settings = {**self.agent_settings, setting: value}
-        if variant is not NotProvided:
-            self.variant = variant
-        if precision is not NotProvided:
-            self.precision = precision
-        if compile is not NotProvided:
-            self.compile = compile
-        return self
-
-    @property
-    def agent_config(self) -> DrQConfig:
-        """The agent's settings."""
-        return drq_variant(self.variant, **self.agent_settings)
-
-    @property
-    def agent_seed(self) -> int:
-        """The seed of every draw: ``debugging(seed=...)``, by default 0."""
-        return 0 if self.seed is None else int(self.seed)
-
-    @property
-    def atari_config(self) -> AtariConfig:
-        """The protocol: ``environment(env_config=...)`` over `AtariConfig`'s defaults."""
-        known = [field.name for field in fields(AtariConfig)]
-        for name in self.env_config:
-            if name not in known:
-                raise SettingError(f"env_config: AtariConfig has no setting {name!r}.{did_you_mean(name, known)}")
-        return AtariConfig(**self.env_config)
-
-    def validate(self) -> None:
-        """Check the settings, before anything is built.
-
-        Raises
-        ------
-        SettingError
-            If there is no such game or variant, or a setting is not accepted.
-        """
-        where = type(self).__name__
-        if self.env is None:
-            raise SettingError(f"{where}: no game is set: accepted is .environment('Pong'), or another of Atari-100k.")
-        game_name(self.env)
-        check_choice(f"{where}.variant", self.variant, VARIANTS)
-        check_choice(f"{where}.precision", self.precision, ["fp32", "bf16"])
-        _ = self.agent_config, self.atari_config
-        for name in ("num_env_runners", "num_learners", "evaluation_num_env_runners"):
-            if getattr(self, name) != 0:
-                raise SettingError(
-                    f"{where}.{name} = {getattr(self, name)!r}: accepted is 0: each step is followed by its updates, "
-                    "in one process. Run several seeds or games as trials of Ray Tune."
-                )
-        if self.num_envs_per_env_runner != 1:
-            raise SettingError(f"{where}.num_envs_per_env_runner = {self.num_envs_per_env_runner!r}: accepted is 1.")
-        check_number(f"{where}.rollout_fragment_length", self.rollout_fragment_length, low=1, integer=True)
-        old_stack = not self.enable_rl_module_and_learner or self.framework_str != "torch"
-        own_networks = self._model_config or self._rl_module_spec is not None
-        for is_set, what in (
-            (old_stack, "RLlib's new API stack with torch"),
-            (self.is_multi_agent, "one agent; multi_agent(...) was set"),
-            (own_networks, "no rl_module(...): training(...) sets the networks"),
-            (self.torch_compile_learner, "training(compile=True) in place of torch_compile_learner"),
-            (not self.explore and not self.in_evaluation, "training(epsilon=0) in place of explore=False"),
-        ):
-            if is_set:
-                raise SettingError(f"{where}: accepted is {what}.")
-        if self.evaluation_duration_unit != "episodes" or self.evaluation_parallel_to_training:
-            raise SettingError(f"{where}: evaluation counts in episodes, and is not parallel to training.")
-        super().validate()
-
-    def get_default_learner_class(self) -> type[DrQLearner]:
-        """Return `DrQLearner`."""
-        return DrQLearner
-
-    def get_default_rl_module_spec(self) -> RLModuleSpec:
-        """Return the spec of `DrQModule`."""
-        return RLModuleSpec(
-            module_class=DrQModule, model_config={"agent": asdict(self.agent_config), "seed": self.agent_seed}
-        )
 
 
-class DrQ(Algorithm):
-    """DrQ(eps), with Hare & Tortoise, Shrink & Perturb or Head Reset where they are set.
-
-    With the same seed it makes the steps and the updates of `ht_ray.agents.train.train`, to the bit on a CPU. A
-    checkpoint holds all that it needs to continue in the middle of an episode: agent, replay, emulator, wrappers and
-    counters.
-    """
+class DrQ(AgentAlgorithm):
+    """DrQ(eps), with Hare & Tortoise, Shrink & Perturb or Head Reset where they are set; see `AgentAlgorithm`."""
 
     @classmethod
     def get_default_config(cls) -> DrQAlgorithmConfig:
         """Return the default config."""
         return DrQAlgorithmConfig()
-
-    @classmethod
-    def _should_create_evaluation_env_runners(cls, eval_config: Any) -> bool:
-        return False  # games are played by `play_games`
-
-    def setup(self, config: Any) -> None:
-        """Build the algorithm, and lend the env runner the learner's agent."""
-        super().setup(config)
-        self.env_runner.act = self._drq_learner.agent.act
-
-    @property
-    def _drq_learner(self) -> DrQLearner:
-        return self.learner_group._learner
-
-    def get_module(self, module_id: str = DEFAULT_MODULE_ID) -> Any:
-        """Return the module that is trained; the env runner has none of its own."""
-        return self._drq_learner.module.get(module_id)
-
-    def training_step(self) -> None:
-        """Make ``rollout_fragment_length`` steps of the agent, each followed by its updates."""
-        config, runner, learner = self.config.agent_config, self.env_runner, self._drq_learner
-        collector = runner.collector
-        for _ in range(self.config.rollout_fragment_length):
-            runner.sample()
-            if not collector.ready_to_learn(config):
-                continue
-            for _ in range(config.updates_per_step):
-                batch = collector.replay.sample(config.batch_size)
-                self.learner_group.update(
-                    batch=as_learner_batch(batch),
-                    timesteps={"num_env_steps_sampled_lifetime": collector.steps},
-                    # Reducing reads values back from the device, so it is done once, below.
-                    _no_metrics_reduce=True,
-                )
-                if config.prioritised:
-                    collector.replay.update_priorities(batch.indices, learner.losses)
-        learner.log_agent()
-        self.metrics.aggregate([runner.get_metrics()], key=ENV_RUNNER_RESULTS)
-        self.metrics.aggregate([learner.metrics.reduce()], key=LEARNER_RESULTS)
-
-
-def play_games(algorithm: DrQ, eval_env_runner_group: Any) -> tuple[dict[str, Any], int, int]:
-    """Play ``evaluation_duration`` whole games with the agent as it is: RLlib's ``custom_evaluation_function``.
-
-    Returns
-    -------
-    tuple
-        The results, and the agent's steps, twice.
-    """
-    config, steps = algorithm.config, algorithm.env_runner.collector.steps
-    played = evaluate(
-        algorithm._drq_learner.agent.act,
-        config.env,
-        episodes=config.evaluation_duration,
-        epsilon=config.agent_config.evaluation_epsilon,
-        seed=derive_seed(config.agent_seed, "evaluation", steps),
-        config=config.atari_config,
-    )
-    metrics = MetricsLogger(root=False)
-    for score, length in zip(played.scores.tolist(), played.lengths.tolist(), strict=True):
-        log_game(metrics, {"step": steps, "score": score, "steps": length}, window=len(played.scores))
-    algorithm.metrics.aggregate([metrics.reduce()], key=(EVALUATION_RESULTS, ENV_RUNNER_RESULTS))
-    total = int(played.lengths.sum())
-    return algorithm.metrics.peek((EVALUATION_RESULTS, ENV_RUNNER_RESULTS)), total, total

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -105,3 +108,37 @@ def by_hand(config: Any, momentum: float, interval: int | None) -> Any:
 
     stock.training(learner_class=ByHand, target_network_update_freq=10**9)
     return built(stock)
+
+
+def state(algorithm: Any) -> dict[str, Any]:
+    """Return all that an algorithm around an agent has to continue from."""
+    learner = algorithm.learner_group._learner
+    return {"agent": learner.agent.state_dict(), "collector": algorithm.env_runner.collector.state_dict()}
+
+
+def equal(one: Any, two: Any) -> bool:
+    """Return whether nested tensors and plain data are the same, to the bit."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, two)
+    if isinstance(one, dict):
+        return one.keys() == two.keys() and all(equal(one[name], two[name]) for name in one)
+    if isinstance(one, list):
+        return len(one) == len(two) and all(equal(a, b) for a, b in zip(one, two, strict=True))
+    return bool(one == two)
+
+
+def continue_in_a_new_process(address: str, checkpoint: str, path: Path, iterations: int) -> dict[str, Any]:
+    """Return the state of an algorithm that another process restored and trained on."""
+    code = (
+        "import ray, torch; torch.set_num_threads(1)\n"
+        f"ray.init(address={address!r}, log_to_driver=False)\n"
+        "from ray.rllib.algorithms.algorithm import Algorithm\n"
+        f"algorithm = Algorithm.from_checkpoint({checkpoint!r})\n"
+        f"for _ in range({iterations}):\n"
+        "    result = algorithm.train()\n"
+        "torch.save({'agent': algorithm.learner_group._learner.agent.state_dict(),\n"
+        "            'collector': algorithm.env_runner.collector.state_dict(),\n"
+        f"            'steps': result['num_env_steps_sampled_lifetime']}}, {str(path)!r})\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=280)
+    return torch.load(path, weights_only=True)  # type: ignore[no-any-return]

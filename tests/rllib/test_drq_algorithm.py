@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +12,14 @@ from ray import tune
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModule
-from rllib_agents import MODULE
+from rllib_agents import MODULE, continue_in_a_new_process, equal, state
 
 from ht_ray._checks import SettingError
 from ht_ray.agents.atari import AtariConfig
 from ht_ray.agents.drq_config import DrQConfig, drq_variant
 from ht_ray.agents.train import TrainingRun
 from ht_ray.rllib import DrQ, DrQAlgorithmConfig
-from ht_ray.rllib.drq_learner import COMPONENT_AGENT
+from ht_ray.rllib.agent_learner import COMPONENT_AGENT
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -44,37 +42,6 @@ def configured() -> DrQAlgorithmConfig:
     config.env_runners(rollout_fragment_length=20).reporting(min_sample_timesteps_per_iteration=0)
     config.evaluation(evaluation_duration=2)
     return config.debugging(seed=4, log_level="ERROR")  # type: ignore[no-any-return]
-
-
-def state(algorithm: Any) -> dict[str, Any]:
-    learner = algorithm.learner_group._learner
-    return {"agent": learner.agent.state_dict(), "collector": algorithm.env_runner.collector.state_dict()}
-
-
-def equal(one: Any, two: Any) -> bool:
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, two)
-    if isinstance(one, dict):
-        return one.keys() == two.keys() and all(equal(one[name], two[name]) for name in one)
-    if isinstance(one, list):
-        return len(one) == len(two) and all(equal(a, b) for a, b in zip(one, two, strict=True))
-    return bool(one == two)
-
-
-def continue_in_a_new_process(address: str, checkpoint: str, path: Path) -> dict[str, Any]:
-    code = (
-        "import ray, torch; torch.set_num_threads(1)\n"
-        f"ray.init(address={address!r}, log_to_driver=False)\n"
-        "from ray.rllib.algorithms.algorithm import Algorithm\n"
-        f"algorithm = Algorithm.from_checkpoint({checkpoint!r})\n"
-        "for _ in range(5):\n"
-        "    result = algorithm.train()\n"
-        "torch.save({'agent': algorithm.learner_group._learner.agent.state_dict(),\n"
-        "            'collector': algorithm.env_runner.collector.state_dict(),\n"
-        f"            'steps': result['num_env_steps_sampled_lifetime']}}, {str(path)!r})\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=280)
-    return torch.load(path, weights_only=True)  # type: ignore[no-any-return]
 
 
 def test_it_is_the_plain_loop_and_goes_on_in_a_new_process(cluster: str, tmp_path: Path) -> None:
@@ -106,7 +73,7 @@ def test_it_is_the_plain_loop_and_goes_on_in_a_new_process(cluster: str, tmp_pat
     assert 45 in lengths
     algorithm.stop()
 
-    continued = continue_in_a_new_process(cluster, checkpoint, tmp_path / "continued.pt")
+    continued = continue_in_a_new_process(cluster, checkpoint, tmp_path / "continued.pt", iterations=5)
     assert continued.pop("steps") == 160
     assert equal(continued, expected)
 

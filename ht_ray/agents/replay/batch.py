@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
 
 from torch import Tensor
 
@@ -38,3 +39,10 @@ class Batch:
     #: With ``sequence=K``: (B, K) float32, 1 where the future observation is of the same episode (its last one
     #: included), 0 past its end.
     future_mask: Tensor | None = None
+
+    def split(self, size: int) -> Iterator[Batch]:
+        """Yield the transitions in batches of `size`, in their order; weights are left as they are."""
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        for start in range(0, len(self.actions), size):
+            part = {name: c[start : start + size] for name, c in columns.items() if c is not None}
+            yield replace(self, **part)

@@ -307,6 +307,33 @@ class FrameReplay:
         actions = torch.where(mask, rows[:, :sequence, ACTION], 0).long()
         return replace(batch, future_observations=futures, future_actions=actions, future_mask=mask.float())
 
+    def observations(self, count: int, *, seed: int) -> Tensor:
+        """Draw observations uniformly, with replacement, leaving no trace: what is sampled later is as without.
+
+        Parameters
+        ----------
+        count
+            How many.
+        seed
+            Of these draws alone.
+
+        Returns
+        -------
+        Tensor
+            ``(count, C, *frame_shape)``, on the replay's device.
+
+        Raises
+        ------
+        ValueError
+            If no transition is held.
+        """
+        check_number("FrameReplay.observations: count", count, low=1, integer=True)
+        if not self.can_sample(n_step=1):
+            raise ValueError("FrameReplay.observations: no transition is held")
+        self._flush()
+        slots, _ = self._draw_uniform(count, 1, generator(seed, "observations"))
+        return self._observations(slots, self._rows[slots, POSITION].long(), torch.zeros_like(slots))
+
     def _shifted(self, slots: Tensor, steps: Tensor) -> Tensor:
         row = slots % self._size
         return slots - row + (row + steps) % self._size

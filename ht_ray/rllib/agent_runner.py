@@ -1,9 +1,9 @@
-"""DrQ(eps) for RLlib: the env runner, which plays a game of Atari-100k itself, without connectors or episodes."""
+"""The agents for RLlib: the env runner, which plays a game of Atari-100k itself, without connectors or episodes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, cast
 
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.env import INPUT_ENV_SPACES
@@ -22,9 +22,10 @@ from ray.rllib.utils.metrics import (
 )
 from torch import Tensor
 
+from ht_ray.agents.atari import AtariGame
 from ht_ray.agents.collect import Game, make_collector
 
-__all__ = ["COMPONENT_COLLECTOR", "DrQEnvRunner", "log_game"]
+__all__ = ["COMPONENT_COLLECTOR", "AgentEnvRunner", "log_game"]
 
 #: The part of an env runner's state that holds emulator, wrappers, counters and replay.
 COMPONENT_COLLECTOR = "collector"
@@ -40,7 +41,7 @@ def log_game(metrics: Any, game: Game, window: int) -> None:
     metrics.log_value(NUM_EPISODES_LIFETIME, 1, reduce="lifetime_sum")
 
 
-class DrQEnvRunner(EnvRunner, Checkpointable):
+class AgentEnvRunner(EnvRunner, Checkpointable):
     """Steps one game and fills its replay. The algorithm lends it the learner's agent, so nothing is synchronised."""
 
     def __init__(self, *, config: Any, **kwargs: Any) -> None:
@@ -52,7 +53,7 @@ class DrQEnvRunner(EnvRunner, Checkpointable):
             env=self.config.atari_config,
             device=get_device(self.config, self.config.num_gpus_per_learner),
         )
-        #: Chooses actions: `DrQAgent.act`, lent by the algorithm.
+        #: Chooses actions: `Agent.act`, lent by the algorithm.
         self.act: Callable[[Tensor, float], Tensor] | None = None
 
     def assert_healthy(self) -> None:
@@ -60,7 +61,7 @@ class DrQEnvRunner(EnvRunner, Checkpointable):
 
     def get_spaces(self) -> dict[str, Any]:
         """Return the spaces of the game, for the module and for the environment."""
-        env = self.collector.env
+        env = cast(AtariGame, self.collector.env)
         spaces = env.observation_space, env.action_space
         return {INPUT_ENV_SPACES: spaces, DEFAULT_MODULE_ID: spaces}
 
@@ -78,7 +79,7 @@ class DrQEnvRunner(EnvRunner, Checkpointable):
             If no agent was lent.
         """
         if self.act is None:
-            raise RuntimeError("DrQEnvRunner.sample: no agent to act; sample through the algorithm DrQ")
+            raise RuntimeError("AgentEnvRunner.sample: no agent to act; sample through the algorithm")
         game = self.collector.step(self.act)
         self.metrics.log_value(NUM_ENV_STEPS_SAMPLED, 1, reduce="sum")
         self.metrics.log_value(NUM_ENV_STEPS_SAMPLED_LIFETIME, 1, reduce="lifetime_sum", with_throughput=True)

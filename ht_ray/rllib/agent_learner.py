@@ -1,9 +1,9 @@
-"""DrQ(eps) for RLlib: the module that holds the agent's networks, and the learner that holds the agent."""
+"""The agents for RLlib: the module that holds an agent's networks, and the learner that holds the agent."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Mapping
+from dataclasses import fields
 from typing import Any
 
 from ray.rllib.core import COMPONENT_RL_MODULE
@@ -13,28 +13,30 @@ from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from ray.rllib.policy.sample_batch import DEFAULT_POLICY_ID, MultiAgentBatch, SampleBatch
 from torch import Tensor
 
-from ht_ray.agents import make_value, to_unit
-from ht_ray.agents.drq import DrQAgent, make_network
-from ht_ray.agents.drq_config import DrQConfig
+from ht_ray.agents import to_unit
+from ht_ray.agents.make_agent import make_agent
 from ht_ray.agents.replay import Batch
+from ht_ray.agents.variants import agent_from_dict
 from ht_ray.rllib.learner import DISTANCE, HEAD_RESETS, RESETS, SHRINK_PERTURBS, UPDATES
 
-__all__ = ["COMPONENT_AGENT", "DrQLearner", "DrQModule", "as_learner_batch"]
+__all__ = ["COMPONENT_AGENT", "AgentLearner", "AgentModule", "as_learner_batch"]
 
 #: The agent's part of a learner's state.
 COMPONENT_AGENT = "agent"
 
-_COLUMNS = ("observations", "actions", "returns", "next_observations", "discounts", "indices", "weights")
+_COLUMNS = tuple(field.name for field in fields(Batch))
+# Metrics, and what of an agent counts them, where it has it.
+_APPLIED = {SHRINK_PERTURBS: "shrink_perturb", HEAD_RESETS: "head_reset", "restarts": "restart"}
 
 
 def as_learner_batch(batch: Batch) -> MultiAgentBatch:
-    """Return the batch of a replay as a `DrQLearner` takes it; tensors are passed on as they are."""
-    columns = {name: getattr(batch, name) for name in _COLUMNS}
+    """Return the batch of a replay as an `AgentLearner` takes it; tensors are passed on as they are."""
+    columns = {name: column for name in _COLUMNS if (column := getattr(batch, name)) is not None}
     return MultiAgentBatch({DEFAULT_POLICY_ID: SampleBatch(columns)}, env_steps=len(batch.actions))
 
 
-class DrQModule(TorchRLModule):
-    """The online network of a `DrQAgent` and, with Hare & Tortoise, its target; for RLlib's inference and checkpoints.
+class AgentModule(TorchRLModule):
+    """The online network of an `Agent` and its target, if it has one; for RLlib's inference and checkpoints.
 
     ``model_config`` holds the agent's settings and the seed. Observations are frame stacks, ``(B, C, H, W)``, from 0 to
     255. Actions are greedy; exploring is the env runner's, by the agent.
@@ -42,15 +44,14 @@ class DrQModule(TorchRLModule):
 
     def setup(self) -> None:
         """Make the networks."""
-        self.agent_config = DrQConfig(**self.model_config["agent"])
-        self.network = make_network(
+        self.agent_config = agent_from_dict(self.model_config["agent"])
+        agent = make_agent(
             self.agent_config,
             shape=self.observation_space.shape,
             num_actions=int(self.action_space.n),
             seed=self.model_config["seed"],
         )
-        self.target = copy.deepcopy(self.network) if self.agent_config.momentum is not None else None
-        self.value = make_value(self.agent_config.value_config)
+        self.network, self.target, self.value = agent.network, agent.target, agent.value
 
     def compute_q_values(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return the values of all actions by the network that acts: ``qf_preds``, ``(B, actions)``."""
@@ -62,15 +63,15 @@ class DrQModule(TorchRLModule):
         return {Columns.ACTIONS: outputs["qf_preds"].argmax(-1), **outputs}
 
 
-class DrQLearner(TorchLearner):
-    """Trains by `DrQAgent.update`, the very code of the plain loop."""
+class AgentLearner(TorchLearner):
+    """Trains by `Agent.update`, the very code of the plain loop."""
 
     def build(self) -> None:
         """Build the module, and the agent over its network."""
         super().build()
         module = self.module[DEFAULT_POLICY_ID].unwrapped()
         #: The agent; its networks are the module's.
-        self.agent = DrQAgent(
+        self.agent = make_agent(
             module.agent_config,
             shape=module.observation_space.shape,
             num_actions=int(module.action_space.n),
@@ -81,8 +82,8 @@ class DrQLearner(TorchLearner):
             network=module.network,
         )
         module.target = self.agent.target
-        #: Losses of the samples of the latest batch, ``(B,)``.
-        self.losses: Tensor | None = None
+        #: What the latest update returned.
+        self.measured: dict[str, Tensor] = {}
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """Do nothing: the agent has its own optimiser."""
@@ -95,26 +96,30 @@ class DrQLearner(TorchLearner):
         NotImplementedError
             Always.
         """
-        raise NotImplementedError("DrQLearner: the loss is computed by DrQAgent.update, with gradients and step")
+        raise NotImplementedError("AgentLearner: the loss is computed by Agent.update, with gradients and step")
 
     def _update(self, batch: Mapping[str, Any], **kwargs: Any) -> tuple[Any, Any, Any]:
-        measured = self.agent.update(Batch(**{name: batch[DEFAULT_POLICY_ID][name] for name in _COLUMNS}))
-        self.losses = measured["losses"]
-        return {}, {DEFAULT_POLICY_ID: measured["loss"]}, {}
+        columns = batch[DEFAULT_POLICY_ID]
+        self.measured = self.agent.update(Batch(**{name: columns[name] for name in _COLUMNS if name in columns}))
+        return {}, {DEFAULT_POLICY_ID: self.measured["loss"]}, {}
 
     def log_agent(self) -> None:
-        """Log what the agent counts, under the names of the learner mixins, and how far the tortoise is."""
+        """Log what the agent counts, as the learner mixins name it, the distance to the tortoise, and the schedules."""
         agent = self.agent
         counts = {"gradient_steps": agent.updates}
         if agent.tortoise is not None:
             counts |= {UPDATES: agent.tortoise.updates, RESETS: agent.tortoise.resets}
             self.metrics.log_value((DEFAULT_POLICY_ID, DISTANCE), agent.tortoise.distance(), window=1)
-        if agent.shrink_perturb is not None:
-            counts[SHRINK_PERTURBS] = agent.shrink_perturb.applications
-        if agent.head_reset is not None:
-            counts[HEAD_RESETS] = agent.head_reset.applications
+        for name, attribute in _APPLIED.items():
+            if (method := getattr(agent, attribute, None)) is not None:
+                counts[name] = method.applications
         for name, count in counts.items():
             self.metrics.log_value((DEFAULT_POLICY_ID, name), count, reduce="max")
+        sampling = agent.sampling()
+        latest = {"n_step": sampling.n_step, "discount": sampling.discount, **self.measured}
+        for name in ("n_step", "discount", "target", "spr_loss"):
+            if latest.get(name) is not None:
+                self.metrics.log_value((DEFAULT_POLICY_ID, name), latest[name], window=1)
 
     def get_state(
         self,

@@ -1,0 +1,217 @@
+"""What all agents have in common: acting, augmenting, precision, and their state."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ht_ray._checks import check_choice, check_number
+from ht_ray.agents.augment import augment, to_unit
+from ht_ray.agents.device import check_device
+from ht_ray.agents.replay.batch import Batch
+from ht_ray.agents.value import Value
+from ht_ray.agents.variants import AgentConfig
+from ht_ray.mechanisms import Tortoise, derive_seed
+
+__all__ = ["Agent", "Sampling"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the replay is to be sampled for an agent's next updates: what `FrameReplay.sample` takes."""
+
+    #: None: the replay's own.
+    n_step: int | None = None
+    #: None: the replay's own.
+    discount: float | None = None
+    #: How many of the observations that follow are needed too.
+    sequence: int = 0
+
+
+class _Stateful(Protocol):
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+def _on_cpu(state: Any) -> Any:
+    """Return nested tensors and plain data as a snapshot on the CPU."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, Mapping):
+        return {name: _on_cpu(value) for name, value in state.items()}
+    return [_on_cpu(value) for value in state] if isinstance(state, list) else state
+
+
+class Agent(ABC):
+    """An agent that learns the values of actions: it acts, and learns from a batch.
+
+    Weights, augmentation and random actions are drawn from generators of their own, by `seed` and what was done so far.
+    Acting and evaluating leave no trace in training.
+
+    Parameters
+    ----------
+    config
+        Its settings.
+    num_actions
+        How many there are.
+    seed
+        Of every draw.
+    device
+        Where the networks are; batches have to be there.
+    precision
+        ``"fp32"``, or ``"bf16"`` for autocast; weights, average and losses stay in 32 bits.
+
+    Raises
+    ------
+    SettingError
+        If a setting is not accepted.
+    """
+
+    #: The online network, or hare.
+    network: nn.Module
+    #: The target network, or tortoise, if there is one.
+    target: nn.Module | None
+    #: Averages the target network, and sets the online network back to it.
+    tortoise: Tortoise | None
+    #: How the network's outputs are values.
+    value: Value
+    optimizer: torch.optim.Optimizer
+    # What computes, which may be compiled.
+    _forward: Callable[[Tensor], Tensor]
+    _forward_target: Callable[[Tensor], Tensor] | None
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        *,
+        num_actions: int,
+        seed: int,
+        device: torch.device | str,
+        precision: Literal["fp32", "bf16"],
+    ) -> None:
+        name = type(self).__name__
+        check_number(f"{name}: seed", seed, integer=True)
+        check_choice(f"{name}: precision", precision, ["fp32", "bf16"])
+        self.config = config
+        self.num_actions = num_actions
+        self.seed = seed
+        self.device = check_device(f"{name}: device", device)
+        self.precision = precision
+        # On a GPU half-precision convolutions want channels last; on a CPU results are compared bit for bit.
+        self._memory_format = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
+        #: Gradient steps so far.
+        self.updates = 0
+        #: How often `act` was called with an epsilon above 0.
+        self.explorations = 0
+
+    def _take(self, network: nn.Module, *, compile: bool) -> None:
+        """Train `network`, and make its target and what averages it, if the settings have a momentum."""
+        config = self.config
+        self.network = network.to(self.device, memory_format=self._memory_format)  # type: ignore[call-overload]
+        self.target = copy.deepcopy(self.network).requires_grad_(False) if config.momentum is not None else None
+        self._forward = torch.compile(self.network) if compile else self.network
+        self._forward_target = torch.compile(self.target) if compile and self.target is not None else self.target
+        self.tortoise = None
+        if self.target is not None:
+            self.tortoise = Tortoise(
+                self.network,
+                momentum=config.momentum,
+                reset_interval=config.reset_interval,
+                reset_unit="steps",
+                optimizer_state=config.optimizer_state,
+                twin=self.target,
+            )
+            self.tortoise.begin_phase(steps_per_epoch=1)  # which warns of an interval too short for the momentum
+
+    @abstractmethod
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """Make one gradient step, and what is due after it. Nothing waits for a GPU.
+
+        Parameters
+        ----------
+        batch
+            On the agent's device, drawn as `sampling` says.
+
+        Returns
+        -------
+        dict
+            Without gradient, on the agent's device: ``loss``, ``()``; ``target``, ``()``, the mean of the values that
+            were learned; ``losses``, ``(B,)``, of each sample's value, for the replay's priorities.
+        """
+
+    def sampling(self) -> Sampling:
+        """Return how the replay is to be sampled for the next updates."""
+        return Sampling()
+
+    @abstractmethod
+    def _methods(self) -> Mapping[str, _Stateful]:
+        """Return what has a state besides network and optimiser, by name."""
+
+    @torch.no_grad()
+    def act(self, observations: Tensor, epsilon: float = 0.0) -> Tensor:
+        """Choose actions: greedily, or at random with probability `epsilon`.
+
+        Parameters
+        ----------
+        observations
+            ``(B, C, H, W)``, uint8, on any device.
+        epsilon
+            Default 0: nothing is drawn.
+
+        Returns
+        -------
+        Tensor
+            ``(B,)``, int64, on the CPU.
+        """
+        if epsilon <= 0:
+            return self._greedy(observations)
+        draws = np.random.default_rng(derive_seed(self.seed, "exploration", self.explorations))
+        self.explorations += 1
+        explore = torch.from_numpy(draws.random(len(observations)) < epsilon)
+        random = torch.from_numpy(draws.integers(self.num_actions, size=len(observations)))
+        return random if bool(explore.all()) else torch.where(explore, random, self._greedy(observations))
+
+    def _greedy(self, observations: Tensor) -> Tensor:
+        tortoise = self._forward_target if self.config.act_with_tortoise else None
+        with self._autocast():
+            outputs = (tortoise or self._forward)(self._ready(to_unit(observations.to(self.device))))
+        return self.value.expectation(outputs).argmax(1).cpu()
+
+    def _augmented(self, observations: Tensor, draws: torch.Generator) -> Tensor:
+        config = self.config
+        return self._ready(augment(observations, generator=draws, padding=config.shift, intensity=config.intensity))
+
+    def _ready(self, observations: Tensor) -> Tensor:
+        return observations.contiguous(memory_format=self._memory_format)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        bf16 = self.precision == "bf16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16 if bf16 else None, enabled=bf16)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return a snapshot to continue from, tensors on the CPU and plain data; settings are not part of it."""
+        state = {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            **{name: method.state_dict() for name, method in self._methods().items()},
+            "updates": self.updates,
+            "explorations": self.explorations,
+        }
+        return {name: _on_cpu(value) for name, value in state.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`, of an agent of the same settings."""
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # it would keep the very tensors
+        for name, method in self._methods().items():
+            method.load_state_dict(state[name])
+        self.updates, self.explorations = int(state["updates"]), int(state["explorations"])

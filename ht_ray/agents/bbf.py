@@ -1,0 +1,191 @@
+"""The BBF agent: it acts, and learns from a batch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ht_ray.agents.agent import Agent, Sampling
+from ht_ray.agents.bbf_config import BBFConfig
+from ht_ray.agents.bbf_network import BBFNetwork
+from ht_ray.agents.c51 import C51Value
+from ht_ray.agents.replay.batch import Batch
+from ht_ray.agents.restart import Restart
+from ht_ray.agents.spr import spr_loss
+from ht_ray.mechanisms import Tortoise, derive_seed, generator, isolated_rng
+
+__all__ = ["BBFAgent", "make_network"]
+
+
+def make_network(config: BBFConfig, *, shape: tuple[int, int, int], num_actions: int, seed: int) -> BBFNetwork:
+    """Return a new network of an agent with `config`, the same for the same seed; the rest is as in `BBFAgent`."""
+    with isolated_rng(derive_seed(seed, "network")):
+        return BBFNetwork(num_actions, bins=config.bins, config=config.network_config, observation_shape=shape)
+
+
+class BBFAgent(Agent):
+    """Distributional Q-learning on augmented frames with a model of its own latents, restarted now and then.
+
+    At an update, in this order: AdamW's step; the tortoise, which is the target network, follows; Hare & Tortoise's
+    reset that is due; the restart that is due (see `BBFConfig`), after which the schedules of n-step and discount begin
+    again. All are counted in gradient steps, from 1. The loss of a sample is the cross-entropy of its value's
+    distribution, which is its priority, plus `BBFConfig.spr_weight` times its SPR loss, times its importance weight.
+
+    The replay is to be sampled as `sampling` says. The published code draws ``batches_per_sample`` batches at once,
+    learns from one after the other, and sets their priorities then; that is not the same as drawing each batch when its
+    turn comes, as what is learned from one changes what the next is drawn from. (The published code also draws two such
+    samples ahead, so that priorities and schedules come late by as much, and passes on the mean loss of each batch
+    in place of its samples' losses. Neither is done here.)
+
+    Parameters
+    ----------
+    config
+        Default: `BBFConfig`'s.
+    shape
+        Of an observation: ``(C, H, W)``.
+    num_actions
+        How many there are.
+    seed
+        Of every draw.
+    device
+        Where the networks are; batches have to be there.
+    precision
+        ``"fp32"``, or ``"bf16"`` for autocast; weights, average and losses stay in 32 bits.
+    compile
+        Whether the networks run through ``torch.compile``.
+    network
+        What is trained, in place of a new one: as `make_network` makes it. It is moved to the device.
+
+    Raises
+    ------
+    SettingError
+        If a setting is not accepted.
+
+    References
+    ----------
+    Schwarzer et al. (2023). Bigger, better, faster: human-level Atari with human-level efficiency. arXiv:2305.19452.
+
+    Examples
+    --------
+    >>> agent = BBFAgent(BBFConfig(width=0.25, hidden=16), shape=(4, 84, 84), num_actions=6)
+    >>> agent.act(torch.zeros(2, 4, 84, 84, dtype=torch.uint8)).shape
+    torch.Size([2])
+    >>> agent.sampling()
+    Sampling(n_step=10, discount=0.97, sequence=5)
+    """
+
+    config: BBFConfig
+    network: BBFNetwork
+    target: BBFNetwork
+    tortoise: Tortoise
+    value: C51Value
+
+    def __init__(
+        self,
+        config: BBFConfig | None = None,
+        *,
+        shape: tuple[int, int, int],
+        num_actions: int,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        precision: Literal["fp32", "bf16"] = "fp32",
+        compile: bool = False,
+        network: BBFNetwork | None = None,
+    ) -> None:
+        config = config or BBFConfig()
+        super().__init__(config, num_actions=num_actions, seed=seed, device=device, precision=precision)
+        self.value = C51Value(bins=config.bins, limit=config.value_limit).to(self.device)
+        if network is None:
+            network = make_network(config, shape=shape, num_actions=num_actions, seed=seed)
+        self._take(network, compile=compile)
+        # A restart leaves frozen parameters alone. The target network only ever computes without gradients.
+        self.target.requires_grad_()
+        self._predict = torch.compile(self.network.predict) if compile else self.network.predict
+        self._project_target = torch.compile(self.target.project) if compile else self.target.project
+        decayed = [parameter for parameter in self.network.parameters() if parameter.ndim != 1]
+        others = [parameter for parameter in self.network.parameters() if parameter.ndim == 1]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
+            lr=config.lr,
+            eps=config.adam_epsilon,
+            fused=True,
+        )
+        #: What happens at a restart.
+        self.restart = Restart(
+            self.network,
+            self.target if config.reinitialise_tortoise else None,
+            ratio=config.shrink_perturb_ratio,
+            optimizer_state=config.restart_optimizer_state,
+            seed=seed,
+        )
+        self._horizon = config.horizon
+
+    def sampling(self) -> Sampling:
+        """Return how the replay is to be sampled now: n-step and discount follow their schedules."""
+        since = self.config.since_restart(self.updates)
+        return Sampling(
+            n_step=self._horizon.n_step_at(since),
+            discount=self._horizon.discount_at(since),
+            sequence=self.config.spr_steps if self.config.spr_weight > 0 else 0,
+        )
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """Make one gradient step, and what is due after it; see `Agent.update`.
+
+        Returns
+        -------
+        dict
+            Besides what every agent returns ``spr_loss``, ``()``: the mean, before its weight.
+
+        Raises
+        ------
+        ValueError
+            If the batch lacks the observations that follow, and SPR needs them.
+        """
+        config, value = self.config, self.value
+        assert self._forward_target is not None
+        draws = generator(self.seed, "augmentation", self.updates)
+        observations = self._augmented(batch.observations, draws)
+        following = self._augmented(batch.next_observations, draws)
+        with torch.no_grad(), self._autocast():
+            valuing = self._forward_target(following)
+            choosing = self._forward(following) if config.double else valuing
+        rows = torch.arange(len(observations), device=self.device)
+        best = value.expectation(choosing).argmax(1)
+        goals = value.move(value.probabilities(valuing[rows, best]), batch.returns, batch.discounts)
+        if config.spr_weight > 0:
+            outputs, spr = self._outputs_and_spr(observations, batch, draws)
+        else:
+            with self._autocast():
+                outputs = self._forward(observations)
+            spr = torch.zeros_like(batch.weights)
+        losses = value.cross_entropy(outputs[rows, batch.actions], goals)
+        loss = ((losses + config.spr_weight * spr) * batch.weights).mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.updates += 1
+        self.tortoise.step(self.optimizer)
+        if config.restart_is_due(self.updates):
+            self.restart.apply(self.optimizer)
+        return {
+            "loss": loss.detach(),
+            "target": (goals @ value.centres).mean(),
+            "losses": losses.detach(),
+            "spr_loss": spr.detach().mean(),
+        }
+
+    def _outputs_and_spr(self, observations: Tensor, batch: Batch, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+        future, actions, mask = batch.future_observations, batch.future_actions, batch.future_mask
+        if future is None or actions is None or mask is None:
+            raise ValueError("BBFAgent.update: SPR needs batches with the observations that follow; see sampling()")
+        with torch.no_grad(), self._autocast():
+            found = self._project_target(self._augmented(future.flatten(0, 1), draws))
+        with self._autocast():
+            outputs, expected = self._predict(observations, actions)
+        return outputs, spr_loss(expected, found.view_as(expected), mask)
+
+    def _methods(self) -> dict[str, Tortoise | Restart]:
+        return {"tortoise": self.tortoise, "restart": self.restart}
