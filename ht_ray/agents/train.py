@@ -199,9 +199,8 @@ class TrainingRun:
         measured = self.agent.update(batch)
         self._loss_sum += measured["loss"]
         self._loss_count += 1
-        if self.config.prioritised and self.agent.device.type == "cpu":
-            self._mean_loss()  # what is not finite is no priority
-        return measured["losses"]
+        # What is not finite is no priority, which on a GPU would end the process; the sum of losses keeps it.
+        return measured["losses"].nan_to_num()
 
     def _mean_loss(self) -> float:
         loss = self._loss_sum.item() / max(self._loss_count, 1)
