@@ -1,6 +1,6 @@
 """What an update of BBF costs: the plain loop beside RLlib's `BBF`, where the time goes, and what a GPU makes of it.
 
-    python benchmarks/bbf_speed.py [--variant bbf-spr0] [--updates 20] [--device cuda]
+    python benchmarks/bbf_speed.py [--variant bbf] [--updates 20] [--device cuda]
 
 All play Freeway with the full network. Plain loop and RLlib take turns, a step of the agent with its updates each, so
 that what else the machine does hits both; printed are medians over the turns, per update, and their ratio. The profile
@@ -166,7 +166,7 @@ def on_a_gpu(variant: str, device: str, updates: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time an update of BBF, in the plain loop and in RLlib.")
-    parser.add_argument("--variant", default="bbf", choices=list(BBF_VARIANTS))
+    parser.add_argument("--variant", default="bbf-spr0", choices=list(BBF_VARIANTS))
     parser.add_argument("--updates", type=int, default=20, help="of each contestant (default: 20)")
     parser.add_argument("--gpu-updates", type=int, default=1000, help="of each setting on a GPU (default: 1000)")
     parser.add_argument("--device", default="cpu")

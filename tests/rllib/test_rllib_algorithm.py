@@ -38,7 +38,7 @@ def small(config: Any, env: Any) -> Any:
         .rl_module(model_config=SMALL)
         .reporting(min_sample_timesteps_per_iteration=40)
         .debugging(seed=0, log_level="ERROR")
-        .training(num_steps_sampled_before_learning_starts=20, train_batch_size=16)
+        .training(num_steps_sampled_before_learning_starts=20, train_batch_size_per_learner=16)
     )
 
 
@@ -59,11 +59,15 @@ def test_several_updates_per_step_and_a_restored_algorithm(tmp_path: Path) -> No
     restored.stop()
 
 
-class Pong(gymnasium.Wrapper):
+class Pong(gymnasium.ObservationWrapper):
     """Pong's emulator, seen by its memory: nothing that needs a large network."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(gymnasium.make("ALE/Pong-v5", obs_type="ram", frameskip=4))
+        self.observation_space = gymnasium.spaces.Box(0, 1, (128,), np.float32)
+
+    def observation(self, observation: Any) -> Any:
+        return observation.astype(np.float32) / 255
 
 
 class Watched:
