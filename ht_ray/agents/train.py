@@ -276,7 +276,7 @@ def train(
     game, config, seed, env, device, precision, compile, indicators_interval
         See `TrainingRun`.
     steps
-        Of the agent: four frames each. Default 100 000.
+        Of the agent: four frames each. Default 100 000. BBF's restarts go by ``BBFConfig.training_steps`` instead.
     evaluate_every
         Steps from one evaluation to the next, besides the one at the end. Default: none. Training is the same whatever
         it is.
