@@ -97,7 +97,8 @@ def test_defaults_are_the_published_ones() -> None:
 
 @pytest.mark.parametrize("longest", ["n_step_start", "n_step", "spr_steps"])
 def test_a_replay_too_small_to_ever_draw_from_is_refused(longest: str) -> None:
-    config = BBFConfig(**{"n_step_start": 2, "n_step": 2, "spr_steps": 2, "replay_capacity": 12} | {longest: 9})
+    settings: dict[str, Any] = {"n_step_start": 2, "n_step": 2, "spr_steps": 2, "replay_capacity": 12}
+    config = BBFConfig(**settings | {longest: 9})
     with pytest.raises(SettingError, match="capacity = 12"):
         make_replay(config.replay_config(stack=4))
     assert make_replay(replace(config, replay_capacity=13).replay_config(stack=4)).n_step == 9
