@@ -84,7 +84,9 @@ def study_commands() -> list[Any]:
         if "--" in words:
             words = words[words.index("--") + 1 :]
         if words[0] == "python" and words[1].endswith(".py"):
-            found.append(pytest.param(words[1], words[2:], id=place))
+            assert (ROOT / words[1]).is_file(), f"{place}: there is no {words[1]}"
+            if not words[1].startswith("benchmarks/"):
+                found.append(pytest.param(words[1], words[2:], id=place))
     return found
 
 

@@ -166,15 +166,14 @@ class _AtariStudy(_StudyFields):
 
     def _check_meaning(self, where: str) -> None:
         own = [self._all_variants[variant] for variant in self._variants]
-        changed = dict.fromkeys(self._changed())
-        for one, several in (("momentum", "momenta"), ("reset_interval", "reset_intervals")):
-            if getattr(self, several) is not None:
-                changed[one] = several
-        for name, flag in changed.items():
-            if name in self.having and not any(map(self.having[name], own)):
+        having = {name: self.having[name] for name in self._changed() if name in self.having}
+        # Of the tortoise that every agent of BBF has, a grid varies that of Hare & Tortoise alone.
+        having |= {name: _resets for name in ("momenta", "reset_intervals") if getattr(self, name) is not None}
+        for name, has in having.items():
+            if not any(map(has, own)):
                 raise SettingError(
-                    f"{where}.{flag or name} = {getattr(self, flag or name)!r} changes nothing: it is a setting of "
-                    f"none of the variants {', '.join(self._variants)}."
+                    f"{where}.{name} = {getattr(self, name)!r} changes nothing: it is a setting of none of the "
+                    f"variants {', '.join(self._variants)}."
                 )
 
     def _identity(self, variant: str) -> Hashable:
@@ -271,6 +270,11 @@ def _hare_tortoise(own: AgentConfig, config: AgentConfig, *, grid: bool) -> list
 
 def _resets(own: AgentConfig) -> bool:
     return own.reset_interval is not None
+
+
+# Settings of BBF's restart, and of SPR.
+_RESTART = ("shrink_perturb_ratio", "restart_optimizer_state", "reinitialise_tortoise")
+_SPR = ("spr_steps",)
 
 
 @dataclass(frozen=True)
@@ -374,6 +378,12 @@ class BBFSettings(BBFConfig, _AtariStudy):
         if "training_steps" in self._changed():
             raise SettingError(f"BBFSettings.training_steps = {self.training_steps!r}: set steps in its place.")
         self._check()
+        for name in self._changed():
+            for off, of in (("restart_interval", _RESTART), ("spr_weight", _SPR)):
+                if name in of and not getattr(self, off):
+                    raise SettingError(
+                        f"BBFSettings.{name} = {getattr(self, name)!r} changes nothing: {off} = {getattr(self, off)!r}."
+                    )
 
     @property
     def _implied(self) -> dict[str, Any]:

@@ -181,9 +181,11 @@ class Agent(ABC):
         return random if bool(explore.all()) else torch.where(explore, random, self._greedy(observations))
 
     def _greedy(self, observations: Tensor) -> Tensor:
-        tortoise = self._forward_target if self.config.act_with_tortoise else None
+        forward = self._forward
+        if self.config.act_with_tortoise and self._forward_target is not None:
+            forward = self._forward_target
         with self._autocast():
-            outputs = (tortoise or self._forward)(self._ready(to_unit(observations.to(self.device))))
+            outputs = forward(self._ready(to_unit(observations.to(self.device))))
         return self.value.expectation(outputs).argmax(1).cpu()
 
     def _augmented(self, observations: Tensor, draws: torch.Generator) -> Tensor:

@@ -183,7 +183,8 @@ class BBFConfig:
         return ReplayConfig(
             capacity=self.replay_capacity,
             batch_size=self.batch_size,
-            n_step=self.n_step_start,
+            # The longest that is ever drawn, which has to fit into the capacity.
+            n_step=max(self.n_step_start, self.n_step, self.spr_steps if self.spr_weight > 0 else 1),
             discount=self.discount_start,
             stack=stack,
             prioritised=self.prioritised,

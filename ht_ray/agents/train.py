@@ -199,9 +199,8 @@ class TrainingRun:
         measured = self.agent.update(batch)
         self._loss_sum += measured["loss"]
         self._loss_count += 1
-        if self.config.prioritised and self.agent.device.type == "cpu":
-            self._mean_loss()  # what is not finite is no priority
-        return measured["losses"]
+        # What is not finite is no priority, which on a GPU would end the process; the sum of losses keeps it.
+        return measured["losses"].nan_to_num()
 
     def _mean_loss(self) -> float:
         loss = self._loss_sum.item() / max(self._loss_count, 1)
@@ -277,7 +276,7 @@ def train(
     game, config, seed, env, device, precision, compile, indicators_interval
         See `TrainingRun`.
     steps
-        Of the agent: four frames each. Default 100 000.
+        Of the agent: four frames each. Default 100 000. BBF's restarts go by ``BBFConfig.training_steps`` instead.
     evaluate_every
         Steps from one evaluation to the next, besides the one at the end. Default: none. Training is the same whatever
         it is.

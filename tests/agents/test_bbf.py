@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -313,6 +314,20 @@ def test_what_is_given_is_learned() -> None:
 def test_batches_without_futures_are_refused_where_spr_needs_them() -> None:
     with pytest.raises(ValueError, match="see sampling"):
         agent().update(replace(batch(0), future_observations=None))
+
+
+@pytest.mark.parametrize("spr_weight", [5.0, 0.0])
+def test_what_is_compiled_acts_and_learns_as_what_is_not(spr_weight: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    config = BBFConfig(**SMALL, spr_weight=spr_weight, reset_interval=2, restart_interval=3, training_steps=2010)
+    plain = BBFAgent(config, shape=SHAPE, num_actions=ACTIONS)
+    compiled = BBFAgent(config, shape=SHAPE, num_actions=ACTIONS, compile=True)
+    for step in range(4):
+        observations = batch(step).observations
+        assert torch.equal(plain.act(observations), compiled.act(observations))
+        assert torch.equal(plain.update(batch(step))["loss"], compiled.update(batch(step))["loss"])
+    assert same(weights(plain.network), weights(compiled.network)) and compiled.restart.applications == 1
+    assert plain.state_dict()["network"].keys() == compiled.state_dict()["network"].keys()
 
 
 def test_compute_in_bf16_keeps_weights_in_fp32() -> None:

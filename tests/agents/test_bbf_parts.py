@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from ht_ray._checks import SettingError
 from ht_ray.agents.bbf_config import BBF_VARIANTS, BBFConfig, bbf_variant
 from ht_ray.agents.cycles import HorizonCycle
 from ht_ray.agents.drq_config import VARIANTS
+from ht_ray.agents.replay import make_replay
 from ht_ray.agents.spr import spr_loss
 from ht_ray.agents.variants import AGENT_VARIANTS, agent_variant
 
@@ -91,6 +93,17 @@ def test_defaults_are_the_published_ones() -> None:
     replay = bbf_variant("bbf", published_n_step=True).replay_config(stack=4)
     assert (replay.published_n_step, replay.prioritised, replay.capacity) == (True, True, 200_000)
     assert (replay.priority_exponent, replay.importance) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize("longest", ["n_step_start", "n_step", "spr_steps"])
+def test_a_replay_too_small_to_ever_draw_from_is_refused(longest: str) -> None:
+    settings: dict[str, Any] = {"n_step_start": 2, "n_step": 2, "spr_steps": 2, "replay_capacity": 12}
+    config = BBFConfig(**settings | {longest: 9})
+    with pytest.raises(SettingError, match="capacity = 12"):
+        make_replay(config.replay_config(stack=4))
+    assert make_replay(replace(config, replay_capacity=13).replay_config(stack=4)).n_step == 9
+    if longest == "spr_steps":
+        make_replay(replace(config, spr_weight=0.0).replay_config(stack=4))
 
 
 def test_variants() -> None:

@@ -132,13 +132,13 @@ def test_losses_are_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run.record.losses[0]["loss"] == pytest.approx(np.mean(losses[:4]), rel=1e-5)
 
 
-@pytest.mark.parametrize(("prioritised", "noticed"), [(False, 28), (True, 27)])
-def test_divergence_is_noticed_before_anything_is_saved(prioritised: bool, noticed: int) -> None:
+@pytest.mark.parametrize("prioritised", [False, True])
+def test_divergence_is_noticed_before_anything_is_saved(prioritised: bool) -> None:
     run = TrainingRun("Pong", DrQConfig(**SMALL | {"prioritised": prioritised}))
     run.advance(26)
     with torch.no_grad():
         next(run.agent.network.head.parameters()).fill_(float("nan"))
-    with pytest.raises(Diverged, match=f"training loss nan between steps 0 and {noticed} of Pong"):
+    with pytest.raises(Diverged, match="training loss nan between steps 0 and 28 of Pong"):
         run.advance(28)
 
 
