@@ -210,5 +210,5 @@ def test_a_study_on_two_nodes_has_its_report_beside_the_papers(tmp_path: Path) -
         assert part in page
     assert (study / "figures" / "atari_efficiency.png").is_file()
     assert {"indicators/dormant_ratio", "evaluation/score"} <= study_files.scalars(
-        study, "bbf-spr0-Breakout-seed0"
+        study, "bbf-spr0+ht-Breakout-seed0"
     ).keys()
