@@ -39,7 +39,8 @@ def renormalise(latents: Tensor) -> Tensor:
             [0.0000, 0.0000, 0.0000]])
     """
     flat = latents.float().flatten(1)
-    low, high = flat.aminmax(dim=1, keepdim=True)
+    # Not aminmax: torch 2.11 has no gradient of it.
+    low, high = flat.amin(dim=1, keepdim=True), flat.amax(dim=1, keepdim=True)
     shape = (-1, *(1,) * (latents.ndim - 1))
     return (latents.float() - low.view(shape)) / (high - low + 1e-5).view(shape)
 
