@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from ht_ray._checks import SettingError, check_choice, check_number
 from ht_ray.sweep.plain import Scalar, to_plain
 
-__all__ = ["RESERVED_COLUMNS", "Diverged", "Report", "Study", "Trial", "TrialSpec", "load_factory"]
+__all__ = ["RESERVED_COLUMNS", "Diverged", "Interrupted", "Report", "Study", "Trial", "TrialSpec", "load_factory"]
 
 # The columns of results.csv that are not a trial's settings or summary.
 RESERVED_COLUMNS = ("id", "label", "status", "restarts", "seconds", "error")
@@ -26,6 +26,14 @@ class Diverged(RuntimeError):
 
     Such a trial is reported as "diverged", which is a result: it is not retried, it stops no other trial, and a
     resumed study does not run it again.
+    """
+
+
+class Interrupted(RuntimeError):
+    """Raised by `Trial.advance`, after ``interrupt`` was called, at a point where the trial can be saved.
+
+    Nothing is reported then. `advance`, called again on this trial or on one that loaded what was saved, goes on with
+    the same part, and reports what it would have reported without the interruption.
     """
 
 
@@ -42,19 +50,23 @@ class Report:
         The trial's summary so far, the same keys in every report. The last one goes to ``results.csv``.
     progress
         How much of the trial is done, in [0, 1]; 1 ends it.
+    samples
+        How many samples this part was trained on, for the rate that is watched; 0 where that means nothing.
 
     Raises
     ------
     SettingError
-        If `progress` is outside [0, 1], or a row has no ``"step"``.
+        If `progress` is outside [0, 1], `samples` is negative, or a row has no ``"step"``.
     """
 
     curves: Mapping[str, list[dict[str, float]]]
     summary: Mapping[str, float]
     progress: float
+    samples: int = 0
 
     def __post_init__(self) -> None:
         check_number("Report: progress", self.progress, low=0, high=1)
+        check_number("Report: samples", self.samples, low=0, integer=True)
         for curve, rows in self.curves.items():
             for row in rows:
                 if "step" not in row:
@@ -67,6 +79,10 @@ class Trial(Protocol):
     """One run with one setting and one seed, built by ``factory(config, shared)`` in a worker.
 
     It must be deterministic: a part that is run again from a checkpoint reports what it reported before.
+
+    A trial whose parts take long should also have a method ``interrupt()``, without arguments: it asks `advance` to
+    raise `Interrupted` at its next point where the trial can be saved. It is called from a signal handler or another
+    thread, so it should only set a flag. A trial without it is saved between its parts only.
     """
 
     def advance(self) -> Report:
