@@ -342,8 +342,12 @@ def test_only_ray_reaches_rays_ports() -> None:
     namespace, operator = jobs["from"]
     assert namespace == {"podSelector": {}}
     assert operator["podSelector"]["matchLabels"]
-    assert [port["port"] for port in metrics["ports"]] == [8080]
-    assert 8080 in {port["containerPort"] for port in PODS["worker"]["spec"]["containers"][0]["ports"]}
+    assert operator["namespaceSelector"]["matchLabels"]
+    head, worker = (pod["spec"]["containers"][0]["ports"] for pod in PODS.values())
+    exporting = {port["containerPort"] for port in head if port["name"].endswith("metrics")}
+    assert {port["port"] for port in metrics["ports"]} == exporting
+    assert {port["containerPort"] for port in worker if port["name"].endswith("metrics")} == {8080}
+    assert metrics["from"][0]["namespaceSelector"]["matchLabels"]
 
 
 def test_results_outlive_the_cluster() -> None:
