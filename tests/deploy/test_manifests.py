@@ -13,7 +13,6 @@ import sys
 import threading
 import tomllib
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
@@ -138,6 +137,7 @@ WRONG: list[tuple[Manifest, Callable[[Manifest], None]]] = [
     (RAY_CLUSTER, drop(*WORKER, "groupName")),
     (RAY_CLUSTER, drop(*WORKER, "maxReplicas")),
     (RAY_CLUSTER, misspell(*WORKER, "minReplicas")),
+    (RAY_CLUSTER, put(2**31, *WORKER, "maxReplicas")),
     (RAY_CLUSTER, put("8", *WORKER, "maxReplicas")),
     (RAY_JOB, misspell("spec", "entrypoint")),
     (RAY_JOB, misspell("spec", "shutdownAfterJobFinishes")),
@@ -217,7 +217,7 @@ def test_names_are_those_that_kuberay_takes() -> None:
     # With autoscaler v2 pods must not be restarted in place.
     assert all("restartPolicy" not in pod["spec"] for pod in PODS.values())
     assert "labels" not in HEAD["rayStartParams"] | WORKERS["rayStartParams"]
-    assert WORKERS["minReplicas"] <= WORKERS["replicas"] <= WORKERS["maxReplicas"]
+    assert 0 == WORKERS["minReplicas"] == WORKERS["replicas"] < WORKERS["maxReplicas"]
 
 
 def test_every_place_names_the_ray_that_is_tested() -> None:
@@ -383,15 +383,16 @@ def test_the_entrypoint_is_a_study_that_a_retry_continues(monkeypatch: pytest.Mo
     monkeypatch.setattr(command_line, "_run", accept)
     assert ablation.main(arguments) == 0
     [run] = seen
-    assert "resume_or_start" in {field.name for field in fields(run)}
-    assert "--resume-or-start" in arguments
-    directory = Path(arguments[arguments.index("--resume-or-start") + 1])
-    assert directory.is_relative_to("/shared")
+    assert run.resume_or_start
+    assert Path(run.resume_or_start).is_relative_to("/shared")
     assert RAY_JOB["spec"]["backoffLimit"] > 0
     limits = PODS["worker"]["spec"]["containers"][0]["resources"]["limits"]
-    assert run.gpus_per_trial <= quantity(limits["nvidia.com/gpu"])
+    by_gpu = quantity(limits["nvidia.com/gpu"]) / run.gpus_per_trial
     # Trials fill the GPU before they run out of CPUs.
-    assert run.cpus_per_trial / run.gpus_per_trial <= quantity(limits["cpu"]) / quantity(limits["nvidia.com/gpu"])
+    assert 1 <= by_gpu <= quantity(limits["cpu"]) / run.cpus_per_trial
+    # The cluster starts without workers, and grows to its greatest size.
+    assert run.autoscaling
+    assert run.max_concurrent == by_gpu * WORKERS["maxReplicas"]
 
 
 # ray up
@@ -412,7 +413,7 @@ def test_the_head_is_not_a_spot_instance_and_runs_no_trials() -> None:
     assert "InstanceMarketOptions" not in head["node_config"]
     assert head["resources"] == {"CPU": 0}
     assert gpu["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot"
-    assert 1 <= gpu["min_workers"] <= gpu["max_workers"] <= CLUSTER["max_workers"]
+    assert 0 == gpu["min_workers"] < gpu["max_workers"] <= CLUSTER["max_workers"]
     assert gpu["labels"] == WORKERS["labels"]
 
 
