@@ -383,8 +383,9 @@ def test_the_entrypoint_is_a_study_that_a_retry_continues(monkeypatch: pytest.Mo
     monkeypatch.setattr(command_line, "_run", accept)
     assert ablation.main(arguments) == 0
     [run] = seen
-    assert run.resume_or_start
-    assert Path(run.resume_or_start).is_relative_to("/shared")
+    # Where there is no study yet, it is started.
+    assert "--resume-or-start" in arguments
+    assert Path(run.results_dir or "").is_relative_to("/shared")
     assert RAY_JOB["spec"]["backoffLimit"] > 0
     limits = PODS["worker"]["spec"]["containers"][0]["resources"]["limits"]
     by_gpu = quantity(limits["nvidia.com/gpu"]) / run.gpus_per_trial
