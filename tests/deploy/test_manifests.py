@@ -428,6 +428,40 @@ def test_what_is_sent_is_what_the_package_is_built_from() -> None:
     assert sent - {"deploy/spot_watch.py"} == kept
 
 
+def test_a_simulated_aws_launches_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's own provider against moto: EC2's parameters are accepted, and the security group is what the file says."""
+    moto = pytest.importorskip("moto", reason="needs moto and boto3")
+    import boto3
+    from ray.autoscaler._private.aws.config import bootstrap_aws
+    from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+    from ray.autoscaler._private.util import prepare_config
+
+    for name, value in {"AWS_ACCESS_KEY_ID": "none", "AWS_SECRET_ACCESS_KEY": "none", "HOME": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    region = CLUSTER["provider"]["region"]
+    with moto.mock_aws():
+        ec2, iam = boto3.client("ec2", region), boto3.client("iam", region)
+        for node in CLUSTER["available_node_types"].values():
+            iam.create_instance_profile(InstanceProfileName=node["node_config"]["IamInstanceProfile"]["Name"])
+        config = bootstrap_aws(prepare_config(copy.deepcopy(CLUSTER)))
+        provider = AWSNodeProvider(config["provider"], config["cluster_name"])
+        image = ec2.describe_images()["Images"][0]["ImageId"]
+        for name, kind in (("head", "head"), ("gpu", "worker")):
+            node = {**config["available_node_types"][name]["node_config"], "ImageId": image}
+            tags = {"ray-node-type": kind, "ray-user-node-type": name, "ray-node-name": name, "ray-launch-config": "1"}
+            provider.create_node(node, tags, 1)
+        reservations = ec2.describe_instances()["Reservations"]
+        head, worker = (instance for reservation in reservations for instance in reservation["Instances"])
+        [group] = ec2.describe_security_groups(GroupNames=["ht-ray"])["SecurityGroups"]
+    assert worker["InstanceLifecycle"] == "spot"
+    assert "InstanceLifecycle" not in head
+    assert [member["GroupName"] for member in (*head["SecurityGroups"], *worker["SecurityGroups"])] == ["ht-ray"] * 2
+    from_outside = [rule for rule in group["IpPermissions"] if rule["IpRanges"]]
+    assert [(rule["IpProtocol"], rule["FromPort"], rule["ToPort"]) for rule in from_outside] == [("tcp", 22, 22)]
+    among = [rule for rule in group["IpPermissions"] if not rule["IpRanges"]]
+    assert [[pair["GroupId"] for pair in rule["UserIdGroupPairs"]] for rule in among] == [[group["GroupId"]]]
+
+
 @pytest.mark.parametrize("command", [*CLUSTER["head_start_ray_commands"], *CLUSTER["worker_start_ray_commands"]])
 def test_start_commands_are_rays(command: str) -> None:
     from ray.scripts.scripts import cli
