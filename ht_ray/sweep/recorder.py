@@ -114,6 +114,10 @@ class StudyRecorder(tune.Callback):
             self._told[record.spec.id] = (result["kind"], detail)
             if result["kind"] == "storage":
                 self._stop(detail)
+            elif result["kind"] == "pre-empted":
+                notices = self._notices[record.spec.id] = self._notices.get(record.spec.id, 0) + 1
+                if notices <= _NOTICES_PER_FAILURE * max(1, self._config.max_failures):
+                    trial.max_failures += 1
         elif outcome == "failed":
             # It would fail again: the next step ends its process, and Tune is not to start another.
             trial.max_failures = 0
@@ -136,10 +140,6 @@ class StudyRecorder(tune.Callback):
         self._note("fault", trial=record.spec.id, kind=kind, node=record.node, reports=record.reports, detail=detail)
         if record.node is not None:
             self._faults_on.setdefault(record.node, {})[record.spec.id] = None
-        if kind == "pre-empted":
-            notices = self._notices[record.spec.id] = self._notices.get(record.spec.id, 0) + 1
-            if notices <= _NOTICES_PER_FAILURE * self._config.max_failures:
-                trial.max_failures += 1
         self._console.say(
             f"trial {record.spec.id}: {_KINDS.get(kind, kind)}; restarting it from its newest checkpoint "
             f"({record.restarts} restart{'s' if record.restarts > 1 else ''})"

@@ -22,10 +22,10 @@ def every_death_is_a_trials() -> Iterator[None]:
     """
     original = RayActorManager._actor_task_failed
 
-    def told(self: Any, task: Any, exception: Exception) -> None:
+    def told(self: Any, tracked_actor_task: Any, exception: Exception) -> None:
         if isinstance(exception, RayError) and not isinstance(exception, (RayActorError, RayTaskError)):
             exception = RayActorError(error_msg=f"{type(exception).__name__}: {exception}")
-        original(self, task, exception)
+        original(self, tracked_actor_task=tracked_actor_task, exception=exception)
 
     RayActorManager._actor_task_failed = told
     try:
