@@ -19,6 +19,10 @@ __all__ = ["Happened", "what_happened"]
 
 #: Rows of a table; a study may have thousands of faults.
 MOST = 50
+#: Rows of it in a terminal.
+FEW = 10
+#: Letters of an event; it may name a file of a checkpoint.
+WIDTH = 300
 #: The events that the tables of runs and faults are made from, or that only count.
 TOLD = ("run started", "run ended", "fault", "resumed")
 
@@ -42,10 +46,10 @@ class Happened:
     tables: tuple[Table, ...] = ()
 
     def to_text(self) -> str:
-        """Return it for a terminal, without what the errors said."""
+        """Return it for a terminal: of each table the first rows, without what the errors said."""
         lines = [f"What happened: {self.sentence}", *self.notes]
         text = "\n".join(textwrap.fill(line, 100, subsequent_indent="  ") for line in lines)
-        return "\n\n".join([text, *(_without_errors(table).to_text() for table in self.tables)])
+        return "\n\n".join([text, *(_shortened(table).to_text() for table in self.tables)])
 
     def to_markdown(self) -> str:
         """Return it as a section of Markdown."""
@@ -127,8 +131,7 @@ def _runs_table(runs: Sequence[Run], zone: tzinfo | None) -> Table:
     def ended(run: Run) -> str:
         if run.ended is not None:
             return f"{run.ended.when(zone)} ({run.how})"
-        why = "driver died" if run.followed else "goes on, or driver died"
-        return f"no end: {why} (last event {run.last.when(zone)})"
+        return f"{'driver died after' if run.followed else 'open; last event'} {run.last.when(zone)}"
 
     rows = [
         _row(
@@ -172,8 +175,8 @@ def _events_table(events: Sequence[Event], zone: tzinfo | None) -> Table:
     rows = []
     for event in events:
         others = {name: value for name, value in event.values.items() if name not in ("trial", "node", "detail")}
-        told = [telling_line(str(event.values.get("detail") or ""))]
-        told += [telling_line(json.dumps(others, ensure_ascii=False))] if others else []
+        told = [telling_line(str(event.values.get("detail") or ""), WIDTH)]
+        told += [telling_line(json.dumps(others, ensure_ascii=False), WIDTH)] if others else []
         told = [text for text in told if text]
         rows.append(
             _row(
@@ -192,14 +195,15 @@ def _row(*texts: str) -> tuple[Cell, ...]:
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[tuple[Cell, ...]], zone: tzinfo | None) -> Table:
     notes = [f"And {len(rows) - MOST} more: {JOURNAL}."] if len(rows) > MOST else []
-    notes += [f"Times: {zone}."] if zone is not None else []
+    notes.append(f"Times: {zone or 'as they were written'}.")
     return Table(title, tuple(Column(name, (name,)) for name in columns), tuple(rows[:MOST]), tuple(notes))
 
 
-def _without_errors(table: Table) -> Table:
-    if table.columns[-1].title != "error":
-        return table
-    return dataclasses.replace(table, columns=table.columns[:-1], rows=tuple(row[:-1] for row in table.rows))
+def _shortened(table: Table) -> Table:
+    keep = slice(None, -1 if table.columns[-1].title == "error" else None)
+    notes = ("More of them: table.md.", *table.notes[-1:]) if len(table.rows) > FEW else table.notes
+    rows = tuple(row[keep] for row in table.rows[:FEW])
+    return dataclasses.replace(table, columns=table.columns[keep], rows=rows, notes=notes)
 
 
 def _shown(number: int | None) -> str:

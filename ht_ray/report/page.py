@@ -26,7 +26,7 @@ STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 76rem; margin: 0 auto;
   padding: 0 1rem 3rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.3rem; border-top: 2px solid #444; padding-top: .8rem; margin-top: 2.5rem; }
-h3 { font-size: 1.05rem; margin: 1.8rem 0 .4rem; }
+h3 { font-size: 1.05rem; margin: 1.8rem 0 .4rem; } h4 { font-size: .95rem; margin: 1.2rem 0 .3rem; }
 a { color: #005a92; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
@@ -49,7 +49,7 @@ dl div { break-inside: avoid; display: flex; gap: .6rem; justify-content: space-
 dd { margin: 0; text-align: right; overflow-wrap: anywhere; }
 @media print { body { font-size: 10pt; max-width: none; padding: 0; } nav { display: none; }
   .scroll { overflow: visible; } table { font-size: 7.5pt; } figure, tr { break-inside: avoid; }
-  h2 { break-before: page; } h2:first-of-type { break-before: auto; } h3 { break-after: avoid; } }
+  h2 { break-before: page; } h2:first-of-type { break-before: auto; } h3, h4 { break-after: avoid; } }
 """
 
 
@@ -171,10 +171,10 @@ def _what_happened(happened: Happened, anchor: str) -> list[str]:
         return []
     parts = [f'<h3 id="{anchor}-happened">What happened</h3>']
     parts += [f"<p>{_text(note)}</p>" for note in happened.notes]
-    return [*parts, '<div class="happened">', *(_table(table) for table in happened.tables), "</div>"]
+    return [*parts, '<div class="happened">', *(_table(table, "h4") for table in happened.tables), "</div>"]
 
 
-def _table(table: Table) -> str:
+def _table(table: Table, heading: str = "h3") -> str:
     head = "".join(f'<th scope="col">{_text(column.title)}</th>' for column in table.columns)
     rows = []
     for first, *others in table.rows:
@@ -183,7 +183,7 @@ def _table(table: Table) -> str:
     # What is wanting stands at the head of the study.
     notes = [note for note in table.notes if not note.startswith("- ") and note != "Left out, or wanting:"]
     return (
-        f'<h3>{_text(table.title)}</h3>\n<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>'
+        f'<{heading}>{_text(table.title)}</{heading}>\n<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>'
         + "\n".join(rows)
         + "</tbody></table></div>\n"
         + "\n".join(f'<p class="note">{_text(note)}</p>' for note in notes)

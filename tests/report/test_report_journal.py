@@ -17,9 +17,9 @@ from ht_ray.report.journal import JOURNAL, load_journal, telling_line
 
 KILLED = (
     "The actor died unexpectedly before finishing this task.\n\tclass_name: StudyTrainable\n\tactor_id: 0a1b\n"
-    "\tpid: 7\n\tnamespace: 9c\n\tip: 10.0.0.1\nThe actor is dead because its worker process has died. Worker exit type: "
-    "SYSTEM_ERROR Worker exit detail: Worker unexpectedly exits with a connection error code 2. End of file. There are "
-    "some potential root causes. (1) The process is killed by SIGKILL by OOM killer due to high memory usage."
+    "\tpid: 7\n\tnamespace: 9c\n\tip: 10.0.0.1\nThe actor is dead because its worker process has died. Worker exit "
+    "type: SYSTEM_ERROR Worker exit detail: Worker unexpectedly exits with a connection error code 2. End of file. "
+    "There are some potential root causes. (1) The process is killed by SIGKILL by OOM killer due to high memory usage."
 )
 NODE = (
     "The actor died unexpectedly before finishing this task.\n\tclass_name: StudyTrainable\n\tactor_id: 0a1b\n"
@@ -113,7 +113,7 @@ def test_everything_that_happened_is_reported(study):
     assert "Trials went on from a checkpoint: 2 times, 1 of them behind what was known (2 reports made again)." in notes
     runs = texts(tables["Runs"])
     assert runs[0] == [
-        *("1", "2026-01-01 10:00:00", "no end: driver died (last event 2026-01-01 10:00:04)"),
+        *("1", "2026-01-01 10:00:00", "driver died after 2026-01-01 10:00:04"),
         *("2", "2", "process 7 on head"),
     ]
     assert [row[2] for row in runs[1:]] == ["2026-01-01 10:00:20 (interrupted)", "2026-01-01 10:00:40 (finished)"]
@@ -149,7 +149,7 @@ def test_a_run_that_may_go_on_is_not_called_dead(study):
     note(study, started(), fault("ema--s0", 5))
     sentence, _, tables = told(study)
     assert "one run (without an end: it goes on, or its driver died), 1 fault (1 worker died)." in sentence
-    assert texts(tables["Runs"])[0][2] == "no end: goes on, or driver died (last event 2026-01-01 10:00:05)"
+    assert texts(tables["Runs"])[0][2] == "open; last event 2026-01-01 10:00:05"
 
 
 def test_of_very_many_faults_those_of_trials_without_an_end_are_shown(write_study, planned):
@@ -158,6 +158,8 @@ def test_of_very_many_faults_those_of_trials_without_an_end_are_shown(write_stud
     table = told(study)[2]["Faults"]
     assert len(table.rows) == 50 and table.rows[-1][0].text == "ema--s0"
     assert table.notes[0] == "And 11 more: journal.jsonl."
+    text = what_happened(load_study(study)).to_text()
+    assert text.count("plain--s0") == 10 and "More of them: table.md." in text
 
 
 def test_what_a_kill_tore_is_counted_and_the_rest_read(study):
