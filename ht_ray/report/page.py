@@ -183,7 +183,8 @@ def _table(table: Table, heading: str = "h3") -> str:
     # What is wanting stands at the head of the study.
     notes = [note for note in table.notes if not note.startswith("- ") and note != "Left out, or wanting:"]
     return (
-        f'<{heading}>{_text(table.title)}</{heading}>\n<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>'
+        f"<{heading}>{_text(table.title)}</{heading}>\n"
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>'
         + "\n".join(rows)
         + "</tbody></table></div>\n"
         + "\n".join(f'<p class="note">{_text(note)}</p>' for note in notes)
