@@ -174,7 +174,9 @@ def _faults_table(faults: Sequence[Event], trials: Sequence[TrialData], zone: tz
 def _events_table(events: Sequence[Event], zone: tzinfo | None) -> Table:
     rows = []
     for event in events:
-        others = {name: value for name, value in event.values.items() if name not in ("trial", "node", "detail")}
+        others = {
+            name: value for name, value in event.values.items() if name not in ("trial", "trials", "node", "detail")
+        }
         told = [telling_line(str(event.values.get("detail") or ""), WIDTH)]
         told += [telling_line(json.dumps(others, ensure_ascii=False), WIDTH)] if others else []
         told = [text for text in told if text]
@@ -183,10 +185,17 @@ def _events_table(events: Sequence[Event], zone: tzinfo | None) -> Table:
                 ": ".join([event.name, *told]),
                 event.when(zone),
                 event.text("node") or NOTHING,
-                event.text("trial") or NOTHING,
+                _trials(event),
             )
         )
     return _table("Nodes, checkpoints, storage", ("what", "when", "node", "trial"), rows, zone)
+
+
+def _trials(event: Event) -> str:
+    trials = event.values.get("trials")
+    if not isinstance(trials, list) or not trials:
+        return event.text("trial") or NOTHING
+    return str(trials[0]) if len(trials) == 1 else f"{len(trials)} trials"
 
 
 def _row(*texts: str) -> tuple[Cell, ...]:

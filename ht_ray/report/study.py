@@ -362,8 +362,9 @@ def _is_plan(plan: object) -> bool:
 def _load_trial(plan: Mapping[str, Any], folder: Path) -> TrialData:
     name = f"Trial {plan['id']}"
     sentences: list[str] = []
-    status, error, restarts = "missing", "", 0
+    status, error = "missing", ""
     status_file = folder / "status.json"
+    restarts = 0
     if os.path.lexists(status_file):
         try:
             state = _read_object(status_file, ("status",))

@@ -87,11 +87,11 @@ def test_everything_that_happened_is_reported(study):
         study,
         started(),
         fault("plain--s0", 1),
-        event("node lost", 2, node="b (2)"),
+        event("node lost", 2, node="b (2)", trials=["plain--s0", "ema--s0"]),
         fault("plain--s0", 3, kind="node lost", detail=NODE),
         event("resumed", 4, trial="plain--s0", node="c", reports=1, known=3),
         started(10),
-        event("node joined", 11, node="c (3)"),
+        event("node joined", 11, node="c (3)", trials=[]),
         event("checkpoint damaged", 12, trial="plain--s0", node="c", detail="<its> manifest"),
         event("resumed", 12, trial="plain--s0", node="c", reports=1, known=1),
         event("storage", 13, trial="ema--s0", node="c", detail="it answered after 30 s"),
@@ -128,6 +128,7 @@ def test_everything_that_happened_is_reported(study):
     assert [row[0].partition(":")[0] for row in others] == [
         *("node lost", "node joined", "checkpoint damaged", "storage", "a thing of tomorrow")
     ]
+    assert [row[3] for row in others] == ["2 trials", "–", "plain--s0", "ema--s0", "–"]
     assert others[2] == ["checkpoint damaged: <its> manifest", "2026-01-01 10:00:12", "c", "plain--s0"]
     assert "blue & green" in others[4][0]
 
@@ -175,7 +176,9 @@ def test_what_a_kill_tore_is_counted_and_the_rest_read(study):
 @given(
     st.lists(
         st.dictionaries(
-            st.sampled_from(["time", "event", "trial", "kind", "reports", "known", "nodes", "driver", "how", "detail"]),
+            st.sampled_from(
+                ["time", "event", "trial", "trials", "kind", "reports", "known", "nodes", "driver", "how", "detail"]
+            ),
             st.none()
             | st.booleans()
             | st.integers()
