@@ -27,6 +27,7 @@ class Interruptible(_Template):
 
     # Set from signal handlers and other threads: a bare attribute, as a lock may be held by who is interrupted.
     _asked = False
+    _stop_training: bool
     #: Which experience was left before its end; None between experiences.
     _underway: int | None = None
 

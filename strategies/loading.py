@@ -58,7 +58,8 @@ class TaskLoader:
     def before(self, epoch: int, count: int) -> list[list[Tensor]]:
         """Return the last batches, at most `count`, of the epochs before `epoch`, which is the next one then."""
         last: deque[list[Tensor]] = deque(maxlen=count)
-        for self.loader.epoch in range(max(1, epoch - -(-count // len(self))), epoch):
+        for earlier in range(max(1, epoch - -(-count // len(self))), epoch):
+            self.loader.epoch = earlier
             last.extend(self)
         self.loader.epoch = epoch
         return list(last)
