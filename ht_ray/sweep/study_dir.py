@@ -22,7 +22,7 @@ import io
 import json
 import platform
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -181,7 +181,11 @@ class TrialRecord:
         The worker's time, over all reports.
     torn
         Whether a line that a kill had torn was left out.
+    on_change
+        If set, told of each change made here.
     """
+
+    on_change: Callable[[TrialRecord], None] | None = None
 
     def __init__(self, directory: Path, spec: TrialSpec) -> None:
         self.directory = directory / "trials" / spec.id
@@ -209,6 +213,7 @@ class TrialRecord:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.status, self.error = "running", None
         self._write_status()
+        self._changed()
 
     def append(self, line: str, report: Mapping[str, Any]) -> None:
         """Add the next report, `line` being `report` as JSON."""
@@ -217,6 +222,7 @@ class TrialRecord:
         with self._results.open("ab") as file:
             file.write(line.encode() + b"\n")
         self._count(report)
+        self._changed()
 
     def cut(self, reports: int) -> None:
         """Forget all but the first `reports` reports, and any torn line."""
@@ -225,17 +231,20 @@ class TrialRecord:
         lines = self._results.read_bytes().split(b"\n")[:reports] if self._results.exists() else []
         write_atomic(self._results, b"".join(line + b"\n" for line in lines))
         self._read_reports()
+        self._changed()
 
     def end(self, status: str, error: str | None = None) -> None:
         """Note how the trial ended: "finished", "failed" or "diverged"."""
         self.directory.mkdir(parents=True, exist_ok=True)
         self.status, self.error = status, error
         self._write_status()
+        self._changed()
 
     def cut_off(self) -> None:
         """Note, here only, that the driver stops before the trial ends. On disk that looks as if it had been killed."""
         if not self.final:
             self.status = "unfinished"
+            self._changed()
 
     def read(self) -> Iterator[dict[str, Any]]:
         """Yield the complete reports."""
@@ -246,6 +255,10 @@ class TrialRecord:
     @property
     def _results(self) -> Path:
         return self.directory / "results.jsonl"
+
+    def _changed(self) -> None:
+        if self.on_change is not None:
+            self.on_change(self)
 
     def _count(self, report: Mapping[str, Any]) -> None:
         self.reports += 1
