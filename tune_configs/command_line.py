@@ -207,10 +207,13 @@ def _run(
         for path in write_report(result.directory, say=print):
             print(path)
     print(result.describe())
-    if run.tensorboard:
-        print(f"Curves of all trials: tensorboard --logdir {shlex.quote(str(result.directory))}")
-        if (methods := result.directory / "report").is_dir():
-            print(f"Methods, means over seeds: tensorboard --logdir {shlex.quote(str(methods))}")
+    shown = {"Curves of all trials": result.directory}
+    if run.tensorboard == "configurations":
+        shown = {"Configurations, means over seeds": result.directory / "tensorboard"}
+    shown["Methods, means over seeds"] = result.directory / "report"
+    for what, folder in shown.items():
+        if run.tensorboard != "none" and folder.is_dir():
+            print(f"{what}: tensorboard --logdir {shlex.quote(str(folder))}")
     return result.exit_code
 
 

@@ -11,14 +11,17 @@ from typing import Any
 from ray import tune
 
 from ht_ray.sweep.checkpoints import drop_older_checkpoints
+from ht_ray.sweep.failures import FailureTeller
+from ht_ray.sweep.metrics import StudyMetrics
 from ht_ray.sweep.progress import Console, StudyProgress
 from ht_ray.sweep.study_dir import TrialRecord, write_results_csv
-from ht_ray.sweep.tensorboard import HParams, TrialEvents
+from ht_ray.sweep.tensorboard import StudyEvents
 
 __all__ = ["StudyRecorder"]
 
-# Rewriting the table costs milliseconds; who looks at it while the study runs can wait this long.
+# Who looks at the table while the study runs can wait so many seconds, or longer where writing it takes its time.
 _TABLE_EVERY = 30.0
+_TABLE_SHARE = 0.01
 
 
 class StudyRecorder(tune.Callback):
@@ -32,8 +35,10 @@ class StudyRecorder(tune.Callback):
         All its trials.
     assigned
         The records of the trials of this attempt, by the number Tune knows them by.
-    tensorboard
-        Whether to write event files.
+    events
+        Writes the event files.
+    metrics
+        Told of what is watched.
     """
 
     def __init__(
@@ -43,24 +48,24 @@ class StudyRecorder(tune.Callback):
         assigned: Sequence[TrialRecord],
         progress: StudyProgress,
         console: Console,
-        *,
-        tensorboard: bool,
+        events: StudyEvents,
+        metrics: StudyMetrics,
     ) -> None:
         self._directory = directory
         self._records = records
         self._assigned = assigned
         self._progress = progress
         self._console = console
-        self._hparams = HParams([record.spec.settings for record in records]) if tensorboard else None
-        self._events: dict[str, TrialEvents] = {}
-        self._table_written = time.monotonic()
+        self._events = events
+        self._metrics = metrics
+        self._failures = FailureTeller(console.say)
+        self._table_due = time.monotonic() + _TABLE_EVERY
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         record = self._record(trial)
         record.start()
         self._progress.part_began(record)
-        if self._hparams is not None and record.spec.id not in self._events:
-            self._open_events(record, self._hparams)
+        self._events.begin(record)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -88,9 +93,11 @@ class StudyRecorder(tune.Callback):
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         record = self._record(trial)
         record.restarts += 1
-        self._console.say(
-            f"trial {record.spec.id}: its worker died; restarting it from its newest checkpoint "
-            f"({record.restarts} restart{'s' if record.restarts > 1 else ''})"
+        self._metrics.fault("worker died")
+        self._failures.tell(
+            record.spec.id,
+            f"was restarted ({record.restarts} restart{'s' if record.restarts > 1 else ''})",
+            "its worker died; it goes on from its newest checkpoint",
         )
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -101,15 +108,23 @@ class StudyRecorder(tune.Callback):
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         if self._console.due():
             self._console.status(self._progress.lines())
-        if time.monotonic() - self._table_written >= _TABLE_EVERY:
-            self._table_written = time.monotonic()
+            self.show_metrics()
+        if time.monotonic() >= self._table_due:
+            began = time.monotonic()
             write_results_csv(self._directory, self._records)
+            now = time.monotonic()
+            self._table_due = now + max(_TABLE_EVERY, (now - began) / _TABLE_SHARE)
+
+    def show_metrics(self) -> None:
+        """Tell Ray's metrics how far the study is."""
+        self._metrics.status(self._progress.counts, self._progress.seconds_left(), self._progress.best)
 
     def close(self) -> None:
         """Close what is open; what runs now is cut off."""
         for record in self._assigned:
             record.cut_off()
-            self._close_events(record)
+        self._failures.close()
+        self.show_metrics()
 
     def _record(self, trial: Any) -> TrialRecord:
         number: int = trial.config["trial"]
@@ -120,26 +135,13 @@ class StudyRecorder(tune.Callback):
         if report["index"] < record.reports:
             # A restarted trial repeats what came after its checkpoint.
             record.cut(report["index"])
-            if self._hparams is not None:
-                self._close_events(record)
-                self._open_events(record, self._hparams)
+            self._events.cut(record)
         record.append(line, report)
-        if record.spec.id in self._events:
-            self._events[record.spec.id].add(report)
+        self._events.add(record, report)
+        self._metrics.samples(record.spec.label, report["samples"])
 
     def _end(self, record: TrialRecord, status: str, error: str | None) -> None:
         record.end(status, error)
-        self._close_events(record)
+        self._events.end(record)
         if error is not None:
-            self._console.say(f"trial {record.spec.id} {status}: {error.rstrip()}")
-
-    def _open_events(self, record: TrialRecord, hparams: HParams) -> None:
-        events = TrialEvents(record.directory, record.spec.settings, hparams)
-        for report in record.read():
-            events.add(report)
-        self._events[record.spec.id] = events
-
-    def _close_events(self, record: TrialRecord) -> None:
-        events = self._events.pop(record.spec.id, None)
-        if events is not None:
-            events.close(record.status)
+            self._failures.tell(record.spec.id, status, error)

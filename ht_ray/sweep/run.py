@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,7 +169,9 @@ def _run(
     """Run the trials that are due, and return whether a signal stopped them."""
     from ray import tune
 
+    from ht_ray.sweep.metrics import StudyMetrics
     from ht_ray.sweep.recorder import StudyRecorder
+    from ht_ray.sweep.tensorboard_means import study_events
     from ht_ray.sweep.trainable import Assignment, StudyTrainable, WorkerPlan
 
     class StopOnSignal(tune.Stopper):
@@ -181,7 +183,9 @@ def _run(
 
     assigned = [record for record, _ in due]
     progress = StudyProgress(study.name, records, study.metric, study.mode, slots)
-    recorder = StudyRecorder(directory, records, assigned, progress, console, tensorboard=config.tensorboard)
+    events = study_events(config.tensorboard, directory, records, console.say)
+    metrics = StudyMetrics(study.name, study.metric)
+    recorder = StudyRecorder(directory, records, assigned, progress, console, events, metrics)
     plan = WorkerPlan(
         study.factory,
         tuple(Assignment(record.spec.id, record.spec.config, checkpoint) for record, checkpoint in due),
@@ -195,10 +199,7 @@ def _run(
     # Tune makes a placement group for each pending trial; more than can start soon only cost.
     environment = {**_TUNE_ENVIRONMENT, "TUNE_MAX_PENDING_TRIALS_PG": str(slots + 1)}
 
-    def name(trial: Any) -> str:
-        number: int = trial.config["trial"]
-        return assigned[number].spec.id
-
+    name = _TrialNames(record.spec.id for record in assigned)
     console.status(progress.lines())
     with _environment(environment), _quiet_tune(), _StopSignals(console) as stop:
         try:
@@ -301,6 +302,24 @@ def _nodes_without(directory: Path, nodes: Sequence[dict[str, Any]]) -> list[str
     where = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
     seen = ray.get([sees.options(scheduling_strategy=node).remote(str(directory)) for node in where])
     return [node["NodeManagerHostname"] for node, found in zip(nodes, seen, strict=True) if not found]
+
+
+class _TrialNames:
+    """Names Tune's trials.
+
+    Tune writes it, pickled, into the state of each trial, twice: with its names a study of 500 trials left 200 MB, and
+    four times that with twice the trials. That state is never read, so the names are left out.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = tuple(names)
+
+    def __call__(self, trial: Any) -> str:
+        number: int = trial.config["trial"]
+        return self._names[number]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _TrialNames, ((),)
 
 
 def _import_path() -> tuple[str, ...]:

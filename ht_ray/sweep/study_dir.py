@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from ht_ray._checks import SettingError
+from ht_ray.sweep.failures import last_line
 from ht_ray.sweep.plain import Scalar, to_json, to_plain, write_atomic
 from ht_ray.sweep.trial import RESERVED_COLUMNS, Study, TrialSpec
 
@@ -309,15 +310,9 @@ def write_results_csv(directory: Path, records: Sequence[TrialRecord]) -> None:
         values: list[Scalar] = [record.spec.id, record.spec.label, record.status]
         values += [record.spec.settings.get(name) for name in settings]
         values += [record.summary.get(name) for name in summary]
-        values += [record.restarts, round(record.seconds, 3), _last_line(record.error)]
+        values += [record.restarts, round(record.seconds, 3), last_line(record.error)]
         table.writerow(values)
     write_atomic(directory / "results.csv", text.getvalue())
-
-
-def _last_line(error: str | None) -> str:
-    """The line of a traceback that says what went wrong."""
-    lines = [line.strip() for line in (error or "").splitlines() if line.strip()]
-    return lines[-1] if lines else ""
 
 
 def _versions() -> Iterator[tuple[str, str]]:

@@ -86,6 +86,7 @@ class StudyTrainable(tune.Trainable):
                 "curves": report.curves,
                 "summary": report.summary,
                 "progress": report.progress,
+                "samples": report.samples,
                 "seconds": round(time.perf_counter() - start, 6),
             }
             line = to_json(content)

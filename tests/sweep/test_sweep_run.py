@@ -233,11 +233,11 @@ def test_progress_is_told(mixed: tuple[Path, StudyResult, str]) -> None:
 def test_failed_trials_run_again_when_resumed(tmp_path: Path) -> None:
     directory, gone = tmp_path / "study", str(tmp_path / "died")
     trials = study(spec("once", die_at=2, died=gone), spec("fine", seed=1))
-    result, _ = run(trials, directory, max_failures=0, tensorboard=False)
+    result, _ = run(trials, directory, max_failures=0, tensorboard="none")
     assert (result.finished, result.failed) == (1, 1)
     assert "worker died too often" in status(directory, "once")["error"]
     before = (directory / "trials/fine/results.jsonl").read_bytes()
-    result, _ = run(trials, directory, resume=str(directory), tensorboard=False)
+    result, _ = run(trials, directory, resume=str(directory), tensorboard="none")
     assert (result.finished, result.failed, result.exit_code) == (2, 0, 0)
     assert len(reports(directory, "once")) == 3
     assert status(directory, "once")["error"] is None
