@@ -318,6 +318,9 @@ class _TrialNames:
         number: int = trial.config["trial"]
         return self._names[number]
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> _TrialNames:
+        return self
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _TrialNames, ((),)
 
