@@ -18,6 +18,7 @@ _COUNTED = tuple(10**power for power in range(1, 7))
 @dataclass
 class _Alike:
     trial: str
+    what: str
     error: str
     count: int = 0
 
@@ -48,13 +49,13 @@ class FailureTeller:
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
-        self._kinds: dict[tuple[str, str], _Alike] = {}
+        self._kinds: dict[str, _Alike] = {}
 
     def tell(self, trial: str, what: str, error: str) -> None:
         """Tell that a trial ended or was interrupted: "trial ID WHAT: ERROR"."""
         short = last_line(error)
-        kind = (what, re.sub(r"0x[0-9a-f]+|\d+", "#", short.replace(trial, "TRIAL")))
-        alike = self._kinds.setdefault(kind, _Alike(trial, short))
+        kind = re.sub(r"0x[0-9a-f]+|\d+", "#", f"{what}: {short}".replace(trial, "TRIAL"))
+        alike = self._kinds.setdefault(kind, _Alike(trial, what, short))
         alike.count += 1
         if alike.count <= _BY_NAME:
             full = alike.count == 1 and len(self._kinds) <= _IN_FULL
@@ -64,9 +65,9 @@ class FailureTeller:
 
     def close(self) -> None:
         """Say how many there were of those that were not all told one by one."""
-        for (what, _), alike in self._kinds.items():
+        for alike in self._kinds.values():
             if alike.count > _BY_NAME:
-                self._say(f"trial {alike.trial} {what}, and {alike.count - 1} more like it: {alike.error}")
+                self._say(f"trial {alike.trial} {alike.what}, and {alike.count - 1} more like it: {alike.error}")
         self._kinds.clear()
 
 

@@ -24,8 +24,9 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import (
 )
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from ht_ray._storage import storage_errors
 from ht_ray.sweep.plain import Scalar
-from ht_ray.sweep.study_dir import TrialRecord
+from ht_ray.sweep.study_dir import TrialRecord, append
 
 __all__ = ["EventFile", "HParams", "StudyEvents", "TrialEvents", "scalars"]
 
@@ -107,9 +108,9 @@ class EventFile:
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.glob("events.out.tfevents.*"):
-            old.unlink()
+        with storage_errors(folder):
+            for old in folder.glob("events.out.tfevents.*"):
+                old.unlink()
         now = time.time()
         self._path = folder / f"events.out.tfevents.{now:.6f}.{socket.gethostname()}.{os.getpid()}"
         # With the session's start a TensorBoard that is looking on drops what it had from the file before.
@@ -117,13 +118,18 @@ class EventFile:
         self.append([Event(wall_time=now, file_version="brain.Event:2"), start])
 
     def append(self, events: Iterable[Event]) -> None:
-        """Write events to the file's end, in one piece."""
+        """Write events to the file's end, all or none.
+
+        Raises
+        ------
+        StorageError
+            If that cannot be done.
+        """
         stream = io.BytesIO()
         writer = RecordWriter(stream)
         for event in events:
             writer.write(event.SerializeToString())
-        with self._path.open("ab") as file:
-            file.write(stream.getvalue())
+        append(self._path, stream.getvalue())
 
 
 def scalars(values: Mapping[str, float | None], step: int) -> Event:
@@ -135,7 +141,10 @@ def scalars(values: Mapping[str, float | None], step: int) -> Event:
 
 
 class StudyEvents:
-    """The event files of a study: none. What writes some is told of the same moments."""
+    """The event files of a study: none. What writes some is told of the same moments.
+
+    Where a file cannot be written a method raises `StorageError`, and can be called again with the same arguments.
+    """
 
     def begin(self, record: TrialRecord) -> None:
         """A trial starts, or is taken up again."""
@@ -143,8 +152,8 @@ class StudyEvents:
     def add(self, record: TrialRecord, report: Mapping[str, Any]) -> None:
         """A trial has reported, and its record has the report already."""
 
-    def cut(self, record: TrialRecord) -> None:
-        """A trial goes back to a checkpoint: its record forgot the last reports, which will come again."""
+    def changed(self, record: TrialRecord) -> None:
+        """A trial goes on from a checkpoint, and its record was changed to the reports made before it."""
 
     def end(self, record: TrialRecord) -> None:
         """A trial has ended, as its record says."""
@@ -172,7 +181,7 @@ class TrialEvents(StudyEvents):
     def add(self, record: TrialRecord, report: Mapping[str, Any]) -> None:
         self._files[record.spec.id].append(self._events(record, report))
 
-    def cut(self, record: TrialRecord) -> None:
+    def changed(self, record: TrialRecord) -> None:
         self._write_anew(record)
 
     def end(self, record: TrialRecord) -> None:

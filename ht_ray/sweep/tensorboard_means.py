@@ -65,6 +65,11 @@ class ConfigurationEvents(StudyEvents):
     def add(self, record: TrialRecord, report: Mapping[str, Any]) -> None:
         self._of[record.spec.id].add(record, report)
 
+    def changed(self, record: TrialRecord) -> None:
+        # A checkpoint can also be ahead of what the driver had.
+        for report in record.read():
+            self.add(record, report)
+
     def end(self, record: TrialRecord) -> None:
         self._of[record.spec.id].end(record)
 
@@ -79,6 +84,8 @@ class _Configuration:
         self._settings = settings
         self._hparams = hparams
         self._file: EventFile | None = None
+        self._events: list[Event] = []  # still to be written
+        self._metrics: list[str] = []
         self._going = {record.spec.id for record in records if not record.final}
         self._failed = any(record.final and record.status != "finished" for record in records)
         self._reports: dict[str, int] = {}  # how many were taken, by trial
@@ -111,17 +118,20 @@ class _Configuration:
                     self._waiting.setdefault(curve, {}).setdefault(row["step"], {})[trial] = row
 
     def _write(self) -> None:
-        due = list(self._due())
-        events: list[Event] = []
-        if due and self._file is None:
+        for values, step in self._due():
+            if not self._metrics:
+                self._metrics = [tag for tag in values if tag.startswith("summary/")]
+            self._events.append(scalars(values, int(step)))
+        if self._file is None:
+            if not self._events:
+                return
             self._file = EventFile(self._folder)
-            summary = [tag for tags, _ in due for tag in tags if tag.startswith("summary/")]
-            events += self._hparams.start(self._settings, dict.fromkeys(summary))
-        events += [scalars(values, int(step)) for values, step in due]
+            self._events[:0] = self._hparams.start(self._settings, self._metrics)
         if not self._going:
-            events.append(self._hparams.end("failed" if self._failed else "finished"))
-        if self._file is not None and events:
-            self._file.append(events)
+            self._events.append(self._hparams.end("failed" if self._failed else "finished"))
+        if self._events:
+            self._file.append(self._events)
+            self._events = []
 
     def _due(self) -> Iterator[tuple[dict[str, float], float]]:
         """Forget, and yield, the means of the steps that no seed has still to report."""

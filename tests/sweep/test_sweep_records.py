@@ -179,16 +179,14 @@ def test_of_a_trial_that_ended_the_newest_complete_checkpoint_is_kept(tmp_path: 
 
 @pytest.mark.parametrize(("outcome", "kept"), [("finished", 1), ("diverged", 1), ("failed", 3)])
 def test_the_recorder_deletes_when_a_trial_has_ended_well(tmp_path: Path, outcome: str, kept: int) -> None:
-    from ht_ray.sweep.metrics import StudyMetrics
     from ht_ray.sweep.recorder import StudyRecorder
-    from ht_ray.sweep.tensorboard import StudyEvents
 
     saved = Saved(tmp_path)
     record = TrialRecord(tmp_path, spec("one"))
     fill(record, 3)
     console = Console(io.StringIO())
     progress = StudyProgress("study", [record], "a", "max", 1)
-    recorder = StudyRecorder(tmp_path, [record], [record], progress, console, StudyEvents(), StudyMetrics("s", "a"))
+    recorder = StudyRecorder(tmp_path, [record], [record], progress, console, tensorboard=False)
     trial = SimpleNamespace(config={"trial": 0}, max_failures=3)
     for number in range(3):
         saved.add(1, number, number + 1)

@@ -90,7 +90,7 @@ def test_repeated_reports_count_once_and_null_is_nan(tmp_path: Path) -> None:
     events = ConfigurationEvents(tmp_path, records)
     report(records[0], events, 1.0)
     records[0].cut(0)
-    events.cut(records[0])
+    events.changed(records[0])
     events.begin(records[0])
     report(records[0], events, 1.0)
     report(records[1], events, None)
