@@ -163,7 +163,7 @@ def test_trial_whose_worker_died_continues_from_its_checkpoint(mixed: tuple[Path
     found = status(directory, "dies")
     assert (found["status"], found["restarts"]) == ("finished", 1)
     assert reports(directory, "dies") == reports(directory, "plain-3")
-    assert "trial dies: its worker died" in said
+    assert "trial dies is restarted from its newest checkpoint (1 restart): its worker died" in said
 
 
 def test_results_table(mixed: tuple[Path, StudyResult, str]) -> None:
