@@ -35,7 +35,17 @@ STUDIES = {
     "tune_configs/warm_start.py": (warm_start, warm_start.WarmStartSettings),
 }
 # Flags in running text that are not a study's: of ray, and --help.
-FOREIGN_FLAGS = {"--help", "--slow", "--head", "--working-dir", "--no-wait", "--submission-id", "--logdir"}
+FOREIGN_FLAGS = {
+    "--help",
+    "--slow",
+    "--head",
+    "--working-dir",
+    "--no-wait",
+    "--submission-id",
+    "--logdir",
+    "--labels",
+    "--num-cpus",
+}
 
 
 @dataclass(frozen=True)

@@ -62,10 +62,16 @@ def trial_workers(raylet: Raylet) -> list[int]:
 
 
 def leave(nodes: Sequence[Raylet], *, grace: float, say: bool = True) -> list[int]:
-    """Drain `nodes`, send their trials away, and return the workers that have not left after `grace` seconds."""
+    """Drain `nodes`, send their trials away, and return the workers that have not left after `grace` seconds.
+
+    Parameters
+    ----------
+    say
+        Whether to print how many were told.
+    """
     end = time.monotonic() + grace
-    for node in nodes:
-        _drain(node, grace)
+    # Both at once: there may be few seconds. What is started on the node before it is drained is told to leave, too.
+    draining = [_drain(node, grace) for node in nodes]
     told: set[int] = set()
     while True:
         workers = [pid for node in nodes for pid in trial_workers(node)]
@@ -73,9 +79,17 @@ def leave(nodes: Sequence[Raylet], *, grace: float, say: bool = True) -> list[in
             if pid not in told:
                 told.add(pid)
                 _signal(pid)
-        if not workers or time.monotonic() > end:
+        drained = all(process.poll() is not None for process in draining)
+        if (drained and not workers) or time.monotonic() > end:
             break
         time.sleep(0.2)
+    for process in draining:
+        if process.poll() is None:
+            process.kill()
+        out, _ = process.communicate()
+        if process.returncode:
+            lines = out.strip().splitlines()
+            print(f"The node could not be drained ({lines[-1] if lines else process.returncode}).", file=sys.stderr)
     if say:
         print(f"{len(told)} trials were told to leave, {len(workers)} are still there")
     return workers
@@ -97,17 +111,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(bool(leave(nodes, grace=given.grace)))
 
 
-def _drain(node: Raylet, grace: float) -> None:
+def _drain(node: Raylet, grace: float) -> subprocess.Popen[str]:
     """Have Ray start nothing more on the node; without that, its trials would be started here again."""
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", node.address),
         *("--node-id", node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION"),
         *("--reason-message", "told to leave", "--deadline-remaining-seconds", str(max(1, round(grace)))),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        told = (done.stderr or done.stdout).strip().splitlines()
-        print(f"The node could not be drained ({told[-1] if told else done.returncode}).", file=sys.stderr)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def _signal(pid: int) -> None:
