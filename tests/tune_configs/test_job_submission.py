@@ -121,6 +121,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     found = Head(dashboard, tmp_path_factory.mktemp("home"))
     # A home of its own has no token that somebody left there.
     found.environment = {**kept, "PATH": path, "HOME": str(found.home), "OMP_NUM_THREADS": "1"}
+    found.environment["RAY_DASHBOARD_STARTUP_TIMEOUT_S"] = "170"
     found.environment.pop("PYTHONPATH", None)
     command = (
         f"start --head --block --num-cpus 2 --node-ip-address 127.0.0.1 --port {port} --dashboard-port {dashboard}"
@@ -134,7 +135,6 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
             cwd=found.home,
             stdout=file,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
         )
     try:
         end = time.monotonic() + 180
