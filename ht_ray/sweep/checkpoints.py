@@ -175,7 +175,8 @@ class CheckpointStore:
                         folder, checkpoint = self._fetched(name, cleaning)
                 except _Damaged as damage:
                     self._damaged.add(name)
-                    say(f"its checkpoint {name} in {self._storage} is damaged ({damage}); going back to the one before")
+                    path = self._storage.child(name)
+                    say(f"its checkpoint {path} is damaged ({damage}); going back to the one before")
                     continue
                 trial = build()
                 trial.load(folder / _FILES)

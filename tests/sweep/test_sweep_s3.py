@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from disturbed_runs import assert_same, journal, run, wait_for
 from s3_server import CREDENTIALS, Proxy, Server, free_port, s3_server
 from sweep_trials import Counting, spec, study
 
@@ -23,9 +27,6 @@ from ht_ray.sweep.place import _machine, open_place
 from ht_ray.sweep.study_dir import TrialRecord, create_study, is_study, note
 
 pytest.importorskip("moto.server", reason="needs moto[server]")
-
-PART = 1.0
-FINISHED = 5.0
 
 
 @pytest.fixture(scope="module")
@@ -244,3 +245,149 @@ def test_what_could_not_be_brought_is_kept(server: Server, scratch: Path) -> Non
     kept = Path(str(told.value).rpartition("kept in ")[2].partition(":")[0])
     assert TrialRecord(kept, spec("one")).reports == 4
     assert kept.parent.parent == scratch
+
+
+QUICK = study(spec("one", seed=1), spec("two", seed=2))
+LONG = study(*(spec(f"long-{seed}", seed=seed, parts=16, sleep=0.5) for seed in (1, 2)))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("undisturbed") / "study"
+    assert run(LONG, results_dir=str(directory))[0].exit_code == 0
+    return directory
+
+
+def test_a_study(cluster: str, server: Server, tmp_path: Path, scratch: Path) -> None:
+    run(QUICK, results_dir=str(tmp_path / "plain"))
+    uri = server.uri("whole/first")
+    result, said = run(QUICK, results_dir=uri, keep_checkpoints=False)
+    assert (result.exit_code, result.location) == (0, uri), said
+    assert_same(QUICK, uri, tmp_path / "plain")
+    assert Storage(uri).names() == ["config.json", "journal.jsonl", "results.csv", "trials", "trials.json"]
+    assert not list(scratch.iterdir())
+    again, _ = run(QUICK, resume_or_start=uri)
+    assert (again.finished, again.exit_code) == (2, 0)
+
+
+@pytest.mark.slow
+def test_a_server_that_is_away_for_half_a_minute_twice(
+    cluster: str, server: Server, undisturbed: Path, scratch: Path
+) -> None:
+    """Once it takes connections and does not answer; once it refuses them and breaks those that are open."""
+    proxy = Proxy(server.port)
+    uri, direct = server.uri("away/first", port=proxy.port), server.uri("away/first")
+
+    def saved() -> list[str]:
+        return Storage(direct).names("checkpoints/long-1")
+
+    def disturb(said: Callable[[], str]) -> None:
+        wait_for(saved)
+        with server.frozen():
+            time.sleep(30)
+        before = saved()
+        wait_for(lambda: saved() != before)
+        with proxy.away():
+            time.sleep(30)
+
+    result, said = run(LONG, disturb, results_dir=uri, storage_minutes=4.0)
+    assert (result.exit_code, result.stopped) == (0, None), said
+    assert_same(LONG, direct, undisturbed)
+    assert said.count("answers again, after") + said.count("can be used again, after") >= 2
+    told = [line["detail"] for line in journal(direct) if line["event"] == "storage"]
+    assert sum("cannot be used" in text for text in told) >= 2
+    assert any("again, after" in text for text in told)
+    assert not [line for line in journal(direct) if line["event"] == "fault"]
+    assert not list(scratch.iterdir())
+
+
+@pytest.mark.slow
+def test_a_killed_driver_is_resumed_from_the_storage(
+    cluster: str, server: Server, undisturbed: Path, scratch: Path
+) -> None:
+    uri = server.uri("killed/first")
+    code = (
+        "import sys; from ht_ray.sweep import SweepConfig, run_study; from test_sweep_s3 import LONG; "
+        "run_study(LONG, SweepConfig(resume_or_start=sys.argv[1]))"
+    )
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    driver = subprocess.Popen(
+        [sys.executable, "-c", code, uri],
+        env={**os.environ, "RAY_ADDRESS": cluster, "PYTHONPATH": path},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    wait_for(lambda: Storage(uri).exists("trials/long-1/results.jsonl"))
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    assert "lease.json" in Storage(uri).names()
+    assert list(scratch.iterdir())
+    result, said = run(LONG, resume_or_start=uri)
+    assert result.exit_code == 0
+    assert "Waiting up to" not in said  # its process is known to be gone
+    assert_same(LONG, uri, undisturbed)
+    assert [line["event"] for line in journal(uri) if line["event"].startswith("run ")] == [
+        "run started",
+        "run started",
+        "run ended",
+    ]
+    assert not list(scratch.iterdir())
+
+
+@pytest.mark.slow
+def test_wrong_credentials_are_refused_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    # From its second request on the server asks who is there.
+    monkeypatch.setenv("INITIAL_NO_AUTH_ACTION_COUNT", "1")
+    with s3_server() as strict:
+        for field in ("results_dir", "resume"):
+            with pytest.raises(SettingError, match=r"ACCESS_DENIED|Access ?Denied|InvalidAccessKeyId|403"):
+                check_before_ray(SweepConfig(**{field: strict.uri("first")}))
+
+
+@pytest.mark.slow
+def test_no_credentials_are_told_quickly(server: Server) -> None:
+    code = (
+        "import sys; from ht_ray.sweep import SweepConfig, check_before_ray; "
+        "check_before_ray(SweepConfig(results_dir=sys.argv[1]))"
+    )
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-c", code, server.uri("nobody/first")], env=kept, check=False, timeout=120)
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.slow
+def test_a_process_ends_though_its_store_is_away(server: Server) -> None:
+    """PyArrow ends its S3 clients at exit; an outage, threads or another process begun by fork must not hang that."""
+    code = """
+import os, sys
+from ht_ray._storage import Storage, StorageError, storage_errors
+from ht_ray.sweep.place import open_place
+storage = Storage(sys.argv[1])
+storage.write("a", b"1")
+if not (child := os.fork()):
+    os._exit(0)
+os.waitpid(child, 0)
+try:
+    with open_place(sys.argv[1], patience=0, say=print) as place:
+        (place.directory / "b").write_text("2")
+        place.sync()
+        os.kill(int(sys.argv[2]), 19)
+        (place.directory / "b").write_text("3")
+except StorageError as error:
+    print(error)
+    sys.exit(3)
+"""
+    proxy = Proxy(server.port)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, server.uri("exit/first", port=proxy.port), str(server.process.pid)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        out, _ = process.communicate(timeout=150)
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+        process.kill()
+    assert process.returncode == 3
+    assert "is kept in" in out
