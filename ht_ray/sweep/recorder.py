@@ -170,6 +170,8 @@ class StudyRecorder(tune.Callback):
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self._nodes.look()
+        if self._place.lost is not None:
+            self._stop(self._place.lost)
         if self._console.due():
             self._console.status(self._progress.lines())
             self._show_metrics()
@@ -257,15 +259,23 @@ class StudyRecorder(tune.Callback):
         if self.stopped is not None:
             return None
 
+        troubles: list[StorageError] = []
+
         def trouble(error: StorageError) -> None:
+            troubles.append(error)
             minutes = self._config.storage_minutes
             self._console.say(f"{error}; waiting up to {minutes:g} minutes for it, nothing is lost meanwhile")
 
+        began = time.monotonic()
         try:
-            return patiently(what, patience=60 * self._config.storage_minutes, trouble=trouble, stop=self._stopping)
+            result = patiently(what, patience=60 * self._config.storage_minutes, trouble=trouble, stop=self._stopping)
         except StorageError as error:
             self._stop(str(error))
             return None
+        if troubles:
+            self._console.say("the storage can be used again")
+            self._note("storage", detail=f"{troubles[0]}; it could be used after {time.monotonic() - began:.0f} s")
+        return result
 
     def _stop(self, reason: str) -> None:
         if self.stopped is None:

@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any
 
 from ht_ray._checks import SettingError
-from ht_ray._storage import StorageError, is_uri
+from ht_ray._storage import StorageError, is_uri, storage_errors
 from ht_ray.sweep.config import GIB, SweepConfig, check_before_ray, ray_address
 from ht_ray.sweep.leave import TRIAL_WORKER
 from ht_ray.sweep.place import Place, open_place
@@ -139,14 +139,22 @@ def run_study(
         if not resuming:
             create_study(place.directory, study)
         _check_shared(config, place)
-        records = [TrialRecord(place.directory, spec) for spec in study.trials]
-        due = _prepare(place.directory, records, console)
+        with storage_errors(location):
+            for name in ("trials", CHECKPOINTS):
+                (place.directory / name).mkdir(exist_ok=True)
+            records = [TrialRecord(place.directory, spec) for spec in study.trials]
+            due = _prepare(place.directory, records, console)
         if due:
             interrupted, stopped = _run(study, config, place, records, due, slots, console)
         try:
             write_results_csv(place.directory, records)
-            if finish is not None and any(record.status in ("finished", "diverged") for record in records):
-                finish(place.directory)
+            if (
+                finish is not None
+                and stopped is None
+                and any(record.status in ("finished", "diverged") for record in records)
+            ):
+                with storage_errors(location):
+                    finish(place.directory)
         except StorageError as error:
             stopped = stopped or str(error)
     count = Counter(record.status for record in records)
@@ -168,7 +176,8 @@ def _prepare(directory: Path, records: Sequence[TrialRecord], console: Console) 
         console.say("This study was begun by an earlier version, whose checkpoints are not used: trials begin anew.")
     due = []
     for record in records:
-        if record.status in ("finished", "diverged"):
+        # Of a trial that has finished nothing may be missing.
+        if record.status == "diverged" or (record.status == "finished" and record.progress >= 1):
             continue
         if record.torn:
             console.say(f"trial {record.spec.id}: a line of its results.jsonl was torn; it is left out")

@@ -20,10 +20,12 @@ import csv
 import fcntl
 import io
 import json
+import os
 import platform
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib import metadata
@@ -55,6 +57,8 @@ CHECKPOINTS = "checkpoints"
 JOURNAL = "journal.jsonl"
 
 _FORMAT = 1
+# Threads of the driver share the journal.
+_appending = threading.Lock()
 _FINAL = ("finished", "failed", "diverged")
 _PACKAGES = ("ht-ray", "torch", "ray", "numpy", "torchvision", "avalanche-lib", "gymnasium", "ale-py")
 
@@ -145,7 +149,8 @@ def create_study(directory: Path, study: Study) -> None:
         "settings": study.settings,
     }
     with storage_errors(directory):
-        (directory / "trials").mkdir(parents=True, exist_ok=True)
+        for folder in ("trials", CHECKPOINTS):
+            (directory / folder).mkdir(parents=True, exist_ok=True)
         write_atomic(directory / "trials.json", to_json([asdict(spec) for spec in study.trials], indent=1) + "\n")
         write_atomic(directory / "config.json", to_json(config, indent=1) + "\n")
 
@@ -161,25 +166,29 @@ def lock_study(directory: Path) -> Iterator[None]:
     SettingError
         If another process has it.
     """
-    with (directory / ".lock").open("a+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise SettingError(
-                f"The study {str(directory)!r} is being run by another process; wait for it or stop it first."
-            ) from error
+    with ExitStack() as closing:
+        with storage_errors(directory):
+            file = closing.enter_context((directory / ".lock").open("a+b"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise SettingError(
+                    f"The study {str(directory)!r} is being run by another process; wait for it or stop it first."
+                ) from error
         yield
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a file: all of it, or on an error nothing.
+    """Add a line to a file: all of it, or on an error nothing. Half a line that a kill left at its end is deleted.
 
     Raises
     ------
     StorageError
         If it cannot be written.
     """
-    append(path, line.encode() + b"\n")
+    with _appending, storage_errors(path), path.open("a+b", buffering=0) as file:
+        _cut_torn_line(file)
+        _write_whole(file, line.encode() + b"\n")
 
 
 def append(path: Path, content: bytes) -> None:
@@ -190,18 +199,30 @@ def append(path: Path, content: bytes) -> None:
     StorageError
         If that cannot be done.
     """
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab", buffering=0) as file:
-            end = file.tell()
-            rest = memoryview(content)
-            try:
-                while rest:
-                    rest = rest[file.write(rest) :]
-            except OSError:
-                # A full disk takes part of a line.
-                file.truncate(end)
-                raise
+    with storage_errors(path), path.open("ab", buffering=0) as file:
+        _write_whole(file, content)
+
+
+def _write_whole(file: io.FileIO, content: bytes) -> None:
+    end = file.seek(0, os.SEEK_END)
+    rest = memoryview(content)
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError:
+        # A full disk takes part of it.
+        file.truncate(end)
+        raise
+
+
+def _cut_torn_line(file: io.FileIO) -> None:
+    end = file.seek(0, os.SEEK_END)
+    if not end:
+        return
+    file.seek(end - 1)
+    if file.read(1) != b"\n":
+        file.seek(0)
+        file.truncate(file.readall().rfind(b"\n") + 1)
 
 
 def note(directory: Path, event: str, **values: Scalar | Sequence[str]) -> None:
@@ -270,6 +291,7 @@ class TrialRecord:
         """Add the next report, `line` being `report` as JSON."""
         if report["index"] != self.reports:
             raise ValueError(f"trial {self.spec.id}: report {report['index']} came when {self.reports} was due")
+        self._make_folder()
         append_line(self._results, line)
         self._count(report)
         self._changed()
@@ -290,8 +312,8 @@ class TrialRecord:
         return True
 
     def _replace(self, content: bytes) -> None:
+        self._make_folder()
         with storage_errors(self._results):
-            self.directory.mkdir(parents=True, exist_ok=True)
             write_atomic(self._results, content)
         self._read_reports()
         self._changed()
@@ -322,10 +344,16 @@ class TrialRecord:
         if self.on_change is not None:
             self.on_change(self)
 
+    def _make_folder(self) -> None:
+        # Not its parents: a study whose directory is gone is not to be begun anew in an empty one.
+        with storage_errors(self.directory):
+            self.directory.mkdir(exist_ok=True)
+
     def _count(self, report: Mapping[str, Any]) -> None:
+        progress, summary, seconds = report["progress"], report["summary"], report["seconds"]
+        self.progress, self.summary = progress, summary
+        self.seconds += seconds
         self.reports += 1
-        self.progress, self.summary = report["progress"], report["summary"]
-        self.seconds += report["seconds"]
 
     def _read_reports(self) -> None:
         self.reports, self.progress, self.seconds, self.torn = 0, 0.0, 0.0, False
@@ -336,24 +364,26 @@ class TrialRecord:
         self.torn = bool(rest)
         for line in lines:
             try:
-                report = json.loads(line)
-            except ValueError:
+                self._count(json.loads(line))
+            except (ValueError, KeyError, TypeError):
                 self.torn = True
                 break
-            self._count(report)
 
     def _read_status(self) -> None:
         path = self.directory / "status.json"
         if path.exists():
-            saved = json.loads(path.read_bytes())
+            try:
+                saved = json.loads(path.read_bytes())
+            except ValueError:
+                return  # a machine that lost its power; how the trial stands is found from its reports
             # "running" is what a driver that was killed left behind.
             self.status = saved["status"] if saved["status"] in _FINAL else "unfinished"
             self.error, self.restarts, self.node = saved["error"], saved["restarts"], saved["node"]
 
     def _write_status(self) -> None:
         status = {"status": self.status, "error": self.error, "restarts": self.restarts, "node": self.node}
+        self._make_folder()
         with storage_errors(self.directory):
-            self.directory.mkdir(parents=True, exist_ok=True)
             write_atomic(self.directory / "status.json", to_json(status) + "\n")
 
 

@@ -20,17 +20,19 @@ import ray
 from ray import tune
 from ray.tune.result import DONE
 
-from ht_ray._storage import Storage, StorageError, patiently
+from ht_ray._storage import Storage, StorageError
 from ht_ray.sweep.checkpoints import Checkpoint, CheckpointStore
 from ht_ray.sweep.faults import node_name
 from ht_ray.sweep.gpu_memory import wait_for_gpu_memory
 from ht_ray.sweep.plain import to_json
-from ht_ray.sweep.trial import Diverged, Interrupted, Trial, load_factory
+from ht_ray.sweep.trial import Diverged, Interrupted, Report, Trial, load_factory
 
 __all__ = ["Assignment", "StudyTrainable", "TrialEnded", "WorkerPlan"]
 
 # A worker that was told to leave, and is asked for nothing more, leaves by itself.
 _LEAVE_AFTER = 10.0
+# Seconds after which a storage that could not be used is tried again.
+_LOOK_AGAIN = 2.0
 
 
 class TrialEnded(RuntimeError):
@@ -71,6 +73,7 @@ class StudyTrainable(tune.Trainable):
     - ``"resumed"``: the trial goes on from a checkpoint, whose reports are in ``lines``;
     - ``"running"``, ``"finished"``: it made a report, and was saved;
     - ``"saved"``: it was saved inside a part, and goes on;
+    - ``"waiting"``: the storage is full or does not answer; the next `step` tries again;
     - ``"diverged"``: it ended for good;
     - ``"failed"``: its code raised an error, which would come again. It is not raised at once: the driver notes it, and
       allows no more retries;
@@ -89,6 +92,10 @@ class StudyTrainable(tune.Trainable):
     _seconds: float
     _notes: list[Mapping[str, str]]
     _ended: bool
+    _unsaved: dict[str, Any] | None
+    """What is to be told when the trial is saved."""
+    _outage: float | None
+    """When the storage was found to be away."""
 
     def setup(self, config: dict[str, Any], *, plan: WorkerPlan, shared: Any) -> None:
         self._plan = plan
@@ -130,38 +137,45 @@ class StudyTrainable(tune.Trainable):
             return self._fault("pre-empted", "the worker was told to leave before the trial went on")
         start = time.perf_counter()
         try:
+            if self._outage is not None:
+                time.sleep(_LOOK_AGAIN)
             if self._trial is None:
                 resumed = self._begin()
                 if resumed is not None:
                     return resumed
             assert self._trial is not None
-            with self._alarm(self._trial):
-                report = self._trial.advance()
-            self._lines.append(
-                to_json(
-                    {
-                        "index": len(self._lines),
-                        "curves": report.curves,
-                        "summary": report.summary,
-                        "progress": report.progress,
-                        "seconds": round(self._seconds + time.perf_counter() - start, 6),
-                    }
-                )
-            )
-            self._seconds, self._part = 0.0, 0
-            self._save()
+            if self._unsaved is None:
+                with self._alarm(self._trial):
+                    report = self._trial.advance()
+                self._unsaved = self._reported(report, self._seconds + time.perf_counter() - start)
+            return self._saved()
         except Interrupted:
             self._seconds += time.perf_counter() - start
             return self._saved_inside()
         except Diverged as error:
             return {"outcome": "diverged", "error": str(error) or "diverged", DONE: True}
         except StorageError as error:
-            return self._fault("storage", str(error))
+            return self._storage_trouble(error)
         # This is the border to code of any kind: whatever it raises is this trial's own end, told with its traceback.
         except Exception as error:
             if _out_of_memory(error):
                 return self._fault("out of memory", traceback.format_exc())
             return {"outcome": "failed", "error": traceback.format_exc()}
+
+    def _reported(self, report: Report, seconds: float) -> dict[str, Any]:
+        """Take in a report, and return what the driver is told of it."""
+        self._lines.append(
+            to_json(
+                {
+                    "index": len(self._lines),
+                    "curves": report.curves,
+                    "summary": report.summary,
+                    "progress": report.progress,
+                    "seconds": round(seconds, 6),
+                }
+            )
+        )
+        self._seconds, self._part = 0.0, 0
         finished = report.progress >= 1
         return {
             "outcome": "finished" if finished else "running",
@@ -175,7 +189,8 @@ class StudyTrainable(tune.Trainable):
         """Build the trial, and return a result if it goes on from a checkpoint."""
         if self._plan.gpu_memory is not None:
             wait_for_gpu_memory(self._plan.gpu_memory, share=sum(_gpu_shares()), say=self._notes.append)
-        found = self._patiently(lambda: self._store.load_newest(self._build, self._note_damage))
+        found = self._store.load_newest(self._build, self._note_damage)
+        self._storage_answers()
         if found is None:
             self._trial = self._build()
             return None
@@ -189,31 +204,42 @@ class StudyTrainable(tune.Trainable):
 
     def _saved_inside(self) -> dict[str, Any]:
         self._part += 1
+        if self._leaving:
+            self._unsaved = self._fault("pre-empted", "told to leave; saved inside a part")
+        else:
+            self._unsaved = {"outcome": "saved", **self._position}
         try:
-            self._save()
+            return self._saved()
         except StorageError as error:
-            return self._fault("storage", str(error))
+            return self._storage_trouble(error)
         except Exception:  # as in _step()
             return {"outcome": "failed", "error": traceback.format_exc()}
-        if self._leaving:
-            return self._fault("pre-empted", "told to leave; saved inside a part")
-        return {"outcome": "saved", **self._position}
 
-    def _save(self) -> None:
+    def _saved(self) -> dict[str, Any]:
+        """Save the trial, and return what is to be told then."""
         assert self._trial is not None
-        trial, position = self._trial, (len(self._lines), self._part)
-        checkpoint = Checkpoint(position, tuple(self._lines), round(self._seconds, 6))
-        self._patiently(lambda: self._store.save(trial, checkpoint))
+        assert self._unsaved is not None
+        checkpoint = Checkpoint((len(self._lines), self._part), tuple(self._lines), round(self._seconds, 6))
+        self._store.save(self._trial, checkpoint)
+        self._storage_answers()
+        told, self._unsaved = self._unsaved, None
+        return told
 
-    def _patiently(self, what: Callable[[], Any]) -> Any:
-        began = time.monotonic()
-        trouble: list[StorageError] = []
-        result = patiently(what, patience=self._plan.patience, trouble=trouble.append)
-        if trouble:
-            self._notes.append(
-                {"event": "storage", "detail": f"{trouble[0]}; it answered after {time.monotonic() - began:.0f} s"}
-            )
-        return result
+    def _storage_trouble(self, error: StorageError) -> dict[str, Any]:
+        now = time.monotonic()
+        if self._outage is None:
+            self._outage = now
+            detail = f"{error}; trying again for up to {self._plan.patience / 60:g} minutes"
+            self._notes.append({"event": "storage", "detail": detail})
+        elif now - self._outage > self._plan.patience:
+            return self._fault("storage", str(error))
+        return {"outcome": "waiting"}
+
+    def _storage_answers(self) -> None:
+        if self._outage is not None:
+            detail = f"the storage can be used again, after {time.monotonic() - self._outage:.0f} s"
+            self._notes.append({"event": "storage", "detail": detail})
+            self._outage = None
 
     def _note_damage(self, text: str) -> None:
         self._notes.append({"event": "checkpoint damaged", "detail": text})
@@ -233,6 +259,8 @@ class StudyTrainable(tune.Trainable):
         self._seconds = 0.0
         self._notes = []
         self._ended = False
+        self._unsaved = None
+        self._outage = None
 
     def _build(self) -> Trial:
         return load_factory(self._plan.factory)(self._assignment.config, self._shared)

@@ -279,6 +279,9 @@ def test_killed_driver_resumes_to_the_same_results(cluster: str, undisturbed: Pa
         assert scalars(directory, trial) == scalars(undisturbed, trial)
     assert f"{newest.parents[2]} is damaged (its file trial/deep/state.json is not what was saved)" in said
     assert "trial long-2: a line of its results.jsonl was torn" in said
+    damage = [line for line in journal(directory) if line["event"] == "checkpoint damaged"]
+    assert [line["trial"] for line in damage] == ["long-1"]
+    assert str(newest.parents[2]) in damage[0]["detail"]
     for row, peaceful in zip(table(directory).values(), table(undisturbed).values(), strict=True):
         for changing in ("seconds", "restarts"):
             del row[changing], peaceful[changing]
