@@ -109,6 +109,9 @@ class EventFile:
 
     def __init__(self, folder: Path) -> None:
         with storage_errors(folder):
+            # Not the study's own directory: if that is gone, it is not to be begun anew.
+            folder.parent.mkdir(exist_ok=True)
+            folder.mkdir(exist_ok=True)
             for old in folder.glob("events.out.tfevents.*"):
                 old.unlink()
         now = time.time()
