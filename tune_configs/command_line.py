@@ -199,6 +199,7 @@ def _run(
         metric=settings.metric,
         shared=prepared.shared,
         settings=asdict(settings),
+        search=settings.search_of(planned),
     )
     result = run_study(study, run)
     if result.finished or result.diverged:
