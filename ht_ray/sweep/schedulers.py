@@ -1,0 +1,247 @@
+"""The searches of a study, as Ray Tune's schedulers and searcher. Importing this module imports Ray."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from ht_ray.sweep.population import Leg, PopulationLog
+from ht_ray.sweep.search import Search, Values
+from ht_ray.sweep.study_dir import TrialRecord
+
+__all__ = ["HalvingScheduler", "PopulationScheduler", "SuggestionSearcher"]
+
+# Tune's trials know themselves by a number; their config is ``{"trial": number, "course": {...}}``.
+_RecordOf = Callable[[Any], TrialRecord]
+
+
+class HalvingScheduler(FIFOScheduler):
+    """Stops trials that fall behind, by Tune's asynchronous successive halving (Li et al. 2020, arXiv 1810.05934).
+
+    What earlier runs of the study reported counts as well. A trial that takes no part in the search is let alone.
+
+    Parameters
+    ----------
+    records
+        All trials of the study.
+    record_of
+        The record of one of Tune's trials.
+    """
+
+    def __init__(
+        self, search: Search, metric: str, mode: str, records: Sequence[TrialRecord], record_of: _RecordOf
+    ) -> None:
+        super().__init__()
+        self._search = search
+        self._summary_metric = metric
+        self._record_of = record_of
+        self._of_group = {
+            group: AsyncHyperBandScheduler(
+                time_attr="reports",
+                metric="score",
+                mode=mode,
+                max_t=search.reports,
+                grace_period=search.config.grace_period,
+                reduction_factor=search.config.reduction_factor,
+            )
+            for group in dict.fromkeys(search.groups.values())
+        }
+        #: By the id of each trial; Tune's own objects differ from run to run.
+        self._known: dict[str, Any] = {}
+        self._behind: set[str] = set()
+        self.stopped: set[str] = set()
+        for record in records:
+            if record.spec.id in search.groups:
+                self._known[record.spec.id] = SimpleNamespace(trial_id=record.spec.id)
+                self._group(record).on_trial_add(None, self._known[record.spec.id])
+        # By their reports, as if all had run side by side: at a rung the first to come is compared with nothing.
+        told = [
+            (report["index"], record, report)
+            for record in records
+            if record.spec.id in search.groups
+            for report in record.read()
+        ]
+        for _, record, report in sorted(told, key=lambda one: one[0]):
+            self._tell(record, report)
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        pass
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        pass
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: Any) -> None:
+        pass
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
+        record = self._record_of(trial)
+        if record.spec.id not in self._search.groups:
+            return str(TrialScheduler.CONTINUE)
+        lines = [*result.get("lines", ()), *([result["report"]] if "report" in result else [])]
+        for line in lines:
+            self._tell(record, json.loads(line))
+        if record.spec.id not in self._behind:
+            return str(TrialScheduler.CONTINUE)
+        self.stopped.add(record.spec.id)
+        return str(TrialScheduler.STOP)
+
+    def _group(self, record: TrialRecord) -> AsyncHyperBandScheduler:
+        return self._of_group[self._search.groups[record.spec.id]]
+
+    def _tell(self, record: TrialRecord, report: Mapping[str, Any]) -> None:
+        """Note where a trial stands at a rung, and whether it falls behind there."""
+        name, score = record.spec.id, report["summary"].get(self._summary_metric)
+        # Without a number there is nothing to compare; and the last report is the end anyhow.
+        if score is None or not math.isfinite(score) or report["progress"] >= 1:
+            return
+        result = {"reports": report["index"] + 1, "score": score}
+        # A report that is repeated, after a restart, finds its rung taken and decides nothing.
+        if self._group(record).on_trial_result(None, self._known[name], result) == TrialScheduler.STOP:
+            self._behind.add(name)
+
+
+class PopulationScheduler(FIFOScheduler):
+    """Lets the members of each population wait for one another, and gives those that fall behind a better's state.
+
+    A member that waits is paused, so that a population may be larger than what runs at a time. Its worker takes up
+    its own newest checkpoint afterwards, or that of the member it copies: nothing is kept in Tune.
+
+    Parameters
+    ----------
+    log
+        What was decided so far.
+    record_of
+        The record of one of Tune's trials.
+    records
+        All trials of the study.
+    on_copy
+        Told of each copy: who copies, from whom and with which settings.
+    """
+
+    def __init__(
+        self,
+        search: Search,
+        metric: str,
+        mode: str,
+        records: Sequence[TrialRecord],
+        record_of: _RecordOf,
+        log: PopulationLog,
+        on_copy: Callable[[str, Leg], None],
+    ) -> None:
+        super().__init__()
+        self._search = search
+        self._summary_metric = metric
+        self._sign = 1 if mode == "max" else -1
+        self._records = {record.spec.id: record for record in records if record.spec.id in search.groups}
+        self._record_of = record_of
+        self._log = log
+        self._on_copy = on_copy
+        self._trials: dict[str, Any] = {}
+        self._waiting: set[str] = set()
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        record = self._record_of(trial)
+        if record.spec.id in self._records:
+            self._trials[record.spec.id] = trial
+            self._waiting.discard(record.spec.id)
+            self._set_course(record.spec.id)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
+        name = self._record_of(trial).spec.id
+        if name not in self._records or result["outcome"] not in ("running", "waiting"):
+            return str(TrialScheduler.CONTINUE)
+        if result["reports"] != self._log.due(self._search.groups[name]):
+            return str(TrialScheduler.CONTINUE)
+        self._waiting.add(name)
+        # Tune would save it first; its worker has.
+        tune_controller.pause_trial(trial, should_checkpoint=False)
+        return str(TrialScheduler.NOOP)
+
+    def choose_trial_to_run(self, tune_controller: Any, *arguments: Any, **options: Any) -> Any:
+        for group in dict.fromkeys(self._search.groups.values()):
+            self._decide(group)
+        ready = [
+            trial
+            for trial in tune_controller.get_trials()
+            if trial.status in ("PENDING", "PAUSED") and self._record_of(trial).spec.id not in self._waiting
+        ]
+        # Whoever is furthest behind keeps the others waiting.
+        return min(ready, key=lambda trial: self._record_of(trial).reports, default=None)
+
+    def _decide(self, group: str) -> None:
+        members = self._search.members(group)
+        live = [name for name in members if not self._records[name].final]
+        if not live or not self._waiting.issuperset(live):
+            return
+        scores = {
+            name: self._sign * self._records[name].finite_summary.get(self._summary_metric, math.nan) for name in live
+        }
+        for name, leg in self._log.decide(group, scores).items():
+            self._on_copy(name, leg)
+        for name in live:
+            self._waiting.discard(name)
+            self._set_course(name)
+
+    def _set_course(self, name: str) -> None:
+        course = {
+            "legs": [[leg.reports, leg.source, leg.values] for leg in self._log.legs(name)],
+            "until": self._log.due(self._search.groups[name]),
+        }
+        trial = self._trials[name]
+        trial.set_config({**trial.config, "course": course})
+
+
+class SuggestionSearcher(Searcher):
+    """Hands the trials of a study to Tune one by one, each with its settings once it can start.
+
+    Parameters
+    ----------
+    due
+        The records of the trials to run, by the number Tune knows them by.
+    slots
+        How many trials run at a time: what is suggested later knows more.
+    values_of
+        Returns the settings that a trial is to have, if it is one that is searched.
+    """
+
+    def __init__(
+        self,
+        due: Sequence[TrialRecord],
+        slots: int,
+        values_of: Callable[[TrialRecord], Values | None],
+        metric: str,
+        mode: str,
+    ) -> None:
+        super().__init__(metric=metric, mode=mode)
+        self._due = due
+        self._slots = slots
+        self._values_of = values_of
+        self._handed = 0
+        self._live: set[str] = set()
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if self._handed == len(self._due):
+            return str(Searcher.FINISHED)
+        if len(self._live) >= self._slots:
+            return None
+        number = self._handed
+        values = self._values_of(self._due[number])
+        self._handed += 1
+        self._live.add(trial_id)
+        course = {} if values is None else {"course": {"legs": [[0, None, values]], "until": None}}
+        return {"trial": number, **course}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        self._live.discard(trial_id)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the study directory has it all."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: see `save`."""
