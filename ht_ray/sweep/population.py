@@ -1,9 +1,9 @@
 """Population-based training: who takes over whose state, with which settings. No Ray here.
 
 After every so many reports the worst of a population take over the state of some of the best, each with settings near
-those that the state was trained with (Jaderberg et al. 2017, arXiv 1711.09846), once all have reported. What is decided
-depends on what was reported and on the seed alone, not on which trial was faster, and is written down before it is done.
-So a population that was interrupted, at whatever moment, is the one that was not.
+those that the state was trained with (Jaderberg et al. 2017, arXiv 1711.09846), once all have reported. What is
+decided depends on what was reported and on the seed alone, not on which trial was faster, and is written down before it
+is done. So a population that was interrupted, at whatever moment, is the one that was not.
 """
 
 from __future__ import annotations

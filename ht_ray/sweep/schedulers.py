@@ -54,7 +54,8 @@ class HalvingScheduler(FIFOScheduler):
         }
         #: By the id of each trial; Tune's own objects differ from run to run.
         self._known: dict[str, Any] = {}
-        self._behind: set[str] = set()
+        #: At which of its reports each trial was behind: one that went on from there has been compared before.
+        self._behind: dict[str, int] = {}
         self.stopped: set[str] = set()
         for record in records:
             if record.spec.id in search.groups:
@@ -86,7 +87,7 @@ class HalvingScheduler(FIFOScheduler):
         lines = [*result.get("lines", ()), *([result["report"]] if "report" in result else [])]
         for line in lines:
             self._tell(record, json.loads(line))
-        if record.spec.id not in self._behind:
+        if self._behind.get(record.spec.id) != result.get("reports", -1):
             return str(TrialScheduler.CONTINUE)
         self.stopped.add(record.spec.id)
         return str(TrialScheduler.STOP)
@@ -103,7 +104,7 @@ class HalvingScheduler(FIFOScheduler):
         result = {"reports": report["index"] + 1, "score": score}
         # A report that is repeated, after a restart, finds its rung taken and decides nothing.
         if self._group(record).on_trial_result(None, self._known[name], result) == TrialScheduler.STOP:
-            self._behind.add(name)
+            self._behind[name] = report["index"] + 1
 
 
 class PopulationScheduler(FIFOScheduler):
