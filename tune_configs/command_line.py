@@ -9,7 +9,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields, make_dataclass
+from dataclasses import asdict, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,6 +18,7 @@ import tyro
 from torch import Tensor, nn
 
 from ht_ray._checks import SettingError, SettingWarning
+from ht_ray._storage import StorageError, is_uri
 from ht_ray.diagnostics import IndicatorConfig
 from ht_ray.mechanisms import Tortoise
 from ht_ray.sweep import Study, SweepConfig, TrialSpec, check_before_ray, load_study_settings, run_study
@@ -107,6 +108,9 @@ def main(
         names = [field.name for config in (settings_class, SweepConfig) for field in fields(config)]
         print(f"{name}.py: error: {with_flag_names(str(error), names)}", file=sys.stderr)
         return 2
+    except StorageError as error:
+        print(f"{name}.py: error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"{name}.py: interrupted", file=sys.stderr)
         return 130
@@ -151,11 +155,13 @@ def _parse(
         return tyro.cli(both, args=arguments, prog=f"{name}.py", description=description, **defaults)
 
     parsed = parse()
-    config = SweepConfig(**vars(parsed.run))
+    config = SweepConfig(**vars(parsed.run)).located()
     if config.resume is None:
         return settings_class(**vars(parsed.study)).resolved(), config
     try:
-        saved = settings_class.from_json(load_study_settings(Path(config.resume).expanduser()))
+        saved = settings_class.from_json(
+            load_study_settings(config.resume if is_uri(config.resume) else Path(config.resume).expanduser())
+        )
     except SettingError as error:
         raise SettingError(f"SweepConfig.resume = {config.resume!r}: {error}") from error
     # With the study's settings as defaults, a flag that was given is told from one that was not.
@@ -188,7 +194,9 @@ def _run(
         )
     check_gpus(run)
     planned = trials(settings)
-    check_before_ray(run, name)
+    location = check_before_ray(run, name)
+    if run.resume is None:
+        run = replace(run, results_dir=location)
     prepared = prepare(settings, planned)
     for sentence in [*device_warnings(settings, run), *prepared.warnings]:
         print(f"{name}.py: warning: {sentence}", file=sys.stderr)
@@ -201,17 +209,23 @@ def _run(
         settings=asdict(settings),
         search=settings.search_of(planned),
     )
-    result = run_study(study, run)
-    if result.finished or result.diverged:
+    methods = False
+
+    def report(directory: Path) -> None:
+        nonlocal methods
         from ht_ray.report import write_report
 
-        for path in write_report(result.directory, say=print):
-            print(path)
+        files = [path.relative_to(directory) for path in write_report(directory, say=print)]
+        methods = (directory / "report").is_dir()
+        for path in files:
+            print(f"{location}/{path}")
+
+    result = run_study(study, run, finish=report)
     print(result.describe())
     if run.tensorboard:
-        print(f"Curves of all trials: tensorboard --logdir {shlex.quote(str(result.directory))}")
-        if (methods := result.directory / "report").is_dir():
-            print(f"Methods, means over seeds: tensorboard --logdir {shlex.quote(str(methods))}")
+        print(f"Curves of all trials: tensorboard --logdir {shlex.quote(location)}")
+        if methods:
+            print(f"Methods, means over seeds: tensorboard --logdir {shlex.quote(f'{location}/report')}")
     return result.exit_code
 
 

@@ -1,16 +1,14 @@
-"""Plain values and plain files: strict JSON, and writing that a kill cannot tear."""
+"""Plain values, as strict JSON."""
 
 from __future__ import annotations
 
 import json
 import math
 import numbers
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, TypeAlias
 
-__all__ = ["Scalar", "to_json", "to_plain", "write_atomic"]
+__all__ = ["Scalar", "to_json", "to_plain"]
 
 Scalar: TypeAlias = bool | int | float | str | None
 
@@ -48,10 +46,3 @@ def to_plain(value: object) -> Any:
 def to_json(value: object, *, indent: int | None = None) -> str:
     """Return `value` (see `to_plain`) as strict JSON."""
     return json.dumps(to_plain(value), indent=indent, allow_nan=False)
-
-
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file that, whenever the process dies, has either its old content or all of the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    temporary.replace(path)

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from ray import tune
 
-from ht_ray.sweep.checkpoints import drop_older_checkpoints
+from ht_ray._storage import StorageError, patiently
+from ht_ray.sweep.checkpoints import CheckpointStore, Position
+from ht_ray.sweep.config import SweepConfig
+from ht_ray.sweep.faults import Death, NodeWatch, death_of
+from ht_ray.sweep.place import Place
 from ht_ray.sweep.progress import Console, StudyProgress
-from ht_ray.sweep.study_dir import TrialRecord, write_results_csv
+from ht_ray.sweep.study_dir import CHECKPOINTS, TrialRecord, note, write_results_csv
 from ht_ray.sweep.tensorboard import HParams, TrialEvents
 
-__all__ = ["StudyRecorder"]
+__all__ = ["StopEarly", "StudyRecorder"]
 
 # Rewriting the table costs milliseconds; who looks at it while the study runs can wait this long.
 _TABLE_EVERY = 30.0
+# Being told to leave is no fault of a trial; but not for ever, if it never gets further.
+_NOTICES_PER_FAILURE = 10
 
 
 class StudyRecorder(tune.Callback):
@@ -26,41 +32,65 @@ class StudyRecorder(tune.Callback):
 
     Parameters
     ----------
-    directory
+    place
         The study's.
     records
         All its trials.
     assigned
         The records of the trials of this attempt, by the number Tune knows them by.
-    tensorboard
-        Whether to write event files.
+    stopping
+        Whether the user wants the study to stop: then no storage is waited for.
+
+    Attributes
+    ----------
+    stopped
+        Why the study cannot go on; None while it can.
     """
 
     def __init__(
         self,
-        directory: Path,
+        place: Place,
         records: Sequence[TrialRecord],
         assigned: Sequence[TrialRecord],
+        config: SweepConfig,
         progress: StudyProgress,
         console: Console,
-        *,
-        tensorboard: bool,
+        stopping: Callable[[], bool],
     ) -> None:
-        self._directory = directory
+        self.stopped: str | None = None
+        self._place = place
+        self._directory = place.directory
         self._records = records
         self._assigned = assigned
+        self._config = config
         self._progress = progress
         self._console = console
-        self._hparams = HParams([record.spec.settings for record in records]) if tensorboard else None
+        self._stopping = stopping
+        self._hparams = HParams([record.spec.settings for record in records]) if config.tensorboard else None
         self._events: dict[str, TrialEvents] = {}
         self._table_written = time.monotonic()
+        self._position: dict[str, Position] = {}
+        self._notices: dict[str, int] = {}
+        self._told: dict[str, Death] = {}
+        self._nodes = NodeWatch(self._node_changed)
+        self._checkpoints = place.storage.child(CHECKPOINTS)
+        self._cleaner = ThreadPoolExecutor(1, "ht-ray-cleaner")
+        self._cleaning: list[Future[None]] = []
+
+    @property
+    def nodes(self) -> list[str]:
+        """The nodes of the cluster."""
+        return self._nodes.nodes
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         record = self._record(trial)
-        record.start()
+        self._write(record.start)
         self._progress.part_began(record)
+        if record.spec.id not in self._position:
+            self._position[record.spec.id] = (-1, 0)
+            self._allow(trial)
         if self._hparams is not None and record.spec.id not in self._events:
-            self._open_events(record, self._hparams)
+            self._reopen_events(record)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -68,78 +98,210 @@ class StudyRecorder(tune.Callback):
         record = self._record(trial)
         record.node = result["hostname"]
         # Tune keeps the last result of every trial in its own files; it needs none of this.
-        line, error = result.pop("report", None), result.pop("error", None)
+        line, lines = result.pop("report", None), result.pop("lines", None)
+        error, detail = result.pop("error", None), result.pop("detail", "")
+        for told in result.pop("notes", ()):
+            self._note(**told, trial=record.spec.id, node=record.node)
+            self._console.say(f"trial {record.spec.id}: {told['detail']}")
+        if lines is not None:
+            self._restore(record, lines)
         if line is not None:
             self._add(record, line)
         self._progress.part_began(record)
         outcome = result["outcome"]
-        if outcome == "failed":
+        if outcome == "fault":
+            self._told[record.spec.id] = (result["kind"], detail)
+            if result["kind"] == "storage":
+                self._stop(detail)
+        elif outcome == "failed":
             # It would fail again: the next step ends its process, and Tune is not to start another.
             trial.max_failures = 0
-        if outcome != "running":
+            self._note("fault", trial=record.spec.id, kind="error", node=record.node, detail=_last(error))
+        elif "reports" in result:
+            self._got_to(trial, record, (result["reports"], result["part"]))
+        if outcome in ("finished", "failed", "diverged"):
             self._end(record, outcome, error)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        # Tune has saved it by now. What failed may be resumed, from the checkpoint before if the newest is damaged.
+        # What failed may be resumed, from the checkpoint before if the newest is damaged.
         record = self._record(trial)
         if record.status in ("finished", "diverged"):
-            drop_older_checkpoints(self._directory, record.spec.id, record.reports, self._console.say)
+            self._cleaning.append(self._cleaner.submit(self._clean, record))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         record = self._record(trial)
+        kind, detail = self._death(trial, record)
         record.restarts += 1
+        self._note("fault", trial=record.spec.id, kind=kind, node=record.node, reports=record.reports, detail=detail)
+        if kind == "pre-empted":
+            notices = self._notices[record.spec.id] = self._notices.get(record.spec.id, 0) + 1
+            if notices <= _NOTICES_PER_FAILURE * self._config.max_failures:
+                trial.max_failures += 1
         self._console.say(
-            f"trial {record.spec.id}: its worker died; restarting it from its newest checkpoint "
+            f"trial {record.spec.id}: {_KINDS.get(kind, kind)}; restarting it from its newest checkpoint "
             f"({record.restarts} restart{'s' if record.restarts > 1 else ''})"
         )
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         record = self._record(trial)
-        if not record.final:
-            self._end(record, "failed", f"the worker died too often; the last time: {trial.get_error()}")
+        if record.final:
+            return
+        kind, detail = self._death(trial, record)
+        self._note("fault", trial=record.spec.id, kind=kind, node=record.node, reports=record.reports, detail=detail)
+        if self.stopped is None:
+            tries = self._config.max_failures + 1
+            often = f"{tries} times in a row without getting further" if tries > 1 else "once (no restarts are allowed)"
+            self._end(record, "failed", f"{_KINDS.get(kind, kind)}, {often}; the last time: {detail}")
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self._nodes.look()
         if self._console.due():
             self._console.status(self._progress.lines())
         if time.monotonic() - self._table_written >= _TABLE_EVERY:
             self._table_written = time.monotonic()
-            write_results_csv(self._directory, self._records)
+            self._write(lambda: write_results_csv(self._directory, self._records))
 
     def close(self) -> None:
         """Close what is open; what runs now is cut off."""
         for record in self._assigned:
             record.cut_off()
             self._close_events(record)
+        self._cleaner.shutdown()
+        for done in self._cleaning:
+            if (error := done.exception()) is not None:
+                self._console.say(f"checkpoints that are needed no more could not be deleted: {error}")
+                break
 
     def _record(self, trial: Any) -> TrialRecord:
         number: int = trial.config["trial"]
         return self._assigned[number]
 
+    def _got_to(self, trial: Any, record: TrialRecord, position: Position) -> None:
+        """Count failures anew if the trial is further than it ever was."""
+        if position > self._position[record.spec.id]:
+            self._position[record.spec.id] = position
+            self._notices.pop(record.spec.id, None)
+            self._allow(trial)
+
+    def _allow(self, trial: Any) -> None:
+        trial.max_failures = trial.run_metadata.num_failures + self._config.max_failures
+
+    def _death(self, trial: Any, record: TrialRecord) -> Death:
+        told = self._told.pop(record.spec.id, None)
+        return death_of(trial) if told is None else told
+
+    def _node_changed(self, event: str, node: str) -> None:
+        self._note(event, node=node)
+        self._console.say(f"{event}: {node}")
+
+    def _restore(self, record: TrialRecord, lines: Sequence[str]) -> None:
+        """Take a trial's reports from the checkpoint that it goes on from."""
+        known = record.reports
+        if self._write(lambda: record.restore(lines)):
+            self._reopen_events(record)
+        self._note("resumed", trial=record.spec.id, node=record.node, reports=len(lines), known=known)
+
     def _add(self, record: TrialRecord, line: str) -> None:
         report: Mapping[str, Any] = json.loads(line)
         if report["index"] < record.reports:
-            # A restarted trial repeats what came after its checkpoint.
-            record.cut(report["index"])
-            if self._hparams is not None:
-                self._close_events(record)
-                self._open_events(record, self._hparams)
-        record.append(line, report)
-        if record.spec.id in self._events:
-            self._events[record.spec.id].add(report)
+            # A trial that found no good checkpoint begins anew.
+            self._write(lambda: record.cut(report["index"]))
+            self._reopen_events(record)
+        self._write(lambda: record.append(line, report))
+        if record.spec.id in self._events and self.stopped is None:
+            try:
+                self._events[record.spec.id].add(report)
+            except OSError:
+                self._reopen_events(record)
 
     def _end(self, record: TrialRecord, status: str, error: str | None) -> None:
-        record.end(status, error)
+        self._write(lambda: record.end(status, error))
         self._close_events(record)
         if error is not None:
             self._console.say(f"trial {record.spec.id} {status}: {error.rstrip()}")
 
-    def _open_events(self, record: TrialRecord, hparams: HParams) -> None:
-        events = TrialEvents(record.directory, record.spec.settings, hparams)
-        for report in record.read():
-            events.add(report)
-        self._events[record.spec.id] = events
+    def _reopen_events(self, record: TrialRecord) -> None:
+        """Write the trial's event file anew."""
+        if self._hparams is None:
+            return
+        self._close_events(record)
+        hparams = self._hparams
+
+        def written() -> TrialEvents:
+            try:
+                events = TrialEvents(record.directory, record.spec.settings, hparams)
+                for report in record.read():
+                    events.add(report)
+            except OSError as error:
+                raise StorageError(f"the storage {str(record.directory)!r} cannot be used: {error}") from error
+            return events
+
+        events = self._write(written)
+        if events is not None:
+            self._events[record.spec.id] = events
 
     def _close_events(self, record: TrialRecord) -> None:
         events = self._events.pop(record.spec.id, None)
         if events is not None:
-            events.close(record.status)
+            try:
+                events.close(record.status)
+            except OSError as error:
+                self._console.say(f"the TensorBoard files of trial {record.spec.id} could not be closed: {error}")
+
+    def _clean(self, record: TrialRecord) -> None:
+        # On storage elsewhere the last report may still be on its way there.
+        self._place.sync()
+        CheckpointStore(self._checkpoints, record.spec.id).end(keep=self._config.keep_checkpoints)
+
+    def _note(self, event: str, **values: Any) -> None:
+        self._write(lambda: note(self._directory, event, **values))
+
+    def _write(self, what: Callable[[], Any]) -> Any:
+        """Do what writes files; if the disk is full or lost, wait for it, and then stop the study."""
+        if self.stopped is not None:
+            return None
+
+        def trouble(error: StorageError) -> None:
+            minutes = self._config.storage_minutes
+            self._console.say(f"{error}; waiting up to {minutes:g} minutes for it, nothing is lost meanwhile")
+
+        try:
+            return patiently(what, patience=60 * self._config.storage_minutes, trouble=trouble, stop=self._stopping)
+        except StorageError as error:
+            self._stop(str(error))
+            return None
+
+    def _stop(self, reason: str) -> None:
+        if self.stopped is None:
+            self.stopped = reason
+            self._console.say(f"Stopping: {reason}")
+
+
+class StopEarly(tune.Stopper):
+    """Stops all trials once `asked` says so."""
+
+    def __init__(self, asked: Callable[[], bool]) -> None:
+        self._asked = asked
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune pickles its stopper now and then, and never needs that.
+        return {}
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._asked()
+
+
+_KINDS = {
+    "worker died": "its worker died",
+    "out of memory": "its memory ran out",
+    "node lost": "its node was lost",
+    "pre-empted": "its worker was told to leave",
+}
+
+
+def _last(error: str | None) -> str:
+    lines = [line.strip() for line in (error or "").splitlines() if line.strip()]
+    return lines[-1] if lines else ""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import signal
+import socket
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -17,17 +20,11 @@ from types import FrameType
 from typing import Any
 
 from ht_ray._checks import SettingError
-from ht_ray.sweep.checkpoints import newest_checkpoint
-from ht_ray.sweep.config import SweepConfig, check_before_ray, ray_address
+from ht_ray._storage import StorageError, is_uri
+from ht_ray.sweep.config import GIB, SweepConfig, check_before_ray, ray_address
+from ht_ray.sweep.place import Place, open_place
 from ht_ray.sweep.progress import Console, StudyProgress
-from ht_ray.sweep.study_dir import (
-    TrialRecord,
-    create_study,
-    load_plan,
-    lock_study,
-    new_attempt,
-    write_results_csv,
-)
+from ht_ray.sweep.study_dir import CHECKPOINTS, TrialRecord, create_study, load_plan, note, write_results_csv
 from ht_ray.sweep.trial import Study
 
 __all__ = ["StudyResult", "run_study"]
@@ -51,28 +48,31 @@ class StudyResult:
 
     Parameters
     ----------
-    directory
-        The study's directory.
+    location
+        The study's directory, or its URI.
     finished, failed, diverged, unfinished
         The number of its trials that ended thus, earlier runs included.
     interrupted
         Whether the run was stopped by a signal.
+    stopped
+        Why the run had to end before its trials did; None if it had not to.
     seconds
         The wall time of this run.
     """
 
-    directory: Path
+    location: str
     finished: int
     failed: int
     diverged: int
     unfinished: int
     interrupted: bool
     seconds: float
+    stopped: str | None = None
 
     @property
     def exit_code(self) -> int:
         """What a script should exit with: 130 if interrupted, 1 if a trial failed or is missing, otherwise 0."""
-        return 130 if self.interrupted else int(self.failed + self.unfinished > 0)
+        return 130 if self.interrupted else int(self.failed + self.unfinished > 0 or self.stopped is not None)
 
     def describe(self) -> str:
         """Say how the run ended, where the results are, and how to go on if something is missing."""
@@ -83,13 +83,21 @@ class StudyResult:
             "unfinished": self.unfinished,
         }
         told = ", ".join(f"{number} {name}" for name, number in counts.items() if number)
-        text = f"{'Interrupted. ' if self.interrupted else ''}Trials: {told}. Results: {self.directory}"
+        text = f"{'Interrupted. ' if self.interrupted else ''}Trials: {told}. Results: {self.location}"
+        if self.stopped is not None:
+            text = f"Stopped: {self.stopped}\n{text}"
         if self.failed + self.unfinished:
-            text += f"\nTo run what is missing: --resume {self.directory}"
+            text += f"\nTo run what is missing: --resume {shlex.quote(self.location)}"
         return text
 
 
-def run_study(study: Study, config: SweepConfig, *, console: Console | None = None) -> StudyResult:
+def run_study(
+    study: Study,
+    config: SweepConfig,
+    *,
+    console: Console | None = None,
+    finish: Callable[[Path], None] | None = None,
+) -> StudyResult:
     """Run all trials of `study`, or, with ``config.resume``, those that have not ended well.
 
     Ray is used if it is already initialised, and otherwise started (or connected to) and shut down here. Ctrl-C and
@@ -104,113 +112,133 @@ def run_study(study: Study, config: SweepConfig, *, console: Console | None = No
         How to run it.
     console
         Where the progress is shown; standard error by default.
+    finish
+        Called at the end, if a trial has finished or diverged, with the directory in which the results are: what it
+        writes there is part of the study, also where that is at a URI and the directory a copy that goes away.
 
     Raises
     ------
     SettingError
         If the study cannot run as configured.
+    StorageError
+        If what the driver wrote could not be brought to the study's URI; the message says where it is kept.
     """
     began = time.monotonic()
     console = console or Console()
-    directory = check_before_ray(config, study.name)
+    config = config.located()
+    location = check_before_ray(config, study.name)
     resuming = config.resume is not None
     if resuming:
-        load_plan(directory).check_same(study, directory)
-    with _ray(config, console) as slots:
+        load_plan(location).check_same(study, location)
+    stopped, interrupted = None, False
+    with (
+        _ray(config, console) as slots,
+        open_place(location, patience=60 * config.storage_minutes, say=console.say) as place,
+    ):
         if not resuming:
-            create_study(directory, study)
-        with lock_study(directory):
-            _check_shared(config, directory)
-            records = [TrialRecord(directory, spec) for spec in study.trials]
-            due = _prepare(directory, records, console)
-            interrupted = bool(due) and _run(study, config, directory, records, due, slots, console)
-            write_results_csv(directory, records)
+            create_study(place.directory, study)
+        _check_shared(config, place)
+        records = [TrialRecord(place.directory, spec) for spec in study.trials]
+        due = _prepare(place.directory, records, console)
+        if due:
+            interrupted, stopped = _run(study, config, place, records, due, slots, console)
+        try:
+            write_results_csv(place.directory, records)
+            if finish is not None and any(record.status in ("finished", "diverged") for record in records):
+                finish(place.directory)
+        except StorageError as error:
+            stopped = stopped or str(error)
     count = Counter(record.status for record in records)
     return StudyResult(
-        directory,
+        location,
         finished=count["finished"],
         failed=count["failed"],
         diverged=count["diverged"],
         unfinished=count["unfinished"],
         interrupted=interrupted,
         seconds=time.monotonic() - began,
+        stopped=stopped,
     )
 
 
-def _prepare(directory: Path, records: Sequence[TrialRecord], console: Console) -> list[tuple[TrialRecord, str | None]]:
-    """Return the trials to run and the checkpoint of each, their reports cut back to it."""
+def _prepare(directory: Path, records: Sequence[TrialRecord], console: Console) -> list[TrialRecord]:
+    """Return the trials to run. From where each goes on, its worker finds out."""
+    if next(directory.glob("ray/attempt-*"), None) is not None:
+        console.say("This study was begun by an earlier version, whose checkpoints are not used: trials begin anew.")
     due = []
     for record in records:
         if record.status in ("finished", "diverged"):
             continue
         if record.torn:
             console.say(f"trial {record.spec.id}: a line of its results.jsonl was torn; it is left out")
+            record.cut(record.reports)
         if record.progress >= 1:
             # Killed between the last report and its note.
-            record.cut(record.reports)
             record.end("finished")
             continue
-        checkpoint = newest_checkpoint(directory, record.spec.id, record.reports, console.say)
-        record.cut(0 if checkpoint is None else checkpoint.reports)
         record.status = "unfinished"
-        due.append((record, None if checkpoint is None else str(checkpoint.path)))
+        due.append(record)
     return due
 
 
 def _run(
     study: Study,
     config: SweepConfig,
-    directory: Path,
+    place: Place,
     records: Sequence[TrialRecord],
-    due: Sequence[tuple[TrialRecord, str | None]],
+    due: Sequence[TrialRecord],
     slots: int,
     console: Console,
-) -> bool:
-    """Run the trials that are due, and return whether a signal stopped them."""
+) -> tuple[bool, str | None]:
+    """Run the trials that are due, and return whether a signal stopped them, and why they could not go on if so."""
     from ray import tune
 
-    from ht_ray.sweep.recorder import StudyRecorder
+    from ht_ray.sweep.recorder import StopEarly, StudyRecorder
     from ht_ray.sweep.trainable import Assignment, StudyTrainable, WorkerPlan
 
-    class StopOnSignal(tune.Stopper):
-        def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-            return False
-
-        def stop_all(self) -> bool:
-            return stop.requested
-
-    assigned = [record for record, _ in due]
+    directory = place.directory
+    stop = _StopSignals(console)
     progress = StudyProgress(study.name, records, study.metric, study.mode, slots)
-    recorder = StudyRecorder(directory, records, assigned, progress, console, tensorboard=config.tensorboard)
+    recorder = StudyRecorder(place, records, due, config, progress, console, stopping=lambda: stop.requested)
     plan = WorkerPlan(
         study.factory,
-        tuple(Assignment(record.spec.id, record.spec.config, checkpoint) for record, checkpoint in due),
+        tuple(Assignment(record.spec.id, record.spec.config) for record in due),
+        place.storage.child(CHECKPOINTS),
         import_path=_import_path(),
+        checkpoint_every=None if config.checkpoint_minutes is None else 60 * config.checkpoint_minutes,
+        patience=60 * config.storage_minutes,
+        gpu_memory=None if config.gpu_memory_per_trial is None else GIB * config.gpu_memory_per_trial,
     )
     trainable = tune.with_resources(
-        tune.with_parameters(StudyTrainable, plan=plan, shared=study.shared),
-        {"cpu": config.cpus_per_trial, "gpu": config.gpus_per_trial},
+        tune.with_parameters(StudyTrainable, plan=plan, shared=study.shared), _resources(config)
     )
-    attempt = new_attempt(directory)
-    # Tune makes a placement group for each pending trial; more than can start soon only cost.
-    environment = {**_TUNE_ENVIRONMENT, "TUNE_MAX_PENDING_TRIALS_PG": str(slots + 1)}
+    # Tune makes a placement group for each pending trial. More than can start soon only cost; where nodes are added for
+    # them, they are how the need is told.
+    pending = (config.max_concurrent or len(due)) if config.autoscaling else slots
+    environment = {**_TUNE_ENVIRONMENT, "TUNE_MAX_PENDING_TRIALS_PG": str(min(pending, len(due)) + 1)}
 
     def name(trial: Any) -> str:
         number: int = trial.config["trial"]
-        return assigned[number].spec.id
+        return due[number].spec.id
 
+    note(directory, "run started", trials=len(due), command=sys.argv, driver=_this_process(), nodes=recorder.nodes)
     console.status(progress.lines())
-    with _environment(environment), _quiet_tune(), _StopSignals(console) as stop:
+    with (
+        _environment(environment),
+        _quiet_tune(),
+        stop,
+        # Of Tune's own files nothing is needed later: its state is never restored.
+        tempfile.TemporaryDirectory(prefix="ht-ray-tune-", ignore_cleanup_errors=True) as scratch,
+    ):
         try:
             tune.run(
                 trainable,
-                name=attempt.name,
-                storage_path=str(attempt.parent),
+                name=Path(scratch).name,
+                storage_path=scratch,
                 config={"trial": tune.grid_search(list(range(len(due))))},
                 trial_name_creator=name,
                 trial_dirname_creator=name,
-                stop=StopOnSignal(),
-                checkpoint_config=tune.CheckpointConfig(num_to_keep=2),
+                stop=StopEarly(lambda: stop.requested or recorder.stopped is not None),
                 max_failures=config.max_failures,
                 max_concurrent_trials=config.max_concurrent,
                 reuse_actors=True,
@@ -223,9 +251,24 @@ def _run(
         finally:
             stop.ignore_more()
             recorder.close()
-            write_results_csv(directory, records)
             console.status(progress.lines())
-    return stop.requested
+    if recorder.stopped is None:
+        try:
+            note(directory, "run ended", how="interrupted" if stop.requested else "finished")
+        except StorageError as error:
+            return stop.requested, str(error)
+    return stop.requested, recorder.stopped
+
+
+def _resources(config: SweepConfig) -> Any:
+    from ray import tune
+
+    labels = {"bundle_label_selector": [config.label_selector]} if config.label_selector else {}
+    return tune.PlacementGroupFactory([config.resources_per_trial], **labels)
+
+
+def _this_process() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}"
 
 
 @contextmanager
@@ -260,35 +303,55 @@ def _ray(config: SweepConfig, console: Console) -> Iterator[int]:
 def _slots(config: SweepConfig, nodes: Sequence[dict[str, Any]]) -> int:
     """Return how many trials fit on the cluster at a time; raise if none ever does."""
     fitting = sum(_fit(config, node) for node in nodes)
+    if not fitting and config.autoscaling:
+        fitting = 1
     if not fitting:
-        had = [node["Resources"] for node in nodes if node["Alive"]]
-        nodes_have = "; ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in had)
+        needed = ", ".join(f"{name} {amount:g}" for name, amount in config.resources_per_trial.items())
+        labels = "".join(f", label {name}={value}" for name, value in config.label_selector.items())
+        had = [node for node in nodes if node["Alive"]]
         count = f"{len(had)} node{'s' if len(had) > 1 else ''}"
         raise SettingError(
             f"SweepConfig.cpus_per_trial = {config.cpus_per_trial:g}, gpus_per_trial = {config.gpus_per_trial:g}: "
-            f"no node of the cluster has that much. It has {count} with {nodes_have}."
+            f"no node of the cluster has what a trial needs ({needed}{labels}). It has {count} with "
+            f"{'; '.join(_describe(config, node) for node in had)}. A cluster that adds nodes when trials wait: "
+            "SweepConfig.autoscaling."
         )
     return min(fitting, config.max_concurrent or fitting)
 
 
 def _fit(config: SweepConfig, node: dict[str, Any]) -> int:
     """How many trials `node` runs at a time."""
-    if not node["Alive"]:
+    labels = node.get("Labels", {})
+    if not node["Alive"] or any(labels.get(name) != value for name, value in config.label_selector.items()):
         return 0
-    needed = {"CPU": config.cpus_per_trial, "GPU": config.gpus_per_trial}
-    return min(int(node["Resources"].get(name, 0) / amount + 1e-9) for name, amount in needed.items() if amount)
+    has = node["Resources"]
+    return min(int(has.get(name, 0) / amount + 1e-9) for name, amount in config.resources_per_trial.items())
 
 
-def _check_shared(config: SweepConfig, directory: Path) -> None:
+def _describe(config: SweepConfig, node: dict[str, Any]) -> str:
+    has = node["Resources"]
+    text = f"{has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs"
+    if config.memory_per_trial is not None:
+        text += f", {has.get('memory', 0) / GIB:.3g} GiB"
+    for name in config.custom_resources:
+        text += f", {name} {has.get(name, 0):g}"
+    for name in config.label_selector:
+        text += f", label {name}={node.get('Labels', {}).get(name)}"
+    return text
+
+
+def _check_shared(config: SweepConfig, place: Place) -> None:
     """Raise if a node that would run trials does not see the study's directory, where their checkpoints go."""
     import ray
 
+    if is_uri(place.location):
+        return
     nodes = [node for node in ray.nodes() if _fit(config, node)]
-    blind = _nodes_without(directory, nodes) if len(nodes) > 1 else []
+    blind = _nodes_without(place.directory, nodes) if len(nodes) > 1 else []
     if blind:
         raise SettingError(
-            f"SweepConfig.results_dir = {str(directory)!r}: trials would run on {', '.join(blind)}, where that "
-            "directory is not seen. Give one on a file system that all nodes share."
+            f"SweepConfig.results_dir = {place.location!r}: trials would run on {', '.join(blind)}, where that "
+            "directory is not seen. Give one on a file system that all nodes share, or a URI."
         )
 
 

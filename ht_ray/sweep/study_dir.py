@@ -8,10 +8,10 @@ This is the truth about a study; Ray Tune only executes it. The driver alone wri
     trials/ID/status.json        status, error, restarts, node
     trials/ID/events.out.*       for TensorBoard
     results.csv                  a row per planned trial
-    ray/attempt-0001/            Tune's own files and the checkpoints; each run or resumption adds an attempt
+    journal.jsonl                what happened: runs, nodes that came and went, faults, damage; a line each
 
-Files are replaced whole or appended to. A kill can tear only the last line of a ``results.jsonl``, which is then not
-counted as reported.
+Beside that, the workers write ``checkpoints/ID/`` (see `ht_ray.sweep.checkpoints`). Files are replaced whole or
+appended to. A kill can tear only the last line of a ``results.jsonl`` or of the journal, which then does not count.
 """
 
 from __future__ import annotations
@@ -31,20 +31,27 @@ from pathlib import Path
 from typing import Any
 
 from ht_ray._checks import SettingError
-from ht_ray.sweep.plain import Scalar, to_json, to_plain, write_atomic
+from ht_ray._storage import Storage, storage_errors, write_atomic
+from ht_ray.sweep.plain import Scalar, to_json, to_plain
 from ht_ray.sweep.trial import RESERVED_COLUMNS, Study, TrialSpec
 
 __all__ = [
+    "CHECKPOINTS",
+    "JOURNAL",
     "StudyPlan",
     "TrialRecord",
+    "append_line",
     "create_study",
     "is_study",
     "load_plan",
     "load_study_settings",
     "lock_study",
-    "new_attempt",
+    "note",
     "write_results_csv",
 ]
+
+CHECKPOINTS = "checkpoints"
+JOURNAL = "journal.jsonl"
 
 _FORMAT = 1
 _FINAL = ("finished", "failed", "diverged")
@@ -61,7 +68,7 @@ class StudyPlan:
     settings: dict[str, Any]
     trials: tuple[TrialSpec, ...]
 
-    def check_same(self, study: Study, directory: Path) -> None:
+    def check_same(self, study: Study, location: str) -> None:
         """Raise `SettingError`, naming the first difference, unless `study` has the trials planned here."""
         planned, given = [spec.id for spec in self.trials], [spec.id for spec in study.trials]
         if self.name != study.name:
@@ -82,45 +89,50 @@ class StudyPlan:
             else:
                 return
         raise SettingError(
-            f"resume = {str(directory)!r}: {difference}. Resume with the settings of that study (its config.json), "
+            f"resume = {location!r}: {difference}. Resume with the settings of that study (its config.json), "
             "or start a new one."
         )
 
 
-def is_study(directory: Path) -> bool:
-    """Return whether `directory` was made by `create_study`."""
-    return (directory / "config.json").is_file() and (directory / "trials.json").is_file()
+def is_study(location: str | Path) -> bool:
+    """Return whether there is a study, made by `create_study`, at a path or URI."""
+    storage = Storage(location)
+    return storage.exists("config.json") and storage.exists("trials.json")
 
 
-def load_study_settings(directory: str | Path) -> dict[str, Any]:
+def load_study_settings(location: str | Path) -> dict[str, Any]:
     """Return the settings a study was started with, as `Study.settings` had them.
+
+    Parameters
+    ----------
+    location
+        Its directory, or the URI of one.
 
     Raises
     ------
     SettingError
-        If `directory` is no study; the message says what is missing.
+        If there is no study; the message says what is missing.
     """
-    settings: dict[str, Any] = _load(Path(directory), "config.json")["settings"]
-    _load(Path(directory), "trials.json")
+    settings: dict[str, Any] = _load(location, "config.json")["settings"]
+    _load(location, "trials.json")
     return settings
 
 
-def load_plan(directory: Path) -> StudyPlan:
-    """Return what was planned in `directory`.
+def load_plan(location: str | Path) -> StudyPlan:
+    """Return what was planned for the study at a path or URI.
 
     Raises
     ------
     SettingError
-        If `directory` is no study.
+        If there is none.
     """
-    config, trials = _load(directory, "config.json"), _load(directory, "trials.json")
+    config, trials = _load(location, "config.json"), _load(location, "trials.json")
     specs = tuple(TrialSpec(**trial) for trial in trials)
     return StudyPlan(config["study"], config["metric"], config["mode"], config["settings"], specs)
 
 
 def create_study(directory: Path, study: Study) -> None:
     """Write what `study` plans into `directory`, which must not exist or be empty."""
-    (directory / "trials").mkdir(parents=True, exist_ok=True)
     config = {
         "format": _FORMAT,
         "study": study.name,
@@ -131,8 +143,10 @@ def create_study(directory: Path, study: Study) -> None:
         "mode": study.mode,
         "settings": study.settings,
     }
-    write_atomic(directory / "trials.json", to_json([asdict(spec) for spec in study.trials], indent=1) + "\n")
-    write_atomic(directory / "config.json", to_json(config, indent=1) + "\n")
+    with storage_errors(directory):
+        (directory / "trials").mkdir(parents=True, exist_ok=True)
+        write_atomic(directory / "trials.json", to_json([asdict(spec) for spec in study.trials], indent=1) + "\n")
+        write_atomic(directory / "config.json", to_json(config, indent=1) + "\n")
 
 
 @contextmanager
@@ -156,12 +170,38 @@ def lock_study(directory: Path) -> Iterator[None]:
         yield
 
 
-def new_attempt(directory: Path) -> Path:
-    """Create and return the folder for Tune's files of one more run of the study."""
-    taken = [int(path.name.removeprefix("attempt-")) for path in (directory / "ray").glob("attempt-[0-9]*")]
-    attempt = directory / "ray" / f"attempt-{max(taken, default=0) + 1:04d}"
-    attempt.mkdir(parents=True)
-    return attempt
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file: all of it, or on an error nothing.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be written.
+    """
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab", buffering=0) as file:
+            end = file.tell()
+            content = memoryview(line.encode() + b"\n")
+            try:
+                while content:
+                    content = content[file.write(content) :]
+            except OSError:
+                # A full disk takes part of a line.
+                file.truncate(end)
+                raise
+
+
+def note(directory: Path, event: str, **values: Scalar | Sequence[str]) -> None:
+    """Add an event to the study's journal.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be written.
+    """
+    now = datetime.now().astimezone().isoformat(timespec="seconds")
+    append_line(directory / JOURNAL, to_json({"time": now, "event": event, **values}))
 
 
 class TrialRecord:
@@ -206,7 +246,6 @@ class TrialRecord:
 
     def start(self) -> None:
         """Note that the trial runs."""
-        self.directory.mkdir(parents=True, exist_ok=True)
         self.status, self.error = "running", None
         self._write_status()
 
@@ -214,8 +253,7 @@ class TrialRecord:
         """Add the next report, `line` being `report` as JSON."""
         if report["index"] != self.reports:
             raise ValueError(f"trial {self.spec.id}: report {report['index']} came when {self.reports} was due")
-        with self._results.open("ab") as file:
-            file.write(line.encode() + b"\n")
+        append_line(self._results, line)
         self._count(report)
 
     def cut(self, reports: int) -> None:
@@ -223,12 +261,24 @@ class TrialRecord:
         if reports == self.reports and not self.torn:
             return
         lines = self._results.read_bytes().split(b"\n")[:reports] if self._results.exists() else []
-        write_atomic(self._results, b"".join(line + b"\n" for line in lines))
+        self._replace(b"".join(line + b"\n" for line in lines))
+
+    def restore(self, lines: Sequence[str]) -> bool:
+        """Let `lines` be all reports, and return whether that changed anything."""
+        content = "".join(f"{line}\n" for line in lines).encode()
+        if self._results.exists() and self._results.read_bytes() == content:
+            return False
+        self._replace(content)
+        return True
+
+    def _replace(self, content: bytes) -> None:
+        with storage_errors(self._results):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            write_atomic(self._results, content)
         self._read_reports()
 
     def end(self, status: str, error: str | None = None) -> None:
         """Note how the trial ended: "finished", "failed" or "diverged"."""
-        self.directory.mkdir(parents=True, exist_ok=True)
         self.status, self.error = status, error
         self._write_status()
 
@@ -277,7 +327,9 @@ class TrialRecord:
 
     def _write_status(self) -> None:
         status = {"status": self.status, "error": self.error, "restarts": self.restarts, "node": self.node}
-        write_atomic(self.directory / "status.json", to_json(status) + "\n")
+        with storage_errors(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            write_atomic(self.directory / "status.json", to_json(status) + "\n")
 
 
 def write_results_csv(directory: Path, records: Sequence[TrialRecord]) -> None:
@@ -298,7 +350,8 @@ def write_results_csv(directory: Path, records: Sequence[TrialRecord]) -> None:
         values += [record.summary.get(name) for name in summary]
         values += [record.restarts, round(record.seconds, 3), _last_line(record.error)]
         table.writerow(values)
-    write_atomic(directory / "results.csv", text.getvalue())
+    with storage_errors(directory):
+        write_atomic(directory / "results.csv", text.getvalue())
 
 
 def _last_line(error: str | None) -> str:
@@ -315,21 +368,23 @@ def _versions() -> Iterator[tuple[str, str]]:
             continue
 
 
-def _load(directory: Path, name: str) -> Any:
-    path = directory / name
-    if not directory.is_dir():
-        raise SettingError(f"{str(directory)!r} is no study: there is no such directory.")
-    if not path.is_file():
-        raise SettingError(f"{str(directory)!r} is no study: it has no {name}.")
+def _load(location: str | Path, name: str) -> Any:
+    where, storage = repr(str(location)), Storage(location)
     try:
-        content = json.loads(path.read_bytes())
+        if not storage.exists():
+            raise SettingError(f"{where} is no study: there is no such directory.")
+        if not storage.exists(name):
+            raise SettingError(f"{where} is no study: it has no {name}.")
+        content = json.loads(storage.read(name))
+    except OSError as error:
+        raise SettingError(f"{where} cannot be read: {error}.") from error
     except ValueError as error:
-        raise SettingError(f"{str(directory)!r} is no study: its {name} is not JSON ({error}).") from error
+        if isinstance(error, SettingError):
+            raise
+        raise SettingError(f"{where} is no study: its {name} is not JSON ({error}).") from error
     if name == "config.json":
         if not isinstance(content, dict) or "study" not in content or "settings" not in content:
-            raise SettingError(f"{str(directory)!r} is no study: its config.json belongs to something else.")
+            raise SettingError(f"{where} is no study: its config.json belongs to something else.")
         if content.get("format") != _FORMAT:
-            raise SettingError(
-                f"{str(directory)!r}: its format is {content.get('format')!r}, and this version reads {_FORMAT}."
-            )
+            raise SettingError(f"{where}: its format is {content.get('format')!r}, and this version reads {_FORMAT}.")
     return content

@@ -3,36 +3,44 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import ray
 from ray import tune
-from ray.tune.result import DONE, SHOULD_CHECKPOINT
+from ray.tune.result import DONE
 
-from ht_ray.sweep.checkpoints import load_trial, save_trial
+from ht_ray._storage import Storage, StorageError, patiently
+from ht_ray.sweep.checkpoints import Checkpoint, CheckpointStore
+from ht_ray.sweep.gpu_memory import wait_for_gpu_memory
 from ht_ray.sweep.plain import to_json
-from ht_ray.sweep.trial import Diverged, Trial, load_factory
+from ht_ray.sweep.trial import Diverged, Interrupted, Trial, load_factory
 
-__all__ = ["Assignment", "StudyTrainable", "TrialFailed", "WorkerPlan"]
+__all__ = ["Assignment", "StudyTrainable", "TrialEnded", "WorkerPlan"]
+
+# A worker that was told to leave, and is asked for nothing more, leaves by itself.
+_LEAVE_AFTER = 10.0
 
 
-class TrialFailed(RuntimeError):
-    """Ends the worker process of a trial that raised an error."""
+class TrialEnded(RuntimeError):
+    """Ends the worker process of a trial that cannot go on in it; the driver knows why already."""
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """One trial to run in this attempt, and the checkpoint it continues from, if any."""
+    """One trial to run in this attempt."""
 
     id: str
     config: dict[str, Any]
-    checkpoint: str | None
 
 
 @dataclass(frozen=True)
@@ -41,28 +49,55 @@ class WorkerPlan:
 
     factory: str
     assignments: tuple[Assignment, ...]
+    checkpoints: Storage
+    """The folder for the checkpoints of all trials."""
     import_path: tuple[str, ...]
     """The driver's import path, for factories in modules that are not installed."""
+    checkpoint_every: float | None = None
+    """Seconds after which a trial is saved inside a part, too."""
+    patience: float = 600.0
+    """Seconds for which a storage that cannot be used is tried again."""
+    gpu_memory: float | None = None
+    """Bytes of GPU memory that a trial needs."""
 
 
 class StudyTrainable(tune.Trainable):
     """Runs the trials of a `WorkerPlan`, one after the other.
 
-    An error of a trial would come again if it were retried, so it is not raised at once but returned as a result with
-    ``outcome="failed"``. The driver notes it and allows no more retries; the next `step` then raises, which makes Tune
-    end the process. It is not used for another trial because an error on a GPU can leave the process unusable.
+    Its results have an ``outcome``:
+
+    - ``"resumed"``: the trial goes on from a checkpoint, whose reports are in ``lines``;
+    - ``"running"``, ``"finished"``: it made a report, and was saved;
+    - ``"saved"``: it was saved inside a part, and goes on;
+    - ``"diverged"``: it ended for good;
+    - ``"failed"``: its code raised an error, which would come again. It is not raised at once: the driver notes it, and
+      allows no more retries;
+    - ``"fault"``: something around the trial failed, of some ``kind``. Elsewhere or later it may go on.
+
+    After the last two the next `step` raises, which makes Tune end the process. It is not used for another trial: an
+    error on a GPU can leave the process unusable.
+
+    SIGTERM is the notice that this node or process is about to go: the trial is saved at its next safe point, and the
+    process leaves.
     """
 
     _trial: Trial | None
-    _failure: str | None
+    _lines: list[str]
+    _part: int
+    _seconds: float
+    _notes: list[Mapping[str, str]]
+    _ended: bool
 
     def setup(self, config: dict[str, Any], *, plan: WorkerPlan, shared: Any) -> None:
         self._plan = plan
         self._shared = shared
+        self._leaving = False
         if not ray.get_gpu_ids():
             # Ray leaves all of the node's GPUs visible to a worker that was given none.
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         sys.path.extend(entry for entry in plan.import_path if entry not in sys.path)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._on_notice)
         # Collecting garbage between trials need not go through all of Ray's modules each time.
         gc.freeze()
         self._assign(config["trial"])
@@ -72,69 +107,173 @@ class StudyTrainable(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        if self._reported_failure:
-            raise TrialFailed(f"trial {self._assignment.id} failed; its error was reported before")
-        if self._failure is not None:
-            return self._failed(self._failure)
-        start = time.perf_counter()
-        try:
-            if self._trial is None:
-                self._trial = self._build(self._assignment.checkpoint)
-            report = self._trial.advance()
-            content = {
-                "index": self._reports,
-                "curves": report.curves,
-                "summary": report.summary,
-                "progress": report.progress,
-                "seconds": round(time.perf_counter() - start, 6),
-            }
-            line = to_json(content)
-        except Diverged as error:
-            return {"outcome": "diverged", "error": str(error) or "diverged", DONE: True}
-        # This is the border to code of any kind: whatever it raises is this trial's own end, told with its traceback.
-        except Exception:
-            return self._failed(traceback.format_exc())
-        self._reports += 1
-        finished = report.progress >= 1
-        return {
-            "outcome": "finished" if finished else "running",
-            "report": line,
-            SHOULD_CHECKPOINT: True,
-            DONE: finished,
-        }
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        if self._trial is None:
-            return
-        try:
-            save_trial(self._trial, self._reports, Path(checkpoint_dir))
-        except Exception:  # as in step()
-            self._failure = traceback.format_exc()
-
-    def load_checkpoint(self, checkpoint: str) -> None:
-        try:
-            self._trial = self._build(checkpoint)
-        except Exception:  # as in step()
-            self._failure = traceback.format_exc()
+        if self._ended:
+            raise TrialEnded(f"trial {self._assignment.id}: what ended it was reported before")
+        result = self._step()
+        if self._notes:
+            result["notes"], self._notes = self._notes, []
+        self._ended = result["outcome"] in ("failed", "fault")
+        if self._leaving:
+            timer = threading.Timer(_LEAVE_AFTER, os._exit, (0,))
+            timer.daemon = True
+            timer.start()
+        return result
 
     def cleanup(self) -> None:
         self._trial = None
+
+    def _step(self) -> dict[str, Any]:
+        if self._leaving:
+            return self._fault("pre-empted", "the worker was told to leave before the trial went on")
+        start = time.perf_counter()
+        try:
+            if self._trial is None:
+                resumed = self._begin()
+                if resumed is not None:
+                    return resumed
+            assert self._trial is not None
+            with self._alarm(self._trial):
+                report = self._trial.advance()
+            self._lines.append(
+                to_json(
+                    {
+                        "index": len(self._lines),
+                        "curves": report.curves,
+                        "summary": report.summary,
+                        "progress": report.progress,
+                        "seconds": round(self._seconds + time.perf_counter() - start, 6),
+                    }
+                )
+            )
+            self._seconds, self._part = 0.0, 0
+            self._save()
+        except Interrupted:
+            self._seconds += time.perf_counter() - start
+            return self._saved_inside()
+        except Diverged as error:
+            return {"outcome": "diverged", "error": str(error) or "diverged", DONE: True}
+        except StorageError as error:
+            return self._fault("storage", str(error))
+        # This is the border to code of any kind: whatever it raises is this trial's own end, told with its traceback.
+        except Exception as error:
+            if _out_of_memory(error):
+                return self._fault("out of memory", traceback.format_exc())
+            return {"outcome": "failed", "error": traceback.format_exc()}
+        finished = report.progress >= 1
+        return {
+            "outcome": "finished" if finished else "running",
+            "report": self._lines[-1],
+            "samples": report.samples,
+            DONE: finished,
+            **self._position,
+        }
+
+    def _begin(self) -> dict[str, Any] | None:
+        """Build the trial, and return a result if it goes on from a checkpoint."""
+        if self._plan.gpu_memory is not None:
+            wait_for_gpu_memory(self._plan.gpu_memory, share=sum(_gpu_shares()), say=self._notes.append)
+        found = self._patiently(lambda: self._store.load_newest(self._build, self._note_damage))
+        if found is None:
+            self._trial = self._build()
+            return None
+        self._trial, checkpoint = found
+        self._lines, self._seconds = list(checkpoint.lines), checkpoint.seconds
+        self._part = checkpoint.position[1]
+        # Its worker may have died between the last report and the driver's note of it.
+        finished = bool(self._lines) and json.loads(self._lines[-1])["progress"] >= 1
+        outcome = "finished" if finished else "resumed"
+        return {"outcome": outcome, "lines": list(self._lines), DONE: finished, **self._position}
+
+    def _saved_inside(self) -> dict[str, Any]:
+        self._part += 1
+        try:
+            self._save()
+        except StorageError as error:
+            return self._fault("storage", str(error))
+        except Exception:  # as in _step()
+            return {"outcome": "failed", "error": traceback.format_exc()}
+        if self._leaving:
+            return self._fault("pre-empted", "told to leave; saved inside a part")
+        return {"outcome": "saved", **self._position}
+
+    def _save(self) -> None:
+        assert self._trial is not None
+        trial, position = self._trial, (len(self._lines), self._part)
+        checkpoint = Checkpoint(position, tuple(self._lines), round(self._seconds, 6))
+        self._patiently(lambda: self._store.save(trial, checkpoint))
+
+    def _patiently(self, what: Callable[[], Any]) -> Any:
+        began = time.monotonic()
+        trouble: list[StorageError] = []
+        result = patiently(what, patience=self._plan.patience, trouble=trouble.append)
+        if trouble:
+            self._notes.append(
+                {"event": "storage", "detail": f"{trouble[0]}; it answered after {time.monotonic() - began:.0f} s"}
+            )
+        return result
+
+    def _note_damage(self, text: str) -> None:
+        self._notes.append({"event": "checkpoint damaged", "detail": text})
+
+    @property
+    def _position(self) -> dict[str, Any]:
+        return {"reports": len(self._lines), "part": self._part}
 
     def _assign(self, index: int) -> None:
         # The last trial's memory is free before the next one takes its own.
         self._trial = None
         gc.collect()
         self._assignment = self._plan.assignments[index]
-        self._reports = 0
-        self._failure = None
-        self._reported_failure = False
+        self._store = CheckpointStore(self._plan.checkpoints, self._assignment.id)
+        self._lines = []
+        self._part = 0
+        self._seconds = 0.0
+        self._notes = []
+        self._ended = False
 
-    def _build(self, checkpoint: str | None) -> Trial:
-        trial = load_factory(self._plan.factory)(self._assignment.config, self._shared)
-        if checkpoint is not None:
-            self._reports = load_trial(trial, Path(checkpoint))
-        return trial
+    def _build(self) -> Trial:
+        return load_factory(self._plan.factory)(self._assignment.config, self._shared)
 
-    def _failed(self, error: str) -> dict[str, Any]:
-        self._reported_failure = True
-        return {"outcome": "failed", "error": error}
+    def _fault(self, kind: str, detail: str) -> dict[str, Any]:
+        return {"outcome": "fault", "kind": kind, "detail": detail, **self._position}
+
+    def _alarm(self, trial: Trial) -> _Alarm:
+        """Interrupts the trial when it is due to be saved inside its part, and at once if the worker is to leave."""
+        interrupt: Callable[[], None] | None = getattr(trial, "interrupt", None)
+        if interrupt is not None and self._leaving:
+            interrupt()
+        return _Alarm(interrupt, self._plan.checkpoint_every)
+
+    def _on_notice(self, number: int, frame: FrameType | None) -> None:
+        self._leaving = True
+        interrupt = getattr(self._trial, "interrupt", None)
+        if interrupt is not None:
+            interrupt()
+
+
+class _Alarm:
+    """Calls a function once, if the block takes longer than `seconds`."""
+
+    def __init__(self, what: Callable[[], None] | None, seconds: float | None) -> None:
+        self._timer = None if what is None or seconds is None else threading.Timer(seconds, what)
+
+    def __enter__(self) -> None:
+        if self._timer is not None:
+            self._timer.daemon = True
+            self._timer.start()
+
+    def __exit__(self, *exception: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+def _gpu_shares() -> list[float]:
+    return [
+        float(amount) for name, amount in ray.get_runtime_context().get_assigned_resources().items() if name == "GPU"
+    ]
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on the machine or on a GPU; neighbours may have taken it."""
+    # PyTorch's class is known by its name: this process need not have PyTorch.
+    return isinstance(error, MemoryError) or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)

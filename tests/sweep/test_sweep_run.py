@@ -62,6 +62,10 @@ def scalars(directory: Path, trial: str) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
+def journal(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / "journal.jsonl").read_text().splitlines()]
+
+
 def wait_for(condition: Callable[[], bool], seconds: float = 90.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
@@ -97,7 +101,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_result_counts_every_kind_of_end(mixed: tuple[Path, StudyResult, str]) -> None:
     directory, result, _ = mixed
     assert (result.finished, result.failed, result.diverged, result.unfinished) == (4, 2, 1, 0)
-    assert result.directory == directory
+    assert result.location == str(directory)
     assert not result.interrupted
     assert result.exit_code == 1
     assert f"--resume {directory}" in result.describe()
@@ -235,19 +239,19 @@ def test_failed_trials_run_again_when_resumed(tmp_path: Path) -> None:
     trials = study(spec("once", die_at=2, died=gone), spec("fine", seed=1))
     result, _ = run(trials, directory, max_failures=0, tensorboard=False)
     assert (result.finished, result.failed) == (1, 1)
-    assert "worker died too often" in status(directory, "once")["error"]
+    assert "its worker died, once (no restarts are allowed)" in status(directory, "once")["error"]
     before = (directory / "trials/fine/results.jsonl").read_bytes()
     result, _ = run(trials, directory, resume=str(directory), tensorboard=False)
     assert (result.finished, result.failed, result.exit_code) == (2, 0, 0)
     assert len(reports(directory, "once")) == 3
     assert status(directory, "once")["error"] is None
     assert (directory / "trials/fine/results.jsonl").read_bytes() == before
-    assert sorted(path.name for path in (directory / "ray").iterdir()) == ["attempt-0001", "attempt-0002"]
+    assert [entry["event"] for entry in journal(directory)].count("run started") == 2
     assert not list(directory.rglob("events.out.*"))
     # Nothing is left to do, and nothing changes.
     result, _ = run(trials, directory, resume=str(directory))
     assert result.finished == 2
-    assert len(list((directory / "ray").iterdir())) == 2
+    assert [entry["event"] for entry in journal(directory)].count("run started") == 2
 
 
 def test_killed_driver_resumes_to_the_same_results(cluster: str, undisturbed: Path, tmp_path: Path) -> None:
@@ -255,7 +259,7 @@ def test_killed_driver_resumes_to_the_same_results(cluster: str, undisturbed: Pa
     driver = start_driver(cluster, directory)
     wait_for(
         lambda: (
-            len(list(directory.glob("ray/attempt-0001/long-1/checkpoint_*/manifest.json"))) >= 2
+            len(list(directory.glob("checkpoints/long-1/*/manifest.json"))) >= 2
             and (directory / "trials/long-2/results.jsonl").exists()
         )
     )
@@ -263,7 +267,7 @@ def test_killed_driver_resumes_to_the_same_results(cluster: str, undisturbed: Pa
     driver.communicate()
     assert status(directory, "long-1")["status"] == "running"
     # A copy that was cut off, in the size it should have, and a line that was.
-    newest = sorted(directory.glob("ray/attempt-*/long-1/checkpoint_*"))[-1] / "trial/deep/state.json"
+    newest = sorted(directory.glob("checkpoints/long-1/[0-9]*"))[-1] / "trial/deep/state.json"
     newest.write_bytes(newest.read_bytes()[:-3] + b"\0\0\0")
     with (directory / "trials/long-2/results.jsonl").open("ab") as file:
         file.write(b'{"index": 6, "curves": {"epoch": [{"st')
@@ -273,7 +277,7 @@ def test_killed_driver_resumes_to_the_same_results(cluster: str, undisturbed: Pa
     for trial in ("long-1", "long-2"):
         assert reports(directory, trial) == reports(undisturbed, trial)
         assert scalars(directory, trial) == scalars(undisturbed, trial)
-    assert f"{newest.parents[2]} is damaged (its file deep/state.json is not what was saved)" in said
+    assert f"{newest.parents[2]} is damaged (its file trial/deep/state.json is not what was saved)" in said
     assert "trial long-2: a line of its results.jsonl was torn" in said
     for row, peaceful in zip(table(directory).values(), table(undisturbed).values(), strict=True):
         for changing in ("seconds", "restarts"):

@@ -301,7 +301,7 @@ def test_study_has_scores_beside_the_papers(study: Path) -> None:
     assert {"atari_aggregates.csv", "atari_games.csv"} <= {path.name for path in study.iterdir()}
     assert (study / "figures" / "atari_efficiency.png").is_file()
     for trial in ("drq-Breakout-seed0", "drq+ht-Breakout-seed0"):
-        assert len(list(study.glob(f"ray/attempt-0001/{trial}/checkpoint_*/manifest.json"))) == 1
+        assert len(list(study.glob(f"checkpoints/{trial}/*/manifest.json"))) == 1
     variants = variants_of(load_study(study))
     assert [variant.name for variant in variants] == ["DrQ", "DrQ + H&T m=0.5 r=7"]
     assert [variant.curves()[0].tolist() for variant in variants] == [[30, 60]] * 2

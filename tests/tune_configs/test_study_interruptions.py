@@ -113,5 +113,5 @@ def test_copy_of_the_source_runs_from_anywhere(tmp_path: Path) -> None:
         out, err = process.communicate()
         assert process.returncode == 0, err
     assert "1 finished" in out
-    assert list(directory.glob("ray/attempt-0001/*/checkpoint_*/trial/state-of-the-copy.pt"))
+    assert list(directory.glob("checkpoints/*/*/trial/state-of-the-copy.pt"))
     assert not list((tmp_path / "elsewhere").iterdir())

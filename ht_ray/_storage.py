@@ -1,0 +1,278 @@
+"""Folders on any file system that PyArrow or fsspec knows: local ones, NFS, S3 and its like.
+
+This is the ground floor: the standard library only, until a folder that is not local is used.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from ht_ray._checks import SettingError
+
+__all__ = ["Storage", "StorageError", "is_uri", "patiently", "storage_errors", "write_atomic"]
+
+T = TypeVar("T")
+
+
+class StorageError(OSError):
+    """A storage that is full, lost, or does not answer."""
+
+
+def is_uri(location: str | Path) -> bool:
+    """Return whether `location` is a URI and not a path on this machine.
+
+    Examples
+    --------
+    >>> is_uri("s3://bucket/studies/first"), is_uri("/shared/studies/first")
+    (True, False)
+    """
+    return "://" in str(location)
+
+
+@contextmanager
+def storage_errors(where: str | Path) -> Iterator[None]:
+    """Turn an `OSError` of the block into a `StorageError` that names the storage `where`."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(f"the storage {str(where)!r} cannot be used: {error}") from error
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file that, whenever the process dies, has either its old content or all of the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.replace(path)
+    except OSError:
+        # On a full disk half a file only takes more room.
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def patiently(
+    what: Callable[[], T],
+    *,
+    patience: float,
+    trouble: Callable[[StorageError], None] = lambda error: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> T:
+    """Return ``what()``, trying it again while it raises `StorageError`, for `patience` seconds.
+
+    Parameters
+    ----------
+    trouble
+        Told about the first error.
+    stop
+        Whether to give up before.
+
+    Raises
+    ------
+    StorageError
+        The last one.
+    """
+    began = time.monotonic()
+    wait = 0.25
+    first = True
+    while True:
+        try:
+            return what()
+        except StorageError as error:
+            if first:
+                first = False
+                trouble(error)
+            if stop() or time.monotonic() - began + wait > patience:
+                raise
+        time.sleep(wait)
+        wait = min(2 * wait, 5.0)
+
+
+class Storage:
+    """A folder somewhere: on this machine, or at a URI such as ``s3://bucket/studies/first``.
+
+    Instances can be pickled. Credentials are those of the environment (``AWS_ACCESS_KEY_ID``, ...); an object store
+    that is not Amazon's is named in the URI: ``s3://bucket/folder?endpoint_override=HOST:9000&scheme=http``.
+
+    Parameters
+    ----------
+    location
+        A path or URI. Schemes that PyArrow has no file system for are looked up in fsspec.
+
+    Raises
+    ------
+    SettingError
+        If nothing here knows the URI's scheme, when it is used for the first time.
+    """
+
+    def __init__(self, location: str | Path) -> None:
+        self.location = str(location)
+        self.local = None if is_uri(self.location) else Path(self.location)
+        self._opened: tuple[Any, str] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": None}
+
+    def __str__(self) -> str:
+        return self.location
+
+    def child(self, *names: str) -> Storage:
+        """Return a folder in this one."""
+        path, mark, query = self.location.partition("?")
+        return Storage("/".join([path.rstrip("/"), *names]) + mark + query)
+
+    def read(self, name: str) -> bytes:
+        """Return the content of a file.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is none.
+        OSError
+            If it cannot be read.
+        """
+        if self.local is not None:
+            return (self.local / name).read_bytes()
+        system, root = self._open()
+        with system.open_input_stream(f"{root}/{name}") as stream:
+            content: bytes = stream.read()
+        return content
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file, whole or not at all; its folder is made."""
+        if self.local is not None:
+            path = self.local / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, content)
+            return
+        system, root = self._open()
+        path_there = f"{root}/{name}"
+        self._make_parents(system, path_there)
+        with system.open_output_stream(path_there) as stream:
+            stream.write(content)
+
+    def exists(self, name: str = "") -> bool:
+        """Return whether there is a file or folder `name`."""
+        if self.local is not None:
+            return (self.local / name).exists()
+        from pyarrow import fs
+
+        system, root = self._open()
+        return bool(system.get_file_info(f"{root}/{name}".rstrip("/")).type != fs.FileType.NotFound)
+
+    def names(self, folder: str = "") -> list[str]:
+        """Return the names of what is in `folder`, sorted; empty if there is no such folder."""
+        if self.local is not None:
+            path = self.local / folder
+            return sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+        return sorted({PurePosixPath(info.path).name for info in self._infos(folder, recursive=False)})
+
+    def files(self, folder: str = "") -> Iterator[str]:
+        """Yield the paths, from `folder` on, of all files below it."""
+        if self.local is not None:
+            root = self.local / folder
+            yield from sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+            return
+        _, root_there = self._open()
+        base = PurePosixPath(root_there) / folder
+        for info in self._infos(folder, recursive=True):
+            if info.is_file:
+                yield PurePosixPath(info.path).relative_to(base).as_posix()
+
+    def upload(self, source: Path, name: str) -> None:
+        """Copy the file `source` to `name`."""
+        if self.local is not None:
+            self.write(name, source.read_bytes())
+            return
+        system, root = self._open()
+        target = f"{root}/{name}"
+        self._make_parents(system, target)
+        with source.open("rb") as file, system.open_output_stream(target) as stream:
+            while block := file.read(1 << 22):
+                stream.write(block)
+
+    def download(self, name: str, target: Path) -> None:
+        """Copy the file `name` to `target`, whose folder is made."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if self.local is not None:
+            shutil.copyfile(self.local / name, target)
+            return
+        system, root = self._open()
+        with system.open_input_stream(f"{root}/{name}") as stream, target.open("wb") as file:
+            while block := stream.read(1 << 22):
+                file.write(block)
+
+    def remove(self, name: str) -> None:
+        """Delete a file, or a folder with all that is in it; nothing happens if there is none."""
+        if self.local is not None:
+            path = self.local / name
+            if path.is_dir():
+                # Another name first: half a folder is not to be taken for a whole one.
+                gone = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+                try:
+                    path.rename(gone)
+                    shutil.rmtree(gone)
+                except FileNotFoundError:
+                    return
+            else:
+                path.unlink(missing_ok=True)
+            return
+        from pyarrow import fs
+
+        system, root = self._open()
+        path_there = f"{root}/{name}".rstrip("/")
+        kind = system.get_file_info(path_there).type
+        if kind == fs.FileType.Directory:
+            system.delete_dir(path_there)
+        elif kind == fs.FileType.File:
+            system.delete_file(path_there)
+
+    def _infos(self, folder: str, *, recursive: bool) -> list[Any]:
+        from pyarrow import fs
+
+        system, root = self._open()
+        selector = fs.FileSelector(f"{root}/{folder}".rstrip("/"), recursive=recursive, allow_not_found=True)
+        infos: list[Any] = system.get_file_info(selector)
+        return infos
+
+    @staticmethod
+    def _make_parents(system: Any, path: str) -> None:
+        # Object stores have no folders; making them there costs a request, and leaves an empty object behind.
+        if system.type_name not in ("s3", "gcs"):
+            system.create_dir(str(PurePosixPath(path).parent), recursive=True)
+
+    def _open(self) -> tuple[Any, str]:
+        """The file system and the path on it."""
+        if self._opened is None:
+            import pyarrow
+            from pyarrow import fs
+
+            try:
+                self._opened = fs.FileSystem.from_uri(self.location)
+            except pyarrow.ArrowInvalid as error:
+                if "Unrecognized filesystem type" not in str(error):
+                    raise SettingError(f"The storage {self.location!r} cannot be used: {error}.") from error
+                self._opened = _fsspec(self.location)
+        return self._opened
+
+
+def _fsspec(location: str) -> tuple[Any, str]:
+    from pyarrow import fs
+
+    try:
+        import fsspec
+
+        system, path = fsspec.core.url_to_fs(location)
+    except (ImportError, ValueError) as error:
+        raise SettingError(
+            f"The storage {location!r} cannot be used: neither PyArrow nor fsspec has a file system for it ({error})."
+        ) from error
+    return fs.PyFileSystem(fs.FSSpecHandler(system)), path

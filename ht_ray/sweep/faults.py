@@ -1,0 +1,80 @@
+"""What went wrong around the trials: why a worker died, and which nodes came and went. Importing this imports Ray."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import cloudpickle
+from ray.exceptions import RayActorError, RayTaskError
+
+__all__ = ["Death", "NodeWatch", "death_of"]
+
+#: The kind of a fault, and what Ray said.
+Death = tuple[str, str]
+
+_NODES_EVERY = 5.0
+
+
+def death_of(trial: Any) -> Death:
+    """Return why the worker of a Tune trial died, as Tune noted it a moment ago."""
+    path = trial.pickled_error_file
+    if path is None or not Path(path).exists():
+        return "worker died", "no reason is known"
+    error = cloudpickle.loads(Path(path).read_bytes())  # written by this process
+    if isinstance(error, RayTaskError):
+        cause = error.as_instanceof_cause()
+        return ("node lost" if isinstance(cause, RayActorError) else "worker died"), str(cause)
+    told = str(error)
+    if isinstance(error, RayActorError) and error.preempted:
+        return "pre-empted", told
+    lower = told.lower()
+    # Ray has no type for these; tests hold its wording.
+    if "running low on memory" in lower or "memory pressure" in lower or "out of memory (oom)" in lower:
+        return "out of memory", told
+    if "node has died" in lower or "its node was" in lower or "node was terminated" in lower:
+        return "node lost", told
+    return "worker died", told
+
+
+class NodeWatch:
+    """Tells which nodes join the cluster and which are lost.
+
+    Parameters
+    ----------
+    tell
+        Called with "node joined" or "node lost", and the node's address and first digits of its id.
+    """
+
+    def __init__(self, tell: Callable[[str, str], None]) -> None:
+        self._tell = tell
+        self._alive = self._look()
+        self._looked = time.monotonic()
+
+    @property
+    def nodes(self) -> list[str]:
+        """The nodes there were at the last look."""
+        return sorted(self._alive.values())
+
+    def look(self) -> None:
+        """Look whether something has changed, if the last look was a while ago."""
+        if time.monotonic() - self._looked < _NODES_EVERY:
+            return
+        alive = self._look()
+        self._looked = time.monotonic()
+        for node in alive.keys() - self._alive.keys():
+            self._tell("node joined", alive[node])
+        for node in self._alive.keys() - alive.keys():
+            self._tell("node lost", self._alive[node])
+        self._alive = alive
+
+    @staticmethod
+    def _look() -> dict[str, str]:
+        return {
+            node["NodeID"]: f"{node['NodeManagerHostname']} ({node['NodeID'][:8]})"
+            for node in ray.nodes()
+            if node["Alive"]
+        }
