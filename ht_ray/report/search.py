@@ -14,7 +14,7 @@ from ht_ray.report.names import NOTHING, describe, seeds_text, shown_number, sho
 from ht_ray.report.study import MissingDataError, Scalar, StudyData, TrialData, group
 from ht_ray.report.tables import Cell, Column, Table, context_of
 
-__all__ = ["Found", "grid_beside", "is_search", "search_name", "search_table", "searched", "same_seeds", "found_in"]
+__all__ = ["Found", "found_in", "grid_beside", "is_search", "same_seeds", "search_name", "search_table", "searched"]
 
 
 @dataclass(frozen=True)
@@ -182,8 +182,8 @@ def _notes(studies: Sequence[StudyData], grid: StudyData | None) -> list[str]:
     ]
     if any(_settings(study).get("scheduler") == "asha" for study in studies):
         notes.append(
-            "Where trials were stopped, the best is taken from the settings that finished on the most seeds; its mean is "
-            "over those seeds, and its luck on them is part of why they finished."
+            "Where trials were stopped, the best is taken from the settings that finished on the most seeds; its mean "
+            "is over those seeds, and its luck on them is part of why they finished."
         )
     if any(map(is_population, studies)):
         notes.append(
@@ -192,7 +192,8 @@ def _notes(studies: Sequence[StudyData], grid: StudyData | None) -> list[str]:
         )
     if grid is not None:
         notes.append(
-            "The grid's share and its best are those on the seeds of the study beside it; the grid's own row is all of it."
+            "The grid's share and its best are those on the seeds of the study beside it; the grid's own row is all "
+            "of it."
         )
     return notes
 

@@ -12,7 +12,7 @@ import json
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,12 +80,15 @@ class CheckpointStore:
         The trial's.
     keep
         How many are kept.
+    every
+        Beside them, the newest two are kept that were made after a multiple of so many reports: others may copy them.
     """
 
-    def __init__(self, storage: Storage, trial_id: str, *, keep: int = 2) -> None:
+    def __init__(self, storage: Storage, trial_id: str, *, keep: int = 2, every: int | None = None) -> None:
         self._storage = storage.child(trial_id)
         self._trial_id = trial_id
         self._keep = keep
+        self._every = every
 
     def save(self, trial: Trial, checkpoint: Checkpoint) -> None:
         """Save `trial`, and delete what it makes superfluous.
@@ -140,13 +143,15 @@ class CheckpointStore:
         (folder / _MANIFEST).write_text(f"{content}\n{hashlib.blake2b(content.encode()).hexdigest()}\n")
         return [*paths, _MANIFEST]
 
-    def load_newest(self, build: Callable[[], Trial], say: Callable[[str], None]) -> tuple[Trial, Checkpoint] | None:
+    def load_newest(
+        self, build: Callable[[Checkpoint], Trial], say: Callable[[str], None]
+    ) -> tuple[Trial, Checkpoint] | None:
         """Return a trial that goes on from its newest good checkpoint, and that checkpoint; None if there is none.
 
         Parameters
         ----------
         build
-            Makes the trial, as yet without a past.
+            Makes the trial that is to go on from a checkpoint, as yet without a past.
         say
             Told about each checkpoint that is damaged.
 
@@ -157,6 +162,19 @@ class CheckpointStore:
         """
         with storage_errors(self._storage.location):
             names = self._by_age()
+        return self._load(names, build, say)
+
+    def load_after(
+        self, reports: int, build: Callable[[Checkpoint], Trial], say: Callable[[str], None]
+    ) -> tuple[Trial, Checkpoint] | None:
+        """Return, as `load_newest`, a trial that goes on from a checkpoint made right after so many reports."""
+        with storage_errors(self._storage.location):
+            names = [name for name in self._by_age() if _position(name) == (reports, 0)]
+        return self._load(names, build, say)
+
+    def _load(
+        self, names: Sequence[str], build: Callable[[Checkpoint], Trial], say: Callable[[str], None]
+    ) -> tuple[Trial, Checkpoint] | None:
         for name in reversed(names):
             scratch = None
             try:
@@ -171,7 +189,7 @@ class CheckpointStore:
                             self._storage.download(f"{name}/{path}", folder / path)
                     checkpoint = self._checked(folder)
                     (folder / _FILES).mkdir(exist_ok=True)  # a trial may save nothing
-                trial = build()
+                trial = build(checkpoint)
                 trial.load(folder / _FILES)
             except _Damaged as damage:
                 say(f"its checkpoint {self._storage}/{name} is damaged ({damage}); going back to the one before")
@@ -202,8 +220,14 @@ class CheckpointStore:
 
     def _prune(self, keep: int) -> None:
         names = self._by_age()
-        for name in names[: len(names) - keep]:
-            self._storage.remove(name)
+        kept = set(names[max(len(names) - keep, 0) :])
+        if self._every is not None:
+            positions = {name: _position(name) for name in names}
+            marks = [name for name, at in positions.items() if at is not None and at[1] == 0 == at[0] % self._every]
+            kept.update(marks[-2:])
+        for name in names:
+            if name not in kept:
+                self._storage.remove(name)
         # What a kill left of a checkpoint that was being written, or deleted: a trial has one worker at a time.
         for name in self._storage.names():
             if name.endswith(".tmp"):

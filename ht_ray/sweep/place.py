@@ -115,7 +115,9 @@ def open_place(location: str, *, patience: float, say: Callable[[str], None]) ->
 
 def fetch_records(storage: Storage, directory: Path) -> None:
     """Copy what the driver of a study must know, and reports are made from, into `directory`."""
-    names = [name for name in ("config.json", "trials.json", "journal.jsonl") if storage.exists(name)]
+    names = [
+        name for name in ("config.json", "trials.json", "journal.jsonl", "population.jsonl") if storage.exists(name)
+    ]
     wanted = [f"trials/{name}" for name in storage.files("trials") if Path(name).suffix in (".json", ".jsonl")]
     with ThreadPoolExecutor(_UPLOADS_AT_A_TIME) as pool:
         for _ in pool.map(lambda name: storage.download(name, directory / name), [*names, *wanted]):

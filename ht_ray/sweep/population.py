@@ -18,10 +18,12 @@ from typing import Any
 
 from ht_ray.sweep.plain import to_json
 from ht_ray.sweep.search import Search, Values, random_stream
+from ht_ray.sweep.study_dir import append_line
 
-__all__ = ["Leg", "PopulationLog", "next_legs"]
+__all__ = ["POPULATION", "Course", "Leg", "PopulationLog", "next_legs"]
 
-_FILE = "population.jsonl"
+POPULATION = "population.jsonl"
+
 _FACTORS = (1.2, 0.8)
 
 
@@ -42,6 +44,41 @@ class Leg:
     reports: int
     source: str | None
     values: Values
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a worker must know of the settings of its trial, as far as they are decided.
+
+    Parameters
+    ----------
+    legs
+        In order; the first begins at 0.
+    until
+        The number of reports at which the trial waits for the next decision; None if it need not.
+    members
+        The population, as planned; empty if the trial belongs to none.
+    """
+
+    legs: tuple[Leg, ...]
+    until: int | None = None
+    members: tuple[str, ...] = ()
+
+    def leg(self, reports: int) -> Leg:
+        """Return the leg on which the trial is after so many reports."""
+        return next(leg for leg in reversed(self.legs) if leg.reports <= reports)
+
+    def row(self, reports: int) -> dict[str, float] | None:
+        """Return what is told of the part after so many reports: its settings, and whom the trial copied before it.
+
+        That is the place of a member in the population, counted from 1, or 0.
+        """
+        if not self.members:
+            return None
+        leg = self.leg(reports)
+        copied = leg.source is not None and leg.reports == reports
+        place = 1 + self.members.index(str(leg.source)) if copied else 0
+        return {"step": reports + 1, **leg.values, "copied_from": place}
 
 
 def next_legs(
@@ -98,7 +135,7 @@ class PopulationLog:
     """
 
     def __init__(self, directory: Path, search: Search, first: Mapping[str, Values]) -> None:
-        self._path = directory / _FILE
+        self._path = directory / POPULATION
         self._search = search
         self._legs = {trial: [Leg(0, None, dict(first[trial]))] for trial in search.trials}
         self._decided = dict.fromkeys(search.groups.values(), 0)
@@ -115,9 +152,10 @@ class PopulationLog:
         """Reports from one round to the next."""
         return self._search.config.perturbation_interval
 
-    def legs(self, trial: str) -> tuple[Leg, ...]:
-        """How a member goes, from its start."""
-        return tuple(self._legs[trial])
+    def course(self, trial: str) -> Course:
+        """Return what is decided of a member."""
+        group = self._search.groups[trial]
+        return Course(tuple(self._legs[trial]), self.due(group), self._search.members(group))
 
     def values(self, trial: str, reports: int) -> Values:
         """Return the settings with which a member trains the part after so many reports."""
@@ -129,7 +167,13 @@ class PopulationLog:
         return reports if reports < self._search.reports else None
 
     def decide(self, group: str, scores: Mapping[str, float]) -> dict[str, Leg]:
-        """Decide, by the scores of all members that go on, what is due; write it down and return who copies."""
+        """Decide, by the scores of all members that go on, what is due; write it down and return who copies.
+
+        Raises
+        ------
+        StorageError
+            If it cannot be written down; nothing is decided then.
+        """
         reports = self.due(group)
         if reports is None:
             raise ValueError(f"nothing is due in {group!r}")
@@ -142,10 +186,7 @@ class PopulationLog:
             "scores": dict(scores),
             "legs": {trial: asdict(leg) for trial, leg in legs.items()},
         }
-        with self._path.open("ab") as file:
-            file.write(to_json(line).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self._path, to_json(line))
         self._take(line)
         return legs
 

@@ -16,6 +16,7 @@ from ht_ray.sweep.config import SweepConfig
 from ht_ray.sweep.faults import Death, NodeWatch, death_of
 from ht_ray.sweep.place import Place
 from ht_ray.sweep.progress import Console, StudyProgress
+from ht_ray.sweep.searching import Searching
 from ht_ray.sweep.study_dir import CHECKPOINTS, TrialRecord, note, write_results_csv
 from ht_ray.sweep.tensorboard import HParams, TrialEvents
 
@@ -38,6 +39,8 @@ class StudyRecorder(tune.Callback):
         All its trials.
     assigned
         The records of the trials of this attempt, by the number Tune knows them by.
+    searching
+        The study's search.
     stopping
         Whether the user wants the study to stop: then no storage is waited for.
 
@@ -55,6 +58,7 @@ class StudyRecorder(tune.Callback):
         config: SweepConfig,
         progress: StudyProgress,
         console: Console,
+        searching: Searching,
         stopping: Callable[[], bool],
     ) -> None:
         self.stopped: str | None = None
@@ -65,6 +69,7 @@ class StudyRecorder(tune.Callback):
         self._config = config
         self._progress = progress
         self._console = console
+        self._searching = searching
         self._stopping = stopping
         self._hparams = HParams([record.spec.settings for record in records]) if config.tensorboard else None
         self._events: dict[str, TrialEvents] = {}
@@ -125,8 +130,11 @@ class StudyRecorder(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         # What failed may be resumed, from the checkpoint before if the newest is damaged.
         record = self._record(trial)
-        if record.status in ("finished", "diverged"):
-            self._cleaning.append(self._cleaner.submit(self._clean, record))
+        if self._searching.stopped(record) and not record.final:
+            self._end(record, "stopped", None)
+        if record.status in ("finished", "diverged", "stopped"):
+            for ended in self._searching.needless(record):
+                self._cleaning.append(self._cleaner.submit(self._clean, ended))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         record = self._record(trial)
@@ -171,6 +179,10 @@ class StudyRecorder(tune.Callback):
             if (error := done.exception()) is not None:
                 self._console.say(f"checkpoints that are needed no more could not be deleted: {error}")
                 break
+
+    def tune_options(self) -> dict[str, Any]:
+        """Return the arguments of ``tune.run`` that the study's search decides."""
+        return self._searching.tune_options(self._write, self._note)
 
     def _record(self, trial: Any) -> TrialRecord:
         number: int = trial.config["trial"]

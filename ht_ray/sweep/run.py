@@ -24,6 +24,7 @@ from ht_ray._storage import StorageError, is_uri
 from ht_ray.sweep.config import GIB, SweepConfig, check_before_ray, ray_address
 from ht_ray.sweep.place import Place, open_place
 from ht_ray.sweep.progress import Console, StudyProgress
+from ht_ray.sweep.searching import Searching
 from ht_ray.sweep.study_dir import CHECKPOINTS, TrialRecord, create_study, load_plan, note, write_results_csv
 from ht_ray.sweep.trial import Study
 
@@ -50,7 +51,7 @@ class StudyResult:
     ----------
     location
         The study's directory, or its URI.
-    finished, failed, diverged, unfinished
+    finished, failed, diverged, fell_behind, unfinished
         The number of its trials that ended thus, earlier runs included.
     interrupted
         Whether the run was stopped by a signal.
@@ -68,6 +69,7 @@ class StudyResult:
     interrupted: bool
     seconds: float
     stopped: str | None = None
+    fell_behind: int = 0
 
     @property
     def exit_code(self) -> int:
@@ -78,6 +80,7 @@ class StudyResult:
         """Say how the run ended, where the results are, and how to go on if something is missing."""
         counts = {
             "finished": self.finished,
+            "stopped early": self.fell_behind,
             "diverged": self.diverged,
             "failed": self.failed,
             "unfinished": self.unfinished,
@@ -154,6 +157,7 @@ def run_study(
         finished=count["finished"],
         failed=count["failed"],
         diverged=count["diverged"],
+        fell_behind=count["stopped"],
         unfinished=count["unfinished"],
         interrupted=interrupted,
         seconds=time.monotonic() - began,
@@ -167,7 +171,7 @@ def _prepare(directory: Path, records: Sequence[TrialRecord], console: Console) 
         console.say("This study was begun by an earlier version, whose checkpoints are not used: trials begin anew.")
     due = []
     for record in records:
-        if record.status in ("finished", "diverged"):
+        if record.status in ("finished", "diverged", "stopped"):
             continue
         if record.torn:
             console.say(f"trial {record.spec.id}: a line of its results.jsonl was torn; it is left out")
@@ -199,7 +203,11 @@ def _run(
     directory = place.directory
     stop = _StopSignals(console)
     progress = StudyProgress(study.name, records, study.metric, study.mode, slots)
-    recorder = StudyRecorder(place, records, due, config, progress, console, stopping=lambda: stop.requested)
+    # Tune makes a placement group for each pending trial. More than can start soon only cost; where nodes are added for
+    # them, they are how the need is told.
+    pending = (config.max_concurrent or len(due)) if config.autoscaling else slots
+    searching = Searching(study, place, records, due, pending)
+    recorder = StudyRecorder(place, records, due, config, progress, console, searching, lambda: stop.requested)
     plan = WorkerPlan(
         study.factory,
         tuple(Assignment(record.spec.id, record.spec.config) for record in due),
@@ -208,13 +216,12 @@ def _run(
         checkpoint_every=None if config.checkpoint_minutes is None else 60 * config.checkpoint_minutes,
         patience=60 * config.storage_minutes,
         gpu_memory=None if config.gpu_memory_per_trial is None else GIB * config.gpu_memory_per_trial,
+        parameters=searching.parameters,
+        keep_every=searching.keep_every,
     )
     trainable = tune.with_resources(
         tune.with_parameters(StudyTrainable, plan=plan, shared=study.shared), _resources(config)
     )
-    # Tune makes a placement group for each pending trial. More than can start soon only cost; where nodes are added for
-    # them, they are how the need is told.
-    pending = (config.max_concurrent or len(due)) if config.autoscaling else slots
     environment = {**_TUNE_ENVIRONMENT, "TUNE_MAX_PENDING_TRIALS_PG": str(min(pending, len(due)) + 1)}
 
     def name(trial: Any) -> str:
@@ -235,7 +242,6 @@ def _run(
                 trainable,
                 name=Path(scratch).name,
                 storage_path=scratch,
-                config={"trial": tune.grid_search(list(range(len(due))))},
                 trial_name_creator=name,
                 trial_dirname_creator=name,
                 stop=StopEarly(lambda: stop.requested or recorder.stopped is not None),
@@ -245,6 +251,7 @@ def _run(
                 raise_on_failed_trial=False,
                 callbacks=[recorder],
                 verbose=0,
+                **recorder.tune_options(),
             )
         except KeyboardInterrupt:
             stop.requested = True

@@ -11,13 +11,12 @@ from typing import Any
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from ht_ray.sweep.population import Leg, PopulationLog
-from ht_ray.sweep.search import Search, Values
+from ht_ray.sweep.population import Course, PopulationLog
+from ht_ray.sweep.search import Search
 from ht_ray.sweep.study_dir import TrialRecord
 
 __all__ = ["HalvingScheduler", "PopulationScheduler", "SuggestionSearcher"]
 
-# Tune's trials know themselves by a number; their config is ``{"trial": number, "course": {...}}``.
 _RecordOf = Callable[[Any], TrialRecord]
 
 
@@ -115,14 +114,15 @@ class PopulationScheduler(FIFOScheduler):
 
     Parameters
     ----------
-    log
-        What was decided so far.
-    record_of
-        The record of one of Tune's trials.
     records
         All trials of the study.
-    on_copy
-        Told of each copy: who copies, from whom and with which settings.
+    record_of
+        The record of one of Tune's trials.
+    log
+        What was decided so far.
+    decide
+        Called with a population and its members' scores, the higher the better, once all wait: decides what is due, and
+        returns whether that could be written down.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class PopulationScheduler(FIFOScheduler):
         records: Sequence[TrialRecord],
         record_of: _RecordOf,
         log: PopulationLog,
-        on_copy: Callable[[str, Leg], None],
+        decide: Callable[[str, dict[str, float]], bool],
     ) -> None:
         super().__init__()
         self._search = search
@@ -142,7 +142,7 @@ class PopulationScheduler(FIFOScheduler):
         self._records = {record.spec.id: record for record in records if record.spec.id in search.groups}
         self._record_of = record_of
         self._log = log
-        self._on_copy = on_copy
+        self._decide = decide
         self._trials: dict[str, Any] = {}
         self._waiting: set[str] = set()
 
@@ -166,7 +166,7 @@ class PopulationScheduler(FIFOScheduler):
 
     def choose_trial_to_run(self, tune_controller: Any, *arguments: Any, **options: Any) -> Any:
         for group in dict.fromkeys(self._search.groups.values()):
-            self._decide(group)
+            self._go_on(group)
         ready = [
             trial
             for trial in tune_controller.get_trials()
@@ -175,7 +175,7 @@ class PopulationScheduler(FIFOScheduler):
         # Whoever is furthest behind keeps the others waiting.
         return min(ready, key=lambda trial: self._record_of(trial).reports, default=None)
 
-    def _decide(self, group: str) -> None:
+    def _go_on(self, group: str) -> None:
         members = self._search.members(group)
         live = [name for name in members if not self._records[name].final]
         if not live or not self._waiting.issuperset(live):
@@ -183,19 +183,15 @@ class PopulationScheduler(FIFOScheduler):
         scores = {
             name: self._sign * self._records[name].finite_summary.get(self._summary_metric, math.nan) for name in live
         }
-        for name, leg in self._log.decide(group, scores).items():
-            self._on_copy(name, leg)
+        if not self._decide(group, scores):
+            return
         for name in live:
             self._waiting.discard(name)
             self._set_course(name)
 
     def _set_course(self, name: str) -> None:
-        course = {
-            "legs": [[leg.reports, leg.source, leg.values] for leg in self._log.legs(name)],
-            "until": self._log.due(self._search.groups[name]),
-        }
         trial = self._trials[name]
-        trial.set_config({**trial.config, "course": course})
+        trial.set_config({**trial.config, "course": self._log.course(name)})
 
 
 class SuggestionSearcher(Searcher):
@@ -207,7 +203,7 @@ class SuggestionSearcher(Searcher):
         The records of the trials to run, by the number Tune knows them by.
     slots
         How many trials run at a time: what is suggested later knows more.
-    values_of
+    course_of
         Returns the settings that a trial is to have, if it is one that is searched.
     """
 
@@ -215,14 +211,12 @@ class SuggestionSearcher(Searcher):
         self,
         due: Sequence[TrialRecord],
         slots: int,
-        values_of: Callable[[TrialRecord], Values | None],
-        metric: str,
-        mode: str,
+        course_of: Callable[[TrialRecord], Course | None],
     ) -> None:
-        super().__init__(metric=metric, mode=mode)
+        super().__init__()
         self._due = due
         self._slots = slots
-        self._values_of = values_of
+        self._course_of = course_of
         self._handed = 0
         self._live: set[str] = set()
 
@@ -232,11 +226,10 @@ class SuggestionSearcher(Searcher):
         if len(self._live) >= self._slots:
             return None
         number = self._handed
-        values = self._values_of(self._due[number])
+        course = self._course_of(self._due[number])
         self._handed += 1
         self._live.add(trial_id)
-        course = {} if values is None else {"course": {"legs": [[0, None, values]], "until": None}}
-        return {"trial": number, **course}
+        return {"trial": number, "course": course}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         self._live.discard(trial_id)

@@ -7,6 +7,7 @@ logarithm of a reset interval. Trials see values, rounded so that they can be na
 from __future__ import annotations
 
 import copy
+import importlib.util
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any, TypeAlias
 
 from ht_ray._checks import SettingError, check_choice, check_number, did_you_mean
 
-__all__ = ["Parameter", "Search", "SearchConfig", "Values", "draw_distinct", "random_stream"]
+__all__ = ["Parameter", "Search", "SearchConfig", "Values", "draw_distinct", "placed", "random_stream"]
 
 Values: TypeAlias = dict[str, float]
 """A value for each parameter, by its column."""
@@ -138,10 +139,17 @@ class Parameter:
         self._inside(place, name)
         place[name] = value
 
+    def get(self, config: Mapping[str, Any]) -> float:
+        """Return the value that a trial's config has."""
+        place: Any = config
+        for part in self.path.split("."):
+            place = self._inside(place, part)
+        return float(place) if not self.integer else int(place)
+
     def _inside(self, place: Any, part: str) -> Any:
-        if isinstance(place, dict) and part in place:
+        if isinstance(place, Mapping) and part in place:
             return place[part]
-        known = list(map(str, place)) if isinstance(place, dict) else []
+        known = list(map(str, place)) if isinstance(place, Mapping) else []
         raise SettingError(
             f"Parameter({self.column!r}).path = {self.path!r}: a trial's config has no {part!r} there."
             f"{did_you_mean(part, known)}"
@@ -280,6 +288,10 @@ class Search:
             raise SettingError("Search.trials = (): accepted is at least one trial.")
         if config.draws and not self.parameters:
             raise SettingError("Search.parameters = (): accepted is at least one parameter.")
+        if config.search == "optuna" and importlib.util.find_spec("optuna") is None:
+            raise SettingError(
+                "SearchConfig.search = 'optuna': Optuna is not installed here: pip install 'ht-ray[optuna]'."
+            )
         for field, scheduler in (("grace_period", "asha"), ("perturbation_interval", "pbt")):
             value = getattr(config, field)
             if config.scheduler == scheduler and value >= self.reports:
@@ -288,21 +300,17 @@ class Search:
                     f"scheduler = {scheduler!r} would do nothing before its end; accepted is a number below that."
                 )
 
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The columns of the parameters."""
-        return tuple(parameter.column for parameter in self.parameters)
-
     def members(self, group: str) -> tuple[str, ...]:
         """Return the ids of the trials of a group, as planned."""
         return tuple(trial for trial in self.trials if self.groups[trial] == group)
 
-    def place(self, config: Mapping[str, Any], values: Values) -> dict[str, Any]:
-        """Return a trial's config with these values."""
-        placed = copy.deepcopy(dict(config))
-        for parameter in self.parameters:
-            parameter.set(placed, values[parameter.column])
-        return placed
+
+def placed(config: Mapping[str, Any], parameters: Sequence[Parameter], values: Values) -> dict[str, Any]:
+    """Return a trial's config with these values at their places."""
+    copied = copy.deepcopy(dict(config))
+    for parameter in parameters:
+        parameter.set(copied, values[parameter.column])
+    return copied
 
 
 def random_stream(seed: int, purpose: str, *position: object) -> random.Random:

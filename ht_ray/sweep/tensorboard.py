@@ -29,6 +29,7 @@ __all__ = ["HParams", "TrialEvents"]
 
 _STATUS = {
     "finished": api_pb2.STATUS_SUCCESS,
+    "stopped": api_pb2.STATUS_SUCCESS,
     "failed": api_pb2.STATUS_FAILURE,
     "diverged": api_pb2.STATUS_FAILURE,
 }
@@ -53,7 +54,7 @@ class HParams:
     @staticmethod
     def _info(name: str, values: list[Scalar]) -> api_pb2.HParamInfo:
         given = [value for value in values if value is not None]
-        if all(isinstance(value, bool) for value in given):
+        if given and all(isinstance(value, bool) for value in given):
             kind = api_pb2.DATA_TYPE_BOOL
         elif all(isinstance(value, (int, float)) for value in given):
             kind = api_pb2.DATA_TYPE_FLOAT64
@@ -117,7 +118,7 @@ class TrialEvents:
         self._file.flush()
 
     def close(self, status: str) -> None:
-        """Note how the trial ended ("finished", "failed", "diverged"; anything else: not yet) and close the file."""
+        """Note how the trial ended (what is not in `_STATUS` says: not yet) and close the file."""
         now = time.time()
         if self._started and status in _STATUS:
             end = SessionEndInfo(status=_STATUS[status], end_time_secs=now)

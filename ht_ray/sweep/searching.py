@@ -1,0 +1,175 @@
+"""The driver's part of a search: what Tune is given, and what of it goes into the records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ht_ray.sweep.place import Place
+from ht_ray.sweep.population import Course, Leg, PopulationLog
+from ht_ray.sweep.search import Parameter, Search, Values, placed
+from ht_ray.sweep.study_dir import TrialRecord
+from ht_ray.sweep.suggest import Tried, suggest
+from ht_ray.sweep.trial import Study
+
+__all__ = ["Searching"]
+
+
+class Searching:
+    """Runs the search of a study, if it has one, through Tune's scheduler and searcher.
+
+    Parameters
+    ----------
+    records
+        All trials of the study.
+    due
+        Those to run, by the number Tune knows them by.
+    slots
+        How many run at a time.
+    """
+
+    def __init__(
+        self, study: Study, place: Place, records: Sequence[TrialRecord], due: Sequence[TrialRecord], slots: int
+    ) -> None:
+        self._study = study
+        self._place = place
+        self._records = records
+        self._due = due
+        self._slots = slots
+        self._halving: Any = None
+
+    @property
+    def search(self) -> Search | None:
+        """The study's."""
+        return self._study.search
+
+    @property
+    def suggests(self) -> bool:
+        """Whether trials get their settings when they start."""
+        return self.search is not None and self.search.config.search == "optuna"
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """What workers put into the configs of their trials."""
+        return self.search.parameters if self.search is not None else ()
+
+    @property
+    def keep_every(self) -> int | None:
+        """After which multiple of reports checkpoints are kept for others."""
+        population = self.search is not None and self.search.config.scheduler == "pbt"
+        return self.search.config.perturbation_interval if self.search is not None and population else None
+
+    def tune_options(self, write: Callable[[Callable[[], Any]], Any], note: Callable[..., None]) -> dict[str, Any]:
+        """Return the arguments of ``tune.run`` that say which trials there are, and who decides on them.
+
+        Parameters
+        ----------
+        write
+            Does what writes files, and waits for a storage that does not answer.
+        note
+            Adds an event to the journal.
+        """
+        from ray import tune
+
+        from ht_ray.sweep.schedulers import HalvingScheduler, PopulationScheduler, SuggestionSearcher
+
+        options: dict[str, Any] = {"config": {"trial": tune.grid_search(list(range(len(self._due))))}}
+        search, study = self.search, self._study
+        if search is None:
+            return options
+        if search.config.scheduler == "asha":
+            self._halving = HalvingScheduler(search, study.metric, study.mode, self._records, self._record_of)
+            options["scheduler"] = self._halving
+        if search.config.scheduler == "pbt":
+            planned = {spec.id: spec.config for spec in study.trials}
+            first = {
+                trial: {parameter.column: parameter.get(planned[trial]) for parameter in search.parameters}
+                for trial in search.trials
+            }
+            log = PopulationLog(self._place.directory, search, first)
+
+            def decide(group: str, scores: dict[str, float]) -> bool:
+                legs = write(lambda: log.decide(group, scores))
+                # Before anyone acts on it, it is where a driver that comes after this one will find it.
+                if legs is None or not write(self._synced):
+                    return False
+                for trial, leg in legs.items():
+                    before = log.values(trial, leg.reports - 1)
+                    note("copied", trial=trial, source=leg.source, reports=leg.reports, detail=_changes(before, leg))
+                return True
+
+            options["scheduler"] = PopulationScheduler(
+                search, study.metric, study.mode, self._records, self._record_of, log, decide
+            )
+        if search.config.search == "optuna":
+            settle = {record.spec.id for record in self._records if record.spec.id in search.groups}
+
+            def course_of(record: TrialRecord) -> Course | None:
+                if record.spec.id not in settle:
+                    return None
+                values = self._values(record, search)
+                if values is None:
+                    values = self._suggested(record, search)
+                    write(lambda: self._settle(record, search, values))
+                return Course((Leg(0, None, values),))
+
+            options |= {
+                "config": {},
+                "search_alg": SuggestionSearcher(self._due, self._slots, course_of),
+                "num_samples": len(self._due),
+            }
+        return options
+
+    def stopped(self, record: TrialRecord) -> bool:
+        """Whether a trial was stopped because it fell behind."""
+        return self._halving is not None and record.spec.id in self._halving.stopped
+
+    def needless(self, record: TrialRecord) -> list[TrialRecord]:
+        """Return whose older checkpoints nobody needs any more, now that a trial has ended for good."""
+        search = self.search
+        if search is None or search.config.scheduler != "pbt" or record.spec.id not in search.groups:
+            return [record]
+        group = search.members(search.groups[record.spec.id])
+        members = [other for other in self._records if other.spec.id in group]
+        return members if all(other.status in ("finished", "diverged") for other in members) else []
+
+    def _synced(self) -> bool:
+        self._place.sync()
+        return True
+
+    def _record_of(self, trial: Any) -> TrialRecord:
+        number: int = trial.config["trial"]
+        return self._due[number]
+
+    def _values(self, record: TrialRecord, search: Search) -> Values | None:
+        """The values that a trial was given, now or by an earlier run."""
+        values = {parameter.column: record.spec.settings.get(parameter.column) for parameter in search.parameters}
+        found = {column: value for column, value in values.items() if isinstance(value, (int, float))}
+        return found if len(found) == len(values) else None
+
+    def _suggested(self, record: TrialRecord, search: Search) -> Values:
+        tried = []
+        for other in self._records:
+            if other.spec.id not in search.groups or (values := self._values(other, search)) is None:
+                continue
+            score = other.finite_summary.get(self._study.metric)
+            tried.append(Tried(values, other.status, score, other.reports))
+        return suggest(search, self._study.mode, search.trials.index(record.spec.id), tried)
+
+    def _settle(self, record: TrialRecord, search: Search, values: Values) -> None:
+        label = search.label.format(**values)
+        if any(other.spec.label == label for other in self._records):
+            label += f" ({record.spec.id})"
+        record.settle(
+            replace(
+                record.spec,
+                label=label,
+                settings={**record.spec.settings, **values},
+                config=placed(record.spec.config, search.parameters, values),
+            )
+        )
+
+
+def _changes(before: Values, leg: Leg) -> str:
+    return "; ".join(f"{column} {before[column]:.12g} -> {value:.12g}" for column, value in leg.values.items())
