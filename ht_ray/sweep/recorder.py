@@ -211,6 +211,8 @@ class StudyRecorder(tune.Callback):
         known = record.reports
         if self._write(lambda: record.restore(lines)):
             self._reopen_events(record)
+        if known == len(lines) and self._searching.pauses(record):
+            return
         self._note("resumed", trial=record.spec.id, node=record.node, reports=len(lines), known=known)
 
     def _add(self, record: TrialRecord, line: str) -> None:

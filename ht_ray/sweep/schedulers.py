@@ -109,8 +109,9 @@ class HalvingScheduler(FIFOScheduler):
 class PopulationScheduler(FIFOScheduler):
     """Lets the members of each population wait for one another, and gives those that fall behind a better's state.
 
-    A member that waits is paused, so that a population may be larger than what runs at a time. Its worker takes up
-    its own newest checkpoint afterwards, or that of the member it copies: nothing is kept in Tune.
+    A member that waits is paused if another needs its place, so that a population may be larger than what runs at a
+    time; otherwise its process is kept for what comes. Its worker takes up its own newest checkpoint afterwards, or
+    that of the member it copies: nothing is kept in Tune.
 
     Parameters
     ----------
@@ -151,29 +152,41 @@ class PopulationScheduler(FIFOScheduler):
         if record.spec.id in self._records:
             self._trials[record.spec.id] = trial
             self._waiting.discard(record.spec.id)
-            self._set_course(record.spec.id)
+            self._set_course(trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
         name = self._record_of(trial).spec.id
         if name not in self._records or result["outcome"] not in ("running", "waiting"):
             return str(TrialScheduler.CONTINUE)
-        if result["reports"] != self._log.due(self._search.groups[name]):
+        # Its worker has not heard of what was decided since it took the trial up.
+        if result["reports"] != trial.config["course"].until:
             return str(TrialScheduler.CONTINUE)
-        self._waiting.add(name)
+        if result["reports"] == self._log.due(self._search.groups[name]):
+            self._waiting.add(name)
+            if not self._ready(tune_controller):
+                return str(TrialScheduler.CONTINUE)
+        else:
+            self._set_course(trial)
         # Tune would save it first; its worker has.
         tune_controller.pause_trial(trial, should_checkpoint=False)
         return str(TrialScheduler.NOOP)
 
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        pass
+
     def choose_trial_to_run(self, tune_controller: Any, *arguments: Any, **options: Any) -> Any:
         for group in dict.fromkeys(self._search.groups.values()):
             self._go_on(group)
-        ready = [
+        # Whoever is furthest behind keeps the others waiting.
+        return min(self._ready(tune_controller), key=lambda trial: self._record_of(trial).reports, default=None)
+
+    def _ready(self, tune_controller: Any) -> list[Any]:
+        """The trials that could run, and do not."""
+        return [
             trial
             for trial in tune_controller.get_trials()
             if trial.status in ("PENDING", "PAUSED") and self._record_of(trial).spec.id not in self._waiting
         ]
-        # Whoever is furthest behind keeps the others waiting.
-        return min(ready, key=lambda trial: self._record_of(trial).reports, default=None)
 
     def _go_on(self, group: str) -> None:
         members = self._search.members(group)
@@ -187,11 +200,12 @@ class PopulationScheduler(FIFOScheduler):
             return
         for name in live:
             self._waiting.discard(name)
-            self._set_course(name)
+            if self._trials[name].status == "PAUSED":
+                self._set_course(self._trials[name])
 
-    def _set_course(self, name: str) -> None:
-        trial = self._trials[name]
-        trial.set_config({**trial.config, "course": self._log.course(name)})
+    def _set_course(self, trial: Any) -> None:
+        course = self._log.course(self._record_of(trial).spec.id)
+        trial.set_config({**trial.config, "course": course})
 
 
 class SuggestionSearcher(Searcher):
@@ -205,6 +219,8 @@ class SuggestionSearcher(Searcher):
         How many trials run at a time: what is suggested later knows more.
     course_of
         Returns the settings that a trial is to have, if it is one that is searched.
+    more
+        Whether a trial may still have to be started anew: Tune keeps processes for that.
     """
 
     def __init__(
@@ -212,17 +228,19 @@ class SuggestionSearcher(Searcher):
         due: Sequence[TrialRecord],
         slots: int,
         course_of: Callable[[TrialRecord], Course | None],
+        more: Callable[[], bool],
     ) -> None:
         super().__init__()
         self._due = due
         self._slots = slots
         self._course_of = course_of
+        self._more = more
         self._handed = 0
         self._live: set[str] = set()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if self._handed == len(self._due):
-            return str(Searcher.FINISHED)
+            return None if self._more() else str(Searcher.FINISHED)
         if len(self._live) >= self._slots:
             return None
         number = self._handed

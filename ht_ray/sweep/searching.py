@@ -74,10 +74,11 @@ class Searching:
 
         from ht_ray.sweep.schedulers import HalvingScheduler, PopulationScheduler, SuggestionSearcher
 
-        options: dict[str, Any] = {"config": {"trial": tune.grid_search(list(range(len(self._due))))}}
         search, study = self.search, self._study
-        if search is None:
-            return options
+        if search is None or (search.config.search == "grid" and search.config.scheduler == "none"):
+            return {"config": {"trial": tune.grid_search(list(range(len(self._due))))}}
+        options: dict[str, Any] = {}
+        course_of: Callable[[TrialRecord], Course | None] = _none
         if search.config.scheduler == "asha":
             self._halving = HalvingScheduler(search, study.metric, study.mode, self._records, self._record_of)
             options["scheduler"] = self._halving
@@ -105,7 +106,7 @@ class Searching:
         if search.config.search == "optuna":
             settle = {record.spec.id for record in self._records if record.spec.id in search.groups}
 
-            def course_of(record: TrialRecord) -> Course | None:
+            def suggested(record: TrialRecord) -> Course | None:
                 if record.spec.id not in settle:
                     return None
                 values = self._values(record, search)
@@ -114,21 +115,31 @@ class Searching:
                     write(lambda: self._settle(record, search, values))
                 return Course((Leg(0, None, values),))
 
-            options |= {
-                "config": {},
-                "search_alg": SuggestionSearcher(self._due, self._slots, course_of),
-                "num_samples": len(self._due),
-            }
-        return options
+            course_of = suggested
+        population = search.config.scheduler == "pbt"
+        searcher = SuggestionSearcher(
+            self._due,
+            len(self._due) if population else self._slots,
+            course_of,
+            more=lambda: population and not all(record.final for record in self._due),
+        )
+        # One more than there are: the searcher says when it has come to its end.
+        return {"config": {}, "search_alg": searcher, "num_samples": len(self._due) + 1, **options}
 
     def stopped(self, record: TrialRecord) -> bool:
         """Whether a trial was stopped because it fell behind."""
         return self._halving is not None and record.spec.id in self._halving.stopped
 
+    def pauses(self, record: TrialRecord) -> bool:
+        """Whether it belongs to the course of a trial that it is taken up again now and then."""
+        return (
+            self.search is not None and self.search.config.scheduler == "pbt" and record.spec.id in self.search.groups
+        )
+
     def needless(self, record: TrialRecord) -> list[TrialRecord]:
         """Return whose older checkpoints nobody needs any more, now that a trial has ended for good."""
         search = self.search
-        if search is None or search.config.scheduler != "pbt" or record.spec.id not in search.groups:
+        if search is None or not self.pauses(record):
             return [record]
         group = search.members(search.groups[record.spec.id])
         members = [other for other in self._records if other.spec.id in group]
@@ -169,6 +180,10 @@ class Searching:
                 config=placed(record.spec.config, search.parameters, values),
             )
         )
+
+
+def _none(record: TrialRecord) -> None:
+    return None
 
 
 def _changes(before: Values, leg: Leg) -> str:

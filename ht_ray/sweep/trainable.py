@@ -29,6 +29,8 @@ from ht_ray.sweep.trial import Diverged, Interrupted, Trial, load_factory
 
 __all__ = ["Assignment", "StudyTrainable", "TrialEnded", "WorkerPlan"]
 
+# Seconds between two questions of a worker whose trial waits for others.
+_ASK_EVERY = 0.5
 # A worker that was told to leave, and is asked for nothing more, leaves by itself.
 _LEAVE_AFTER = 10.0
 
@@ -89,6 +91,7 @@ class StudyTrainable(tune.Trainable):
     """
 
     _trial: Trial | None
+    _taken: int
     _lines: list[str]
     _part: int
     _seconds: float
@@ -140,6 +143,8 @@ class StudyTrainable(tune.Trainable):
                     return resumed
             if self._course is not None:
                 if len(self._lines) == self._course.until:
+                    # Each time the driver is asked.
+                    time.sleep(_ASK_EVERY)
                     return {"outcome": "waiting", **self._position}
                 self._take_over(self._course.leg(len(self._lines)))
             assert self._trial is not None
