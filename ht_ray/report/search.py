@@ -14,7 +14,20 @@ from ht_ray.report.names import NOTHING, describe, seeds_text, shown_number, sho
 from ht_ray.report.study import MissingDataError, Scalar, StudyData, TrialData, group
 from ht_ray.report.tables import Cell, Column, Table, context_of
 
-__all__ = ["Found", "found_in", "grid_beside", "is_search", "same_seeds", "search_name", "search_table", "searched"]
+__all__ = [
+    "Found",
+    "found_in",
+    "grid_beside",
+    "has_metric",
+    "is_population",
+    "is_search",
+    "same_seeds",
+    "search_name",
+    "search_table",
+    "searched",
+    "source_of",
+    "trainings",
+]
 
 
 @dataclass(frozen=True)
@@ -52,6 +65,11 @@ def is_search(study: StudyData) -> bool:
     return settings.get("search", "grid") != "grid" or settings.get("scheduler", "none") != "none"
 
 
+def source_of(study: StudyData) -> str:
+    """Return where settings come from: ``"grid"``, ``"random"``, ``"optuna"``, or ``"pbt"``."""
+    return "pbt" if is_population(study) else str(_settings(study).get("search", "grid"))
+
+
 def is_population(study: StudyData) -> bool:
     """Return whether the study's trials took over each other's state."""
     return _settings(study).get("scheduler") == "pbt"
@@ -62,7 +80,7 @@ def search_name(study: StudyData) -> str:
     settings = _settings(study)
     if is_population(study):
         return f"PBT, population of {settings.get('population')}"
-    source = str(settings.get("search", "grid"))
+    source = source_of(study)
     named = {"random": "random search", "optuna": "Optuna"}.get(source, source)
     return named + (", ASHA" if settings.get("scheduler") == "asha" else "")
 
@@ -89,7 +107,7 @@ def found_in(study: StudyData) -> Found | None:
     Where some were stopped, it is the best of those that finished on the most seeds: elsewhere those that were ahead
     would stand for all. Of populations it is the best member of each.
     """
-    own = [trial for trial in searched(study).trials if _finite(trial, study.metric)]
+    own = [trial for trial in searched(study).trials if has_metric(trial, study.metric)]
     if not own:
         return None
     sign = 1 if study.mode == "max" else -1
@@ -161,7 +179,7 @@ def search_table(studies: Sequence[StudyData]) -> Table:
             if differs:
                 notes.append(f"{name} is not compared with the grid: they differ in {'; '.join(differs)}.")
             else:
-                share = _trainings(own) / max(_trainings(searched(same_seeds(grid, own.seeds))), 1e-9)
+                share = trainings(own) / max(trainings(searched(same_seeds(grid, own.seeds))), 1e-9)
                 best = found_in(same_seeds(grid, found.seeds)) if found else None
                 beside = best.value if best else math.nan
             row.append(Cell(f"{share:.0%}" if math.isfinite(share) else NOTHING, (share,)))
@@ -207,13 +225,14 @@ def _costs(own: StudyData) -> list[Cell]:
     seconds = math.fsum(trial.seconds for trial in trials)
     return [
         Cell(told, (len(trials), finished, stopped)),
-        Cell(f"{_trainings(own):.1f}", (_trainings(own),)),
+        Cell(f"{trainings(own):.1f}", (trainings(own),)),
         Cell(f"{epochs:.0f}" if epochs else NOTHING, (epochs or math.nan,)),
         Cell(f"{seconds:.0f}", (seconds,)),
     ]
 
 
-def _trainings(study: StudyData) -> float:
+def trainings(study: StudyData) -> float:
+    """Return what a study trained, in trials from beginning to end."""
     return math.fsum(trial.progress for trial in study.trials)
 
 
@@ -222,7 +241,8 @@ def _epochs(trial: TrialData) -> float:
     return float(steps[-1]) if steps.size else 0.0
 
 
-def _finite(trial: TrialData, metric: str) -> bool:
+def has_metric(trial: TrialData, metric: str) -> bool:
+    """Return whether a trial finished with a finite value of a metric."""
     return trial.finished and math.isfinite(trial.summary.get(metric, math.nan))
 
 

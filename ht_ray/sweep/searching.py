@@ -132,9 +132,8 @@ class Searching:
 
     def pauses(self, record: TrialRecord) -> bool:
         """Whether it belongs to the course of a trial that it is taken up again now and then."""
-        return (
-            self.search is not None and self.search.config.scheduler == "pbt" and record.spec.id in self.search.groups
-        )
+        search = self.search
+        return search is not None and search.config.scheduler == "pbt" and record.spec.id in search.groups
 
     def needless(self, record: TrialRecord) -> list[TrialRecord]:
         """Return whose older checkpoints nobody needs any more, now that a trial has ended for good."""
