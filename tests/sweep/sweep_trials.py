@@ -124,10 +124,11 @@ def climbing(
     parts: int = 6,
     seeds: int = 1,
     settled: bool = True,
+    sleep: float = 0.0,
     search: dict[str, Any] | None = None,
     **config: Any,
 ) -> Study:
-    """A study with a trial that is not searched, and `number` for each seed that are."""
+    """A study with a trial that is not searched, and `number` for each seed that are; `config` is for trial `who`."""
     chosen = SearchConfig(**(search or {}))
     trials = [TrialSpec("plain", "Plain", {"momentum": None, "interval": None, "seed": 0}, _hill(0.9, 1, 0, parts))]
     groups = {}
@@ -137,7 +138,7 @@ def climbing(
             told = values if settled else {"momentum": None, "interval": None}
             name = f"trial{place}-seed{seed}"
             hill = _hill(values["momentum"], values["interval"], seed, parts)
-            trials.append(TrialSpec(name, f"Trial {place}", {**told, "seed": seed}, {**hill, **own}))
+            trials.append(TrialSpec(name, f"Trial {place}", {**told, "seed": seed}, {**hill, "sleep": sleep, **own}))
             groups[name] = f"seed {seed}" if chosen.scheduler == "pbt" else "all"
     label = "m={momentum:g} r={interval:g}"
     found = Search(chosen, (MOMENTUM, INTERVAL), tuple(groups), parts, groups, label) if search is not None else None
