@@ -108,15 +108,16 @@ def test_a_population_of_a_killed_driver_ends_like_one_left_in_peace(
     assert reports(directory) == reports(population)
 
 
-def test_a_member_whose_worker_dies_and_one_that_diverges(cluster: str, tmp_path: Path) -> None:
+def test_a_member_whose_worker_dies_goes_on(cluster: str, population: Path, tmp_path: Path) -> None:
     died = tmp_path / "died"
-    study = climbing(4, parts=4, search={"scheduler": "pbt"}, who=1, die_at=3, died=str(died))
-    result = run(study, tmp_path / "study")
-    assert died.exists() and (result.finished, result.exit_code) == (5, 0)
-    peaceful = climbing(4, parts=4, search={"scheduler": "pbt"}, who=1, die_at=3, died=str(died))
-    run(peaceful, tmp_path / "peaceful")
-    assert reports(tmp_path / "study") == reports(tmp_path / "peaceful")
-    # The others neither wait for one that has ended, nor copy it.
+    chosen = {"scheduler": "pbt", "perturbation_interval": 2}
+    result = run(climbing(5, search=chosen, who=1, die_at=3, died=str(died)), tmp_path / "study")
+    assert died.exists() and (result.finished, result.exit_code) == (6, 0)
+    assert reports(tmp_path / "study") == reports(population)
+
+
+@pytest.mark.slow
+def test_nobody_waits_for_a_member_that_has_ended_or_copies_it(cluster: str, tmp_path: Path) -> None:
     result = run(climbing(4, parts=4, search={"scheduler": "pbt"}, who=0, diverge_at=2), tmp_path / "diverging")
     assert (result.finished, result.diverged, result.exit_code) == (4, 1, 0)
     rounds = [json.loads(line) for line in (tmp_path / "diverging" / "population.jsonl").read_text().splitlines()]
