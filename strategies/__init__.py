@@ -3,6 +3,7 @@
 Importing this package imports avalanche, which takes several seconds.
 """
 
+from ht_ray._interrupted import Interrupted
 from strategies.benchmark import ImagePool, PoolDataset, stream_benchmark
 from strategies.checkpoint import load_strategy, save_strategy
 from strategies.loading import InMemoryLoading
@@ -44,6 +45,7 @@ __all__ = [
     "HeadResetPlugin",
     "ImagePool",
     "InMemoryLoading",
+    "Interrupted",
     "L2Plugin",
     "LimitedBuffer",
     "LimitedBufferPlugin",

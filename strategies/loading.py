@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
+from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 else:
     _Template = object  # a mixin: the template comes after it
 
-__all__ = ["InMemoryLoading"]
+__all__ = ["InMemoryLoading", "TaskLoader"]
 
 
 class _Held(NamedTuple):
@@ -38,7 +39,7 @@ class _Held(NamedTuple):
     normalise: Normalise | None
 
 
-class _TaskLoader:
+class TaskLoader:
     """Batches of an `InMemoryLoader` with the task label that Avalanche expects as the last entry."""
 
     def __init__(self, loader: InMemoryLoader, task: int | None, device: torch.device) -> None:
@@ -53,6 +54,15 @@ class _TaskLoader:
     def __iter__(self) -> Iterator[list[Tensor]]:
         for images, labels in self.loader:
             yield [images, labels] if self.task is None else [images, labels, self._tasks[: len(labels)]]
+
+    def before(self, epoch: int, count: int) -> list[list[Tensor]]:
+        """Return the last batches, at most `count`, of the epochs before `epoch`, which is the next one then."""
+        last: deque[list[Tensor]] = deque(maxlen=count)
+        for earlier in range(max(1, epoch - -(-count // len(self))), epoch):
+            self.loader.epoch = earlier
+            last.extend(self)
+        self.loader.epoch = epoch
+        return list(last)
 
 
 class _SequentialLoader:
@@ -211,7 +221,7 @@ class InMemoryLoading(_Template):
         )
         has_tasks = hasattr(self.experience, "task_labels")
         task = int(held.tasks[0]) if has_tasks else None
-        self.dataloader: Any = _TaskLoader(loader, task, self.device)
+        self.dataloader: Any = TaskLoader(loader, task, self.device)
 
     def make_eval_dataloader(self, **kwargs: Any) -> None:
         held = self._hold(training=False) if self.in_memory else None

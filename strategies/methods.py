@@ -17,6 +17,7 @@ from ht_ray.vision.loader import Normalise
 from ht_ray.vision.method import check_architecture
 from ht_ray.vision.method_config import MethodConfig
 from ht_ray.vision.optimizer import TrainingConfig, make_optimizer
+from strategies.interruption import Interruptible
 from strategies.plugins import (
     ContinualBackpropPlugin,
     EMAPlugin,
@@ -43,13 +44,22 @@ from strategies.ready import Plain
 __all__ = ["MethodStrategy", "make_strategy", "method_plugins"]
 
 
-class MethodStrategy(Plain):
-    """What `make_strategy` returns: a strategy whose state is tensors and plain data, without pickled objects."""
+class MethodStrategy(Interruptible, Plain):
+    """What `make_strategy` returns: a strategy whose state is tensors and plain data, without pickled objects.
+
+    It can be saved between experiences, and where `interrupt` has made ``train`` raise `Interrupted`. Training goes on
+    from there, in this object or one that loaded the state, as if it had not been interrupted, bit for bit on a CPU.
+    """
 
     @property
     def measured(self) -> list[Row]:
         """A row for each epoch so far that was measured, see `ht_ray.vision.fit`."""
         return self._measuring.rows
+
+    @property
+    def samples(self) -> int:
+        """How many images have been trained on in the last experience, counted in each epoch."""
+        return self._measuring.samples
 
     @property
     def _measuring(self) -> MeasurePlugin:
@@ -60,7 +70,10 @@ class MethodStrategy(Plain):
         return self._measuring.indicators
 
     def training_state(self) -> dict[str, Any]:
-        """Return what is needed to continue after an experience, for ``torch.save`` and ``weights_only`` loading."""
+        """Return what is needed to continue, for ``torch.save`` and ``weights_only`` loading.
+
+        To be called between experiences, or after `Interrupted`.
+        """
         names, groups = {p: name for name, p in self.model.named_parameters()}, self.optimizer.param_groups
         return {
             "experiences": self.clock.train_exp_counter,
@@ -70,6 +83,9 @@ class MethodStrategy(Plain):
             "plugins": [plugin.state_dict() for plugin in self.plugins if isinstance(plugin, _STATEFUL)],
             "indicators": self._indicators.state_dict() if self._indicators is not None else {},
             "rows": list(self.measured),
+            "position": self.position(),
+            "epochs": self._measuring.epochs,
+            "samples": self._measuring.samples,
         }
 
     def load_training_state(self, state: Mapping[str, Any]) -> None:
@@ -94,7 +110,9 @@ class MethodStrategy(Plain):
         if self._indicators is not None:
             self._indicators.load_state_dict(state["indicators"])
         self.clock.train_exp_counter = int(state["experiences"])
-        self._measuring.continue_from(state["rows"])
+        # Earlier versions saved between experiences only.
+        self.load_position(state.get("position", {}))
+        self._measuring.continue_from(state["rows"], epochs=state.get("epochs"), samples=state.get("samples", 0))
 
 
 _STATEFUL = (HareTortoisePlugin, ReinitialisePlugin, MechanismPlugin)
@@ -164,7 +182,8 @@ def make_strategy(
     epochs
         Epochs of each experience; set ``strategy.train_epochs`` where phases differ.
     plugins
-        More plugins, which act after the method's. Their state is not in the strategy's ``training_state``.
+        More plugins, which act after the method's. Their state is not in the strategy's ``training_state``, and an
+        experience that goes on after an interruption does not begin for them.
     **kwargs
         Of Avalanche's template.
     """

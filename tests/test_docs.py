@@ -35,7 +35,17 @@ STUDIES = {
     "tune_configs/warm_start.py": (warm_start, warm_start.WarmStartSettings),
 }
 # Flags in running text that are not a study's: of ray, and --help.
-FOREIGN_FLAGS = {"--help", "--slow", "--head", "--working-dir", "--no-wait", "--submission-id", "--logdir"}
+FOREIGN_FLAGS = {
+    "--help",
+    "--slow",
+    "--head",
+    "--working-dir",
+    "--no-wait",
+    "--submission-id",
+    "--logdir",
+    "--labels",
+    "--num-cpus",
+}
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,8 @@ def study_commands() -> list[Any]:
     for place, words in commands():
         if "--" in words:
             words = words[words.index("--") + 1 :]
+        if words[:2] == ["python", "-m"] and words[2].startswith("tune_configs."):
+            words = ["python", words[2].replace(".", "/") + ".py", *words[3:]]
         if words[0] == "python" and words[1].endswith(".py"):
             assert (ROOT / words[1]).is_file(), f"{place}: there is no {words[1]}"
             if not words[1].startswith("benchmarks/"):
@@ -162,9 +174,11 @@ def test_ray_commands_exist() -> None:
 
 
 def test_other_commands_exist() -> None:
-    known = {"pip", "pytest", "tensorboard", "export", "ray", "python"}
+    known = {"pip", "pytest", "tensorboard", "export", "ray", "python", "cp", "docker", "helm", "kubectl"}
     for place, words in commands():
         assert words[0] in known, f"{place}: {words[0]!r}"
+        for word in words:
+            assert not word.startswith("deploy/") or (ROOT / word).exists(), f"{place}: there is no {word}"
         if words[:2] == ["python", "-m"]:
             assert importlib.util.find_spec(words[2]), f"{place}: no module {words[2]}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ht_ray.sweep import Diverged, Report
 __all__ = ["AtariTrial"]
 
 _STATE = "run.bin"
+_PART = "part.json"
 
 
 class AtariTrial:
@@ -46,27 +48,33 @@ class AtariTrial:
             compile=config["compile"],
             indicators_interval=config.get("indicators_interval"),
         )
+        #: Steps and updates that were made before the present part.
+        self.before = {"steps": 0, "updates": 0}
 
     def advance(self) -> Report:
-        """Train up to the next evaluation or checkpoint, and evaluate where it is due."""
+        """Train up to the next evaluation or checkpoint, and evaluate where it is due.
+
+        Or do what an interruption has left of that: an evaluation goes on in the middle of its games.
+        """
         config, run = self.config, self.run
         steps, every, episodes = config["steps"], config["evaluate_every"], config["evaluation_episodes"]
-        games, losses, indicators = len(run.record.games), len(run.record.losses), len(run.record.indicators)
-        try:
-            step = run.advance(steps, every, config["checkpoint_every"])
-        except LossDiverged as error:
-            raise Diverged(str(error)) from error
+        if not run.evaluating:
+            try:
+                run.advance(steps, every, config["checkpoint_every"])
+            except LossDiverged as error:
+                raise Diverged(str(error)) from error
+        step = run.record.steps
         evaluations = []
         if step == steps or (every is not None and step % every == 0):
             evaluations.append(self._row(run.evaluate(episodes)))
         # A part of the run without an evaluation still has the columns of the summary.
         last = self._row(run.record.evaluations[-1]) if run.record.evaluations else {}
-        return Report(
+        report = Report(
             curves={
                 "evaluation": evaluations,
-                "training_games": [dict(game) for game in run.record.games[games:]],
-                "training": [dict(loss) for loss in run.record.losses[losses:]],
-                "indicators": [dict(measured) for measured in run.record.indicators[indicators:]],
+                "training_games": self._new(run.record.games),
+                "training": self._new(run.record.losses),
+                "indicators": self._new(run.record.indicators),
             },
             summary={
                 "final_score": last.get("score", math.nan),
@@ -74,7 +82,17 @@ class AtariTrial:
                 "updates": run.record.updates,
             },
             progress=step / steps,
+            samples=(run.record.updates - self.before["updates"]) * run.config.batch_size,
         )
+        self.before = {"steps": step, "updates": run.record.updates}
+        return report
+
+    def interrupt(self) -> None:
+        """Ask `advance` to raise `Interrupted` after the step that runs, or runs next, unless it is a part's last."""
+        self.run.interrupt()
+
+    def _new(self, rows: list[dict[str, float]]) -> list[dict[str, float]]:
+        return [dict(row) for row in rows if row["step"] > self.before["steps"]]
 
     def _row(self, played: Evaluation) -> dict[str, float]:
         return {
@@ -87,7 +105,13 @@ class AtariTrial:
     def save(self, directory: Path) -> None:
         """Write networks, optimiser, replay, emulator and record."""
         self.run.save(directory / _STATE)
+        (directory / _PART).write_text(json.dumps(self.before), encoding="utf-8")
 
     def load(self, directory: Path) -> None:
         """Continue from what `save` wrote."""
         self.run.load(directory / _STATE)
+        part = directory / _PART
+        if part.is_file():
+            self.before = json.loads(part.read_text(encoding="utf-8"))
+        else:  # of an earlier version, which saved between parts only
+            self.before = {"steps": self.run.record.steps, "updates": self.run.record.updates}

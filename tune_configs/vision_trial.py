@@ -109,22 +109,26 @@ class VisionTrial:
         return self.strategy.measured
 
     def advance(self) -> Report:
-        """Train the next phase."""
+        """Train the next phase, or what an interruption has left of it."""
         phase = self.stream[self.phase]
         self.strategy.train_epochs = phase.epochs
-        before = len(self.rows)
         try:
             self.strategy.train(self.benchmark.train_stream[phase.index], eval_streams=[])
         except LossDiverged as error:
             raise Diverged(str(error)) from error
         self.phase += 1
-        new = [dict(row) for row in self.rows[before:]]
+        new = [dict(row) for row in self.rows if row["phase"] == self.phase]
         end = {**new[-1], "step": self.phase}
         return Report(
             curves={"epoch": new, "phase": [end]},
             summary=summarise(self.rows),
             progress=self.rows[-1]["step"] / self.stream.epochs if self.phase < len(self.stream) else 1.0,
+            samples=self.strategy.samples,
         )
+
+    def interrupt(self) -> None:
+        """Ask `advance` to raise `Interrupted` after the epoch that runs, or runs next, unless it is a phase's last."""
+        self.strategy.interrupt()
 
     def save(self, directory: Path) -> None:
         """Write tensors and counters."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from ht_ray.agents.atari import AtariConfig
 from ht_ray.agents.environment import EnvironmentConfig
 from ht_ray.mechanisms.rng import derive_seed
 
-__all__ = ["EvaluationResult", "evaluate", "play_random"]
+__all__ = ["EvaluationResult", "EvaluationRun", "evaluate", "play_random"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,107 @@ class _Player:
         if self.generator.random() < epsilon:
             return int(self.generator.integers(self.env.actions))
         return None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"episode": self.episode, "env": self.env.get_state(), "generator": self.generator.bit_generator.state}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.episode = state["episode"]
+        self.env.set_state(state["env"])
+        self.observation = self.env.observation
+        self.generator.bit_generator.state = state["generator"]
+
+
+class EvaluationRun:
+    """An evaluation in progress: it can be left between two steps, saved, and taken up again, with the same result.
+
+    Parameters
+    ----------
+    game, episodes, epsilon, seed, envs, config
+        See `evaluate`.
+
+    Raises
+    ------
+    SettingError
+        If a setting is out of its range or there is no such game.
+    """
+
+    def __init__(
+        self,
+        game: str,
+        *,
+        episodes: int = 100,
+        epsilon: float = 0.001,
+        seed: int = 0,
+        envs: int = 8,
+        config: EnvironmentConfig | None = None,
+    ) -> None:
+        check_number("evaluate: episodes", episodes, low=1, integer=True)
+        check_number("evaluate: envs", envs, low=1, integer=True)
+        check_number("evaluate: epsilon", epsilon, low=0, high=1)
+        config = (config or AtariConfig()).evaluation()
+        self.episodes = episodes
+        self.epsilon = epsilon
+        self.seed = seed
+        self._playing = [_Player(game, config) for _ in range(min(envs, episodes))]
+        for episode, player in enumerate(self._playing):
+            player.start(episode, seed)
+        self._started = len(self._playing)
+        self._scores, self._lengths = np.zeros(episodes), np.zeros(episodes, np.int64)
+
+    @property
+    def done(self) -> bool:
+        """Whether all games have been played."""
+        return not self._playing
+
+    def step(self, act: Callable[[Tensor], Tensor]) -> None:
+        """Make a step in each of the games that are played side by side; `act` as in `evaluate`.
+
+        Raises
+        ------
+        ValueError
+            If `act` does not return one action for each observation.
+        """
+        explored = [player.explore(self.epsilon) for player in self._playing]
+        waiting = [p.observation for p, action in zip(self._playing, explored, strict=True) if action is None]
+        chosen = act(torch.from_numpy(np.stack(waiting))).tolist() if waiting else []
+        if len(chosen) != len(waiting):
+            raise ValueError(f"evaluate: act returned {len(chosen)} actions for {len(waiting)} observations")
+        greedy = iter(chosen)
+        still: list[_Player] = []
+        for player, action in zip(self._playing, explored, strict=True):
+            player.observation, _, terminated, truncated, info = player.env.step(
+                next(greedy) if action is None else action
+            )
+            if terminated or truncated:
+                self._scores[player.episode], self._lengths[player.episode] = info["score"], info["steps"]
+                if self._started == self.episodes:
+                    continue
+                player.start(self._started, self.seed)
+                self._started += 1
+            still.append(player)
+        self._playing = still
+
+    def result(self) -> EvaluationResult:
+        """Return what the games were worth, once they are `done`."""
+        return EvaluationResult(self._scores, self._lengths)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors, bytes and plain data to continue from."""
+        return {
+            "playing": [player.state_dict() for player in self._playing],
+            "started": self._started,
+            "scores": self._scores.tolist(),
+            "lengths": self._lengths.tolist(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`, of an evaluation with the same settings."""
+        del self._playing[len(state["playing"]) :]
+        for player, saved in zip(self._playing, state["playing"], strict=True):
+            player.load_state_dict(saved)
+        self._started = state["started"]
+        self._scores[:], self._lengths[:] = state["scores"], state["lengths"]
 
 
 def evaluate(
@@ -103,36 +205,10 @@ def evaluate(
     >>> result.scores.shape, result.lengths.tolist()
     ((2,), [100, 100])
     """
-    check_number("evaluate: episodes", episodes, low=1, integer=True)
-    check_number("evaluate: envs", envs, low=1, integer=True)
-    check_number("evaluate: epsilon", epsilon, low=0, high=1)
-    config = (config or AtariConfig()).evaluation()
-    playing = [_Player(game, config) for _ in range(min(envs, episodes))]
-    for episode, player in enumerate(playing):
-        player.start(episode, seed)
-    started = len(playing)
-    scores, lengths = np.zeros(episodes), np.zeros(episodes, np.int64)
-    while playing:
-        explored = [player.explore(epsilon) for player in playing]
-        waiting = [player.observation for player, action in zip(playing, explored, strict=True) if action is None]
-        chosen = act(torch.from_numpy(np.stack(waiting))).tolist() if waiting else []
-        if len(chosen) != len(waiting):
-            raise ValueError(f"evaluate: act returned {len(chosen)} actions for {len(waiting)} observations")
-        greedy = iter(chosen)
-        still: list[_Player] = []
-        for player, action in zip(playing, explored, strict=True):
-            player.observation, _, terminated, truncated, info = player.env.step(
-                next(greedy) if action is None else action
-            )
-            if terminated or truncated:
-                scores[player.episode], lengths[player.episode] = info["score"], info["steps"]
-                if started == episodes:
-                    continue
-                player.start(started, seed)
-                started += 1
-            still.append(player)
-        playing = still
-    return EvaluationResult(scores, lengths)
+    games = EvaluationRun(game, episodes=episodes, epsilon=epsilon, seed=seed, envs=envs, config=config)
+    while not games.done:
+        games.step(act)
+    return games.result()
 
 
 def play_random(

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ht_ray._checks import SettingError, check_number
+from ht_ray._interrupted import Interrupted
 from ht_ray.agents.atari import AtariConfig
 from ht_ray.agents.bbf_config import BBFConfig
 from ht_ray.agents.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
@@ -28,7 +29,7 @@ from ht_ray.agents.collect import Game, make_collector
 from ht_ray.agents.device import check_device
 from ht_ray.agents.drq_config import DrQConfig
 from ht_ray.agents.environment import EnvironmentConfig
-from ht_ray.agents.evaluate import evaluate
+from ht_ray.agents.evaluate import EvaluationRun
 from ht_ray.agents.games import game_name
 from ht_ray.agents.indicators import AgentIndicators
 from ht_ray.agents.make_agent import make_agent
@@ -90,7 +91,8 @@ class TrainingRecord:
 class TrainingRun:
     """An agent on one game as Atari-100k has it: advanced, evaluated, saved and continued by whoever drives it.
 
-    Training is the same wherever it is stopped in between, whenever it is evaluated, and after `load`.
+    Training is the same wherever it is stopped in between, whenever it is evaluated, and after `load`. Where it was
+    interrupted it can be saved, too, and the same call goes on, after `load` as well.
 
     Parameters
     ----------
@@ -158,6 +160,26 @@ class TrainingRun:
         }
         self._loss_sum = torch.zeros((), device=self.agent.device)
         self._loss_count = 0
+        # A bare attribute: it is set from signal handlers, and who is interrupted may hold a lock.
+        self._asked = False
+        self._evaluation: EvaluationRun | None = None
+
+    def interrupt(self) -> None:
+        """Ask `advance` or `evaluate` to raise `Interrupted`; may be called at any time, from anywhere.
+
+        It is raised once, after the step (of each game, in an evaluation) that runs or that runs next, unless that is
+        the last one of the call: then nothing is left to interrupt, and the next call is left after its first step.
+        """
+        self._asked = True
+
+    def _interrupted(self) -> Interrupted:
+        self._asked = False
+        return Interrupted(f"after step {self.record.steps} of {self.record.game}")
+
+    @property
+    def evaluating(self) -> bool:
+        """Whether an evaluation was interrupted: `evaluate` goes on with it, and `advance` gives it up."""
+        return self._evaluation is not None
 
     def advance(self, steps: int, *intervals: int | None) -> int:
         """Go on until `steps` steps have been made, or the next multiple of one of `intervals` if that comes first.
@@ -171,11 +193,17 @@ class TrainingRun:
         ------
         Diverged
             If the training loss became NaN or infinite; noticed at the end of the call at the latest.
+        Interrupted
+            After `interrupt`.
         """
+        self._evaluation = None
         made = self.record.steps
         end = min([steps, *((made // interval + 1) * interval for interval in intervals if interval is not None)])
         while self.record.steps < end:
             self._step()
+            if self._asked and self.record.steps < end:
+                self._mean_loss()
+                raise self._interrupted()
         self._mean_loss()
         return self.record.steps
 
@@ -211,18 +239,33 @@ class TrainingRun:
         return loss
 
     def evaluate(self, episodes: int = 100) -> Evaluation:
-        """Play `episodes` whole games, and note their scores in the record."""
-        step = self.record.steps
-        played = evaluate(
-            self.agent.act,
+        """Play `episodes` whole games, and note their scores in the record.
+
+        Raises
+        ------
+        Interrupted
+            After `interrupt`.
+        """
+        games, self._evaluation = self._evaluation, None
+        if games is None or games.episodes != episodes:
+            games = self._new_evaluation(episodes)
+        while not games.done:
+            games.step(self.agent.act)
+            if self._asked and not games.done:
+                self._evaluation = games
+                raise self._interrupted()
+        played = games.result()
+        self.record.evaluations.append(Evaluation(self.record.steps, played.scores.tolist(), played.lengths.tolist()))
+        return self.record.evaluations[-1]
+
+    def _new_evaluation(self, episodes: int) -> EvaluationRun:
+        return EvaluationRun(
             self.record.game,
             episodes=episodes,
             epsilon=self.config.evaluation_epsilon,
-            seed=derive_seed(self.record.seed, "evaluation", step),
+            seed=derive_seed(self.record.seed, "evaluation", self.record.steps),
             config=self.env,
         )
-        self.record.evaluations.append(Evaluation(step, played.scores.tolist(), played.lengths.tolist()))
-        return self.record.evaluations[-1]
 
     def save(self, path: Path) -> None:
         """Write everything needed to continue to the file `path`, at once."""
@@ -232,6 +275,7 @@ class TrainingRun:
             "loss_sum": self._loss_sum,
             "loss_count": self._loss_count,
             "record": asdict(self.record),
+            "evaluation": self._evaluation.state_dict() if self._evaluation is not None else {},
         }
         save_checkpoint(path, self._settings, state)
 
@@ -250,6 +294,10 @@ class TrainingRun:
         self._loss_count = state["loss_count"]
         self.record = TrainingRecord(**state["record"])
         self.record.evaluations = [Evaluation(**done) for done in state["record"]["evaluations"]]
+        self._evaluation = None
+        if games := state.get("evaluation"):  # earlier versions saved between evaluations only
+            self._evaluation = self._new_evaluation(len(games["scores"]))
+            self._evaluation.load_state_dict(games)
 
 
 def train(

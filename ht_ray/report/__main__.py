@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from ht_ray._checks import SettingError
+from ht_ray._storage import is_uri
 from ht_ray.report.study import load_study
 from ht_ray.report.write import write_report, write_reports
 
@@ -18,13 +19,19 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Report the studies named on the command line; return 0, or 2 if one cannot be read or written."""
     parser = argparse.ArgumentParser(prog="python -m ht_ray.report", description=__doc__)
-    parser.add_argument("directory", nargs="+", help="a study's directory, as written by a sweep")
-    parser.add_argument("--out", help="write here; of several studies, one page of all (default: into each study)")
+    parser.add_argument("directory", nargs="+", help="a study's directory, or its URI, as written by a sweep")
+    parser.add_argument(
+        "--out",
+        help="write here; of several studies, one page of all (default: into each study; needed where one is at a URI)",
+    )
     chosen = parser.parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal that cannot show "±" shows "?", and the report is written all the same.
         sys.stdout.reconfigure(errors="replace")
     try:
+        for location in chosen.directory if chosen.out is None else ():
+            if is_uri(location):
+                raise SettingError(f"{location} is a study at a URI: name a directory for the report with --out.")
         studies = [load_study(directory) for directory in chosen.directory]
         if chosen.out is not None and len(studies) > 1:
             written = write_reports(studies, chosen.out, say=_say)

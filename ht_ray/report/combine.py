@@ -64,6 +64,7 @@ def combine(studies: Sequence[StudyData]) -> tuple[StudyData | None, tuple[str, 
         config={**first.config, "study": " + ".join(names.values())},
         trials=tuple(trial for study in studies for trial in study.trials),
         strays=tuple(text for study in studies for text in study.strays),
+        journal=None,
     )
     return joined, tuple(remarks)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ht_ray.report.happened import Happened
 from ht_ray.report.names import describe, worded
 from ht_ray.report.study import StudyData
 from ht_ray.report.tables import Table
@@ -25,7 +26,7 @@ STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 76rem; margin: 0 auto;
   padding: 0 1rem 3rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.3rem; border-top: 2px solid #444; padding-top: .8rem; margin-top: 2.5rem; }
-h3 { font-size: 1.05rem; margin: 1.8rem 0 .4rem; }
+h3 { font-size: 1.05rem; margin: 1.8rem 0 .4rem; } h4 { font-size: .95rem; margin: 1.2rem 0 .3rem; }
 a { color: #005a92; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
@@ -37,6 +38,8 @@ td.best { font-weight: 700; background: #fdf0e7; }
 .note { font-size: .82rem; color: #444; margin: .35rem 0; max-width: 60rem; }
 .wanting { border-left: 4px solid #D55E00; background: #fdf5f0; padding: .4rem .9rem; }
 .wanting ul { margin: .3rem 0; padding-left: 1.2rem; }
+.happened td, .happened thead th { text-align: left; }
+.happened td:nth-child(7) { white-space: normal; min-width: 16rem; }
 figure { margin: 1rem 0 1.6rem; } figure img { max-width: 100%; height: auto; }
 figcaption { font-size: .82rem; color: #444; }
 pre { background: #f4f4f4; padding: .6rem .8rem; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .82rem; }
@@ -46,7 +49,7 @@ dl div { break-inside: avoid; display: flex; gap: .6rem; justify-content: space-
 dd { margin: 0; text-align: right; overflow-wrap: anywhere; }
 @media print { body { font-size: 10pt; max-width: none; padding: 0; } nav { display: none; }
   .scroll { overflow: visible; } table { font-size: 7.5pt; } figure, tr { break-inside: avoid; }
-  h2 { break-before: page; } h2:first-of-type { break-before: auto; } h3 { break-after: avoid; } }
+  h2 { break-before: page; } h2:first-of-type { break-before: auto; } h3, h4 { break-after: avoid; } }
 """
 
 
@@ -62,12 +65,15 @@ class StudyReport:
         The PNG files.
     skipped
         Sentences on tables and figures that the study has no data for.
+    happened
+        What happened while it ran, where that is known.
     """
 
     study: StudyData
     tables: tuple[Table, ...]
     figures: tuple[Path, ...]
     skipped: tuple[str, ...]
+    happened: Happened | None = None
 
 
 def html_page(
@@ -136,6 +142,8 @@ def _study(report: StudyReport, anchor: str, heading: str) -> list[str]:
         f"{'higher' if study.mode == 'max' else 'lower'} the better. {hours:.2f} hours of training. Begun "
         f"{_text(study.config.get('created', '–'))}.</p>",
     ]
+    if report.happened is not None:
+        parts.append(f"<p>{_text(report.happened.sentence)}{_more(report.happened, anchor)}</p>")
     if study.problems:
         parts.append(_wanting(study.problems, "Left out, or wanting"))
     parts += [_table(table) for table in report.tables]
@@ -143,6 +151,8 @@ def _study(report: StudyReport, anchor: str, heading: str) -> list[str]:
     if report.skipped:
         parts.append("<h3>Not drawn or tabulated</h3>")
         parts += [f'<p class="note">{_text(sentence)}</p>' for sentence in report.skipped]
+    if report.happened is not None:
+        parts += _what_happened(report.happened, anchor)
     parts.append("<h3>Configuration</h3>")
     parts.append(_pairs(study.config.get("settings")))
     parts.append("<h3>Versions</h3>")
@@ -156,7 +166,20 @@ def _study(report: StudyReport, anchor: str, heading: str) -> list[str]:
     return parts
 
 
-def _table(table: Table) -> str:
+def _more(happened: Happened, anchor: str) -> str:
+    return f' <a href="#{anchor}-happened">What happened</a>' if happened.notes or happened.tables else ""
+
+
+def _what_happened(happened: Happened, anchor: str) -> list[str]:
+    """Return the section on it, if there is more than its sentence."""
+    if not _more(happened, anchor):
+        return []
+    parts = [f'<h3 id="{anchor}-happened">What happened</h3>']
+    parts += [f"<p>{_text(note)}</p>" for note in happened.notes]
+    return [*parts, '<div class="happened">', *(_table(table, "h4") for table in happened.tables), "</div>"]
+
+
+def _table(table: Table, heading: str = "h3") -> str:
     head = "".join(f'<th scope="col">{_text(column.title)}</th>' for column in table.columns)
     rows = []
     for first, *others in table.rows:
@@ -165,7 +188,8 @@ def _table(table: Table) -> str:
     # What is wanting stands at the head of the study.
     notes = [note for note in table.notes if not note.startswith("- ") and note != "Left out, or wanting:"]
     return (
-        f'<h3>{_text(table.title)}</h3>\n<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>'
+        f"<{heading}>{_text(table.title)}</{heading}>\n"
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>'
         + "\n".join(rows)
         + "</tbody></table></div>\n"
         + "\n".join(f'<p class="note">{_text(note)}</p>' for note in notes)

@@ -14,6 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ht_ray._checks import SettingError, did_you_mean
+from ht_ray._storage import is_uri
+from ht_ray.report.fetch import fetched, without_secrets
+from ht_ray.report.journal import Journal, load_journal
 
 __all__ = [
     "Curve",
@@ -76,6 +79,8 @@ class TrialData:
         Sentences on files of the trial that were torn or damaged.
     config
         What the trial was made from, as ``trials.json`` has it; empty where that holds none.
+    restarts
+        How often it was begun again after a fault.
     """
 
     id: str
@@ -89,6 +94,7 @@ class TrialData:
     seconds: float
     damage: tuple[str, ...]
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    restarts: int = 0
 
     @property
     def seed(self) -> Scalar:
@@ -113,19 +119,30 @@ class StudyData:
     Attributes
     ----------
     directory
-        Where it was read from.
+        Where it was read from; of a study at a URI, a directory of its name that is gone.
     config
         ``config.json`` as it stands.
     trials
         All planned trials, in the order planned.
     strays
         Sentences on folders that hold results of no planned trial, and are left out.
+    journal
+        What happened while it ran; ``None`` where that was not written down.
+    source
+        The URI of a study that is not on this machine, without credentials.
     """
 
     directory: Path
     config: Mapping[str, Any]
     trials: tuple[TrialData, ...]
     strays: tuple[str, ...] = ()
+    journal: Journal | None = None
+    source: str | None = None
+
+    @property
+    def location(self) -> str:
+        """Where the study is: its directory, or its URI."""
+        return self.source or os.fspath(self.directory)
 
     @property
     def name(self) -> str:
@@ -196,14 +213,32 @@ def load_study(directory: str | os.PathLike[str]) -> StudyData:
     Parameters
     ----------
     directory
-        The folder that holds ``config.json`` and ``trials.json``.
+        The folder that holds ``config.json`` and ``trials.json``, or its URI (``s3://bucket/studies/first``).
 
     Raises
     ------
     SettingError
         If `directory` is no study, or a study of another format.
+    StorageError
+        If a URI's storage does not answer.
     """
-    root = Path(directory)
+    if not is_uri(os.fspath(directory)):
+        return _load_study(Path(directory))
+    uri = os.fspath(directory)
+    source = without_secrets(uri)
+    with fetched(uri) as root:
+        try:
+            study = _load_study(root)
+        except SettingError as error:
+            raise SettingError(str(error).replace(str(root), source)) from error
+    trials = tuple(
+        dataclasses.replace(trial, damage=tuple(text.replace(str(root), source) for text in trial.damage))
+        for trial in study.trials
+    )
+    return dataclasses.replace(study, trials=trials, source=source)
+
+
+def _load_study(root: Path) -> StudyData:
     if not root.is_dir():
         raise SettingError(f"{root}: there is no such directory.")
     missing = [name for name in ("config.json", "trials.json") if not (root / name).is_file()]
@@ -229,7 +264,11 @@ def load_study(directory: str | os.PathLike[str]) -> StudyData:
         path.parent.name for path in (root / "trials").glob("*/results.jsonl") if path.parent.name not in ids
     )
     return StudyData(
-        root, config, trials, tuple(f"trials/{name} is no trial of this study: it is left out." for name in strays)
+        root,
+        config,
+        trials,
+        tuple(f"trials/{name} is no trial of this study: it is left out." for name in strays),
+        load_journal(root),
     )
 
 
@@ -335,6 +374,7 @@ def _load_trial(plan: Mapping[str, Any], folder: Path) -> TrialData:
             sentences.append(f"{name}: {damage}")
     status, error = "missing", ""
     status_file = folder / "status.json"
+    restarts = 0
     if os.path.lexists(status_file):
         try:
             state = _read_object(status_file, ("status",))
@@ -344,6 +384,7 @@ def _load_trial(plan: Mapping[str, Any], folder: Path) -> TrialData:
         else:
             status = str(state["status"])
             error = (str(state.get("error") or "").strip().splitlines() or [""])[-1].strip()
+            restarts = state["restarts"] if isinstance(state.get("restarts"), int) else 0
     reports, damage_found = _read_reports(folder / "results.jsonl")
     sentences += [f"{name}: {text}" for text in damage_found]
     progress = reports[-1].progress if reports else 0.0
@@ -367,6 +408,7 @@ def _load_trial(plan: Mapping[str, Any], folder: Path) -> TrialData:
         seconds=sum(report.seconds for report in reports),
         damage=tuple(sentences),
         config=dict(plan["config"]) if isinstance(plan.get("config"), dict) else {},
+        restarts=restarts,
     )
 
 

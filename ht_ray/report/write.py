@@ -21,6 +21,7 @@ from ht_ray.report.combine import combine
 from ht_ray.report.curves import epoch_curves, phase_curves
 from ht_ray.report.grid_figure import grid_figure
 from ht_ray.report.grid_tables import grid_cells_table, grid_metrics, grid_table, is_grid
+from ht_ray.report.happened import what_happened
 from ht_ray.report.heat_map import heat_map
 from ht_ray.report.indicator_curves import indicator_curves
 from ht_ray.report.indicator_scatter import indicator_scatter
@@ -65,12 +66,13 @@ def write_report(
     Parameters
     ----------
     study
-        The study, or its directory.
+        The study, or its directory or URI.
     say
         Called with each table as text, and with a sentence for each table or figure the study has no data for; the
         sentences stand in ``table.md`` as well. ``print`` is what the command line uses.
     out
-        The directory to write into; by default the study's. Of what another has, only an earlier report is replaced.
+        The directory to write into; by default the study's, which one at a URI has not. Of what another has, only an
+        earlier report is replaced.
 
     Returns
     -------
@@ -84,6 +86,8 @@ def write_report(
         `out` is another study's, or holds files of these names that no report wrote.
     """
     study = study if isinstance(study, StudyData) else load_study(study)
+    if study.source is not None and out is None:
+        raise SettingError(f"{study.source} is a study at a URI: name a directory for its report (--out).")
     root = study.directory if out is None else Path(out)
     if not _same(root, study.directory):
         _check_free(root, (PAGE, "table.md", *(f"{key}.csv" for key in TABLES), "figures", "report"))
@@ -108,7 +112,7 @@ def write_reports(
     Parameters
     ----------
     studies
-        The studies, or their directories.
+        The studies, or their directories or URIs.
     out
         The directory to write into. Of what is there already, only an earlier report is replaced.
     say
@@ -128,17 +132,19 @@ def write_reports(
     tell = say or (lambda text: None)
     loaded = [study if isinstance(study, StudyData) else load_study(study) for study in studies]
     named: dict[str, Path] = {}
+    places: dict[str, str] = {}
     for study in loaded:
         directory = study.directory.resolve()
-        other = named.get(directory.name)
-        if other == directory:
-            raise SettingError(f"Studies: {directory} is named twice: name each study once.")
+        place = study.source or str(directory)
+        other = places.get(directory.name)
+        if other == place:
+            raise SettingError(f"Studies: {place} is named twice: name each study once.")
         if other is not None:
             raise SettingError(
-                f"Studies: {other} and {directory} have the same name, and their reports would overwrite each other: "
+                f"Studies: {other} and {place} have the same name, and their reports would overwrite each other: "
                 "rename one, or report them apart."
             )
-        named[directory.name] = directory
+        named[directory.name], places[directory.name] = directory, place
     # Where a study lies in `out` itself, its files go to their usual place.
     elsewhere = [name for name, directory in named.items() if not _same(Path(out) / name, directory)]
     _check_free(Path(out), (PAGE, *elsewhere))
@@ -208,7 +214,7 @@ def _begin(page: Path) -> None:
 
 def _command(studies: Sequence[StudyData], out: str | os.PathLike[str] | None) -> list[str]:
     where = [] if out is None else ["--out", os.fspath(out)]
-    return ["python", "-m", "ht_ray.report", *(os.fspath(study.directory) for study in studies), *where]
+    return ["python", "-m", "ht_ray.report", *(study.location for study in studies), *where]
 
 
 def _write_files(study: StudyData, root: Path, tell: Say) -> tuple[StudyReport, list[Path]]:
@@ -252,13 +258,19 @@ def _write_files(study: StudyData, root: Path, tell: Say) -> tuple[StudyReport, 
         events = write_events(study, pngs, root / "report")
     except MissingDataError as reason:
         skip("", reason)
+    happened = what_happened(study)
+    markdown = [f"# {study.name}"]
     order = [table for key in TABLES for table in shown.get(key, ())]
-    markdown = [f"# {study.name}", *(table.to_markdown().rstrip() for table in order), *skipped]
+    markdown += [table.to_markdown().rstrip() for table in order]
+    if happened is not None:
+        tell(happened.to_text())
+        markdown.append(happened.to_markdown())
+    markdown += skipped
     texts = {"table.md": "\n\n".join(markdown) + "\n"}
     texts |= {f"{key}.csv": _joined(numbers[key]) for key in TABLES if key in numbers}
     for file, text in texts.items():
         write_text(root / file, text)
-    report = StudyReport(study, tuple(order), pngs, tuple(skipped))
+    report = StudyReport(study, tuple(order), pngs, tuple(skipped), happened)
     return report, [*(root / file for file in texts), *figures, *events]
 
 

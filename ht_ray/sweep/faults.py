@@ -9,9 +9,9 @@ from typing import Any
 
 import ray
 from ray import cloudpickle
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
-__all__ = ["Death", "NodeWatch", "death_of"]
+__all__ = ["Death", "NodeWatch", "death_of", "node_name"]
 
 #: The kind of a fault, and what Ray said.
 Death = tuple[str, str]
@@ -29,15 +29,22 @@ def death_of(trial: Any) -> Death:
         cause = error.as_instanceof_cause()
         return ("node lost" if isinstance(cause, RayActorError) else "worker died"), str(cause)
     told = str(error)
+    if isinstance(error, ActorUnavailableError):
+        return "lost contact", told
     if isinstance(error, RayActorError) and error.preempted:
         return "pre-empted", told
     lower = told.lower()
     # Ray has no type for these; tests hold its wording.
-    if "running low on memory" in lower or "memory pressure" in lower or "out of memory (oom)" in lower:
-        return "out of memory", told
-    if "node has died" in lower or "its node was" in lower or "node was terminated" in lower:
+    if "running low on memory" in lower:
+        return "out of memory", told.partition("\nObject store memory usage")[0]
+    if "node has died" in lower or "node died" in lower:
         return "node lost", told
     return "worker died", told
+
+
+def node_name(host: str, node_id: str) -> str:
+    """Return what a node is called: several may be of one host."""
+    return f"{host} ({node_id[:8]})"
 
 
 class NodeWatch:
@@ -74,7 +81,7 @@ class NodeWatch:
     @staticmethod
     def _look() -> dict[str, str]:
         return {
-            node["NodeID"]: f"{node['NodeManagerHostname']} ({node['NodeID'][:8]})"
+            node["NodeID"]: node_name(node["NodeManagerHostname"], node["NodeID"])
             for node in ray.nodes()
             if node["Alive"]
         }

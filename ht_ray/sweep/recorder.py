@@ -77,6 +77,7 @@ class StudyRecorder(tune.Callback):
         self._position: dict[str, Position] = {}
         self._notices: dict[str, int] = {}
         self._told: dict[str, Death] = {}
+        self._faults_on: dict[str, dict[str, None]] = {}
         self._nodes = NodeWatch(self._node_changed)
         self._checkpoints = place.storage.child(CHECKPOINTS)
         self._cleaner = ThreadPoolExecutor(1, "ht-ray-cleaner")
@@ -101,7 +102,7 @@ class StudyRecorder(tune.Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         record = self._record(trial)
-        record.node = result["hostname"]
+        record.node = result["node"]
         # Tune keeps the last result of every trial in its own files; it needs none of this.
         line, lines = result.pop("report", None), result.pop("lines", None)
         error, detail = result.pop("error", None), result.pop("detail", "")
@@ -118,6 +119,10 @@ class StudyRecorder(tune.Callback):
             self._told[record.spec.id] = (result["kind"], detail)
             if result["kind"] == "storage":
                 self._stop(detail)
+            elif result["kind"] == "pre-empted":
+                notices = self._notices[record.spec.id] = self._notices.get(record.spec.id, 0) + 1
+                if notices <= _NOTICES_PER_FAILURE * max(1, self._config.max_failures):
+                    trial.max_failures += 1
         elif outcome == "failed":
             # It would fail again: the next step ends its process, and Tune is not to start another.
             trial.max_failures = 0
@@ -141,10 +146,8 @@ class StudyRecorder(tune.Callback):
         kind, detail = self._death(trial, record)
         record.restarts += 1
         self._note("fault", trial=record.spec.id, kind=kind, node=record.node, reports=record.reports, detail=detail)
-        if kind == "pre-empted":
-            notices = self._notices[record.spec.id] = self._notices.get(record.spec.id, 0) + 1
-            if notices <= _NOTICES_PER_FAILURE * self._config.max_failures:
-                trial.max_failures += 1
+        if record.node is not None:
+            self._faults_on.setdefault(record.node, {})[record.spec.id] = None
         self._console.say(
             f"trial {record.spec.id}: {_KINDS.get(kind, kind)}; restarting it from its newest checkpoint "
             f"({record.restarts} restart{'s' if record.restarts > 1 else ''})"
@@ -203,8 +206,10 @@ class StudyRecorder(tune.Callback):
         return death_of(trial) if told is None else told
 
     def _node_changed(self, event: str, node: str) -> None:
-        self._note(event, node=node)
-        self._console.say(f"{event}: {node}")
+        # That a node is gone is noticed some time after its workers cannot be reached.
+        trials = list(self._faults_on.pop(node, ())) if event == "node lost" else []
+        self._note(event, node=node, trials=trials)
+        self._console.say(f"{event}: {node}{f', with {len(trials)} of the trials' if trials else ''}")
 
     def _restore(self, record: TrialRecord, lines: Sequence[str]) -> None:
         """Take a trial's reports from the checkpoint that it goes on from."""
@@ -311,6 +316,7 @@ class StopEarly(tune.Stopper):
 _KINDS = {
     "worker died": "its worker died",
     "out of memory": "its memory ran out",
+    "lost contact": "its worker cannot be reached any more",
     "node lost": "its node was lost",
     "pre-empted": "its worker was told to leave",
 }

@@ -22,6 +22,7 @@ from typing import Any
 from ht_ray._checks import SettingError
 from ht_ray._storage import StorageError, is_uri
 from ht_ray.sweep.config import GIB, SweepConfig, check_before_ray, ray_address
+from ht_ray.sweep.leave import TRIAL_WORKER
 from ht_ray.sweep.place import Place, open_place
 from ht_ray.sweep.progress import Console, StudyProgress
 from ht_ray.sweep.searching import Searching
@@ -199,6 +200,7 @@ def _run(
 
     from ht_ray.sweep.recorder import StopEarly, StudyRecorder
     from ht_ray.sweep.trainable import Assignment, StudyTrainable, WorkerPlan
+    from ht_ray.sweep.tune_repair import every_death_is_a_trials
 
     directory = place.directory
     stop = _StopSignals(console)
@@ -222,6 +224,8 @@ def _run(
     trainable = tune.with_resources(
         tune.with_parameters(StudyTrainable, plan=plan, shared=study.shared), _resources(config)
     )
+    # Ray's workers take their name from it.
+    trainable.__name__ = trainable.__qualname__ = TRIAL_WORKER
     environment = {**_TUNE_ENVIRONMENT, "TUNE_MAX_PENDING_TRIALS_PG": str(min(pending, len(due)) + 1)}
 
     def name(trial: Any) -> str:
@@ -233,6 +237,7 @@ def _run(
     with (
         _environment(environment),
         _quiet_tune(),
+        every_death_is_a_trials(),
         stop,
         # Of Tune's own files nothing is needed later: its state is never restored.
         tempfile.TemporaryDirectory(prefix="ht-ray-tune-", ignore_cleanup_errors=True) as scratch,

@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -21,6 +22,7 @@ from ray.tune.result import DONE
 
 from ht_ray._storage import Storage, StorageError, patiently
 from ht_ray.sweep.checkpoints import Checkpoint, CheckpointStore
+from ht_ray.sweep.faults import node_name
 from ht_ray.sweep.gpu_memory import wait_for_gpu_memory
 from ht_ray.sweep.plain import to_json
 from ht_ray.sweep.population import Course, Leg
@@ -102,6 +104,7 @@ class StudyTrainable(tune.Trainable):
         self._plan = plan
         self._shared = shared
         self._leaving = False
+        self._node = node_name(socket.gethostname(), ray.get_runtime_context().get_node_id())
         if not ray.get_gpu_ids():
             # Ray leaves all of the node's GPUs visible to a worker that was given none.
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -119,7 +122,7 @@ class StudyTrainable(tune.Trainable):
     def step(self) -> dict[str, Any]:
         if self._ended:
             raise TrialEnded(f"trial {self._assignment.id}: what ended it was reported before")
-        result = self._step()
+        result = {**self._step(), "node": self._node}
         if self._notes:
             result["notes"], self._notes = self._notes, []
         self._ended = result["outcome"] in ("failed", "fault")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ht_ray._checks import SettingError, check_choice, check_number, did_you_mean
+from ht_ray._interrupted import Interrupted
 from ht_ray.sweep.plain import Scalar, to_plain
 from ht_ray.sweep.search import Search
 
@@ -28,14 +29,6 @@ class Diverged(RuntimeError):
 
     Such a trial is reported as "diverged", which is a result: it is not retried, it stops no other trial, and a
     resumed study does not run it again.
-    """
-
-
-class Interrupted(RuntimeError):
-    """Raised by `Trial.advance`, after ``interrupt`` was called, at a point where the trial can be saved.
-
-    Nothing is reported then. `advance`, called again on this trial or on one that loaded what was saved, goes on with
-    the same part, and reports what it would have reported without the interruption.
     """
 
 

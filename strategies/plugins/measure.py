@@ -48,6 +48,8 @@ class MeasurePlugin(OrderedPlugin, supports_distributed=True):  # type: ignore[c
         A row for each epoch that was measured, see `ht_ray.vision.fit`.
     epochs
         How many epochs have been trained so far, over all experiences.
+    samples
+        How many images have been trained on in the last experience, counted in each epoch.
     """
 
     rank = -1000
@@ -74,11 +76,23 @@ class MeasurePlugin(OrderedPlugin, supports_distributed=True):  # type: ignore[c
         self.on_epoch = on_epoch
         self.rows: list[Row] = []
         self.epochs = 0
+        self.samples = 0
 
-    def continue_from(self, rows: Sequence[Row]) -> None:
-        """Take over what was measured before a restart, which ended with an experience."""
+    def continue_from(self, rows: Sequence[Row], *, epochs: int | None = None, samples: int = 0) -> None:
+        """Take over what was measured before a restart.
+
+        Parameters
+        ----------
+        rows, epochs, samples
+            The attributes of these names. Default: those of a run that ended with an experience.
+        """
         self.rows[:] = rows
-        self.epochs = int(rows[-1]["step"]) if rows else 0
+        last = int(rows[-1]["step"]) if rows else 0
+        self.epochs = last if epochs is None else epochs
+        self.samples = samples
+
+    def begin(self, strategy: Any) -> None:
+        self.samples = 0
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         self._loss = torch.zeros((), device=strategy.device)
@@ -101,6 +115,7 @@ class MeasurePlugin(OrderedPlugin, supports_distributed=True):  # type: ignore[c
         if not math.isfinite(train_loss):
             raise Diverged(f"training loss {train_loss} in phase {phase}, epoch {epoch}")
         self.epochs += 1
+        self.samples += self._seen
         last = epoch == strategy.train_epochs
         indicated = self.indicators is not None and self.indicators.due(epoch, last=last)
         if not (last or indicated or epoch % self.evaluate_every == 0):

@@ -173,9 +173,11 @@ class MechanismPlugin(OrderedPlugin):
         return {"mechanism": self.mechanism.state_dict()} if self.mechanism is not None else {}
 
     def load_state_dict(self, state: Mapping[str, Any], model: nn.Module) -> None:
-        """Continue from `state` on `model`."""
+        """Continue from `state` on `model`, in the middle of an experience, too."""
         if state:
-            self.attach(model).load_state_dict(state["mechanism"])
+            mechanism = self.attach(model)
+            mechanism.begin_phase()  # finds what it acts on; what it counts and draws comes from the state
+            mechanism.load_state_dict(state["mechanism"])
 
 
 class L2Plugin(MechanismPlugin):
@@ -213,11 +215,11 @@ class SpectralDecouplingPlugin(MechanismPlugin):
         super().__init__(strength=strength)
         self._masked: set[float] = set()
 
-    def begin(self, strategy: Any) -> None:
-        super().begin(strategy)
+    def attach(self, model: nn.Module) -> Mechanism:
         heads = (IncrementalClassifier, MultiHeadClassifier)
-        parts = [part for part in strategy.model.modules() if isinstance(part, heads)]
+        parts = [part for part in model.modules() if isinstance(part, heads)]
         self._masked = {float(part.mask_value) for part in parts if part.masking}
+        return super().attach(model)
 
     def outputs(self, strategy: Any) -> Tensor:
         logits = super().outputs(strategy)
@@ -380,9 +382,20 @@ class ReDoPlugin(MechanismPlugin):
             layers=layers,
         )
 
+    def resume(self, strategy: Any) -> None:
+        """Make the batches again that are to be scored: images are not written into checkpoints."""
+        assert isinstance(self.mechanism, ReDo)
+        batches = self.mechanism.batches
+        if self.mechanism.interval is None or batches:
+            return
+        assert batches.maxlen is not None
+        several = is_multi_task_module(strategy.model)
+        for batch in strategy.dataloader.before(strategy.clock.train_exp_epochs + 1, batches.maxlen):
+            batches.append((batch[0], batch[-1]) if several else batch[0])
+
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         assert isinstance(self.mechanism, ReDo)
-        self.mechanism.batches.clear()  # images are not written into checkpoints
+        self.mechanism.batches.clear()
 
 
 class OptimizerResetPlugin(MechanismPlugin):

@@ -25,15 +25,18 @@ class OrderedPlugin(SupervisedPlugin):
         self._acting: tuple[OrderedPlugin, ...] = ()
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        plugins = [plugin for plugin in strategy.plugins if isinstance(plugin, OrderedPlugin)]
-        if plugins[0] is not self:
-            self._acting = ()
-            return
-        self._acting = tuple(sorted(plugins, key=lambda plugin: plugin.rank))
-        for plugin in sorted(plugins, key=lambda plugin: plugin.begin_rank):
+        for plugin in sorted(self.line_up(strategy), key=lambda plugin: plugin.begin_rank):
             plugin.begin(strategy)
         for plugin in self._acting:
             plugin.begun(strategy)
+
+    def line_up(self, strategy: Any) -> list[OrderedPlugin]:
+        """Take up the plugins for which this one acts, and return them in the order of the list: all, or none."""
+        plugins = [plugin for plugin in strategy.plugins if isinstance(plugin, OrderedPlugin)]
+        if plugins[0] is not self:
+            plugins = []
+        self._acting = tuple(sorted(plugins, key=lambda plugin: plugin.rank))
+        return plugins
 
     def before_forward(self, strategy: Any, **kwargs: Any) -> None:
         for plugin in self._acting:
@@ -64,6 +67,9 @@ class OrderedPlugin(SupervisedPlugin):
 
     def begun(self, strategy: Any) -> None:
         """Act before an experience, once all have acted: a head may have been added to the model."""
+
+    def resume(self, strategy: Any) -> None:
+        """Act in place of `begin` before an experience goes on that was interrupted: make what no state holds."""
 
     def enter_network(self, strategy: Any) -> None:
         """Act before the network computes a training batch."""

@@ -52,7 +52,6 @@ class PhaseTrainingPlugin(SupervisedPlugin, supports_distributed=True):  # type:
         self.clip = clip
         self.fresh_optimizer = fresh_optimizer
         self.seed = seed
-        self._step = 0
         self._total = 0
         self._rng = ExitStack()
 
@@ -61,7 +60,6 @@ class PhaseTrainingPlugin(SupervisedPlugin, supports_distributed=True):  # type:
         return {**self.__dict__, "_rng": ExitStack()}
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        self._step = 0
         if self.fresh_optimizer:
             strategy.make_optimizer(reset_optimizer_state=True)
 
@@ -74,8 +72,8 @@ class PhaseTrainingPlugin(SupervisedPlugin, supports_distributed=True):  # type:
             self._rng.enter_context(isolated_rng(derive_seed(self.seed, "dropout", phase, epoch)))
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        set_learning_rate(strategy.optimizer, warmup_factor(self._step, self._total, self.warmup_ratio))
-        self._step += 1
+        step = strategy.clock.train_exp_iterations
+        set_learning_rate(strategy.optimizer, warmup_factor(step, self._total, self.warmup_ratio))
 
     def before_update(self, strategy: Any, **kwargs: Any) -> None:
         if self.clip is not None:

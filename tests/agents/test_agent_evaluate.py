@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import ale_py
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 from ht_ray._checks import SettingError
 from ht_ray.agents.atari import AtariConfig, AtariGame
 from ht_ray.agents.drq_config import DrQConfig
-from ht_ray.agents.evaluate import evaluate, play_random
+from ht_ray.agents.evaluate import EvaluationRun, evaluate, play_random
 from ht_ray.agents.train import TrainingRun
 
 SHORT = AtariConfig(max_steps=80)
@@ -53,6 +54,28 @@ def test_games_are_those_of_a_loop_over_one_environment(envs: int) -> None:
     assert result.scores.tolist() == scores
     assert result.lengths.tolist() == lengths
     assert result.score == np.mean(scores)
+
+
+def test_left_between_steps_it_goes_on_to_the_same_scores() -> None:
+    settings: dict[str, Any] = {
+        "episodes": 4,
+        "epsilon": 0.1,
+        "seed": 5,
+        "envs": 3,
+        "config": AtariConfig(max_steps=250),
+    }
+    whole = evaluate(by_pixels, "Breakout", **settings)
+    assert len(set(whole.lengths.tolist())) > 1
+    games, steps = EvaluationRun("Breakout", **settings), 0
+    while not games.done:
+        if steps % 60 == 40:
+            state = games.state_dict()
+            games = EvaluationRun("Breakout", **settings)
+            games.load_state_dict(state)
+        games.step(by_pixels)
+        steps += 1
+    assert games.result().scores.tolist() == whole.scores.tolist()
+    assert games.result().lengths.tolist() == whole.lengths.tolist()
 
 
 def test_scores_are_those_of_whole_games_of_gymnasium() -> None:

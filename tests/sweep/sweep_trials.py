@@ -7,10 +7,21 @@ import math
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ht_ray.sweep import Diverged, Parameter, Report, Search, SearchConfig, Study, TrialSpec, draw_distinct
+from ht_ray.sweep import (
+    Diverged,
+    Interrupted,
+    Parameter,
+    Report,
+    Search,
+    SearchConfig,
+    Study,
+    TrialSpec,
+    draw_distinct,
+)
 
 
 class Counting:
@@ -55,6 +66,37 @@ class Counting:
     def load(self, directory: Path) -> None:
         saved = json.loads((directory / "deep" / "state.json").read_text())
         self.state, self.part, self.seen = saved["state"], saved["part"], saved["seen"]
+
+
+class Interruptible(Counting):
+    """Takes ten steps in each part, and can be saved after each of them."""
+
+    def __init__(self, config: dict[str, Any], shared: Any) -> None:
+        super().__init__(config, shared)
+        self.step, self.total, self.interrupted = 0, 0, False
+
+    def interrupt(self) -> None:
+        self.interrupted = True
+
+    def advance(self) -> Report:
+        while self.step < 10:
+            if self.interrupted:
+                self.interrupted = False
+                raise Interrupted
+            time.sleep(self.config["step_sleep"])
+            self.step += 1
+            self.total = (self.total * 31 + self.step + self.config["seed"]) % 1_000_003
+        self.step = 0
+        report = super().advance()
+        return replace(report, summary={**report.summary, "total": self.total})
+
+    def save(self, directory: Path) -> None:
+        super().save(directory)
+        (directory / "inside.json").write_text(json.dumps([self.step, self.total]))
+
+    def load(self, directory: Path) -> None:
+        super().load(directory)
+        self.step, self.total = json.loads((directory / "inside.json").read_text())
 
 
 def spec(name: str, *, label: str = "Plain", seed: int = 0, parts: int = 3, **config: Any) -> TrialSpec:
