@@ -120,7 +120,11 @@ def found_in(study: StudyData) -> Found | None:
             max((trial for trial in own if trial.seed == seed), key=lambda trial: rank([trial]))
             for seed in dict.fromkeys(trial.seed for trial in own)
         )
-        name = "; ".join(f"{trial.label}, ending with {_last_settings(trial)}" for trial in best)
+        name = f"{best[0].label}, ending with {_last_settings(best[0])}"
+        if len(best) > 1:
+            name = (
+                f"of each population the best member: {', '.join(str(trial.settings.get('member')) for trial in best)}"
+            )
         return Found(name, _mean(best, study.metric), best)
     by_label: dict[str, list[TrialData]] = {}
     for trial in own:

@@ -82,6 +82,7 @@ def search_figure(studies: Sequence[StudyData], *paths: PathLike) -> None:
                 ha="center",
                 fontsize=8,
                 zorder=4,
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5},
             )
         best_of_grid = None if grid is None else found[list(studies).index(grid)]
         if best_of_grid is not None:
