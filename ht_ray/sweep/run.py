@@ -208,7 +208,7 @@ def _run(
     # Tune makes a placement group for each pending trial. More than can start soon only cost; where nodes are added for
     # them, they are how the need is told.
     pending = (config.max_concurrent or len(due)) if config.autoscaling else slots
-    searching = Searching(study, place, records, due, pending)
+    searching = Searching(study, place, records, due, pending, config.max_concurrent)
     recorder = StudyRecorder(place, records, due, config, progress, console, searching, lambda: stop.requested)
     plan = WorkerPlan(
         study.factory,
@@ -251,7 +251,6 @@ def _run(
                 trial_dirname_creator=name,
                 stop=StopEarly(lambda: stop.requested or recorder.stopped is not None),
                 max_failures=config.max_failures,
-                max_concurrent_trials=config.max_concurrent,
                 reuse_actors=True,
                 raise_on_failed_trial=False,
                 callbacks=[recorder],

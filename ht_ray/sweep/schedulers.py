@@ -124,6 +124,10 @@ class PopulationScheduler(FIFOScheduler):
     decide
         Called with a population and its members' scores, the higher the better, once all wait: decides what is due, and
         returns whether that could be written down.
+    due
+        How many trials there are to run.
+    limit
+        Most trials at one time; None for as many as the resources allow.
     """
 
     def __init__(
@@ -135,6 +139,8 @@ class PopulationScheduler(FIFOScheduler):
         record_of: _RecordOf,
         log: PopulationLog,
         decide: Callable[[str, dict[str, float]], bool],
+        due: int,
+        limit: int | None,
     ) -> None:
         super().__init__()
         self._search = search
@@ -144,14 +150,16 @@ class PopulationScheduler(FIFOScheduler):
         self._record_of = record_of
         self._log = log
         self._decide = decide
-        self._trials: dict[str, Any] = {}
+        self._due = due
+        self._limit = limit
+        self._added: dict[str, Any] = {}
         self._waiting: set[str] = set()
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        record = self._record_of(trial)
-        if record.spec.id in self._records:
-            self._trials[record.spec.id] = trial
-            self._waiting.discard(record.spec.id)
+        name = self._record_of(trial).spec.id
+        self._added[name] = trial
+        if name in self._records:
+            self._waiting.discard(name)
             self._set_course(trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
@@ -163,7 +171,7 @@ class PopulationScheduler(FIFOScheduler):
             return str(TrialScheduler.CONTINUE)
         if result["reports"] == self._log.due(self._search.groups[name]):
             self._waiting.add(name)
-            if not self._ready(tune_controller):
+            if len(self._added) == self._due and not self._ready():
                 return str(TrialScheduler.CONTINUE)
         else:
             self._set_course(trial)
@@ -177,15 +185,21 @@ class PopulationScheduler(FIFOScheduler):
     def choose_trial_to_run(self, tune_controller: Any, *arguments: Any, **options: Any) -> Any:
         for group in dict.fromkeys(self._search.groups.values()):
             self._go_on(group)
+        ready = self._ready() if self.room() else [trial for trial in self._ready() if trial.status == "PENDING"]
         # Whoever is furthest behind keeps the others waiting.
-        return min(self._ready(tune_controller), key=lambda trial: self._record_of(trial).reports, default=None)
+        return min(ready, key=lambda trial: self._record_of(trial).reports, default=None)
 
-    def _ready(self, tune_controller: Any) -> list[Any]:
+    def room(self) -> bool:
+        """Whether one more trial may run."""
+        active = sum(trial.status in ("PENDING", "RUNNING") for trial in self._added.values())
+        return self._limit is None or active < self._limit
+
+    def _ready(self) -> list[Any]:
         """The trials that could run, and do not."""
         return [
             trial
-            for trial in tune_controller.get_trials()
-            if trial.status in ("PENDING", "PAUSED") and self._record_of(trial).spec.id not in self._waiting
+            for name, trial in self._added.items()
+            if trial.status in ("PENDING", "PAUSED") and name not in self._waiting
         ]
 
     def _go_on(self, group: str) -> None:
@@ -200,8 +214,8 @@ class PopulationScheduler(FIFOScheduler):
             return
         for name in live:
             self._waiting.discard(name)
-            if self._trials[name].status == "PAUSED":
-                self._set_course(self._trials[name])
+            if self._added[name].status == "PAUSED":
+                self._set_course(self._added[name])
 
     def _set_course(self, trial: Any) -> None:
         course = self._log.course(self._record_of(trial).spec.id)
@@ -215,10 +229,10 @@ class SuggestionSearcher(Searcher):
     ----------
     due
         The records of the trials to run, by the number Tune knows them by.
-    slots
-        How many trials run at a time: what is suggested later knows more.
     course_of
         Returns the settings that a trial is to have, if it is one that is searched.
+    room
+        Whether one more trial may start, beside so many that have not ended.
     more
         Whether a trial may still have to be started anew: Tune keeps processes for that.
     """
@@ -226,14 +240,14 @@ class SuggestionSearcher(Searcher):
     def __init__(
         self,
         due: Sequence[TrialRecord],
-        slots: int,
         course_of: Callable[[TrialRecord], Course | None],
+        room: Callable[[int], bool],
         more: Callable[[], bool],
     ) -> None:
         super().__init__()
         self._due = due
-        self._slots = slots
         self._course_of = course_of
+        self._room = room
         self._more = more
         self._handed = 0
         self._live: set[str] = set()
@@ -241,7 +255,7 @@ class SuggestionSearcher(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if self._handed == len(self._due):
             return None if self._more() else str(Searcher.FINISHED)
-        if len(self._live) >= self._slots:
+        if not self._room(len(self._live)):
             return None
         number = self._handed
         course = self._course_of(self._due[number])

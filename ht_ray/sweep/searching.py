@@ -15,6 +15,8 @@ from ht_ray.sweep.trial import Study
 
 __all__ = ["Searching"]
 
+_Write = Callable[[Callable[[], Any]], Any]
+
 
 class Searching:
     """Runs the search of a study, if it has one, through Tune's scheduler and searcher.
@@ -26,17 +28,26 @@ class Searching:
     due
         Those to run, by the number Tune knows them by.
     slots
-        How many run at a time.
+        How many can run at a time.
+    limit
+        How many may; None for all that can.
     """
 
     def __init__(
-        self, study: Study, place: Place, records: Sequence[TrialRecord], due: Sequence[TrialRecord], slots: int
+        self,
+        study: Study,
+        place: Place,
+        records: Sequence[TrialRecord],
+        due: Sequence[TrialRecord],
+        slots: int,
+        limit: int | None,
     ) -> None:
         self._study = study
         self._place = place
         self._records = records
         self._due = due
         self._slots = slots
+        self._limit = limit
         self._halving: Any = None
 
     @property
@@ -60,7 +71,7 @@ class Searching:
         population = self.search is not None and self.search.config.scheduler == "pbt"
         return self.search.config.perturbation_interval if self.search is not None and population else None
 
-    def tune_options(self, write: Callable[[Callable[[], Any]], Any], note: Callable[..., None]) -> dict[str, Any]:
+    def tune_options(self, write: _Write, note: Callable[..., None]) -> dict[str, Any]:
         """Return the arguments of ``tune.run`` that say which trials there are, and who decides on them.
 
         Parameters
@@ -72,59 +83,81 @@ class Searching:
         """
         from ray import tune
 
-        from ht_ray.sweep.schedulers import HalvingScheduler, PopulationScheduler, SuggestionSearcher
+        from ht_ray.sweep.schedulers import HalvingScheduler, SuggestionSearcher
 
         search, study = self.search, self._study
         if search is None or (search.config.search == "grid" and search.config.scheduler == "none"):
-            return {"config": {"trial": tune.grid_search(list(range(len(self._due))))}}
-        options: dict[str, Any] = {}
-        course_of: Callable[[TrialRecord], Course | None] = _none
+            numbers = tune.grid_search(list(range(len(self._due))))
+            return {"config": {"trial": numbers}, "max_concurrent_trials": self._limit}
+        # What is suggested later knows more.
+        most = self._slots if self.suggests else self._limit
+
+        def room(live: int) -> bool:
+            return most is None or live < most
+
+        def course_of(record: TrialRecord) -> Course | None:
+            return self._suggested_course(record, search, write) if self.suggests else None
+
+        scheduler: Any = None
+        searcher = SuggestionSearcher(self._due, course_of, room, more=lambda: False)
         if search.config.scheduler == "asha":
-            self._halving = HalvingScheduler(search, study.metric, study.mode, self._records, self._record_of)
-            options["scheduler"] = self._halving
-        if search.config.scheduler == "pbt":
-            planned = {spec.id: spec.config for spec in study.trials}
-            first = {
-                trial: {parameter.column: parameter.get(planned[trial]) for parameter in search.parameters}
-                for trial in search.trials
-            }
-            log = PopulationLog(self._place.directory, search, first)
-
-            def decide(group: str, scores: dict[str, float]) -> bool:
-                legs = write(lambda: log.decide(group, scores))
-                # Before anyone acts on it, it is where a driver that comes after this one will find it.
-                if legs is None or not write(self._synced):
-                    return False
-                for trial, leg in legs.items():
-                    before = log.values(trial, leg.reports - 1)
-                    note("copied", trial=trial, source=leg.source, reports=leg.reports, detail=_changes(before, leg))
-                return True
-
-            options["scheduler"] = PopulationScheduler(
-                search, study.metric, study.mode, self._records, self._record_of, log, decide
+            scheduler = HalvingScheduler(search, study.metric, study.mode, self._records, self._record_of)
+            self._halving = scheduler
+        elif search.config.scheduler == "pbt":
+            scheduler = self._populations(search, write, note)
+            searcher = SuggestionSearcher(
+                self._due,
+                course_of,
+                # One that is paused takes no place.
+                room=lambda live: scheduler.room(),
+                more=lambda: not all(record.final for record in self._due),
             )
-        if search.config.search == "optuna":
-            settle = {record.spec.id for record in self._records if record.spec.id in search.groups}
-
-            def suggested(record: TrialRecord) -> Course | None:
-                if record.spec.id not in settle:
-                    return None
-                values = self._values(record, search)
-                if values is None:
-                    values = self._suggested(record, search)
-                    write(lambda: self._settle(record, search, values))
-                return Course((Leg(0, None, values),))
-
-            course_of = suggested
-        population = search.config.scheduler == "pbt"
-        searcher = SuggestionSearcher(
-            self._due,
-            len(self._due) if population else self._slots,
-            course_of,
-            more=lambda: population and not all(record.final for record in self._due),
-        )
         # One more than there are: the searcher says when it has come to its end.
-        return {"config": {}, "search_alg": searcher, "num_samples": len(self._due) + 1, **options}
+        return {"config": {}, "scheduler": scheduler, "search_alg": searcher, "num_samples": len(self._due) + 1}
+
+    def _populations(self, search: Search, write: _Write, note: Callable[..., None]) -> Any:
+        """The scheduler of a study with populations."""
+        from ht_ray.sweep.schedulers import PopulationScheduler
+
+        study = self._study
+        planned = {spec.id: spec.config for spec in study.trials}
+        first = {
+            trial: {parameter.column: parameter.get(planned[trial]) for parameter in search.parameters}
+            for trial in search.trials
+        }
+        log = PopulationLog(self._place.directory, search, first)
+
+        def decide(group: str, scores: dict[str, float]) -> bool:
+            legs = write(lambda: log.decide(group, scores))
+            # Before anyone acts on it, it is where a driver that comes after this one will find it.
+            if legs is None or not write(self._synced):
+                return False
+            for trial, leg in legs.items():
+                before = log.values(trial, leg.reports - 1)
+                note("copied", trial=trial, source=leg.source, reports=leg.reports, detail=_changes(before, leg))
+            return True
+
+        return PopulationScheduler(
+            search,
+            study.metric,
+            study.mode,
+            self._records,
+            self._record_of,
+            log,
+            decide,
+            due=len(self._due),
+            limit=self._limit,
+        )
+
+    def _suggested_course(self, record: TrialRecord, search: Search, write: _Write) -> Course | None:
+        """The settings of a trial, suggested now or by an earlier run; None if it is not searched."""
+        if record.spec.id not in search.groups:
+            return None
+        values = self._values(record, search)
+        if values is None:
+            values = self._suggested(record, search)
+            write(lambda: self._settle(record, search, values))
+        return Course((Leg(0, None, values),))
 
     def stopped(self, record: TrialRecord) -> bool:
         """Whether a trial was stopped because it fell behind."""
@@ -179,10 +212,6 @@ class Searching:
                 config=placed(record.spec.config, search.parameters, values),
             )
         )
-
-
-def _none(record: TrialRecord) -> None:
-    return None
 
 
 def _changes(before: Values, leg: Leg) -> str:

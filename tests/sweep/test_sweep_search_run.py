@@ -111,7 +111,8 @@ def test_a_population_of_a_killed_driver_ends_like_one_left_in_peace(
 def test_a_member_whose_worker_dies_goes_on(cluster: str, population: Path, tmp_path: Path) -> None:
     died = tmp_path / "died"
     chosen = {"scheduler": "pbt", "perturbation_interval": 2}
-    result = run(climbing(5, search=chosen, who=1, die_at=3, died=str(died)), tmp_path / "study")
+    study = climbing(5, search=chosen, who=1, die_at=3, died=str(died))
+    result = run(study, tmp_path / "study", max_concurrent=1)
     assert died.exists() and (result.finished, result.exit_code) == (6, 0)
     assert reports(tmp_path / "study") == reports(population)
 
@@ -235,7 +236,7 @@ def test_a_place_is_given_up_only_if_another_needs_it(tmp_path: Path) -> None:
         return True
 
     scheduler = PopulationScheduler(
-        search, "average", "max", records, lambda trial: records[trial.config["trial"]], log, decide
+        search, "average", "max", records, lambda trial: records[trial.config["trial"]], log, decide, 3, None
     )
     for trial in tune.trials:
         scheduler.on_trial_add(tune, trial)
