@@ -264,7 +264,10 @@ def test_a_study(cluster: str, server: Server, tmp_path: Path, scratch: Path) ->
     result, said = run(QUICK, results_dir=uri, keep_checkpoints=False)
     assert (result.exit_code, result.location) == (0, uri), said
     assert_same(QUICK, uri, tmp_path / "plain")
-    assert Storage(uri).names() == ["config.json", "journal.jsonl", "results.csv", "trials", "trials.json"]
+    assert set(Storage(uri).files()) == {
+        *("config.json", "journal.jsonl", "results.csv", "trials.json"),
+        *(f"trials/{name}/{file}" for name in ("one", "two") for file in ("results.jsonl", "status.json")),
+    }
     assert not list(scratch.iterdir())
     again, _ = run(QUICK, resume_or_start=uri)
     assert (again.finished, again.exit_code) == (2, 0)
