@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,14 +203,26 @@ def _run(
     """Run the trials that are due, and return whether a signal stopped them, and why they could not go on if so."""
     from ray import tune
 
+    from ht_ray.sweep.metrics import StudyMetrics
     from ht_ray.sweep.recorder import StopEarly, StudyRecorder
+    from ht_ray.sweep.tensorboard_means import study_events
     from ht_ray.sweep.trainable import Assignment, StudyTrainable, WorkerPlan
     from ht_ray.sweep.tune_repair import every_death_is_a_trials
 
     directory = place.directory
     stop = _StopSignals(console)
     progress = StudyProgress(study.name, records, study.metric, study.mode, slots)
-    recorder = StudyRecorder(place, records, due, config, progress, console, stopping=lambda: stop.requested)
+    recorder = StudyRecorder(
+        place,
+        records,
+        due,
+        config,
+        progress,
+        console,
+        study_events(config.tensorboard, directory, records, console.say),
+        StudyMetrics(study.name, study.metric),
+        stopping=lambda: stop.requested,
+    )
     plan = WorkerPlan(
         study.factory,
         tuple(Assignment(record.spec.id, record.spec.config) for record in due),
@@ -230,10 +242,7 @@ def _run(
     pending = (config.max_concurrent or len(due)) if config.autoscaling else slots
     environment = {**_TUNE_ENVIRONMENT, "TUNE_MAX_PENDING_TRIALS_PG": str(min(pending, len(due)) + 1)}
 
-    def name(trial: Any) -> str:
-        number: int = trial.config["trial"]
-        return due[number].spec.id
-
+    name = _TrialNames(record.spec.id for record in due)
     note(directory, "run started", trials=len(due), command=sys.argv, driver=_this_process(), nodes=recorder.nodes)
     console.status(progress.lines())
     with (
@@ -378,6 +387,27 @@ def _nodes_without(directory: Path, nodes: Sequence[dict[str, Any]]) -> list[str
     where = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
     seen = ray.get([sees.options(scheduling_strategy=node).remote(str(directory)) for node in where])
     return [node["NodeManagerHostname"] for node, found in zip(nodes, seen, strict=True) if not found]
+
+
+class _TrialNames:
+    """Names Tune's trials.
+
+    Tune writes it, pickled, into the state of each trial, twice: with its names a study of 500 trials left 200 MB, and
+    one of twice as many four times that. That state is never read, so the names are left out.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = tuple(names)
+
+    def __call__(self, trial: Any) -> str:
+        number: int = trial.config["trial"]
+        return self._names[number]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _TrialNames:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _TrialNames, ((),)
 
 
 def _import_path() -> tuple[str, ...]:

@@ -24,7 +24,7 @@ import os
 import platform
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -34,6 +34,7 @@ from typing import Any
 
 from ht_ray._checks import SettingError
 from ht_ray._storage import Storage, storage_errors, write_atomic
+from ht_ray.sweep.failures import last_line
 from ht_ray.sweep.plain import Scalar, to_json, to_plain
 from ht_ray.sweep.trial import RESERVED_COLUMNS, Study, TrialSpec
 
@@ -187,15 +188,31 @@ def append_line(path: Path, line: str) -> None:
     """
     with _appending, storage_errors(path), path.open("a+b", buffering=0) as file:
         _cut_torn_line(file)
-        end = file.seek(0, os.SEEK_END)
-        content = memoryview(line.encode() + b"\n")
-        try:
-            while content:
-                content = content[file.write(content) :]
-        except OSError:
-            # A full disk takes part of a line.
-            file.truncate(end)
-            raise
+        _write_whole(file, line.encode() + b"\n")
+
+
+def append(path: Path, content: bytes) -> None:
+    """Add `content`, all of it or nothing, to the file at `path`.
+
+    Raises
+    ------
+    StorageError
+        If that cannot be done.
+    """
+    with storage_errors(path), path.open("ab", buffering=0) as file:
+        _write_whole(file, content)
+
+
+def _write_whole(file: io.FileIO, content: bytes) -> None:
+    end = file.seek(0, os.SEEK_END)
+    rest = memoryview(content)
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError:
+        # A full disk takes part of it.
+        file.truncate(end)
+        raise
 
 
 def _cut_torn_line(file: io.FileIO) -> None:
@@ -237,7 +254,11 @@ class TrialRecord:
         The worker's time, over all reports.
     torn
         Whether a line that a kill had torn was left out.
+    on_change
+        If set, told of each change made here.
     """
+
+    on_change: Callable[[TrialRecord], None] | None = None
 
     def __init__(self, directory: Path, spec: TrialSpec) -> None:
         self.directory = directory / "trials" / spec.id
@@ -264,6 +285,7 @@ class TrialRecord:
         """Note that the trial runs."""
         self.status, self.error = "running", None
         self._write_status()
+        self._changed()
 
     def append(self, line: str, report: Mapping[str, Any]) -> None:
         """Add the next report, `line` being `report` as JSON."""
@@ -272,6 +294,7 @@ class TrialRecord:
         self._make_folder()
         append_line(self._results, line)
         self._count(report)
+        self._changed()
 
     def cut(self, reports: int) -> None:
         """Forget all but the first `reports` reports, and any torn line."""
@@ -293,16 +316,19 @@ class TrialRecord:
         with storage_errors(self._results):
             write_atomic(self._results, content)
         self._read_reports()
+        self._changed()
 
     def end(self, status: str, error: str | None = None) -> None:
         """Note how the trial ended: "finished", "failed" or "diverged"."""
         self.status, self.error = status, error
         self._write_status()
+        self._changed()
 
     def cut_off(self) -> None:
         """Note, here only, that the driver stops before the trial ends. On disk that looks as if it had been killed."""
         if not self.final:
             self.status = "unfinished"
+            self._changed()
 
     def read(self) -> Iterator[dict[str, Any]]:
         """Yield the complete reports."""
@@ -313,6 +339,10 @@ class TrialRecord:
     @property
     def _results(self) -> Path:
         return self.directory / "results.jsonl"
+
+    def _changed(self) -> None:
+        if self.on_change is not None:
+            self.on_change(self)
 
     def _make_folder(self) -> None:
         # Not its parents: a study whose directory is gone is not to be begun anew in an empty one.
@@ -373,16 +403,10 @@ def write_results_csv(directory: Path, records: Sequence[TrialRecord]) -> None:
         values: list[Scalar] = [record.spec.id, record.spec.label, record.status]
         values += [record.spec.settings.get(name) for name in settings]
         values += [record.summary.get(name) for name in summary]
-        values += [record.restarts, round(record.seconds, 3), _last_line(record.error)]
+        values += [record.restarts, round(record.seconds, 3), last_line(record.error)]
         table.writerow(values)
     with storage_errors(directory):
         write_atomic(directory / "results.csv", text.getvalue())
-
-
-def _last_line(error: str | None) -> str:
-    """The line of a traceback that says what went wrong."""
-    lines = [line.strip() for line in (error or "").splitlines() if line.strip()]
-    return lines[-1] if lines else ""
 
 
 def _versions() -> Iterator[tuple[str, str]]:

@@ -31,6 +31,7 @@ def test_importing_the_sweep_imports_nothing_heavy() -> None:
         ("max_failures", -1),
         ("max_failures", 1.0),
         ("results_dir", ""),
+        ("tensorboard", False),
         ("resume_or_start", ""),
         ("memory_per_trial", 0),
         ("checkpoint_minutes", 0),
