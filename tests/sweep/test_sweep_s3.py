@@ -341,8 +341,11 @@ def test_a_killed_driver_is_resumed_from_the_storage(
 def test_wrong_credentials_are_refused_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     # From its second request on the server asks who is there.
     monkeypatch.setenv("INITIAL_NO_AUTH_ACTION_COUNT", "1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nobody")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with s3_server() as strict:
-        for field in ("results_dir", "resume"):
+        for field in ("results_dir", "resume", "resume_or_start"):
             with pytest.raises(SettingError, match=r"ACCESS_DENIED|Access ?Denied|InvalidAccessKeyId|403"):
                 check_before_ray(SweepConfig(**{field: strict.uri("first")}))
 
