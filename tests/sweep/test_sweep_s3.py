@@ -346,7 +346,7 @@ def test_wrong_credentials_are_refused_quickly(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with s3_server() as strict:
         for field in ("results_dir", "resume", "resume_or_start"):
-            with pytest.raises(SettingError, match=r"ACCESS_DENIED|Access ?Denied|InvalidAccessKeyId|403"):
+            with pytest.raises(SettingError, match=r"ACCESS_DENIED|INVALID_ACCESS_KEY_ID"):
                 check_before_ray(SweepConfig(**{field: strict.uri("first")}))
 
 
