@@ -42,7 +42,7 @@ def run(
         if disturb is not None:
             thread.start()
             stack.callback(thread.join)
-        result = run_study(study, SweepConfig(tensorboard=False, **config), console=Console(stream))
+        result = run_study(study, SweepConfig(tensorboard="none", **config), console=Console(stream))
     if errors:
         raise errors[0]
     return result, stream.getvalue()

@@ -76,7 +76,7 @@ def main(root: Path) -> None:
         "both": {"resources": ("fast=1",), "node_labels": ("kind=a100",)},
     }.items():
         study = placed(root / f"{name}-seen", 2, together=1 if name == "both" else 2)
-        result = run_study(study, SweepConfig(results_dir=str(root / name), tensorboard=False, **config))
+        result = run_study(study, SweepConfig(results_dir=str(root / name), tensorboard="none", **config))
         seen = {called[path.read_text()] for path in (root / f"{name}-seen").iterdir()}
         print(name, result.finished, sorted(seen))
     ray.shutdown()
