@@ -8,7 +8,6 @@ import shlex
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -25,6 +24,7 @@ from ht_ray.sweep.config import GIB, SweepConfig, check_before_ray, ray_address
 from ht_ray.sweep.leave import TRIAL_WORKER
 from ht_ray.sweep.place import Place, open_place
 from ht_ray.sweep.progress import Console, StudyProgress
+from ht_ray.sweep.scratch import scratch_folder
 from ht_ray.sweep.study_dir import CHECKPOINTS, TrialRecord, create_study, load_plan, note, write_results_csv
 from ht_ray.sweep.trial import Study
 
@@ -251,13 +251,13 @@ def _run(
         every_death_is_a_trials(),
         stop,
         # Of Tune's own files nothing is needed later: its state is never restored.
-        tempfile.TemporaryDirectory(prefix="ht-ray-tune-", ignore_cleanup_errors=True) as scratch,
+        scratch_folder() as scratch,
     ):
         try:
             tune.run(
                 trainable,
-                name=Path(scratch).name,
-                storage_path=scratch,
+                name=scratch.name,
+                storage_path=str(scratch),
                 config={"trial": tune.grid_search(list(range(len(due))))},
                 trial_name_creator=name,
                 trial_dirname_creator=name,
