@@ -158,15 +158,19 @@ def create_study(directory: Path, study: Study) -> None:
 
 
 def this_command() -> list[str]:
-    """Return this program's command line, without passwords in URIs.
+    """Return this program's command line, without passwords."""
+    return _without_passwords(sys.argv)
+
+
+def _without_passwords(arguments: Sequence[str]) -> list[str]:
+    """Leave out who logs in with what, in URIs.
 
     Examples
     --------
-    >>> sys.argv = ["ablation.py", "--results-dir", "s3://me:secret@bucket/first"]
-    >>> this_command()
+    >>> _without_passwords(["ablation.py", "--results-dir", "s3://me:secret@bucket/first"])
     ['ablation.py', '--results-dir', 's3://***@bucket/first']
     """
-    return [re.sub(r"(?<=://)[^/@\s]+@", "***@", text) for text in sys.argv]
+    return [re.sub(r"(?<=://)[^/@\s]+@", "***@", text) for text in arguments]
 
 
 @contextmanager
