@@ -13,12 +13,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
+from urllib.parse import parse_qsl, unquote, urlsplit
 
-from ht_ray._checks import SettingError
+from ht_ray._checks import SettingError, check_choice
 
 __all__ = ["Storage", "StorageError", "is_uri", "patiently", "storage_errors", "write_atomic"]
 
 T = TypeVar("T")
+
+# Stores in which a file appears when all of it is there. They have no folders: making those costs a request, and leaves
+# an empty object behind.
+_OBJECT_STORES = ("s3", "gcs", "abfs")
+_S3_OPTIONS = ("region", "scheme", "endpoint_override", "tls_ca_file_path")
+# A store that is away is to be noticed; waiting for it is `patiently`'s business.
+_S3_CONNECT, _S3_REQUEST, _S3_ATTEMPTS = 5.0, 10.0, 3
 
 
 class StorageError(OSError):
@@ -100,7 +108,8 @@ class Storage:
     """A folder somewhere: on this machine, or at a URI such as ``s3://bucket/studies/first``.
 
     Instances can be pickled. Credentials are those of the environment (``AWS_ACCESS_KEY_ID``, ...); an object store
-    that is not Amazon's is named in the URI: ``s3://bucket/folder?endpoint_override=HOST:9000&scheme=http``.
+    that is not Amazon's is named in the URI: ``s3://bucket/folder?endpoint_override=HOST:9000&scheme=http``. Of a file
+    that is written, nothing or all of it is there.
 
     Parameters
     ----------
@@ -110,7 +119,8 @@ class Storage:
     Raises
     ------
     SettingError
-        If nothing here knows the URI's scheme, when it is used for the first time.
+        When it is used for the first time: if nothing here knows the URI's scheme, or the URI has an option that does
+        not exist, or credentials.
     """
 
     def __init__(self, location: str | Path) -> None:
@@ -126,7 +136,7 @@ class Storage:
 
     def child(self, *names: str) -> Storage:
         """Return a folder in this one."""
-        path, mark, query = self.location.partition("?")
+        path, mark, query = (self.location, "", "") if self.local is not None else self.location.partition("?")
         return Storage("/".join([path.rstrip("/"), *names]) + mark + query)
 
     def read(self, name: str) -> bytes:
@@ -153,10 +163,7 @@ class Storage:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, content)
             return
-        system, root = self._open()
-        path_there = f"{root}/{name}"
-        self._make_parents(system, path_there)
-        with system.open_output_stream(path_there) as stream:
+        with self._writing(name) as stream:
             stream.write(content)
 
     def exists(self, name: str = "") -> bool:
@@ -192,10 +199,7 @@ class Storage:
         if self.local is not None:
             self.write(name, source.read_bytes())
             return
-        system, root = self._open()
-        target = f"{root}/{name}"
-        self._make_parents(system, target)
-        with source.open("rb") as file, system.open_output_stream(target) as stream:
+        with source.open("rb") as file, self._writing(name) as stream:
             while block := file.read(1 << 22):
                 stream.write(block)
 
@@ -215,11 +219,11 @@ class Storage:
         if self.local is not None:
             path = self.local / name
             if path.is_dir():
-                # Another name first: half a folder is not to be taken for a whole one.
-                gone = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
                 try:
-                    path.rename(gone)
-                    shutil.rmtree(gone)
+                    if path.suffix != ".tmp":
+                        # Another name first: half a folder is not to be taken for a whole one.
+                        path = path.rename(path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"))
+                    shutil.rmtree(path)
                 except FileNotFoundError:
                     return
             else:
@@ -243,15 +247,27 @@ class Storage:
         infos: list[Any] = system.get_file_info(selector)
         return infos
 
-    @staticmethod
-    def _make_parents(system: Any, path: str) -> None:
-        # Object stores have no folders; making them there costs a request, and leaves an empty object behind.
-        if system.type_name not in ("s3", "gcs"):
-            system.create_dir(str(PurePosixPath(path).parent), recursive=True)
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[Any]:
+        """A stream into a file of a storage elsewhere."""
+        system, root = self._open()
+        path = PurePosixPath(f"{root}/{name}")
+        if system.type_name in _OBJECT_STORES:
+            with system.open_output_stream(str(path)) as stream:
+                yield stream
+            return
+        system.create_dir(str(path.parent), recursive=True)
+        temporary = str(path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"))
+        with system.open_output_stream(temporary) as stream:
+            yield stream
+        system.move(temporary, str(path))
 
     def _open(self) -> tuple[Any, str]:
         """The file system and the path on it."""
         if self._opened is None:
+            if self.location.startswith("s3://"):
+                self._opened = _s3(self.location)
+                return self._opened
             import pyarrow
             from pyarrow import fs
 
@@ -262,6 +278,35 @@ class Storage:
                     raise SettingError(f"The storage {self.location!r} cannot be used: {error}.") from error
                 self._opened = _fsspec(self.location)
         return self._opened
+
+
+def _s3(location: str) -> tuple[Any, str]:
+    # PyArrow's own reading of such a URI leaves no way to set time limits.
+    parts = urlsplit(location)
+    bucket = parts.netloc.rpartition("@")[2]
+    if "@" in parts.netloc:
+        raise SettingError(
+            f"The storage s3://...@{bucket}{parts.path}: accepted is a URI without credentials, which would end up in "
+            "results and logs. Give them as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, here and on every node."
+        )
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    for name in options:
+        check_choice(f"The storage {location!r}: option", name, _S3_OPTIONS)
+    if not bucket:
+        raise SettingError(f"The storage {location!r}: accepted is s3://BUCKET/FOLDER.")
+    from pyarrow import fs
+
+    named = {"region", "endpoint_override"} & options.keys()
+    if not named and not any(os.environ.get(f"AWS_{name}") for name in ("REGION", "DEFAULT_REGION", "ENDPOINT_URL")):
+        options["region"] = fs.resolve_s3_region(bucket)
+    system = fs.S3FileSystem(
+        **options,
+        connect_timeout=_S3_CONNECT,
+        request_timeout=_S3_REQUEST,
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=_S3_ATTEMPTS),
+        allow_delayed_open=True,  # a small file is one request
+    )
+    return system, f"{bucket}{unquote(parts.path)}".rstrip("/")
 
 
 def _fsspec(location: str) -> tuple[Any, str]:

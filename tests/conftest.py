@@ -9,6 +9,10 @@ import pytest
 
 # Under `uv run`, Ray would make the environment anew for its workers, in a copy of the working directory.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+# What workers need for the S3 server of the tests, which takes any credentials; they have what Ray was started with.
+os.environ.setdefault("AWS_ACCESS_KEY_ID", "testing")
+os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "testing")
+os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -222,8 +222,11 @@ def _run(
 
     result = run_study(study, run, finish=report)
     print(result.describe())
-    if run.tensorboard:
-        print(f"Curves of all trials: tensorboard --logdir {shlex.quote(location)}")
+    if run.tensorboard != "none":
+        if run.tensorboard == "trials":
+            print(f"Curves of all trials: tensorboard --logdir {shlex.quote(location)}")
+        else:
+            print(f"Configurations, means over seeds: tensorboard --logdir {shlex.quote(f'{location}/tensorboard')}")
         if methods:
             print(f"Methods, means over seeds: tensorboard --logdir {shlex.quote(f'{location}/report')}")
     return result.exit_code

@@ -7,18 +7,20 @@ apart what two workers write that do not know of each other, such as one on a no
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
-import tempfile
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ht_ray._storage import Storage, StorageError, storage_errors
 from ht_ray.sweep.plain import to_json
+from ht_ray.sweep.scratch import scratch_folder
 from ht_ray.sweep.trial import Trial
 
 __all__ = ["Checkpoint", "CheckpointStore", "Position"]
@@ -27,6 +29,12 @@ _MANIFEST = "manifest.json"
 _FILES = "trial"
 _LINES = "reports.jsonl"
 _FORMAT = 2
+_CUT_OFF = "it was not written to its end: it has no manifest"
+
+# What a full, lost or broken disk says, whatever a library makes of it.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
+# What reading one checkpoint says, on a storage that answers.
+_UNREADABLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.EISDIR)
 
 #: How far a trial is: its reports, and how often it was saved after the last of them.
 Position = tuple[int, int]
@@ -75,7 +83,8 @@ class CheckpointStore:
     Parameters
     ----------
     storage
-        The folder for the checkpoints of all trials.
+        The folder for the checkpoints of all trials. If it is on this machine it must be there: one that is missing is
+        a storage that was lost, and not to be taken for an empty one.
     trial_id
         The trial's.
     keep
@@ -85,10 +94,12 @@ class CheckpointStore:
     """
 
     def __init__(self, storage: Storage, trial_id: str, *, keep: int = 2, every: int | None = None) -> None:
+        self._all = storage
         self._storage = storage.child(trial_id)
         self._trial_id = trial_id
         self._keep = keep
         self._every = every
+        self._damaged: set[str] = set()
 
     def save(self, trial: Trial, checkpoint: Checkpoint) -> None:
         """Save `trial`, and delete what it makes superfluous.
@@ -102,14 +113,16 @@ class CheckpointStore:
         reports, part = checkpoint.position
         name = f"{reports:06d}-{part:06d}-{uuid.uuid4().hex[:8]}"
         local = self._storage.local
-        # Beside its place, so that it need only be renamed; or, for storage elsewhere, in the local scratch.
-        with storage_errors(self._storage.location):
-            if local is not None:
-                folder = local / f".{name}.tmp"
-                folder.mkdir(parents=True)
-            else:
-                folder = Path(tempfile.mkdtemp(prefix=f"ht-ray-{self._trial_id[:40]}-"))
-        try:
+        with ExitStack() as cleaning:
+            # Beside its place, so that it need only be renamed; or, for storage elsewhere, in the local scratch.
+            with storage_errors(self._storage.location):
+                if local is not None:
+                    local.mkdir(exist_ok=True)
+                    folder = local / f".{name}.tmp"
+                    folder.mkdir()
+                    cleaning.callback(shutil.rmtree, folder, ignore_errors=True)
+                else:
+                    folder = cleaning.enter_context(scratch_folder())
             files = folder / _FILES
             try:
                 files.mkdir()
@@ -117,7 +130,7 @@ class CheckpointStore:
                 written = self._describe(folder, checkpoint)
             except Exception as error:
                 # Libraries tell a full disk in many ways.
-                if (reason := _cannot_write(folder)) is not None:
+                if (reason := _disk_trouble(error, folder)) is not None:
                     raise StorageError(f"the storage {str(folder.parent)!r} cannot be used: {reason}") from error
                 raise
             with storage_errors(self._storage.location):
@@ -126,10 +139,8 @@ class CheckpointStore:
                 else:
                     for path in written:  # the manifest is the last
                         self._storage.upload(folder / path, f"{name}/{path}")
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
         with storage_errors(self._storage.location):
-            self._prune(self._keep)
+            self._prune(self._keep, newest=name)
 
     def _describe(self, folder: Path, checkpoint: Checkpoint) -> list[str]:
         """Write the reports and the manifest, and return the paths of all files."""
@@ -144,7 +155,7 @@ class CheckpointStore:
         return [*paths, _MANIFEST]
 
     def load_newest(
-        self, build: Callable[[Checkpoint], Trial], say: Callable[[str], None]
+        self, build: Callable[[Checkpoint], Trial], say: Callable[[str], None], *, after: int | None = None
     ) -> tuple[Trial, Checkpoint] | None:
         """Return a trial that goes on from its newest good checkpoint, and that checkpoint; None if there is none.
 
@@ -154,6 +165,8 @@ class CheckpointStore:
             Makes the trial that is to go on from a checkpoint, as yet without a past.
         say
             Told about each checkpoint that is damaged.
+        after
+            If given, only a checkpoint made right after so many reports will do.
 
         Raises
         ------
@@ -162,43 +175,42 @@ class CheckpointStore:
         """
         with storage_errors(self._storage.location):
             names = self._by_age()
-        return self._load(names, build, say)
-
-    def load_after(
-        self, reports: int, build: Callable[[Checkpoint], Trial], say: Callable[[str], None]
-    ) -> tuple[Trial, Checkpoint] | None:
-        """Return, as `load_newest`, a trial that goes on from a checkpoint made right after so many reports."""
-        with storage_errors(self._storage.location):
-            names = [name for name in self._by_age() if _position(name) == (reports, 0)]
-        return self._load(names, build, say)
-
-    def _load(
-        self, names: Sequence[str], build: Callable[[Checkpoint], Trial], say: Callable[[str], None]
-    ) -> tuple[Trial, Checkpoint] | None:
+        if after is not None:
+            names = [name for name in names if _position(name) == (after, 0)]
         for name in reversed(names):
-            scratch = None
-            try:
-                with storage_errors(self._storage.location):
-                    if self._storage.local is not None:
-                        folder = self._storage.local / name
-                    else:
-                        if not self._storage.exists(f"{name}/{_MANIFEST}"):
-                            continue  # cut off while it was uploaded
-                        folder = scratch = Path(tempfile.mkdtemp(prefix=f"ht-ray-{self._trial_id[:40]}-"))
-                        for path in self._storage.files(name):
-                            self._storage.download(f"{name}/{path}", folder / path)
-                    checkpoint = self._checked(folder)
-                    (folder / _FILES).mkdir(exist_ok=True)  # a trial may save nothing
+            with ExitStack() as cleaning:
+                try:
+                    with storage_errors(self._storage.location):
+                        folder, checkpoint = self._fetched(name, cleaning)
+                except _Damaged as damage:
+                    self._damaged.add(name)
+                    path = self._storage.child(name)
+                    say(f"its checkpoint {path} is damaged ({damage}); going back to the one before")
+                    continue
                 trial = build(checkpoint)
                 trial.load(folder / _FILES)
-            except _Damaged as damage:
-                say(f"its checkpoint {self._storage}/{name} is damaged ({damage}); going back to the one before")
-                continue
-            finally:
-                if scratch is not None:
-                    shutil.rmtree(scratch, ignore_errors=True)
-            return trial, checkpoint
+                return trial, checkpoint
         return None
+
+    def _fetched(self, name: str, cleaning: ExitStack) -> tuple[Path, Checkpoint]:
+        """The checkpoint `name` in a folder of this machine, until `cleaning` is done, and what it holds."""
+        if self._storage.local is not None:
+            folder = self._storage.local / name
+            try:
+                checkpoint = self._checked(folder)
+            except OSError as error:
+                if error.errno in _UNREADABLE:
+                    raise _Damaged(f"it cannot be read: {error}") from error
+                raise
+        else:
+            if not self._complete(name):
+                raise _Damaged(_CUT_OFF)
+            folder = cleaning.enter_context(scratch_folder())
+            for path in self._storage.files(name):
+                self._storage.download(f"{name}/{path}", folder / path)
+            checkpoint = self._checked(folder)
+        (folder / _FILES).mkdir(exist_ok=True)  # a trial may save nothing
+        return folder, checkpoint
 
     def newest(self) -> Position | None:
         """Return how far the newest checkpoint says the trial was, without looking into it."""
@@ -218,23 +230,31 @@ class CheckpointStore:
             if not keep:
                 self._storage.remove("")
 
-    def _prune(self, keep: int) -> None:
-        names = self._by_age()
-        kept = set(names[max(len(names) - keep, 0) :])
+    def _prune(self, keep: int, *, newest: str | None = None) -> None:
+        """Delete all but the `keep` newest of the good checkpoints; `newest` is the newest, whatever its name."""
+        good = [name for name in self._by_age() if name not in self._damaged and self._complete(name)]
+        if newest in good:
+            good.remove(newest)
+            good.append(newest)
+        if keep and not good:
+            return
+        kept = good[len(good) - keep :] if keep else []
         if self._every is not None:
-            positions = {name: _position(name) for name in names}
-            marks = [name for name, at in positions.items() if at is not None and at[1] == 0 == at[0] % self._every]
-            kept.update(marks[-2:])
-        for name in names:
-            if name not in kept:
-                self._storage.remove(name)
-        # What a kill left of a checkpoint that was being written, or deleted: a trial has one worker at a time.
+            kept += [name for name in good if _is_mark(name, self._every)][-2:]
         for name in self._storage.names():
-            if name.endswith(".tmp"):
+            # A trial has one worker at a time, so what is incomplete was left by one that was killed.
+            if name not in kept and (_position(name) is not None or name.endswith(".tmp")):
                 self._storage.remove(name)
+        self._damaged.clear()
+
+    def _complete(self, name: str) -> bool:
+        return self._storage.exists(f"{name}/{_MANIFEST}")
 
     def _by_age(self) -> list[str]:
-        return [name for name in self._storage.names() if _position(name) is not None]
+        names = [name for name in self._storage.names() if _position(name) is not None]
+        if not names and self._all.local is not None and not self._all.local.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "there is no such directory", str(self._all.local))
+        return names
 
     def _checked(self, folder: Path) -> Checkpoint:
         """What the checkpoint in `folder` holds beside the trial's files, all of which are compared first."""
@@ -254,7 +274,7 @@ class CheckpointStore:
 def _manifest(folder: Path) -> _Manifest:
     path = folder / _MANIFEST
     if not path.is_file():
-        raise _Damaged("it was not written to its end: no manifest")
+        raise _Damaged(_CUT_OFF)
     content, _, rest = path.read_bytes().partition(b"\n")
     if rest.decode("ascii", "replace") != f"{hashlib.blake2b(content).hexdigest()}\n":
         raise _Damaged("its manifest is not what was written")
@@ -262,6 +282,11 @@ def _manifest(folder: Path) -> _Manifest:
     if values["format"] != _FORMAT:
         raise _Damaged(f"its format is {values['format']!r}, and this version reads {_FORMAT}")
     return _Manifest(**values)
+
+
+def _is_mark(name: str, every: int) -> bool:
+    position = _position(name)
+    return position is not None and position[1] == 0 and position[0] % every == 0
 
 
 def _position(name: str) -> Position | None:
@@ -272,14 +297,19 @@ def _position(name: str) -> Position | None:
     return int(parts[0]), int(parts[1])
 
 
-def _cannot_write(folder: Path) -> str | None:
-    """Why nothing more can be written to `folder`; None if it can."""
+def _disk_trouble(error: BaseException, folder: Path) -> str | None:
+    """What is wrong with the disk of `folder`, if that is behind `error`; otherwise None."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _DISK:
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
     probe = folder / ".probe"
     try:
         probe.write_bytes(bytes(1 << 16))
         probe.unlink()
-    except OSError as error:
-        return str(error)
+    except OSError as told:
+        return str(told)
     return None
 
 

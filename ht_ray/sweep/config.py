@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from ht_ray._checks import SettingError, check_number
+from ht_ray._checks import SettingError, check_choice, check_number
 from ht_ray._storage import Storage, is_uri
 from ht_ray.sweep.study_dir import is_study, load_study_settings
 
@@ -71,8 +71,9 @@ class SweepConfig:
     address: str | None = None
     """The Ray cluster to use: "auto", "local" or HOST:PORT; by default RAY_ADDRESS (which is set in a submitted job),
     otherwise a Ray started here."""
-    tensorboard: bool = True
-    """Whether to write TensorBoard event files beside the results."""
+    tensorboard: str = "trials"
+    """What runs TensorBoard shows: trials, configurations (the means over the seeds: lighter, for studies of hundreds
+    of trials), or none."""
 
     def __post_init__(self) -> None:
         check_number("SweepConfig.cpus_per_trial", self.cpus_per_trial, low=0, low_open=True)
@@ -84,6 +85,7 @@ class SweepConfig:
         if self.max_concurrent is not None:
             check_number("SweepConfig.max_concurrent", self.max_concurrent, low=1, integer=True)
         check_number("SweepConfig.max_failures", self.max_failures, low=0, integer=True)
+        check_choice("SweepConfig.tensorboard", self.tensorboard, ["trials", "configurations", "none"])
         for name in ("memory_per_trial", "gpu_memory_per_trial", "checkpoint_minutes"):
             if getattr(self, name) is not None:
                 check_number(f"SweepConfig.{name}", getattr(self, name), low=0, low_open=True)

@@ -25,6 +25,8 @@ def death_of(trial: Any) -> Death:
     if path is None or not Path(path).exists():
         return "worker died", "no reason is known"
     error = cloudpickle.loads(Path(path).read_bytes())  # written by this process
+    # Not to be taken for the reason of the next one.
+    Path(path).unlink()
     if isinstance(error, RayTaskError):
         cause = error.as_instanceof_cause()
         return ("node lost" if isinstance(cause, RayActorError) else "worker died"), str(cause)

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
-import tempfile
 import threading
 import time
 import uuid
@@ -18,18 +16,22 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ht_ray._checks import SettingError
 from ht_ray._storage import Storage, StorageError, is_uri, patiently, storage_errors
 from ht_ray.sweep.plain import to_json
-from ht_ray.sweep.study_dir import lock_study
+from ht_ray.sweep.scratch import scratch_folder
+from ht_ray.sweep.study_dir import lock_study, note
 
-__all__ = ["Mirror", "Place", "open_place"]
+__all__ = ["Lease", "Mirror", "Place", "open_place"]
 
 _LEASE = "lease.json"
 _BEAT = 10.0
 # A driver that has not renewed its lease for so long is gone.
 _LEASE_ENDS = 45.0
+# What one driver writes the other reads after so long.
+_SETTLES = 1.0
 _UPLOADS_AT_A_TIME = 8
 
 
@@ -56,6 +58,11 @@ class Place:
         """Where workers read and write."""
         return Storage(self.location)
 
+    @property
+    def lost(self) -> str | None:
+        """Why this driver has the study no more; None while it has."""
+        return None if self.mirror is None else self.mirror.lost
+
     def sync(self) -> None:
         """Return when all that was written is on the storage.
 
@@ -77,7 +84,7 @@ def open_place(location: str, *, patience: float, say: Callable[[str], None]) ->
     patience
         Seconds for which a storage that does not answer is waited for.
     say
-        Told about outages.
+        Told about outages, which are noted in the study's journal, too.
 
     Raises
     ------
@@ -88,39 +95,54 @@ def open_place(location: str, *, patience: float, say: Callable[[str], None]) ->
     """
     if not is_uri(location):
         directory = Path(location)
-        directory.mkdir(parents=True, exist_ok=True)
+        with storage_errors(location):
+            directory.mkdir(parents=True, exist_ok=True)
         with lock_study(directory):
             yield Place(location, directory, None)
         return
     storage = Storage(location)
-    scratch = Path(tempfile.mkdtemp(prefix="ht-ray-study-"))
-    directory = scratch / (Path(location.partition("?")[0]).name or "study")
-    directory.mkdir()
-    try:
+    with scratch_folder() as scratch:
+        directory = scratch / (Path(location.partition("?")[0]).name or "study")
+        directory.mkdir()
         with storage_errors(location):
-            _take_lease(storage, say)
+            lease = Lease(storage, say)
             fetch_records(storage, directory)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
-    mirror = Mirror(directory, storage, patience=patience, say=say)
-    try:
-        yield Place(location, directory, mirror)
-    finally:
-        mirror.close()
-    with storage_errors(location):
-        storage.remove(_LEASE)
-    shutil.rmtree(scratch, ignore_errors=True)
+        mirror = Mirror(directory, storage, lease, patience=patience, say=say)
+        try:
+            yield Place(location, directory, mirror)
+        finally:
+            try:
+                mirror.close()
+            except (StorageError, KeyboardInterrupt) as error:
+                kept = scratch.rename(scratch.with_name(f"ht-ray-unsent-{uuid.uuid4().hex[:8]}")) / directory.name
+                advice = f"What is not at {storage} yet is kept in {kept}: copy that folder over it, and resume."
+                if isinstance(error, KeyboardInterrupt):
+                    say(advice)
+                    raise
+                raise StorageError(f"{error}\n{advice}") from error
+            try:
+                lease.end()
+            except StorageError as error:
+                say(f"{error}; the next driver will wait {_LEASE_ENDS:.0f} s before it takes the study")
 
 
 def fetch_records(storage: Storage, directory: Path) -> None:
-    """Copy what the driver of a study must know, and reports are made from, into `directory`."""
-    names = [
-        name for name in ("config.json", "trials.json", "journal.jsonl", "population.jsonl") if storage.exists(name)
-    ]
-    wanted = [f"trials/{name}" for name in storage.files("trials") if Path(name).suffix in (".json", ".jsonl")]
+    """Copy what the driver of a study must know, and reports are made from, into `directory`.
+
+    Event files for TensorBoard, which are written anew, are left empty: when the driver deletes one, the one that is
+    on the storage goes, too.
+    """
+    single = ("config.json", "trials.json", "journal.jsonl", "population.jsonl")
+    wanted = [name for name in single if storage.exists(name)]
+    for name in storage.files("trials"):
+        path = directory / "trials" / name
+        if path.suffix in (".json", ".jsonl"):
+            wanted.append(f"trials/{name}")
+        elif path.name.startswith("events."):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
     with ThreadPoolExecutor(_UPLOADS_AT_A_TIME) as pool:
-        for _ in pool.map(lambda name: storage.download(name, directory / name), [*names, *wanted]):
+        for _ in pool.map(lambda name: storage.download(name, directory / name), wanted):
             pass
 
 
@@ -130,82 +152,113 @@ class Mirror:
     Parameters
     ----------
     directory
-        Watched; what begins with a dot is left out.
+        Watched; what begins with a dot is left out. What is in it now is on the storage already.
+    lease
+        Renewed meanwhile. When another driver has it, nothing is brought any more.
     every
         Seconds between two looks.
+
+    Attributes
+    ----------
+    lost
+        Why the study is not this driver's any more; None while it is.
     """
 
     def __init__(
         self,
         directory: Path,
         storage: Storage,
+        lease: Lease,
         *,
         patience: float,
         say: Callable[[str], None],
         every: float = 5.0,
     ) -> None:
+        self.lost: str | None = None
         self._directory = directory
         self._storage = storage
+        self._lease = lease
         self._patience = patience
         self._say = say
         self._every = every
-        self._there: dict[Path, tuple[int, int]] = dict(self._look())  # fetched a moment ago
+        self._there: dict[Path, tuple[int, int]] = dict(self._look())
         self._outage: float | None = None
-        self._beaten = 0.0
-        self._token = uuid.uuid4().hex
         self._one_at_a_time = threading.Lock()
         self._end = threading.Event()
-        self._beat()
         self._thread = threading.Thread(target=self._watch, name="ht-ray-mirror", daemon=True)
         self._thread.start()
 
     def flush(self) -> None:
         """Bring over all that has changed; see `Place.sync`."""
-        try:
-            patiently(self._bring, patience=self._patience)
-        except StorageError as error:
-            raise StorageError(
-                f"{error}\nWhat is not there yet is kept in {self._directory}: copy that folder over what is at "
-                f"{self._storage}, and resume."
-            ) from error
+        waited = 0.0 if self._outage is None else time.monotonic() - self._outage
+        patiently(self._bring, patience=self._patience - waited)
+        if self.lost is not None:
+            raise StorageError(self.lost)
 
     def close(self) -> None:
         """Stop watching, after a last `flush`."""
         self._end.set()
         self._thread.join()
-        self.flush()
+        if self.lost is None:
+            self.flush()
 
     def _watch(self) -> None:
         while not self._end.wait(self._every):
             began = time.monotonic()
             try:
                 self._bring()
-                self._beat()
             except StorageError:
                 continue  # told by _bring; the next look tries again
             # Looking at very many files is not to keep the machine busy.
-            self._end.wait(min(60.0, 10 * (time.monotonic() - began)))
+            self._end.wait(min(_BEAT, 10 * (time.monotonic() - began)))
 
     def _bring(self) -> None:
         with self._one_at_a_time:
-            changed = {path: seen for path, seen in self._look() if self._there.get(path) != seen}
             try:
-                with storage_errors(self._storage.location), ThreadPoolExecutor(_UPLOADS_AT_A_TIME) as pool:
-                    for path, seen in pool.map(self._upload, changed.items()):
-                        self._there[path] = seen
+                self._renew()
+                if self.lost is None:
+                    self._bring_changes()
             except StorageError as error:
                 if self._outage is None:
                     self._outage = time.monotonic()
-                    self._say(f"{error}; results are kept in {self._directory} and brought there when it answers")
+                    self._tell(f"{error}; results are kept in {self._directory} and brought there when it answers")
                 raise
-            if self._outage is not None:
-                self._say(f"the storage {self._storage} answers again, after {time.monotonic() - self._outage:.0f} s")
+            if self._outage is not None and self.lost is None:
+                self._tell(f"the storage {self._storage} answers again, after {time.monotonic() - self._outage:.0f} s")
                 self._outage = None
+                self._bring_changes()  # the journal has grown
+
+    def _renew(self) -> None:
+        """Renew the lease, or find that it is lost."""
+        if self.lost is None and (taker := self._lease.renew()) is not None:
+            self.lost = (
+                f"{taker} has taken over the study {self._storage}, which had not heard from this driver; what was "
+                "reported here since then will be reported there"
+            )
+
+    def _bring_changes(self) -> None:
+        seen = dict(self._look())
+        changed = [item for item in seen.items() if self._there.get(item[0]) != item[1]]
+        with storage_errors(self._storage.location), ThreadPoolExecutor(_UPLOADS_AT_A_TIME) as pool:
+            for path, status in pool.map(self._upload, changed):
+                self._there[path] = status
+                self._renew()
+            for path in self._there.keys() - seen.keys():
+                self._storage.remove(self._name(path))
+                del self._there[path]
 
     def _upload(self, item: tuple[Path, tuple[int, int]]) -> tuple[Path, tuple[int, int]]:
         path, _ = item
-        self._storage.upload(path, path.relative_to(self._directory).as_posix())
+        try:
+            self._storage.upload(path, self._name(path))
+        except OSError:
+            # Deleted since the look; the next one sees that.
+            if path.exists():
+                raise
         return item
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self._directory).as_posix()
 
     def _look(self) -> Iterator[tuple[Path, tuple[int, int]]]:
         """All files, with what changes when they do."""
@@ -221,29 +274,104 @@ class Mirror:
                     continue
                 yield path, (status.st_size, status.st_mtime_ns)
 
-    def _beat(self) -> None:
-        if time.monotonic() - self._beaten < _BEAT:
-            return
-        lease = {"host": socket.gethostname(), "pid": os.getpid(), "token": self._token, "beat": time.time()}
+    def _tell(self, text: str) -> None:
+        self._say(text)
+        note(self._directory, "storage", detail=text)
+
+
+class Lease:
+    """The right of one driver to run a study on a storage that has no locks: a file that is renewed.
+
+    Taking it waits while another driver may be alive. A driver that could not renew its own for long, because the
+    storage was away or its machine stood still, finds it taken, if another one resumed the study meanwhile.
+
+    Parameters
+    ----------
+    say
+        Told that there is something to wait for.
+
+    Raises
+    ------
+    SettingError
+        If another driver has it.
+    StorageError
+        If the storage does not answer.
+    """
+
+    def __init__(self, storage: Storage, say: Callable[[str], None]) -> None:
+        self._storage = storage
+        self._token = uuid.uuid4().hex
+        self._renewed = 0.0
+        with storage_errors(storage.location):
+            self._wait(say)
+            self._write()
+            # Of two that found it free at the same moment, the last to write has it.
+            time.sleep(_SETTLES)
+            taker = self.renew()
+        if taker is not None:
+            raise SettingError(f"The study {storage.location!r} is being run by {taker}; wait for it or stop it first.")
+
+    def renew(self) -> str | None:
+        """Renew it if that is due, and return None; or who has it now."""
+        if time.monotonic() - self._renewed < _BEAT and self._renewed:
+            return None
         with storage_errors(self._storage.location):
-            self._storage.write(_LEASE, to_json(lease).encode())
-        self._beaten = time.monotonic()
+            found = self._read()
+            if found is not None and found["token"] != self._token:
+                return _who(found)
+            self._write()
+        self._renewed = time.monotonic()
+        return None
 
+    def end(self) -> None:
+        """Give it up."""
+        with storage_errors(self._storage.location):
+            found = self._read()
+            if found is not None and found["token"] == self._token:
+                self._storage.remove(_LEASE)
 
-def _take_lease(storage: Storage, say: Callable[[str], None]) -> None:
-    """Return when no other driver is at work on the study; raise `SettingError` if one is."""
-    if not storage.exists(_LEASE):
-        return
-    before = storage.read(_LEASE)
-    lease = json.loads(before)
-    who = f"process {lease['pid']} on {lease['host']}"
-    if lease["host"] == socket.gethostname() and not Path(f"/proc/{lease['pid']}").exists():
-        return
-    say(f"Waiting up to {_LEASE_ENDS:.0f} s to see whether {who} still runs this study")
-    end = time.monotonic() + _LEASE_ENDS
-    while time.monotonic() < end:
-        time.sleep(1.0)
-        if not storage.exists(_LEASE):
+    def _write(self) -> None:
+        lease = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "machine": _machine(),
+            "token": self._token,
+            "beat": time.time(),
+        }
+        self._storage.write(_LEASE, to_json(lease).encode())
+
+    def _read(self) -> dict[str, Any] | None:
+        try:
+            lease: dict[str, Any] = json.loads(self._storage.read(_LEASE))
+        except FileNotFoundError:
+            return None
+        return lease
+
+    def _wait(self, say: Callable[[str], None]) -> None:
+        """Return when no other driver is at work; raise `SettingError` if one is."""
+        before = self._read()
+        if before is None or (before["machine"] == _machine() and not Path(f"/proc/{before['pid']}").exists()):
             return
-        if storage.read(_LEASE) != before:
-            raise SettingError(f"The study {storage.location!r} is being run by {who}; wait for it or stop it first.")
+        say(f"Waiting up to {_LEASE_ENDS:.0f} s to see whether {_who(before)} still runs this study")
+        end = time.monotonic() + _LEASE_ENDS
+        while time.monotonic() < end:
+            time.sleep(1.0)
+            lease = self._read()
+            if lease is None:
+                return
+            if lease != before:
+                raise SettingError(
+                    f"The study {self._storage.location!r} is being run by {_who(lease)}; wait for it or stop it first."
+                )
+
+
+def _who(lease: dict[str, Any]) -> str:
+    return f"process {lease['pid']} on {lease['host']}"
+
+
+def _machine() -> str:
+    """Where process ids mean the same: hosts, and containers on one, may share a name."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    if not boot.exists():
+        return uuid.uuid4().hex  # cannot be told: as if elsewhere
+    return f"{boot.read_text().strip()}/{Path('/proc/self/ns/pid').readlink()}"

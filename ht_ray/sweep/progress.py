@@ -39,22 +39,29 @@ class Workload:
     running_for: float | None = None
 
 
-def seconds_left(trials: Sequence[Workload], slots: int) -> float | None:
+def seconds_left(trials: Sequence[Workload], slots: int, *, untouched: int = 0) -> float | None:
     """Return the time until all trials have ended, if `slots` of them run at a time; None while nothing is known.
 
     A trial that has reported goes on at its own speed, the others take the mean of all. Waiting trials start, in
     order, wherever a slot is free first; so a last, long trial counts in full.
 
+    Parameters
+    ----------
+    trials
+        Those of which anything is known. Several that have ended may be given as one, with their sums.
+    untouched
+        How many more have not been started; they come last. Any number of them costs as little as one.
+
     Examples
     --------
     Two trials of ten seconds each are left, and one half of a third:
 
-    >>> trials = [Workload(0.5, 5.0, running_for=0.0), Workload(0.0, 0.0), Workload(0.0, 0.0)]
-    >>> seconds_left(trials, slots=1), seconds_left(trials, slots=2)
+    >>> half_done = [Workload(0.5, 5.0, running_for=0.0)]
+    >>> seconds_left(half_done, slots=1, untouched=2), seconds_left(half_done, slots=2, untouched=2)
     (25.0, 15.0)
     """
     measured = [(trial.progress, trial.seconds) for trial in trials if trial.progress > 0]
-    if all(trial.ended for trial in trials):
+    if not untouched and all(trial.ended for trial in trials):
         return 0.0
     if not measured:
         return None
@@ -73,7 +80,17 @@ def seconds_left(trials: Sequence[Workload], slots: int) -> float | None:
     heapq.heapify(free_at)
     for left in waiting:
         heapq.heapreplace(free_at, free_at[0] + left)
-    return max(free_at)
+    last = max(free_at)
+    while untouched:
+        if last - free_at[0] <= usual:
+            # From here on they go round the slots in turn.
+            rounds, rest = divmod(untouched, len(free_at))
+            in_turn = sorted(free_at)
+            return max(in_turn[-1] + rounds * usual, in_turn[rest - 1] + (rounds + 1) * usual if rest else 0.0)
+        last = max(last, free_at[0] + usual)
+        heapq.heapreplace(free_at, free_at[0] + usual)
+        untouched -= 1
+    return last
 
 
 class Console:
@@ -128,13 +145,27 @@ class Console:
         self._stream.flush()
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """A record as it was when it was looked at last."""
+
+    status: str
+    final: bool
+    progress: float
+    seconds: float
+    value: float | None
+
+
 class StudyProgress:
     """Sums a study up in two lines.
+
+    Only records that were told to have changed are looked at again: the lines of a study of thousands of trials cost
+    what those of a small one do.
 
     Parameters
     ----------
     records
-        All its trials.
+        All its trials. From now on each tells of its changes here.
     metric, mode
         What the best trial is told by.
     slots
@@ -149,34 +180,108 @@ class StudyProgress:
         self._slots = slots
         self._start = time.monotonic()
         self._part_began: dict[str, float] = {}
+        self._place = {record.spec.id: place for place, record in enumerate(records)}
+        self._seen: dict[str, _Seen] = {}
+        self._counts: Counter[str] = Counter()
+        # Trials of which something is known but that have not ended, in order; of the ended ones, the sums.
+        self._open: dict[str, TrialRecord] = {}
+        self._ended_progress = self._ended_seconds = 0.0
+        self._ended = 0
+        self._best: TrialRecord | None = None
+        self._best_is_known = True
+        for record in records:
+            self._look(record)
+            record.on_change = self._look
 
     def part_began(self, record: TrialRecord) -> None:
         """Note that a trial has begun a part of its work."""
         self._part_began[record.spec.id] = time.monotonic()
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many trials have each status; the usual ones always."""
+        return {
+            **dict.fromkeys(("unfinished", "running", "finished", "failed", "diverged", "stopped"), 0),
+            **self._counts,
+        }
+
+    @property
+    def best(self) -> float | None:
+        """The metric of the best trial that has finished; None if there is none."""
+        best = self._best_record()
+        return None if best is None else best.finite_summary[self._metric]
+
+    def seconds_left(self) -> float | None:
+        """The time until the study has ended; None while nothing is known."""
+        known = [self._workload(record) for record in self._open.values()]
+        if self._ended:
+            known.append(Workload(self._ended_progress, self._ended_seconds, ended=True))
+        untouched = len(self._records) - len(self._open) - self._ended
+        return seconds_left(known, self._slots, untouched=untouched)
+
     def lines(self) -> list[str]:
         """The study's state, then the best finished trial if there is one."""
-        count = Counter(record.status for record in self._records)
-        parts = [f"{self._name}: {count['finished']} of {len(self._records)} trials done"]
-        parts += [f"{count[status]} {status}" for status in ("running", "failed", "diverged") if count[status]]
+        parts = [f"{self._name}: {self._counts['finished']} of {len(self._records)} trials done"]
+        parts += [
+            f"{self._counts[status]} {status}"
+            for status in ("running", "stopped", "failed", "diverged")
+            if self._counts[status]
+        ]
         parts.append(f"{clock(time.monotonic() - self._start)} elapsed")
-        left = seconds_left([self._workload(record) for record in self._records], self._slots)
+        left = self.seconds_left()
         if left is None or left > 0:
             parts.append("time left not known yet" if left is None else f"about {clock(left)} left")
-        return [", ".join(parts), *self._best()]
+        return [", ".join(parts), *self._best_line()]
 
-    def _best(self) -> list[str]:
-        values = [
-            (self._sign * record.finite_summary[self._metric], record)
-            for record in self._records
-            if record.status == "finished" and self._metric in record.finite_summary
-        ]
-        if not values:
+    def _best_line(self) -> list[str]:
+        record, value = self._best_record(), self.best
+        if record is None:
             return []
-        value, record = max(values, key=lambda pair: pair[0])
         seed = record.spec.settings.get("seed")
         which = record.spec.label if seed is None else f"{record.spec.label} (seed {seed})"
-        return [f"best {self._metric} so far {self._sign * value:.4g}: {which}"]
+        return [f"best {self._metric} so far {value:.4g}: {which}"]
+
+    def _look(self, record: TrialRecord) -> None:
+        """Take in what has changed of `record`."""
+        name = record.spec.id
+        value = record.summary.get(self._metric) if record.status == "finished" else None
+        now = _Seen(record.status, record.final, record.progress, record.seconds, value)
+        before = self._seen.get(name)
+        self._seen[name] = now
+        if before is not None:
+            self._counts[before.status] -= 1
+            if before.final:
+                self._count_ended(before, -1)
+        self._counts[now.status] += 1
+        if now.final:
+            self._count_ended(now, 1)
+            self._part_began.pop(name, None)
+        if not now.final and (now.status == "running" or now.progress > 0):
+            self._open[name] = record
+        else:
+            self._open.pop(name, None)
+        if before is not None and before.value is not None and before.value != value:
+            self._best_is_known = False
+        elif value is not None and self._best_is_known:
+            self._best = record if self._best is None else min(self._best, record, key=self._rank)
+
+    def _count_ended(self, seen: _Seen, sign: int) -> None:
+        self._ended += sign
+        self._ended_progress += sign * seen.progress
+        self._ended_seconds += sign * seen.seconds
+
+    def _best_record(self) -> TrialRecord | None:
+        if not self._best_is_known:
+            having = [record for record in self._records if self._seen[record.spec.id].value is not None]
+            self._best = min(having, key=self._rank, default=None)
+            self._best_is_known = True
+        return self._best
+
+    def _rank(self, record: TrialRecord) -> tuple[float, int]:
+        """The better, the less; of equals the one that was planned first is the best."""
+        value = self._seen[record.spec.id].value
+        assert value is not None
+        return -self._sign * value, self._place[record.spec.id]
 
     def _workload(self, record: TrialRecord) -> Workload:
         running_for = None

@@ -13,17 +13,20 @@ from ray import tune
 from ht_ray._storage import StorageError, patiently
 from ht_ray.sweep.checkpoints import CheckpointStore, Position
 from ht_ray.sweep.config import SweepConfig
+from ht_ray.sweep.failures import FailureTeller, last_line
 from ht_ray.sweep.faults import Death, NodeWatch, death_of
+from ht_ray.sweep.metrics import StudyMetrics
 from ht_ray.sweep.place import Place
 from ht_ray.sweep.progress import Console, StudyProgress
 from ht_ray.sweep.searching import Searching
 from ht_ray.sweep.study_dir import CHECKPOINTS, TrialRecord, note, write_results_csv
-from ht_ray.sweep.tensorboard import HParams, TrialEvents
+from ht_ray.sweep.tensorboard import StudyEvents
 
 __all__ = ["StopEarly", "StudyRecorder"]
 
-# Rewriting the table costs milliseconds; who looks at it while the study runs can wait this long.
+# Who looks at the table while the study runs can wait so many seconds, or longer where writing it takes its time.
 _TABLE_EVERY = 30.0
+_TABLE_SHARE = 0.01
 # Being told to leave is no fault of a trial; but not for ever, if it never gets further.
 _NOTICES_PER_FAILURE = 10
 
@@ -39,6 +42,10 @@ class StudyRecorder(tune.Callback):
         All its trials.
     assigned
         The records of the trials of this attempt, by the number Tune knows them by.
+    events
+        Writes the event files.
+    metrics
+        Told of what is watched.
     searching
         The study's search.
     stopping
@@ -58,6 +65,8 @@ class StudyRecorder(tune.Callback):
         config: SweepConfig,
         progress: StudyProgress,
         console: Console,
+        events: StudyEvents,
+        metrics: StudyMetrics,
         searching: Searching,
         stopping: Callable[[], bool],
     ) -> None:
@@ -71,9 +80,10 @@ class StudyRecorder(tune.Callback):
         self._console = console
         self._searching = searching
         self._stopping = stopping
-        self._hparams = HParams([record.spec.settings for record in records]) if config.tensorboard else None
-        self._events: dict[str, TrialEvents] = {}
-        self._table_written = time.monotonic()
+        self._events = events
+        self._metrics = metrics
+        self._failures = FailureTeller(console.say)
+        self._table_due = time.monotonic() + _TABLE_EVERY
         self._position: dict[str, Position] = {}
         self._notices: dict[str, int] = {}
         self._told: dict[str, Death] = {}
@@ -95,8 +105,7 @@ class StudyRecorder(tune.Callback):
         if record.spec.id not in self._position:
             self._position[record.spec.id] = (-1, 0)
             self._allow(trial)
-        if self._hparams is not None and record.spec.id not in self._events:
-            self._reopen_events(record)
+        self._write(lambda: self._events.begin(record))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -108,11 +117,13 @@ class StudyRecorder(tune.Callback):
         error, detail = result.pop("error", None), result.pop("detail", "")
         for told in result.pop("notes", ()):
             self._note(**told, trial=record.spec.id, node=record.node)
-            self._console.say(f"trial {record.spec.id}: {told['detail']}")
+            self._failures.tell(record.spec.id, told["event"], told["detail"])
         if lines is not None:
             self._restore(record, lines)
+        samples = result.pop("samples", 0)
         if line is not None:
             self._add(record, line)
+            self._metrics.samples(record.spec.label, samples)
         self._progress.part_began(record)
         outcome = result["outcome"]
         if outcome == "fault":
@@ -126,7 +137,7 @@ class StudyRecorder(tune.Callback):
         elif outcome == "failed":
             # It would fail again: the next step ends its process, and Tune is not to start another.
             trial.max_failures = 0
-            self._note("fault", trial=record.spec.id, kind="error", node=record.node, detail=_last(error))
+            self._note("fault", trial=record.spec.id, kind="error", node=record.node, detail=last_line(error))
         elif "reports" in result:
             self._got_to(trial, record, (result["reports"], result["part"]))
         if outcome in ("finished", "failed", "diverged"):
@@ -145,12 +156,13 @@ class StudyRecorder(tune.Callback):
         record = self._record(trial)
         kind, detail = self._death(trial, record)
         record.restarts += 1
-        self._note("fault", trial=record.spec.id, kind=kind, node=record.node, reports=record.reports, detail=detail)
+        self._fault(record, kind, detail)
         if record.node is not None:
             self._faults_on.setdefault(record.node, {})[record.spec.id] = None
-        self._console.say(
-            f"trial {record.spec.id}: {_KINDS.get(kind, kind)}; restarting it from its newest checkpoint "
-            f"({record.restarts} restart{'s' if record.restarts > 1 else ''})"
+        self._failures.tell(
+            record.spec.id,
+            f"is restarted from its newest checkpoint ({record.restarts} restart{'s' if record.restarts > 1 else ''})",
+            _KINDS.get(kind, kind),
         )
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -158,7 +170,7 @@ class StudyRecorder(tune.Callback):
         if record.final:
             return
         kind, detail = self._death(trial, record)
-        self._note("fault", trial=record.spec.id, kind=kind, node=record.node, reports=record.reports, detail=detail)
+        self._fault(record, kind, detail)
         if self.stopped is None:
             tries = self._config.max_failures + 1
             often = f"{tries} times in a row without getting further" if tries > 1 else "once (no restarts are allowed)"
@@ -166,17 +178,23 @@ class StudyRecorder(tune.Callback):
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self._nodes.look()
+        if self._place.lost is not None:
+            self._stop(self._place.lost)
         if self._console.due():
             self._console.status(self._progress.lines())
-        if time.monotonic() - self._table_written >= _TABLE_EVERY:
-            self._table_written = time.monotonic()
+            self._show_metrics()
+        if time.monotonic() >= self._table_due:
+            began = time.monotonic()
             self._write(lambda: write_results_csv(self._directory, self._records))
+            now = time.monotonic()
+            self._table_due = now + max(_TABLE_EVERY, (now - began) / _TABLE_SHARE)
 
     def close(self) -> None:
         """Close what is open; what runs now is cut off."""
         for record in self._assigned:
             record.cut_off()
-            self._close_events(record)
+        self._failures.close()
+        self._show_metrics()
         self._cleaner.shutdown()
         for done in self._cleaning:
             if (error := done.exception()) is not None:
@@ -215,7 +233,7 @@ class StudyRecorder(tune.Callback):
         """Take a trial's reports from the checkpoint that it goes on from."""
         known = record.reports
         if self._write(lambda: record.restore(lines)):
-            self._reopen_events(record)
+            self._write(lambda: self._events.changed(record))
         if known == len(lines) and self._searching.pauses(record):
             return
         self._note("resumed", trial=record.spec.id, node=record.node, reports=len(lines), known=known)
@@ -225,47 +243,22 @@ class StudyRecorder(tune.Callback):
         if report["index"] < record.reports:
             # A trial that found no good checkpoint begins anew.
             self._write(lambda: record.cut(report["index"]))
-            self._reopen_events(record)
+            self._write(lambda: self._events.changed(record))
         self._write(lambda: record.append(line, report))
-        if record.spec.id in self._events and self.stopped is None:
-            try:
-                self._events[record.spec.id].add(report)
-            except OSError:
-                self._reopen_events(record)
+        self._write(lambda: self._events.add(record, report))
 
     def _end(self, record: TrialRecord, status: str, error: str | None) -> None:
         self._write(lambda: record.end(status, error))
-        self._close_events(record)
+        self._write(lambda: self._events.end(record))
         if error is not None:
-            self._console.say(f"trial {record.spec.id} {status}: {error.rstrip()}")
+            self._failures.tell(record.spec.id, status, error)
 
-    def _reopen_events(self, record: TrialRecord) -> None:
-        """Write the trial's event file anew."""
-        if self._hparams is None:
-            return
-        self._close_events(record)
-        hparams = self._hparams
+    def _fault(self, record: TrialRecord, kind: str, detail: str) -> None:
+        self._note("fault", trial=record.spec.id, kind=kind, node=record.node, reports=record.reports, detail=detail)
+        self._metrics.fault(kind)
 
-        def written() -> TrialEvents:
-            try:
-                events = TrialEvents(record.directory, record.spec.settings, hparams)
-                for report in record.read():
-                    events.add(report)
-            except OSError as error:
-                raise StorageError(f"the storage {str(record.directory)!r} cannot be used: {error}") from error
-            return events
-
-        events = self._write(written)
-        if events is not None:
-            self._events[record.spec.id] = events
-
-    def _close_events(self, record: TrialRecord) -> None:
-        events = self._events.pop(record.spec.id, None)
-        if events is not None:
-            try:
-                events.close(record.status)
-            except OSError as error:
-                self._console.say(f"the TensorBoard files of trial {record.spec.id} could not be closed: {error}")
+    def _show_metrics(self) -> None:
+        self._metrics.status(self._progress.counts, self._progress.seconds_left(), self._progress.best)
 
     def _clean(self, record: TrialRecord) -> None:
         # On storage elsewhere the last report may still be on its way there.
@@ -280,15 +273,23 @@ class StudyRecorder(tune.Callback):
         if self.stopped is not None:
             return None
 
+        troubles: list[StorageError] = []
+
         def trouble(error: StorageError) -> None:
+            troubles.append(error)
             minutes = self._config.storage_minutes
             self._console.say(f"{error}; waiting up to {minutes:g} minutes for it, nothing is lost meanwhile")
 
+        began = time.monotonic()
         try:
-            return patiently(what, patience=60 * self._config.storage_minutes, trouble=trouble, stop=self._stopping)
+            result = patiently(what, patience=60 * self._config.storage_minutes, trouble=trouble, stop=self._stopping)
         except StorageError as error:
             self._stop(str(error))
             return None
+        if troubles:
+            self._console.say("the storage can be used again")
+            self._note("storage", detail=f"{troubles[0]}; it could be used after {time.monotonic() - began:.0f} s")
+        return result
 
     def _stop(self, reason: str) -> None:
         if self.stopped is None:
@@ -320,8 +321,3 @@ _KINDS = {
     "node lost": "its node was lost",
     "pre-empted": "its worker was told to leave",
 }
-
-
-def _last(error: str | None) -> str:
-    lines = [line.strip() for line in (error or "").splitlines() if line.strip()]
-    return lines[-1] if lines else ""

@@ -8,11 +8,10 @@ import shlex
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +19,22 @@ from types import FrameType
 from typing import Any
 
 from ht_ray._checks import SettingError
-from ht_ray._storage import StorageError, is_uri
+from ht_ray._storage import StorageError, is_uri, storage_errors
 from ht_ray.sweep.config import GIB, SweepConfig, check_before_ray, ray_address
 from ht_ray.sweep.leave import TRIAL_WORKER
 from ht_ray.sweep.place import Place, open_place
 from ht_ray.sweep.progress import Console, StudyProgress
+from ht_ray.sweep.scratch import scratch_folder
 from ht_ray.sweep.searching import Searching
-from ht_ray.sweep.study_dir import CHECKPOINTS, TrialRecord, create_study, load_plan, note, write_results_csv
+from ht_ray.sweep.study_dir import (
+    CHECKPOINTS,
+    TrialRecord,
+    create_study,
+    load_plan,
+    note,
+    this_command,
+    write_results_csv,
+)
 from ht_ray.sweep.trial import Study
 
 __all__ = ["StudyResult", "run_study"]
@@ -142,14 +150,22 @@ def run_study(
         if not resuming:
             create_study(place.directory, study)
         _check_shared(config, place)
-        records = [TrialRecord(place.directory, spec) for spec in study.trials]
-        due = _prepare(place.directory, records, console)
+        with storage_errors(location):
+            for name in ("trials", CHECKPOINTS):
+                (place.directory / name).mkdir(exist_ok=True)
+            records = [TrialRecord(place.directory, spec) for spec in study.trials]
+            due = _prepare(place.directory, records, console)
         if due:
             interrupted, stopped = _run(study, config, place, records, due, slots, console)
         try:
             write_results_csv(place.directory, records)
-            if finish is not None and any(record.status in ("finished", "diverged") for record in records):
-                finish(place.directory)
+            if (
+                finish is not None
+                and stopped is None
+                and any(record.status in ("finished", "diverged") for record in records)
+            ):
+                with storage_errors(location):
+                    finish(place.directory)
         except StorageError as error:
             stopped = stopped or str(error)
     count = Counter(record.status for record in records)
@@ -172,7 +188,8 @@ def _prepare(directory: Path, records: Sequence[TrialRecord], console: Console) 
         console.say("This study was begun by an earlier version, whose checkpoints are not used: trials begin anew.")
     due = []
     for record in records:
-        if record.status in ("finished", "diverged", "stopped"):
+        # Of a trial that has finished nothing may be missing.
+        if record.status in ("diverged", "stopped") or (record.status == "finished" and record.progress >= 1):
             continue
         if record.torn:
             console.say(f"trial {record.spec.id}: a line of its results.jsonl was torn; it is left out")
@@ -198,7 +215,9 @@ def _run(
     """Run the trials that are due, and return whether a signal stopped them, and why they could not go on if so."""
     from ray import tune
 
+    from ht_ray.sweep.metrics import StudyMetrics
     from ht_ray.sweep.recorder import StopEarly, StudyRecorder
+    from ht_ray.sweep.tensorboard_means import study_events
     from ht_ray.sweep.trainable import Assignment, StudyTrainable, WorkerPlan
     from ht_ray.sweep.tune_repair import every_death_is_a_trials
 
@@ -209,7 +228,18 @@ def _run(
     # them, they are how the need is told.
     pending = (config.max_concurrent or len(due)) if config.autoscaling else slots
     searching = Searching(study, place, records, due, pending, config.max_concurrent)
-    recorder = StudyRecorder(place, records, due, config, progress, console, searching, lambda: stop.requested)
+    recorder = StudyRecorder(
+        place,
+        records,
+        due,
+        config,
+        progress,
+        console,
+        study_events(config.tensorboard, directory, records, console.say),
+        StudyMetrics(study.name, study.metric),
+        searching,
+        stopping=lambda: stop.requested,
+    )
     plan = WorkerPlan(
         study.factory,
         tuple(Assignment(record.spec.id, record.spec.config) for record in due),
@@ -228,11 +258,10 @@ def _run(
     trainable.__name__ = trainable.__qualname__ = TRIAL_WORKER
     environment = {**_TUNE_ENVIRONMENT, "TUNE_MAX_PENDING_TRIALS_PG": str(min(pending, len(due)) + 1)}
 
-    def name(trial: Any) -> str:
-        number: int = trial.config["trial"]
-        return due[number].spec.id
-
-    note(directory, "run started", trials=len(due), command=sys.argv, driver=_this_process(), nodes=recorder.nodes)
+    name = _TrialNames(record.spec.id for record in due)
+    note(
+        directory, "run started", trials=len(due), command=this_command(), driver=_this_process(), nodes=recorder.nodes
+    )
     console.status(progress.lines())
     with (
         _environment(environment),
@@ -240,13 +269,13 @@ def _run(
         every_death_is_a_trials(),
         stop,
         # Of Tune's own files nothing is needed later: its state is never restored.
-        tempfile.TemporaryDirectory(prefix="ht-ray-tune-", ignore_cleanup_errors=True) as scratch,
+        scratch_folder() as scratch,
     ):
         try:
             tune.run(
                 trainable,
-                name=Path(scratch).name,
-                storage_path=scratch,
+                name=scratch.name,
+                storage_path=str(scratch),
                 trial_name_creator=name,
                 trial_dirname_creator=name,
                 stop=StopEarly(lambda: stop.requested or recorder.stopped is not None),
@@ -263,11 +292,11 @@ def _run(
             stop.ignore_more()
             recorder.close()
             console.status(progress.lines())
-    if recorder.stopped is None:
-        try:
-            note(directory, "run ended", how="interrupted" if stop.requested else "finished")
-        except StorageError as error:
-            return stop.requested, str(error)
+    how = "interrupted" if stop.requested else "finished"
+    try:
+        note(directory, "run ended", how=how if recorder.stopped is None else f"stopped: {recorder.stopped}")
+    except StorageError as error:
+        return stop.requested, recorder.stopped or str(error)
     return stop.requested, recorder.stopped
 
 
@@ -375,6 +404,27 @@ def _nodes_without(directory: Path, nodes: Sequence[dict[str, Any]]) -> list[str
     where = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
     seen = ray.get([sees.options(scheduling_strategy=node).remote(str(directory)) for node in where])
     return [node["NodeManagerHostname"] for node, found in zip(nodes, seen, strict=True) if not found]
+
+
+class _TrialNames:
+    """Names Tune's trials.
+
+    Tune writes it, pickled, into the state of each trial, twice: with its names a study of 500 trials left 200 MB, and
+    one of twice as many four times that. That state is never read, so the names are left out.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = tuple(names)
+
+    def __call__(self, trial: Any) -> str:
+        number: int = trial.config["trial"]
+        return self._names[number]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _TrialNames:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _TrialNames, ((),)
 
 
 def _import_path() -> tuple[str, ...]:

@@ -164,7 +164,7 @@ class PopulationScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
         name = self._record_of(trial).spec.id
-        if name not in self._records or result["outcome"] not in ("running", "waiting"):
+        if name not in self._records or result["outcome"] not in ("running", "held"):
             return str(TrialScheduler.CONTINUE)
         # Its worker has not heard of what was decided since it took the trial up.
         if result["reports"] != trial.config["course"].until:

@@ -22,10 +22,13 @@ import csv
 import fcntl
 import io
 import json
+import os
 import platform
+import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib import metadata
@@ -34,6 +37,7 @@ from typing import Any
 
 from ht_ray._checks import SettingError
 from ht_ray._storage import Storage, storage_errors, write_atomic
+from ht_ray.sweep.failures import last_line
 from ht_ray.sweep.plain import Scalar, to_json, to_plain
 from ht_ray.sweep.trial import RESERVED_COLUMNS, Study, TrialSpec
 
@@ -49,6 +53,7 @@ __all__ = [
     "load_study_settings",
     "lock_study",
     "note",
+    "this_command",
     "write_results_csv",
 ]
 
@@ -57,6 +62,8 @@ JOURNAL = "journal.jsonl"
 _SETTLED = "settled.json"
 
 _FORMAT = 1
+# Threads of the driver share the journal.
+_appending = threading.Lock()
 _FINAL = ("finished", "failed", "diverged", "stopped")
 _PACKAGES = ("ht-ray", "torch", "ray", "numpy", "torchvision", "avalanche-lib", "gymnasium", "ale-py")
 
@@ -139,7 +146,7 @@ def create_study(directory: Path, study: Study) -> None:
     config = {
         "format": _FORMAT,
         "study": study.name,
-        "command": sys.argv,
+        "command": this_command(),
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), **dict(_versions())},
         "metric": study.metric,
@@ -147,9 +154,26 @@ def create_study(directory: Path, study: Study) -> None:
         "settings": study.settings,
     }
     with storage_errors(directory):
-        (directory / "trials").mkdir(parents=True, exist_ok=True)
+        for folder in ("trials", CHECKPOINTS):
+            (directory / folder).mkdir(parents=True, exist_ok=True)
         write_atomic(directory / "trials.json", to_json([asdict(spec) for spec in study.trials], indent=1) + "\n")
         write_atomic(directory / "config.json", to_json(config, indent=1) + "\n")
+
+
+def this_command() -> list[str]:
+    """Return this program's command line, without passwords."""
+    return _without_passwords(sys.argv)
+
+
+def _without_passwords(arguments: Sequence[str]) -> list[str]:
+    """Leave out who logs in with what, in URIs.
+
+    Examples
+    --------
+    >>> _without_passwords(["ablation.py", "--results-dir", "s3://me:secret@bucket/first"])
+    ['ablation.py', '--results-dir', 's3://***@bucket/first']
+    """
+    return [re.sub(r"(?<=://)[^/@\s]+@", "***@", text) for text in arguments]
 
 
 @contextmanager
@@ -163,36 +187,63 @@ def lock_study(directory: Path) -> Iterator[None]:
     SettingError
         If another process has it.
     """
-    with (directory / ".lock").open("a+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise SettingError(
-                f"The study {str(directory)!r} is being run by another process; wait for it or stop it first."
-            ) from error
+    with ExitStack() as closing:
+        with storage_errors(directory):
+            file = closing.enter_context((directory / ".lock").open("a+b"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise SettingError(
+                    f"The study {str(directory)!r} is being run by another process; wait for it or stop it first."
+                ) from error
         yield
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a file: all of it, or on an error nothing.
+    """Add a line to a file: all of it, or on an error nothing. Half a line that a kill left at its end is deleted.
 
     Raises
     ------
     StorageError
         If it cannot be written.
     """
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab", buffering=0) as file:
-            end = file.tell()
-            content = memoryview(line.encode() + b"\n")
-            try:
-                while content:
-                    content = content[file.write(content) :]
-            except OSError:
-                # A full disk takes part of a line.
-                file.truncate(end)
-                raise
+    with _appending, storage_errors(path), path.open("a+b", buffering=0) as file:
+        _cut_torn_line(file)
+        _write_whole(file, line.encode() + b"\n")
+
+
+def append(path: Path, content: bytes) -> None:
+    """Add `content`, all of it or nothing, to the file at `path`.
+
+    Raises
+    ------
+    StorageError
+        If that cannot be done.
+    """
+    with storage_errors(path), path.open("ab", buffering=0) as file:
+        _write_whole(file, content)
+
+
+def _write_whole(file: io.FileIO, content: bytes) -> None:
+    end = file.seek(0, os.SEEK_END)
+    rest = memoryview(content)
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError:
+        # A full disk takes part of it.
+        file.truncate(end)
+        raise
+
+
+def _cut_torn_line(file: io.FileIO) -> None:
+    end = file.seek(0, os.SEEK_END)
+    if not end:
+        return
+    file.seek(end - 1)
+    if file.read(1) != b"\n":
+        file.seek(0)
+        file.truncate(file.readall().rfind(b"\n") + 1)
 
 
 def note(directory: Path, event: str, **values: Scalar | Sequence[str]) -> None:
@@ -225,7 +276,11 @@ class TrialRecord:
         The worker's time, over all reports.
     torn
         Whether a line that a kill had torn was left out.
+    on_change
+        If set, told of each change made here.
     """
+
+    on_change: Callable[[TrialRecord], None] | None = None
 
     def __init__(self, directory: Path, spec: TrialSpec) -> None:
         self.directory = directory / "trials" / spec.id
@@ -252,22 +307,26 @@ class TrialRecord:
     def settle(self, spec: TrialSpec) -> None:
         """Note what a trial is that was planned without its settings."""
         content = {"label": spec.label, "settings": spec.settings, "config": spec.config}
+        self._make_folder()
         with storage_errors(self.directory):
-            self.directory.mkdir(parents=True, exist_ok=True)
             write_atomic(self.directory / _SETTLED, to_json(content, indent=1) + "\n")
         self.spec = spec
+        self._changed()
 
     def start(self) -> None:
         """Note that the trial runs."""
         self.status, self.error = "running", None
         self._write_status()
+        self._changed()
 
     def append(self, line: str, report: Mapping[str, Any]) -> None:
         """Add the next report, `line` being `report` as JSON."""
         if report["index"] != self.reports:
             raise ValueError(f"trial {self.spec.id}: report {report['index']} came when {self.reports} was due")
+        self._make_folder()
         append_line(self._results, line)
         self._count(report)
+        self._changed()
 
     def cut(self, reports: int) -> None:
         """Forget all but the first `reports` reports, and any torn line."""
@@ -285,20 +344,23 @@ class TrialRecord:
         return True
 
     def _replace(self, content: bytes) -> None:
+        self._make_folder()
         with storage_errors(self._results):
-            self.directory.mkdir(parents=True, exist_ok=True)
             write_atomic(self._results, content)
         self._read_reports()
+        self._changed()
 
     def end(self, status: str, error: str | None = None) -> None:
         """Note how the trial ended: "finished", "failed", "diverged" or "stopped"."""
         self.status, self.error = status, error
         self._write_status()
+        self._changed()
 
     def cut_off(self) -> None:
         """Note, here only, that the driver stops before the trial ends. On disk that looks as if it had been killed."""
         if not self.final:
             self.status = "unfinished"
+            self._changed()
 
     def read(self) -> Iterator[dict[str, Any]]:
         """Yield the complete reports."""
@@ -310,10 +372,21 @@ class TrialRecord:
     def _results(self) -> Path:
         return self.directory / "results.jsonl"
 
+    def _changed(self) -> None:
+        if self.on_change is not None:
+            self.on_change(self)
+
+    def _make_folder(self) -> None:
+        # Not all its parents: a study whose directory is gone is not to be begun anew in an empty one.
+        with storage_errors(self.directory):
+            self.directory.parent.mkdir(exist_ok=True)
+            self.directory.mkdir(exist_ok=True)
+
     def _count(self, report: Mapping[str, Any]) -> None:
+        progress, summary, seconds = report["progress"], report["summary"], report["seconds"]
+        self.progress, self.summary = progress, summary
+        self.seconds += seconds
         self.reports += 1
-        self.progress, self.summary = report["progress"], report["summary"]
-        self.seconds += report["seconds"]
 
     def _read_reports(self) -> None:
         self.reports, self.progress, self.seconds, self.torn = 0, 0.0, 0.0, False
@@ -324,11 +397,10 @@ class TrialRecord:
         self.torn = bool(rest)
         for line in lines:
             try:
-                report = json.loads(line)
-            except ValueError:
+                self._count(json.loads(line))
+            except (ValueError, KeyError, TypeError):
                 self.torn = True
                 break
-            self._count(report)
 
     def _read_settled(self) -> None:
         path = self.directory / _SETTLED
@@ -338,15 +410,18 @@ class TrialRecord:
     def _read_status(self) -> None:
         path = self.directory / "status.json"
         if path.exists():
-            saved = json.loads(path.read_bytes())
+            try:
+                saved = json.loads(path.read_bytes())
+            except ValueError:
+                return  # a machine that lost its power; how the trial stands is found from its reports
             # "running" is what a driver that was killed left behind.
             self.status = saved["status"] if saved["status"] in _FINAL else "unfinished"
             self.error, self.restarts, self.node = saved["error"], saved["restarts"], saved["node"]
 
     def _write_status(self) -> None:
         status = {"status": self.status, "error": self.error, "restarts": self.restarts, "node": self.node}
+        self._make_folder()
         with storage_errors(self.directory):
-            self.directory.mkdir(parents=True, exist_ok=True)
             write_atomic(self.directory / "status.json", to_json(status) + "\n")
 
 
@@ -366,16 +441,10 @@ def write_results_csv(directory: Path, records: Sequence[TrialRecord]) -> None:
         values: list[Scalar] = [record.spec.id, record.spec.label, record.status]
         values += [record.spec.settings.get(name) for name in settings]
         values += [record.summary.get(name) for name in summary]
-        values += [record.restarts, round(record.seconds, 3), _last_line(record.error)]
+        values += [record.restarts, round(record.seconds, 3), last_line(record.error)]
         table.writerow(values)
     with storage_errors(directory):
         write_atomic(directory / "results.csv", text.getvalue())
-
-
-def _last_line(error: str | None) -> str:
-    """The line of a traceback that says what went wrong."""
-    lines = [line.strip() for line in (error or "").splitlines() if line.strip()]
-    return lines[-1] if lines else ""
 
 
 def _versions() -> Iterator[tuple[str, str]]:

@@ -1,15 +1,16 @@
-"""TensorBoard event files: a trial's curves, its summary, and its settings for the HParams tab.
+"""TensorBoard's event files: curves, summaries, and settings for the HParams tab; one for each trial.
 
 The files are written with TensorBoard's own record writer. PyTorch's ``SummaryWriter`` writes the same events, but
-imports torch into the driver and starts a thread per trial.
+imports torch into the driver and starts a thread per trial. No file is kept open: a study may have thousands.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,15 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import (
 )
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from ht_ray._storage import storage_errors
 from ht_ray.sweep.plain import Scalar
+from ht_ray.sweep.study_dir import TrialRecord, append
 
-__all__ = ["HParams", "TrialEvents"]
+__all__ = ["EventFile", "HParams", "StudyEvents", "TrialEvents", "scalars"]
 
-_STATUS = {
-    "finished": api_pb2.STATUS_SUCCESS,
-    "stopped": api_pb2.STATUS_SUCCESS,
-    "failed": api_pb2.STATUS_FAILURE,
-    "diverged": api_pb2.STATUS_FAILURE,
-}
+# A setting with more values is told by their range: all values in the file of each trial would be files that grow with
+# the square of the study.
+_VALUES_LISTED = 40
 
 
 class HParams:
@@ -41,7 +41,7 @@ class HParams:
     Parameters
     ----------
     settings
-        The settings of each trial.
+        The settings of each run.
     """
 
     def __init__(self, settings: Sequence[Mapping[str, Scalar]]) -> None:
@@ -61,91 +61,147 @@ class HParams:
         else:
             kind = api_pb2.DATA_TYPE_STRING
         info = api_pb2.HParamInfo(name=name, type=kind)
-        if kind != api_pb2.DATA_TYPE_STRING or all(isinstance(value, str) for value in given):
-            info.domain_discrete.extend(given)
+        if len(given) <= _VALUES_LISTED:
+            if kind != api_pb2.DATA_TYPE_STRING or all(isinstance(value, str) for value in given):
+                info.domain_discrete.extend(given)
+        elif kind == api_pb2.DATA_TYPE_FLOAT64:
+            numbers = [float(value) for value in given if value is not None]
+            info.domain_interval.min_value, info.domain_interval.max_value = min(numbers), max(numbers)
         return info
 
-    def experiment(self, metrics: Iterable[str]) -> HParamsPluginData:
-        """Describe the study, whose trials are compared by the scalars tagged `metrics`."""
-        infos = [api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in metrics]
-        return HParamsPluginData(experiment=api_pb2.Experiment(hparam_infos=self._infos, metric_infos=infos))
-
-
-class TrialEvents:
-    """The event file of one trial, written anew from its reports whenever a driver takes the trial up.
-
-    A value that is null in the results is a NaN here.
-
-    Parameters
-    ----------
-    directory
-        The trial's folder. Event files in it are replaced.
-    settings
-        The trial's settings.
-    hparams
-        The study's.
-    """
-
-    def __init__(self, directory: Path, settings: Mapping[str, Scalar], hparams: HParams) -> None:
-        for old in directory.glob("events.out.tfevents.*"):
-            old.unlink()
-        self._settings = settings
-        self._hparams = hparams
-        self._started = False
-        now = time.time()
-        name = f"events.out.tfevents.{now:.6f}.{socket.gethostname()}.{os.getpid()}"
-        self._file = (directory / name).open("wb")
-        self._writer = RecordWriter(self._file)
-        self._write(Event(wall_time=now, file_version="brain.Event:2"))
-        # A TensorBoard that is looking on drops what it had from the file before.
-        self._write(Event(wall_time=now, step=0, session_log=SessionLog(status=SessionLog.START)))
-        self._file.flush()
-
-    def add(self, report: Mapping[str, Any]) -> None:
-        """Add what one report measured: ``CURVE/METRIC`` at the rows' steps, and ``summary/METRIC``."""
-        now = time.time()
-        if not self._started:
-            self._started = True
-            tags = [f"summary/{name}" for name in report["summary"]]
-            self._write_hparams(metadata.EXPERIMENT_TAG, self._hparams.experiment(tags), now)
-            self._write_hparams(metadata.SESSION_START_INFO_TAG, self._session_start(now), now)
-        for curve, rows in report["curves"].items():
-            for row in rows:
-                values = {f"{curve}/{name}": value for name, value in row.items() if name != "step"}
-                self._write_scalars(values, int(row["step"]), now)
-        summary = {f"summary/{name}": value for name, value in report["summary"].items()}
-        self._write_scalars(summary, report["index"] + 1, now)
-        self._file.flush()
-
-    def close(self, status: str) -> None:
-        """Note how the trial ended (what is not in `_STATUS` says: not yet) and close the file."""
-        now = time.time()
-        if self._started and status in _STATUS:
-            end = SessionEndInfo(status=_STATUS[status], end_time_secs=now)
-            self._write_hparams(metadata.SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=end), now)
-        self._file.close()
-
-    def _session_start(self, now: float) -> HParamsPluginData:
-        start = SessionStartInfo(start_time_secs=now)
-        for name, value in self._settings.items():
+    def start(self, settings: Mapping[str, Scalar], metrics: Iterable[str]) -> list[Event]:
+        """Describe the study, and a run of it with `settings`; runs are compared by the scalars tagged `metrics`."""
+        named = [api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in metrics]
+        study = HParamsPluginData(experiment=api_pb2.Experiment(hparam_infos=self._infos, metric_infos=named))
+        start = SessionStartInfo(start_time_secs=time.time())
+        for name, value in settings.items():
             if isinstance(value, bool):
                 start.hparams[name].bool_value = value
             elif isinstance(value, (int, float)):
                 start.hparams[name].number_value = value
             elif value is not None:
                 start.hparams[name].string_value = value
-        return HParamsPluginData(session_start_info=start)
-
-    def _write_hparams(self, tag: str, content: HParamsPluginData, now: float) -> None:
-        value = Summary.Value(tag=tag, metadata=metadata.create_summary_metadata(content), tensor=metadata.NULL_TENSOR)
-        self._write(Event(wall_time=now, summary=Summary(value=[value])))
-
-    def _write_scalars(self, values: Mapping[str, float | None], step: int, now: float) -> None:
-        scalars = [
-            Summary.Value(tag=tag, simple_value=float("nan") if value is None else value)
-            for tag, value in values.items()
+        return [
+            self._event(metadata.EXPERIMENT_TAG, study),
+            self._event(metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=start)),
         ]
-        self._write(Event(wall_time=now, step=step, summary=Summary(value=scalars)))
 
-    def _write(self, event: Event) -> None:
-        self._writer.write(event.SerializeToString())
+    def end(self, status: str) -> Event:
+        """Say that a run has "finished", or ended otherwise: "failed" or "diverged"."""
+        ended = api_pb2.STATUS_SUCCESS if status == "finished" else api_pb2.STATUS_FAILURE
+        end = SessionEndInfo(status=ended, end_time_secs=time.time())
+        return self._event(metadata.SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=end))
+
+    @staticmethod
+    def _event(tag: str, content: HParamsPluginData) -> Event:
+        value = Summary.Value(tag=tag, metadata=metadata.create_summary_metadata(content), tensor=metadata.NULL_TENSOR)
+        return Event(wall_time=time.time(), summary=Summary(value=[value]))
+
+
+class EventFile:
+    """An event file, begun anew. Others in its folder are removed.
+
+    Parameters
+    ----------
+    folder
+        Where; made if it is missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        with storage_errors(folder):
+            # Not the study's own directory: if that is gone, it is not to be begun anew.
+            folder.parent.mkdir(exist_ok=True)
+            folder.mkdir(exist_ok=True)
+            for old in folder.glob("events.out.tfevents.*"):
+                old.unlink()
+        now = time.time()
+        self._path = folder / f"events.out.tfevents.{now:.6f}.{socket.gethostname()}.{os.getpid()}"
+        # With the session's start a TensorBoard that is looking on drops what it had from the file before.
+        start = Event(wall_time=now, step=0, session_log=SessionLog(status=SessionLog.START))
+        self.append([Event(wall_time=now, file_version="brain.Event:2"), start])
+
+    def append(self, events: Iterable[Event]) -> None:
+        """Write events to the file's end, all or none.
+
+        Raises
+        ------
+        StorageError
+            If that cannot be done.
+        """
+        stream = io.BytesIO()
+        writer = RecordWriter(stream)
+        for event in events:
+            writer.write(event.SerializeToString())
+        append(self._path, stream.getvalue())
+
+
+def scalars(values: Mapping[str, float | None], step: int) -> Event:
+    """Return the event of scalars, by tag, at one step; None, which stands for what is not finite, is a NaN."""
+    told = [
+        Summary.Value(tag=tag, simple_value=float("nan") if value is None else value) for tag, value in values.items()
+    ]
+    return Event(wall_time=time.time(), step=step, summary=Summary(value=told))
+
+
+class StudyEvents:
+    """The event files of a study: none. What writes some is told of the same moments.
+
+    Where a file cannot be written a method raises `StorageError`, and can be called again with the same arguments.
+    """
+
+    def begin(self, record: TrialRecord) -> None:
+        """A trial starts, or is taken up again."""
+
+    def add(self, record: TrialRecord, report: Mapping[str, Any]) -> None:
+        """A trial has reported, and its record has the report already."""
+
+    def changed(self, record: TrialRecord) -> None:
+        """A trial goes on from a checkpoint, and its record was changed to the reports made before it."""
+
+    def end(self, record: TrialRecord) -> None:
+        """A trial has ended, as its record says."""
+
+
+class TrialEvents(StudyEvents):
+    """A file for each trial, in its folder, written anew from its reports whenever a driver takes the trial up.
+
+    The scalars are ``CURVE/METRIC`` at the rows' steps, and ``summary/METRIC`` after each report.
+
+    Parameters
+    ----------
+    records
+        All trials of the study.
+    """
+
+    def __init__(self, records: Sequence[TrialRecord]) -> None:
+        self._hparams = HParams([record.spec.settings for record in records])
+        self._files: dict[str, EventFile] = {}
+
+    def begin(self, record: TrialRecord) -> None:
+        if record.spec.id not in self._files:
+            self._write_anew(record)
+
+    def add(self, record: TrialRecord, report: Mapping[str, Any]) -> None:
+        self._files[record.spec.id].append(self._events(record, report))
+
+    def changed(self, record: TrialRecord) -> None:
+        self._write_anew(record)
+
+    def end(self, record: TrialRecord) -> None:
+        file = self._files.pop(record.spec.id, None)
+        if file is not None and record.reports:
+            file.append([self._hparams.end(record.status)])
+
+    def _write_anew(self, record: TrialRecord) -> None:
+        file = self._files[record.spec.id] = EventFile(record.directory)
+        file.append(event for report in record.read() for event in self._events(record, report))
+
+    def _events(self, record: TrialRecord, report: Mapping[str, Any]) -> Iterator[Event]:
+        summary = {f"summary/{name}": value for name, value in report["summary"].items()}
+        if report["index"] == 0:
+            yield from self._hparams.start(record.spec.settings, summary)
+        for curve, rows in report["curves"].items():
+            for row in rows:
+                values = {f"{curve}/{name}": value for name, value in row.items() if name != "step"}
+                yield scalars(values, int(row["step"]))
+        yield scalars(summary, report["index"] + 1)

@@ -20,14 +20,14 @@ import ray
 from ray import tune
 from ray.tune.result import DONE
 
-from ht_ray._storage import Storage, StorageError, patiently
+from ht_ray._storage import Storage, StorageError
 from ht_ray.sweep.checkpoints import Checkpoint, CheckpointStore
 from ht_ray.sweep.faults import node_name
 from ht_ray.sweep.gpu_memory import wait_for_gpu_memory
 from ht_ray.sweep.plain import to_json
 from ht_ray.sweep.population import Course, Leg
 from ht_ray.sweep.search import Parameter, placed
-from ht_ray.sweep.trial import Diverged, Interrupted, Trial, load_factory
+from ht_ray.sweep.trial import Diverged, Interrupted, Report, Trial, load_factory
 
 __all__ = ["Assignment", "StudyTrainable", "TrialEnded", "WorkerPlan"]
 
@@ -35,6 +35,8 @@ __all__ = ["Assignment", "StudyTrainable", "TrialEnded", "WorkerPlan"]
 _ASK_EVERY = 0.5
 # A worker that was told to leave, and is asked for nothing more, leaves by itself.
 _LEAVE_AFTER = 10.0
+# Seconds after which a storage that could not be used is tried again.
+_LOOK_AGAIN = 2.0
 
 
 class TrialEnded(RuntimeError):
@@ -79,7 +81,8 @@ class StudyTrainable(tune.Trainable):
     - ``"resumed"``: the trial goes on from a checkpoint, whose reports are in ``lines``;
     - ``"running"``, ``"finished"``: it made a report, and was saved;
     - ``"saved"``: it was saved inside a part, and goes on;
-    - ``"waiting"``: how it goes on is not decided yet; nothing was done;
+    - ``"held"``: how it goes on is not decided yet; nothing was done;
+    - ``"waiting"``: the storage is full or does not answer; the next `step` tries again;
     - ``"diverged"``: it ended for good;
     - ``"failed"``: its code raised an error, which would come again. It is not raised at once: the driver notes it, and
       allows no more retries;
@@ -93,12 +96,18 @@ class StudyTrainable(tune.Trainable):
     """
 
     _trial: Trial | None
+    _course: Course | None
     _taken: int
+    """After how many reports the trial last took over another's state."""
     _lines: list[str]
     _part: int
     _seconds: float
     _notes: list[Mapping[str, str]]
     _ended: bool
+    _unsaved: dict[str, Any] | None
+    """What is to be told when the trial is saved."""
+    _outage: float | None
+    """When the storage was found to be away."""
 
     def setup(self, config: dict[str, Any], *, plan: WorkerPlan, shared: Any) -> None:
         self._plan = plan
@@ -140,45 +149,52 @@ class StudyTrainable(tune.Trainable):
             return self._fault("pre-empted", "the worker was told to leave before the trial went on")
         start = time.perf_counter()
         try:
+            if self._outage is not None:
+                time.sleep(_LOOK_AGAIN)
             if self._trial is None:
                 resumed = self._begin()
                 if resumed is not None:
                     return resumed
-            if self._course is not None:
+            if self._unsaved is None and self._course is not None:
                 if len(self._lines) == self._course.until:
                     # Each time the driver is asked.
                     time.sleep(_ASK_EVERY)
-                    return {"outcome": "waiting", **self._position}
+                    return {"outcome": "held", **self._position}
                 self._take_over(self._course.leg(len(self._lines)))
             assert self._trial is not None
-            with self._alarm(self._trial):
-                report = self._trial.advance()
-            row = self._course.row(len(self._lines)) if self._course is not None else None
-            self._lines.append(
-                to_json(
-                    {
-                        "index": len(self._lines),
-                        "curves": {**report.curves, **({"schedule": [row]} if row is not None else {})},
-                        "summary": report.summary,
-                        "progress": report.progress,
-                        "seconds": round(self._seconds + time.perf_counter() - start, 6),
-                    }
-                )
-            )
-            self._seconds, self._part = 0.0, 0
-            self._save()
+            if self._unsaved is None:
+                with self._alarm(self._trial):
+                    report = self._trial.advance()
+                self._unsaved = self._reported(report, self._seconds + time.perf_counter() - start)
+            return self._saved()
         except Interrupted:
             self._seconds += time.perf_counter() - start
             return self._saved_inside()
         except Diverged as error:
             return {"outcome": "diverged", "error": str(error) or "diverged", DONE: True}
         except StorageError as error:
-            return self._fault("storage", str(error))
+            return self._storage_trouble(error)
         # This is the border to code of any kind: whatever it raises is this trial's own end, told with its traceback.
         except Exception as error:
             if _out_of_memory(error):
                 return self._fault("out of memory", traceback.format_exc())
             return {"outcome": "failed", "error": traceback.format_exc()}
+
+    def _reported(self, report: Report, seconds: float) -> dict[str, Any]:
+        """Take in a report, and return what the driver is told of it."""
+        row = self._course.row(len(self._lines)) if self._course is not None else None
+        self._lines.append(
+            to_json(
+                {
+                    "index": len(self._lines),
+                    "curves": {**report.curves, **({"schedule": [row]} if row is not None else {})},
+                    "summary": report.summary,
+                    "progress": report.progress,
+                    "seconds": round(seconds, 6),
+                }
+            )
+        )
+        self._seconds, self._part = 0.0, 0
         finished = report.progress >= 1
         return {
             "outcome": "finished" if finished else "running",
@@ -192,7 +208,8 @@ class StudyTrainable(tune.Trainable):
         """Build the trial, and return a result if it goes on from a checkpoint."""
         if self._plan.gpu_memory is not None:
             wait_for_gpu_memory(self._plan.gpu_memory, share=sum(_gpu_shares()), say=self._notes.append)
-        found = self._patiently(lambda: self._store.load_newest(self._build, self._note_damage))
+        found = self._store.load_newest(self._build, self._note_damage)
+        self._storage_answers()
         if found is None:
             self._trial = self._build(Checkpoint((0, 0), ()))
             return None
@@ -210,7 +227,8 @@ class StudyTrainable(tune.Trainable):
             return
         self._trial = None
         store = CheckpointStore(self._plan.checkpoints, leg.source)
-        found = self._patiently(lambda: store.load_after(leg.reports, self._build, self._note_damage))
+        found = store.load_newest(self._build, self._note_damage, after=leg.reports)
+        self._storage_answers()
         if found is None:
             raise RuntimeError(
                 f"its way leads over the state that {leg.source!r} had after {leg.reports} reports, and that "
@@ -220,31 +238,42 @@ class StudyTrainable(tune.Trainable):
 
     def _saved_inside(self) -> dict[str, Any]:
         self._part += 1
+        if self._leaving:
+            self._unsaved = self._fault("pre-empted", "told to leave; saved inside a part")
+        else:
+            self._unsaved = {"outcome": "saved", **self._position}
         try:
-            self._save()
+            return self._saved()
         except StorageError as error:
-            return self._fault("storage", str(error))
+            return self._storage_trouble(error)
         except Exception:  # as in _step()
             return {"outcome": "failed", "error": traceback.format_exc()}
-        if self._leaving:
-            return self._fault("pre-empted", "told to leave; saved inside a part")
-        return {"outcome": "saved", **self._position}
 
-    def _save(self) -> None:
+    def _saved(self) -> dict[str, Any]:
+        """Save the trial, and return what is to be told then."""
         assert self._trial is not None
-        trial, position = self._trial, (len(self._lines), self._part)
-        checkpoint = Checkpoint(position, tuple(self._lines), round(self._seconds, 6))
-        self._patiently(lambda: self._store.save(trial, checkpoint))
+        assert self._unsaved is not None
+        checkpoint = Checkpoint((len(self._lines), self._part), tuple(self._lines), round(self._seconds, 6))
+        self._store.save(self._trial, checkpoint)
+        self._storage_answers()
+        told, self._unsaved = self._unsaved, None
+        return told
 
-    def _patiently(self, what: Callable[[], Any]) -> Any:
-        began = time.monotonic()
-        trouble: list[StorageError] = []
-        result = patiently(what, patience=self._plan.patience, trouble=trouble.append)
-        if trouble:
-            self._notes.append(
-                {"event": "storage", "detail": f"{trouble[0]}; it answered after {time.monotonic() - began:.0f} s"}
-            )
-        return result
+    def _storage_trouble(self, error: StorageError) -> dict[str, Any]:
+        now = time.monotonic()
+        if self._outage is None:
+            self._outage = now
+            detail = f"{error}; trying again for up to {self._plan.patience / 60:g} minutes"
+            self._notes.append({"event": "storage", "detail": detail})
+        elif now - self._outage > self._plan.patience:
+            return self._fault("storage", str(error))
+        return {"outcome": "waiting"}
+
+    def _storage_answers(self) -> None:
+        if self._outage is not None:
+            detail = f"the storage can be used again, after {time.monotonic() - self._outage:.0f} s"
+            self._notes.append({"event": "storage", "detail": detail})
+            self._outage = None
 
     def _note_damage(self, text: str) -> None:
         self._notes.append({"event": "checkpoint damaged", "detail": text})
@@ -258,7 +287,7 @@ class StudyTrainable(tune.Trainable):
         self._trial = None
         gc.collect()
         self._assignment = self._plan.assignments[config["trial"]]
-        self._course: Course | None = config.get("course")
+        self._course = config.get("course")
         self._taken = -1
         self._store = CheckpointStore(self._plan.checkpoints, self._assignment.id, every=self._plan.keep_every)
         self._lines = []
@@ -266,6 +295,8 @@ class StudyTrainable(tune.Trainable):
         self._seconds = 0.0
         self._notes = []
         self._ended = False
+        self._unsaved = None
+        self._outage = None
 
     def _build(self, checkpoint: Checkpoint) -> Trial:
         config = self._assignment.config

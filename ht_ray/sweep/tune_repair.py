@@ -20,15 +20,22 @@ def every_death_is_a_trials() -> Iterator[None]:
     `OutOfMemoryError` with which Ray tells that it killed a worker because its node ran out of memory. Here those are
     told to Tune as what they are, the death of one trial's actor.
     """
-    original = RayActorManager._actor_task_failed
+    task_failed, start_failed = RayActorManager._actor_task_failed, RayActorManager._actor_start_failed
 
-    def told(self: Any, tracked_actor_task: Any, exception: Exception) -> None:
-        if isinstance(exception, RayError) and not isinstance(exception, (RayActorError, RayTaskError)):
-            exception = RayActorError(error_msg=f"{type(exception).__name__}: {exception}")
-        original(self, tracked_actor_task=tracked_actor_task, exception=exception)
+    def of_task(self: Any, tracked_actor_task: Any, exception: Exception) -> None:
+        task_failed(self, tracked_actor_task=tracked_actor_task, exception=_death(exception))
 
-    RayActorManager._actor_task_failed = told
+    def of_start(self: Any, tracked_actor: Any, exception: Exception) -> None:
+        start_failed(self, tracked_actor=tracked_actor, exception=_death(exception))
+
+    RayActorManager._actor_task_failed, RayActorManager._actor_start_failed = of_task, of_start
     try:
         yield
     finally:
-        RayActorManager._actor_task_failed = original
+        RayActorManager._actor_task_failed, RayActorManager._actor_start_failed = task_failed, start_failed
+
+
+def _death(exception: Exception) -> Exception:
+    if isinstance(exception, RayError) and not isinstance(exception, (RayActorError, RayTaskError)):
+        return RayActorError(error_msg=f"{type(exception).__name__}: {exception}")
+    return exception

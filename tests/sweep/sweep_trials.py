@@ -54,7 +54,7 @@ class Counting:
         if config.get("nan"):
             summary["average"] = float("nan")
         phase = [{"step": self.part, "accuracy": self.seen[-1]}]
-        return Report({"epoch": epochs, "phase": phase}, summary, self.part / config["parts"])
+        return Report({"epoch": epochs, "phase": phase}, summary, self.part / config["parts"], samples=10)
 
     def save(self, directory: Path) -> None:
         if self.part == self.config.get("save_fails_at"):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sweep_trials import spec
 
+from ht_ray.sweep.plain import to_json
 from ht_ray.sweep.progress import Console, StudyProgress, Workload, clock, seconds_left
 from ht_ray.sweep.study_dir import TrialRecord
 
@@ -57,6 +59,61 @@ def test_time_left_lies_between_perfect_and_serial_work(
     work = [(1 - share) * speed for share in shares] + [speed] * waiting
     assert left is not None
     assert max(sum(work) / slots, max(work)) * (1 - 1e-9) <= left <= sum(work) * (1 + 1e-9)
+
+
+@given(
+    known=st.lists(
+        st.builds(
+            Workload,
+            progress=st.sampled_from([0.0, 0.25, 0.5, 1.0]),
+            seconds=st.floats(0.1, 50),
+            ended=st.booleans(),
+            running_for=st.sampled_from([None, 0.0, 7.0]),
+        ),
+        max_size=6,
+    ),
+    untouched=st.integers(0, 60),
+    slots=st.integers(1, 5),
+)
+def test_untouched_trials_by_their_number_are_as_untouched_trials_one_by_one(
+    known: list[Workload], untouched: int, slots: int
+) -> None:
+    one_by_one = seconds_left([*known, *[WAITING] * untouched], slots)
+    by_number = seconds_left(known, slots, untouched=untouched)
+    assert by_number == (None if one_by_one is None else pytest.approx(one_by_one))
+
+
+CHANGES = st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["start", "report", "cut", "cut off", "end"])))
+ENDS = st.sampled_from(["finished", "failed", "diverged"])
+
+
+@settings(deadline=None, max_examples=50)
+@given(changes=CHANGES, data=st.data())
+def test_lines_after_many_changes_are_those_of_a_new_look(
+    tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, str]], data: st.DataObject
+) -> None:
+    directory = tmp_path_factory.mktemp("changes")
+    records = [TrialRecord(directory, spec(f"t{seed}", seed=seed)) for seed in range(5)]
+    progress = StudyProgress("s", records, "loss", "min", slots=2)
+    for number, change in changes:
+        record = records[number]
+        if change == "start":
+            record.start()
+        elif change == "report" and record.directory.exists():
+            loss = data.draw(st.one_of(st.none(), st.integers(0, 3)))
+            report = {"index": record.reports, "curves": {}, "progress": 0.5, "summary": {"loss": loss}, "seconds": 1.0}
+            record.append(to_json(report), report)
+        elif change == "cut":
+            record.cut(min(record.reports, 1))
+        elif change == "cut off":
+            record.cut_off()
+        elif change == "end":
+            record.end(data.draw(ENDS))
+    assert {status: number for status, number in progress.counts.items() if number} == Counter(
+        record.status for record in records
+    )
+    told = progress.lines()
+    assert told == StudyProgress("s", records, "loss", "min", slots=2).lines()
 
 
 def test_clock() -> None:

@@ -163,7 +163,7 @@ def test_trial_whose_worker_died_continues_from_its_checkpoint(mixed: tuple[Path
     found = status(directory, "dies")
     assert (found["status"], found["restarts"]) == ("finished", 1)
     assert reports(directory, "dies") == reports(directory, "plain-3")
-    assert "trial dies: its worker died" in said
+    assert "trial dies is restarted from its newest checkpoint (1 restart): its worker died" in said
 
 
 def test_results_table(mixed: tuple[Path, StudyResult, str]) -> None:
@@ -237,11 +237,11 @@ def test_progress_is_told(mixed: tuple[Path, StudyResult, str]) -> None:
 def test_failed_trials_run_again_when_resumed(tmp_path: Path) -> None:
     directory, gone = tmp_path / "study", str(tmp_path / "died")
     trials = study(spec("once", die_at=2, died=gone), spec("fine", seed=1))
-    result, _ = run(trials, directory, max_failures=0, tensorboard=False)
+    result, _ = run(trials, directory, max_failures=0, tensorboard="none")
     assert (result.finished, result.failed) == (1, 1)
     assert "its worker died, once (no restarts are allowed)" in status(directory, "once")["error"]
     before = (directory / "trials/fine/results.jsonl").read_bytes()
-    result, _ = run(trials, directory, resume=str(directory), tensorboard=False)
+    result, _ = run(trials, directory, resume=str(directory), tensorboard="none")
     assert (result.finished, result.failed, result.exit_code) == (2, 0, 0)
     assert len(reports(directory, "once")) == 3
     assert status(directory, "once")["error"] is None
@@ -279,6 +279,9 @@ def test_killed_driver_resumes_to_the_same_results(cluster: str, undisturbed: Pa
         assert scalars(directory, trial) == scalars(undisturbed, trial)
     assert f"{newest.parents[2]} is damaged (its file trial/deep/state.json is not what was saved)" in said
     assert "trial long-2: a line of its results.jsonl was torn" in said
+    damage = [line for line in journal(directory) if line["event"] == "checkpoint damaged"]
+    assert [line["trial"] for line in damage] == ["long-1"]
+    assert str(newest.parents[2]) in damage[0]["detail"]
     for row, peaceful in zip(table(directory).values(), table(undisturbed).values(), strict=True):
         for changing in ("seconds", "restarts"):
             del row[changing], peaceful[changing]

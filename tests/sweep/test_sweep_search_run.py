@@ -258,7 +258,7 @@ def test_a_place_is_given_up_only_if_another_needs_it(tmp_path: Path) -> None:
     # Those that ran on hear of it when their workers ask.
     for trial in (b, c):
         assert trial.config["course"].until == 1
-        assert scheduler.on_trial_result(tune, trial, {"outcome": "waiting", "reports": 1}) == "NOOP"
+        assert scheduler.on_trial_result(tune, trial, {"outcome": "held", "reports": 1}) == "NOOP"
         assert trial.config["course"].until == 2
     assert c.config["course"].leg(1).source == records[1].spec.id
 

@@ -31,6 +31,17 @@ def test_importing_the_sweep_imports_nothing_heavy() -> None:
         ("max_failures", -1),
         ("max_failures", 1.0),
         ("results_dir", ""),
+        ("tensorboard", False),
+        ("resume_or_start", ""),
+        ("memory_per_trial", 0),
+        ("checkpoint_minutes", 0),
+        ("checkpoint_minutes", float("inf")),
+        ("storage_minutes", -1),
+        ("gpu_memory_per_trial", 4),
+        ("resources", ("fast",)),
+        ("resources", ("fast=",)),
+        ("resources", ("fast=1", "fast=2")),
+        ("node_labels", ("=a100",)),
     ],
 )
 def test_a_wrong_setting_is_named(field: str, value: Any) -> None:
@@ -42,20 +53,103 @@ def test_fractions_of_a_gpu_are_accepted() -> None:
     assert SweepConfig(cpus_per_trial=0.5, gpus_per_trial=0.25).gpus_per_trial == 0.25
 
 
+@pytest.mark.parametrize(
+    ("resource", "message"),
+    [
+        ("fast=much", r"SweepConfig.resources, 'fast' = 'much': accepted is a number above 0"),
+        ("fast=0", r"SweepConfig.resources, 'fast' = 0.0"),
+        ("fast=nan", r"SweepConfig.resources, 'fast' = nan"),
+        ("CPU=2", r"given with SweepConfig.cpus_per_trial"),
+        ("GPU=2", r"given with SweepConfig.gpus_per_trial"),
+        ("memory=2", r"given with SweepConfig.memory_per_trial"),
+    ],
+)
+def test_a_wrong_resource_is_named(resource: str, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        SweepConfig(resources=(resource,))
+
+
+def test_what_ray_counts_for_a_trial() -> None:
+    config = SweepConfig(
+        gpus_per_trial=0.25,
+        gpu_memory_per_trial=4,
+        memory_per_trial=2,
+        resources=("fast=0.5",),
+        node_labels=("kind=a100", "zone=b"),
+    )
+    assert config.resources_per_trial == {"CPU": 1, "GPU": 0.25, "memory": 2 * 2**30, "fast": 0.5}
+    assert config.label_selector == {"kind": "a100", "zone": "b"}
+    assert SweepConfig().resources_per_trial == {"CPU": 1}
+
+
+def node(labels: dict[str, str] | None = None, **resources: float) -> dict[str, Any]:
+    return {"Alive": True, "Labels": labels or {}, "Resources": resources}
+
+
+def test_what_fits_on_the_nodes() -> None:
+    from ht_ray.sweep.run import _slots
+
+    nodes = [
+        node({"kind": "a100"}, CPU=8, GPU=2, fast=1, memory=8 * 2**30),
+        node({"kind": "t4"}, CPU=8, GPU=1, memory=64 * 2**30),
+        {**node({"kind": "a100"}, CPU=8, GPU=2), "Alive": False},
+    ]
+    for config, slots in [
+        (SweepConfig(), 16),
+        (SweepConfig(max_concurrent=3), 3),
+        (SweepConfig(gpus_per_trial=0.25), 12),
+        (SweepConfig(gpus_per_trial=0.3), 9),
+        (SweepConfig(memory_per_trial=4), 10),
+        (SweepConfig(resources=("fast=0.5",)), 2),
+        (SweepConfig(gpus_per_trial=0.5, node_labels=("kind=a100",)), 4),
+    ]:
+        assert _slots(config, nodes) == slots, config
+
+
+def test_what_no_node_has_is_refused_with_what_there_is() -> None:
+    from ht_ray.sweep.run import _slots
+
+    nodes = [node({"kind": "t4"}, CPU=8, GPU=1, fast=1), node(CPU=2)]
+    for settings, told in [
+        ({"gpus_per_trial": 2}, r"\(CPU 1, GPU 2\).* 2 nodes with 8 CPUs and 1 GPUs; 2 CPUs and 0 GPUs"),
+        ({"resources": ("fast=2",)}, r"fast 2\).* 8 CPUs and 1 GPUs, fast 1; 2 CPUs and 0 GPUs, fast 0"),
+        ({"node_labels": ("kind=a100",)}, r"label kind=a100\).*, label kind=t4; .*, label kind=None"),
+        ({"memory_per_trial": 1.5}, r"0 GiB"),
+    ]:
+        with pytest.raises(SettingError, match=told):
+            _slots(SweepConfig(**settings), nodes)
+        assert _slots(SweepConfig(**settings, autoscaling=True), nodes) == 1
+
+
+def test_resume_or_start_is_one_of_the_two(tmp_path: Path) -> None:
+    config = SweepConfig(resume_or_start=str(tmp_path / "study"))
+    assert config.located() == SweepConfig(results_dir=str(tmp_path / "study"))
+    assert check_before_ray(config) == str(tmp_path / "study")
+    create_study(tmp_path / "study", study(spec("one")))
+    assert config.located() == SweepConfig(resume=str(tmp_path / "study"))
+    assert check_before_ray(config) == str(tmp_path / "study")
+    # What is no study is not taken for one that is to be started.
+    (tmp_path / "study" / "trials.json").unlink()
+    with pytest.raises(SettingError, match="nothing is ever overwritten"):
+        check_before_ray(config)
+    with pytest.raises(SettingError, match="a study has one place"):
+        SweepConfig(resume_or_start="a", results_dir="b")
+
+
 def test_default_directory_is_new_absolute_and_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HT_RAY_RESULTS", str(tmp_path / "results"))
-    directory = check_before_ray(SweepConfig(), "ablation")
+    directory = Path(check_before_ray(SweepConfig(), "ablation"))
     assert directory.parent == tmp_path / "results"
     assert directory.name.startswith("ablation-20")
     assert not (tmp_path / "results").exists()
     monkeypatch.delenv("HT_RAY_RESULTS")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert check_before_ray(SweepConfig()).parent == tmp_path / "ht-ray-results"
+    assert Path(check_before_ray(SweepConfig())).parent == tmp_path / "ht-ray-results"
 
 
 def test_relative_directory_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert check_before_ray(SweepConfig(results_dir="here")) == tmp_path / "here"
+    assert check_before_ray(SweepConfig(results_dir="here")) == str(tmp_path / "here")
 
 
 def test_directory_inside_a_jobs_temporary_copy_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

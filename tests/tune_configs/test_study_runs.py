@@ -112,7 +112,7 @@ def test_same_study_beside_a_diverging_trial(
         return (wild, first, *others)
 
     directory = tmp_path / "study"
-    arguments = [*ABLATION, "--no-tensorboard", "--results-dir", str(directory)]
+    arguments = [*ABLATION, "--tensorboard", "none", "--results-dir", str(directory)]
     assert run_main("ablation", AblationSettings, with_a_wild_one, "", arguments) == 0
     out = capsys.readouterr().out
     assert "1 diverged" in out

@@ -1,0 +1,69 @@
+"""What a study tells Prometheus, through Ray's own metrics. Importing this module imports Ray.
+
+Each node of a cluster exports what the processes on it measure; the driver's numbers are on its node. Ray puts
+``ray_`` before each name, and sends what has changed every ten seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from ray.util.metrics import Counter, Gauge
+
+__all__ = ["StudyMetrics"]
+
+_Metric = TypeVar("_Metric", Gauge, Counter)
+
+
+class StudyMetrics:
+    """The numbers of one study.
+
+    ==================================  =======  ===========================================================
+    name, as Prometheus sees it         kind     tags; what
+    ==================================  =======  ===========================================================
+    ``ray_ht_ray_trials``               gauge    study, status: how many trials are so
+    ``ray_ht_ray_samples_total``        counter  study, label: samples trained on in this run of the study
+    ``ray_ht_ray_faults_total``         counter  study, kind: workers, nodes and checkpoints lost in this run
+    ``ray_ht_ray_study_seconds_left``   gauge    study: as in the progress lines, once anything is known
+    ``ray_ht_ray_best_metric``          gauge    study, metric: the best of the trials that have finished
+    ==================================  =======  ===========================================================
+
+    Where nobody collects them (Ray without its agent) nothing happens.
+
+    Parameters
+    ----------
+    study
+        Its name.
+    metric
+        The name of the metric that the best trial is told by.
+    """
+
+    def __init__(self, study: str, metric: str) -> None:
+        def named(kind: type[_Metric], name: str, told: str, *tags: str) -> _Metric:
+            made: _Metric = kind(f"ht_ray_{name}", description=told, tag_keys=("study", *tags))
+            made.set_default_tags({"study": study, **({"metric": metric} if "metric" in tags else {})})
+            return made
+
+        self._trials = named(Gauge, "trials", "Trials of a study, by status.", "status")
+        self._samples = named(Counter, "samples_total", "Samples that trials were trained on, by label.", "label")
+        self._faults = named(Counter, "faults_total", "Faults that interrupted trials of a study, by kind.", "kind")
+        self._left = named(Gauge, "study_seconds_left", "Estimate of the seconds until a study has ended.")
+        self._best = named(Gauge, "best_metric", "The best value of the trials that have finished.", "metric")
+
+    def samples(self, label: str, samples: int) -> None:
+        """Count what a part of a trial was trained on; nothing where its number of samples means nothing."""
+        if samples:
+            self._samples.inc(samples, tags={"label": label})
+
+    def fault(self, kind: str) -> None:
+        """Count a fault: "worker died", "out of memory", "node lost" and so on."""
+        self._faults.inc(1, tags={"kind": kind})
+
+    def status(self, trials: Mapping[str, int], seconds_left: float | None, best: float | None) -> None:
+        """Show how far the study is: trials by status, the time left and the best value, None where unknown."""
+        for status, number in trials.items():
+            self._trials.set(number, tags={"status": status})
+        for gauge, value in ((self._left, seconds_left), (self._best, best)):
+            if value is not None:
+                gauge.set(value)

@@ -1,0 +1,41 @@
+"""What must not grow with the square of a study."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+
+from sweep_trials import spec
+
+from ht_ray.sweep.progress import StudyProgress
+from ht_ray.sweep.run import _TrialNames
+from ht_ray.sweep.study_dir import TrialRecord
+
+
+def test_names_are_not_pickled_with_each_trial() -> None:
+    names = _TrialNames(f"trial-{number}" for number in range(5000))
+    assert names(SimpleNamespace(config={"trial": 4321})) == "trial-4321"
+    assert copy.deepcopy({"names": names})["names"] is names  # Tune copies what it is configured with
+    assert len(pickle.dumps(names)) < 200
+
+
+def test_lines_look_at_few_records(tmp_path: Path) -> None:
+    records = [TrialRecord(tmp_path, spec(f"t{number}", seed=number)) for number in range(300)]
+    progress = StudyProgress("s", records, "loss", "max", slots=4)
+    for record in records[:5]:
+        record.start()
+    looked = 0
+
+    class Watched(TrialRecord):
+        @property
+        def final(self) -> bool:
+            nonlocal looked
+            looked += 1
+            return super().final
+
+    for record in records:
+        record.__class__ = Watched
+    progress.lines()
+    assert looked <= 10

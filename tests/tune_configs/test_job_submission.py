@@ -1,0 +1,287 @@
+"""`ray job submit` to a cluster that asks for a token: what is let in, what is refused, stop and resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from study_files import all_reports, table
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+
+CHECKOUT = Path(__file__).parents[2]
+STUDY = "--momenta 0.5 --reset-intervals 1 --baselines plain --seeds 1 --phases 3 --epochs 30 --train-limit 600"
+TOKEN, WRONG = "7" * 64, "8" * 64
+
+
+def copy_of_the_source(folder: Path, mark: str) -> Path:
+    """The three packages in a folder, whose checkpoints have a file called `mark`: so it is seen what ran."""
+    for package in ("ht_ray", "strategies", "tune_configs"):
+        shutil.copytree(CHECKOUT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    with (folder / "tune_configs" / "vision_trial.py").open("a") as file:
+        file.write(f'\n_STATE = "{mark}"\n')
+    return folder
+
+
+@dataclass
+class Head:
+    """A cluster of one node that was started with `TOKEN`."""
+
+    port: int
+    home: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def user(self, token: str | None, mode: str = "token") -> dict[str, str]:
+        """The environment of someone who has `token`, or none."""
+        given = {} if token is None else {"RAY_AUTH_TOKEN": token}
+        return {**self.environment, "RAY_AUTH_MODE": mode, **given}
+
+    def job(self, command: str, *arguments: str, token: str | None = TOKEN, mode: str = "token") -> tuple[int, str]:
+        """Run ``ray job COMMAND``, and return its exit code and what it printed."""
+        ray = str(Path(sys.executable).with_name("ray"))
+        done = subprocess.run(
+            [ray, "job", command, "--address", self.url, *arguments],
+            env=self.user(token, mode),
+            cwd=self.home,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=600,
+        )
+        return done.returncode, done.stdout
+
+    def client(self, code: str, token: str | None = TOKEN) -> tuple[int, str]:
+        """Run Python code that has a `JobSubmissionClient` called ``client``."""
+        begin = f"from ray.job_submission import JobSubmissionClient\nclient = JobSubmissionClient({self.url!r})\n"
+        done = subprocess.run(
+            [sys.executable, "-c", begin + code],
+            env=self.user(token),
+            cwd=self.home,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=600,
+        )
+        return done.returncode, done.stdout
+
+    def wait_for(self, job: str) -> str:
+        """Return how a job ended."""
+        code = f"""
+import time
+while not client.get_job_status({job!r}).is_terminal():
+    time.sleep(1)
+print("ended:", client.get_job_status({job!r}).value)
+"""
+        _, out = self.client(code)
+        return out.rpartition("ended: ")[2].strip()
+
+    def jobs(self) -> set[str]:
+        """The jobs there have been."""
+        code, out = self.client("print('jobs:', *(job.submission_id for job in client.list_jobs()))")
+        assert code == 0, out
+        return set(out.rpartition("jobs:")[2].split())
+
+
+def free_ports(number: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(number)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    """Started as its own process, and ended by its number: `ray stop` would end other clusters, too."""
+    # The names of Ray's sockets have no room for a long folder.
+    session = tempfile.mkdtemp(prefix="htr-", dir="/tmp")
+    port, dashboard, agent, client = free_ports(4)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "HT_RAY_"))}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
+    found = Head(dashboard, tmp_path_factory.mktemp("home"))
+    # A home of its own has no token that somebody left there.
+    found.environment = {**kept, "PATH": path, "HOME": str(found.home), "OMP_NUM_THREADS": "1"}
+    found.environment["RAY_DASHBOARD_STARTUP_TIMEOUT_S"] = "170"
+    found.environment.pop("PYTHONPATH", None)
+    command = (
+        f"start --head --block --num-cpus 2 --node-ip-address 127.0.0.1 --port {port} --dashboard-port {dashboard}"
+    )
+    command += f" --dashboard-agent-listen-port {agent} --ray-client-server-port {client} --disable-usage-stats"
+    log = found.home / "ray-start.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [str(Path(sys.executable).with_name("ray")), *shlex.split(command), "--temp-dir", session],
+            env=found.user(TOKEN),
+            cwd=found.home,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        end = time.monotonic() + 180
+        while status_of(f"{found.url}/api/version", TOKEN) != 200:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(1)
+        yield found
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout=60)
+        finally:
+            end_all_of(session)
+            shutil.rmtree(session, ignore_errors=True)
+
+
+def end_all_of(session: str) -> None:
+    """End what is left of the cluster whose files are in `session`."""
+    import psutil
+
+    for process in psutil.process_iter(["cmdline"]):
+        if any(session in word for word in process.info["cmdline"] or ()):
+            process.kill()
+
+
+def status_of(url: str, token: str | None) -> int | None:
+    """What the dashboard answers; None if it does not."""
+    request = urllib.request.Request(url)
+    if token is not None:
+        request.add_header("Authorization", f"Bearer {token}")
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return None
+
+
+def run_code(directory: Path, more: str = "") -> str:
+    return f"{STUDY} --results-dir {shlex.quote(str(directory))} {more}"
+
+
+def marks(directory: Path) -> set[str]:
+    """Which copies of the source have written checkpoints."""
+    return {path.name for path in (directory / "checkpoints").rglob("*.pt")}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_of_the_source(tmp_path_factory.mktemp("checkout"), "of-the-working-directory.pt")
+
+
+@pytest.fixture(scope="module")
+def submitted(head: Head, source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
+    """A study submitted from a checkout, with the right token: its directory, the exit code, what was printed."""
+    directory = tmp_path_factory.mktemp("submitted") / "study"
+    command = f"--submission-id whole --working-dir {source} -- python tune_configs/ablation.py {run_code(directory)}"
+    return directory, *head.job("submit", *shlex.split(command))
+
+
+def test_the_right_token_runs_the_working_directory(head: Head, submitted: tuple[Path, int, str]) -> None:
+    directory, code, out = submitted
+    assert code == 0, out
+    assert "2 finished" in out
+    assert marks(directory) == {"of-the-working-directory.pt"}
+    code, log = head.job("logs", "whole")
+    assert code == 0
+    assert "2 finished" in log
+    assert f"{directory}" in log
+    code, log = head.client("print(client.get_job_logs('whole'))")
+    assert code == 0
+    assert "2 finished" in log
+
+
+@pytest.mark.parametrize(
+    ("token", "mode"), [(WRONG, "token"), (None, "token"), (None, "disabled")], ids=["wrong", "missing", "unasked"]
+)
+def test_another_token_or_none_is_refused_and_nothing_runs(
+    head: Head, source: Path, tmp_path: Path, token: str | None, mode: str
+) -> None:
+    before = head.jobs()
+    directory = tmp_path / "study"
+    command = f"--submission-id refused --working-dir {source} -- python tune_configs/ablation.py {run_code(directory)}"
+    code, out = head.job("submit", *shlex.split(command), token=token, mode=mode)
+    assert code != 0
+    assert "token" in out.lower()
+    for other, arguments in (("logs", ["whole"]), ("stop", ["whole"]), ("list", [])):
+        code, out = head.job(other, *arguments, token=token, mode=mode)
+        assert code != 0, out
+        assert "finished" not in out
+    assert head.jobs() == before
+    assert not directory.exists()
+
+
+def test_the_client_of_python_is_refused_too(head: Head, tmp_path: Path) -> None:
+    before = head.jobs()
+    for token in (WRONG, None):
+        code, out = head.client(f"client.submit_job(entrypoint='touch {tmp_path}/ran')", token=token)
+        assert code != 0
+        assert "token" in out.lower()
+    assert head.jobs() == before
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_job_interface_itself_asks_for_the_token(head: Head) -> None:
+    assert status_of(f"{head.url}/api/jobs/", TOKEN) == 200
+    assert status_of(f"{head.url}/api/jobs/", None) == 401
+    assert status_of(f"{head.url}/api/jobs/", WRONG) == 403
+
+
+def test_a_stopped_job_is_resumed_by_another_to_the_same_results(
+    head: Head, source: Path, submitted: tuple[Path, int, str], tmp_path: Path
+) -> None:
+    directory = tmp_path / "study"
+    begin = f"--submission-id first --no-wait --working-dir {source} -- python tune_configs/ablation.py"
+    code, out = head.job("submit", *shlex.split(begin), *shlex.split(run_code(directory, "--max-concurrent 1")))
+    assert code == 0, out
+    end = time.monotonic() + 400
+    while not list(directory.glob("trials/*/results.jsonl")):
+        assert time.monotonic() < end, head.job("logs", "first")
+        time.sleep(0.1)
+    code, out = head.job("stop", "first")
+    assert code == 0, out
+    assert head.wait_for("first") == "STOPPED"
+    reported = sum(len(reports) for reports in all_reports(directory).values())
+    assert 0 < reported < 6
+    go_on = f"--submission-id second --working-dir {source} -- python tune_configs/ablation.py --resume {directory}"
+    code, out = head.job("submit", *shlex.split(go_on))
+    assert code == 0, out
+    assert "2 finished" in out
+    assert all_reports(directory) == all_reports(submitted[0])
+    assert table(directory) == table(submitted[0])
+
+
+def test_the_installed_package_runs_without_a_working_directory(
+    head: Head, submitted: tuple[Path, int, str], tmp_path: Path
+) -> None:
+    installed = copy_of_the_source(tmp_path / "installed", "of-the-installed-package.pt")
+    directory = tmp_path / "study"
+    environment: Mapping[str, object] = {"env_vars": {"PYTHONPATH": str(installed)}}
+    code, out = head.client(
+        f"client.submit_job(submission_id='installed', runtime_env={json.dumps(environment)}, "
+        f"entrypoint={'python -m tune_configs.ablation ' + run_code(directory)!r})"
+    )
+    assert code == 0, out
+    assert head.wait_for("installed") == "SUCCEEDED", head.job("logs", "installed")
+    assert marks(directory) == {"of-the-installed-package.pt"}
+    assert all_reports(directory) == all_reports(submitted[0])
