@@ -365,7 +365,7 @@ class Nothing(Counting):
 def test_a_trial_may_save_nothing(everywhere: tuple[Path, Storage]) -> None:
     store = CheckpointStore(everywhere[1], "one")
     store.save(Nothing({"seed": 1, "parts": 5}, None), Checkpoint((0, 1), ()))
-    assert store.load_newest(lambda: Nothing({"seed": 1, "parts": 5}, None), pytest.fail) is not None
+    assert store.load_newest(lambda _: Nothing({"seed": 1, "parts": 5}, None), pytest.fail) is not None
 
 
 def test_a_later_format_is_not_guessed_at(tmp_path: Path) -> None:
