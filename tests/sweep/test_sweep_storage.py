@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -57,18 +58,16 @@ def running(directory: Path) -> Callable[[], bool]:
 
 def fill(disk: Path) -> None:
     """Leave no room, though what is there already be deleted or grow a little."""
-    for number in range(3):
-        with (disk / f"filler-{number}").open("wb", buffering=0) as file:
-            try:
-                while file.write(bytes(4096)):
-                    pass
-            except OSError:
-                continue
+    with (disk / "filler").open("ab", buffering=0) as file:
+        try:
+            while file.write(bytes(4096)):
+                pass
+        except OSError:
+            time.sleep(0.05)
 
 
 def make_room(disk: Path) -> None:
-    for path in disk.glob("filler-*"):
-        path.unlink()
+    (disk / "filler").unlink()
 
 
 @pytest.mark.slow
