@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -63,7 +62,7 @@ def fill(disk: Path) -> None:
             while file.write(bytes(4096)):
                 pass
         except OSError:
-            time.sleep(0.05)
+            return
 
 
 def make_room(disk: Path) -> None:
@@ -76,8 +75,7 @@ def test_a_full_disk_stops_the_study_and_loses_nothing(undisturbed: Path, small_
 
     def disturb(said: Callable[[], str]) -> None:
         wait_for(running(directory))
-        while "Stopping: " not in said():
-            fill(small_disk)
+        wait_for(lambda: fill(small_disk) or "Stopping: " in said())
 
     result, said = run(SLOW, disturb, results_dir=str(directory), storage_minutes=0.1)
     assert (result.exit_code, result.finished) == (1, 1)
@@ -102,8 +100,7 @@ def test_a_disk_that_has_room_again(undisturbed: Path, small_disk: Path) -> None
 
     def disturb(said: Callable[[], str]) -> None:
         wait_for(running(directory))
-        while "No space left on device" not in said():
-            fill(small_disk)
+        wait_for(lambda: fill(small_disk) or "No space left on device" in said())
         make_room(small_disk)
 
     result, said = run(SLOW, disturb, results_dir=str(directory), storage_minutes=3.0)
