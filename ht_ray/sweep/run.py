@@ -25,7 +25,15 @@ from ht_ray.sweep.leave import TRIAL_WORKER
 from ht_ray.sweep.place import Place, open_place
 from ht_ray.sweep.progress import Console, StudyProgress
 from ht_ray.sweep.scratch import scratch_folder
-from ht_ray.sweep.study_dir import CHECKPOINTS, TrialRecord, create_study, load_plan, note, write_results_csv
+from ht_ray.sweep.study_dir import (
+    CHECKPOINTS,
+    TrialRecord,
+    create_study,
+    load_plan,
+    note,
+    this_command,
+    write_results_csv,
+)
 from ht_ray.sweep.trial import Study
 
 __all__ = ["StudyResult", "run_study"]
@@ -243,7 +251,9 @@ def _run(
     environment = {**_TUNE_ENVIRONMENT, "TUNE_MAX_PENDING_TRIALS_PG": str(min(pending, len(due)) + 1)}
 
     name = _TrialNames(record.spec.id for record in due)
-    note(directory, "run started", trials=len(due), command=sys.argv, driver=_this_process(), nodes=recorder.nodes)
+    note(
+        directory, "run started", trials=len(due), command=this_command(), driver=_this_process(), nodes=recorder.nodes
+    )
     console.status(progress.lines())
     with (
         _environment(environment),
@@ -275,11 +285,11 @@ def _run(
             stop.ignore_more()
             recorder.close()
             console.status(progress.lines())
-    if recorder.stopped is None:
-        try:
-            note(directory, "run ended", how="interrupted" if stop.requested else "finished")
-        except StorageError as error:
-            return stop.requested, str(error)
+    how = "interrupted" if stop.requested else "finished"
+    try:
+        note(directory, "run ended", how=how if recorder.stopped is None else f"stopped: {recorder.stopped}")
+    except StorageError as error:
+        return stop.requested, recorder.stopped or str(error)
     return stop.requested, recorder.stopped
 
 

@@ -22,6 +22,7 @@ import io
 import json
 import os
 import platform
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -50,6 +51,7 @@ __all__ = [
     "load_study_settings",
     "lock_study",
     "note",
+    "this_command",
     "write_results_csv",
 ]
 
@@ -141,7 +143,7 @@ def create_study(directory: Path, study: Study) -> None:
     config = {
         "format": _FORMAT,
         "study": study.name,
-        "command": sys.argv,
+        "command": this_command(),
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), **dict(_versions())},
         "metric": study.metric,
@@ -153,6 +155,22 @@ def create_study(directory: Path, study: Study) -> None:
             (directory / folder).mkdir(parents=True, exist_ok=True)
         write_atomic(directory / "trials.json", to_json([asdict(spec) for spec in study.trials], indent=1) + "\n")
         write_atomic(directory / "config.json", to_json(config, indent=1) + "\n")
+
+
+def this_command() -> list[str]:
+    """Return this program's command line, without passwords."""
+    return _without_passwords(sys.argv)
+
+
+def _without_passwords(arguments: Sequence[str]) -> list[str]:
+    """Leave out who logs in with what, in URIs.
+
+    Examples
+    --------
+    >>> _without_passwords(["ablation.py", "--results-dir", "s3://me:secret@bucket/first"])
+    ['ablation.py', '--results-dir', 's3://***@bucket/first']
+    """
+    return [re.sub(r"(?<=://)[^/@\s]+@", "***@", text) for text in arguments]
 
 
 @contextmanager
@@ -345,8 +363,9 @@ class TrialRecord:
             self.on_change(self)
 
     def _make_folder(self) -> None:
-        # Not its parents: a study whose directory is gone is not to be begun anew in an empty one.
+        # Not all its parents: a study whose directory is gone is not to be begun anew in an empty one.
         with storage_errors(self.directory):
+            self.directory.parent.mkdir(exist_ok=True)
             self.directory.mkdir(exist_ok=True)
 
     def _count(self, report: Mapping[str, Any]) -> None:
