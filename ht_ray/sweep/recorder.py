@@ -142,7 +142,7 @@ class StudyRecorder(tune.Callback):
         # What failed may be resumed, from the checkpoint before if the newest is damaged.
         record = self._record(trial)
         if record.status in ("finished", "diverged"):
-            self._cleaning.append(self._cleaner.submit(self._clean, record))
+            self._cleaning.append(self._cleaner.submit(self._clean, record, time.monotonic()))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         record = self._record(trial)
@@ -187,9 +187,10 @@ class StudyRecorder(tune.Callback):
             record.cut_off()
         self._failures.close()
         self._show_metrics()
-        self._cleaner.shutdown()
+        # A storage that is away would be waited for once more by each.
+        self._cleaner.shutdown(cancel_futures=self.stopped is not None or self._stopping())
         for done in self._cleaning:
-            if (error := done.exception()) is not None:
+            if not done.cancelled() and (error := done.exception()) is not None:
                 self._console.say(f"checkpoints that are needed no more could not be deleted: {error}")
                 break
 
@@ -246,9 +247,9 @@ class StudyRecorder(tune.Callback):
     def _show_metrics(self) -> None:
         self._metrics.status(self._progress.counts, self._progress.seconds_left(), self._progress.best)
 
-    def _clean(self, record: TrialRecord) -> None:
+    def _clean(self, record: TrialRecord, ended: float) -> None:
         # On storage elsewhere the last report may still be on its way there.
-        self._place.sync()
+        self._place.sync(ended)
         CheckpointStore(self._checkpoints, record.spec.id).end(keep=self._config.keep_checkpoints)
 
     def _note(self, event: str, **values: Any) -> None:

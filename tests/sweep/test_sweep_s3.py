@@ -217,8 +217,10 @@ def test_an_outage_is_told_and_loses_nothing(server: Server, scratch: Path) -> N
     uri = server.uri("outage/first", port=proxy.port)
     with open_place(uri, patience=60, say=said.append) as place:
         create_study(place.directory, study(spec("one")))
+        written = time.monotonic()
         place.sync()
         with proxy.away():
+            place.sync(written)  # it is there already
             filled(place.directory, 4)
             note(place.directory, "test")
             assert place.mirror is not None

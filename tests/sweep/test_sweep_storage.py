@@ -57,18 +57,16 @@ def running(directory: Path) -> Callable[[], bool]:
 
 def fill(disk: Path) -> None:
     """Leave no room, though what is there already be deleted or grow a little."""
-    for number in range(3):
-        with (disk / f"filler-{number}").open("wb", buffering=0) as file:
-            try:
-                while file.write(bytes(4096)):
-                    pass
-            except OSError:
-                continue
+    with (disk / "filler").open("ab", buffering=0) as file:
+        try:
+            while file.write(bytes(4096)):
+                pass
+        except OSError:
+            return
 
 
 def make_room(disk: Path) -> None:
-    for path in disk.glob("filler-*"):
-        path.unlink()
+    (disk / "filler").unlink()
 
 
 @pytest.mark.slow
@@ -77,8 +75,7 @@ def test_a_full_disk_stops_the_study_and_loses_nothing(undisturbed: Path, small_
 
     def disturb(said: Callable[[], str]) -> None:
         wait_for(running(directory))
-        while "Stopping: " not in said():
-            fill(small_disk)
+        wait_for(lambda: fill(small_disk) or "Stopping: " in said())
 
     result, said = run(SLOW, disturb, results_dir=str(directory), storage_minutes=0.1)
     assert (result.exit_code, result.finished) == (1, 1)
@@ -103,8 +100,7 @@ def test_a_disk_that_has_room_again(undisturbed: Path, small_disk: Path) -> None
 
     def disturb(said: Callable[[], str]) -> None:
         wait_for(running(directory))
-        while "No space left on device" not in said():
-            fill(small_disk)
+        wait_for(lambda: fill(small_disk) or "No space left on device" in said())
         make_room(small_disk)
 
     result, said = run(SLOW, disturb, results_dir=str(directory), storage_minutes=3.0)
