@@ -27,6 +27,7 @@ from ht_ray.sweep.place import _machine, open_place
 from ht_ray.sweep.study_dir import TrialRecord, create_study, is_study, note
 
 pytest.importorskip("moto.server", reason="needs moto[server]")
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,8 @@ from ht_ray._checks import SettingError
 from ht_ray._storage import Storage, StorageError, patiently
 from ht_ray.sweep import SweepConfig, check_before_ray
 
+pytestmark = pytest.mark.timeout(900)
+
 # Two trials that last for a while, after one that is done soon.
 SLOW = study(spec("soon", parts=2), *(spec(f"long-{seed}", seed=seed, parts=12, sleep=0.4) for seed in (1, 2)))
 
