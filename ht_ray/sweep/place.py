@@ -247,6 +247,8 @@ class Mirror:
             for path, status in pool.map(self._upload, changed):
                 self._there[path] = status
                 self._renew()
+                if self.lost is not None:
+                    return
             for path in self._there.keys() - seen.keys():
                 self._storage.remove(self._name(path))
                 del self._there[path]
