@@ -134,13 +134,14 @@ def fetch_records(storage: Storage, directory: Path) -> None:
     on the storage goes, too.
     """
     wanted = [name for name in ("config.json", "trials.json", "journal.jsonl") if storage.exists(name)]
-    for name in storage.files("trials"):
-        path = directory / "trials" / name
-        if path.suffix in (".json", ".jsonl"):
-            wanted.append(f"trials/{name}")
-        elif path.name.startswith("events."):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
+    for folder in ("trials", "tensorboard"):
+        for name in storage.files(folder):
+            path = directory / folder / name
+            if path.suffix in (".json", ".jsonl"):
+                wanted.append(f"{folder}/{name}")
+            elif path.name.startswith("events."):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
     with ThreadPoolExecutor(_UPLOADS_AT_A_TIME) as pool:
         for _ in pool.map(lambda name: storage.download(name, directory / name), wanted):
             pass

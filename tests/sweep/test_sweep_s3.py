@@ -171,16 +171,19 @@ def test_the_drivers_files_come_and_go(server: Server, scratch: Path) -> None:
         create_study(place.directory, study(spec("one")))
         filled(place.directory, 2)
         (place.directory / "trials/one/events.out.1").write_bytes(b"first")
+        (place.directory / "tensorboard/plain").mkdir(parents=True)
+        (place.directory / "tensorboard/plain/events.out.1").write_bytes(b"kept")
         place.sync()
         assert "lease.json" in place.storage.names()
         assert place.storage.read("trials/one/results.jsonl").count(b"\n") == 2
     assert not left_in(scratch)
-    assert Storage(uri).names() == ["config.json", "trials", "trials.json"]
+    assert Storage(uri).names() == ["config.json", "tensorboard", "trials", "trials.json"]
     with open_place(uri, patience=5, say=pytest.fail) as place:
         assert TrialRecord(place.directory, spec("one")).reports == 2
         filled(place.directory, 3)
         (place.directory / "trials/one/events.out.1").unlink()
         (place.directory / "trials/one/events.out.2").write_bytes(b"second")
+    assert Storage(uri).read("tensorboard/plain/events.out.1") == b"kept"
     assert Storage(uri).names("trials/one") == ["events.out.2", "results.jsonl", "status.json"]
     assert Storage(uri).read("trials/one/results.jsonl").count(b"\n") == 3
 
