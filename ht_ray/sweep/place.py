@@ -133,18 +133,8 @@ def fetch_records(storage: Storage, directory: Path) -> None:
     Event files for TensorBoard, which are written anew, are left empty: when the driver deletes one, the one that is
     on the storage goes, too.
     """
-<<<<<<< HEAD
     single = ("config.json", "trials.json", "journal.jsonl", "population.jsonl")
     wanted = [name for name in single if storage.exists(name)]
-    for name in storage.files("trials"):
-        path = directory / "trials" / name
-        if path.suffix in (".json", ".jsonl"):
-            wanted.append(f"trials/{name}")
-        elif path.name.startswith("events."):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
-=======
-    wanted = [name for name in ("config.json", "trials.json", "journal.jsonl") if storage.exists(name)]
     for folder in ("trials", "tensorboard"):
         for name in storage.files(folder):
             path = directory / folder / name
@@ -153,7 +143,6 @@ def fetch_records(storage: Storage, directory: Path) -> None:
             elif path.name.startswith("events."):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.touch()
->>>>>>> h5
     with ThreadPoolExecutor(_UPLOADS_AT_A_TIME) as pool:
         for _ in pool.map(lambda name: storage.download(name, directory / name), wanted):
             pass
