@@ -18,6 +18,7 @@ __all__ = [
     "Found",
     "found_in",
     "grid_beside",
+    "grid_best",
     "has_metric",
     "is_population",
     "is_search",
@@ -136,6 +137,13 @@ def found_in(study: StudyData) -> Found | None:
     return Found(label, _mean(by_label[label], study.metric), tuple(by_label[label]))
 
 
+def grid_best(grid: StudyData | None, study: StudyData, found: Found | None) -> Found | None:
+    """Return the grid's best on the seeds of what another study found; None where that would compare unlike things."""
+    if grid is None or found is None or differing(grid, study):
+        return None
+    return found_in(same_seeds(grid, found.seeds))
+
+
 def search_table(studies: Sequence[StudyData]) -> Table:
     """Tabulate what each study trained and the best it found; beside a whole grid, what was saved and what was missed.
 
@@ -184,7 +192,7 @@ def search_table(studies: Sequence[StudyData]) -> Table:
                 notes.append(f"{name} is not compared with the grid: they differ in {'; '.join(differs)}.")
             else:
                 share = trainings(own) / max(trainings(searched(same_seeds(grid, own.seeds))), 1e-9)
-                best = found_in(same_seeds(grid, found.seeds)) if found else None
+                best = grid_best(grid, study, found)
                 beside = best.value if best else math.nan
             row.append(Cell(f"{share:.0%}" if math.isfinite(share) else NOTHING, (share,)))
             row.append(Cell(shown_number(study.metric, beside), (beside,)))

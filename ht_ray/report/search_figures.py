@@ -13,6 +13,7 @@ from ht_ray.report.names import seeds_text, shown_number, shown_unit, worded
 from ht_ray.report.search import (
     found_in,
     grid_beside,
+    grid_best,
     has_metric,
     is_population,
     is_search,
@@ -65,6 +66,10 @@ def search_figure(studies: Sequence[StudyData], *paths: PathLike) -> None:
             gain.plot(values, place + shuffled, linestyle="", marker="o", markersize=3.2, color=FAINT, zorder=1)
             if best is None:
                 continue
+            reference = grid_best(grid, study, best)
+            if reference is not None:
+                ends = [place - 0.36, place + 0.36]
+                gain.plot([factor * reference.value] * 2, ends, color=COLOURS[5], linewidth=1.6, zorder=2)
             gain.plot(
                 [factor * best.value],
                 [place],
@@ -84,9 +89,6 @@ def search_figure(studies: Sequence[StudyData], *paths: PathLike) -> None:
                 zorder=4,
                 bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5},
             )
-        best_of_grid = None if grid is None else found[list(studies).index(grid)]
-        if best_of_grid is not None:
-            gain.axvline(factor * best_of_grid.value, color=COLOURS[5], linewidth=0.9, linestyle=":", zorder=0)
         cost.set_yticks(range(len(studies)), names, fontsize=8)
         cost.set_ylim(len(studies) - 0.45, -0.6)
         cost.set_xlim(0, 1.35 * max(trainings(searched(study)) for study in studies))
@@ -101,7 +103,7 @@ def search_figure(studies: Sequence[StudyData], *paths: PathLike) -> None:
             "Left: Hare & Tortoise only; pale: in trials that were stopped early. Right: dots are trials that "
             "finished, each with one seed; a diamond is the best setting, as the mean over its seeds"
             + (", for PBT over the best member of each population." if any(map(is_population, studies)) else ".")
-            + (" Dotted: the grid's best, over all its seeds." if best_of_grid is not None else "")
+            + (" Blue line: the grid's best on the same seeds." if grid is not None else "")
         )
         title(figure, "What the search cost and found", first, caption)
 
@@ -118,34 +120,43 @@ def search_map(study: StudyData, *paths: PathLike) -> None:
     """
     if source_of(study) == "grid":
         raise MissingDataError("search_map: the settings were not drawn or suggested.")
-    tried = [trial for trial in searched(study).trials if _has_place(trial)]
-    done = [trial for trial in tried if has_metric(trial, study.metric)]
-    if len(done) < 2:
-        raise MissingDataError(f"search_map: a map needs two trials that finished, and the study has {len(done)}.")
+    tried: dict[tuple[float, float], list[TrialData]] = {}
+    for trial in searched(study).trials:
+        if _has_place(trial):
+            tried.setdefault(_place(trial), []).append(trial)
     factor, unit = shown_unit(study.metric)
-    sign = 1 if study.mode == "max" else -1
-    values = {trial.id: factor * trial.summary[study.metric] for trial in done}
-    best = max(done, key=lambda trial: sign * values[trial.id])
+    finished = {
+        place: [factor * trial.summary[study.metric] for trial in trials if has_metric(trial, study.metric)]
+        for place, trials in tried.items()
+    }
+    values = {place: float(np.mean(own)) for place, own in finished.items() if own}
+    best = found_in(study)
+    if len(values) < 2 or best is None:
+        raise MissingDataError(f"search_map: a map needs two settings that finished, and the study has {len(values)}.")
 
     def draw(figure: Figure) -> None:
         axis = figure.subplots()
         scale = ColourScale(min(values.values()), max(values.values()))
-        for trial in tried:
-            if trial.status == "stopped":
-                axis.plot(*_place(trial), "x", color="0.6", markersize=5)
-        for trial in done:
-            edge = (
-                {"markeredgecolor": EMPHASIS, "markeredgewidth": 2.2} if trial is best else {"markeredgecolor": "0.3"}
-            )
-            axis.plot(*_place(trial), "o", color=scale(values[trial.id]), markersize=9, **edge)
+        for place, trials in tried.items():
+            if place not in values and any(trial.status == "stopped" for trial in trials):
+                axis.plot(*place, "x", color="0.6", markersize=5)
+        for place, value in values.items():
+            edge: dict[str, Any] = {"markeredgecolor": "0.3"}
+            if place == _place(best.trials[0]):
+                edge = {"markeredgecolor": EMPHASIS, "markeredgewidth": 2.2}
+            axis.plot(*place, "o", color=scale(value), markersize=9, **edge)
         _log_axis(axis.xaxis, "reset_interval")
         _log_axis(axis.yaxis, "momentum")
-        axis.set_xlabel(f"reset interval ({done[0].settings.get('reset_unit')})")
+        axis.set_xlabel(f"reset interval ({best.trials[0].settings.get('reset_unit')})")
         axis.set_ylabel("momentum")
         axis.grid(color="0.92", linewidth=0.6)
         axis.set_axisbelow(True)
         figure.colorbar(scale.mappable, ax=axis, label=f"{worded(study.metric)}{unit}")
-        caption = f"{search_name(study)}; circles finished, the ringed one best; crosses were stopped early."
+        several = ", as the mean over the seeds that finished" if len(study.seeds) > 1 else ""
+        caption = (
+            f"{search_name(study)}. Circles: {worded(study.metric)}{several}; the ringed one is the best of those that "
+            "finished on the most seeds. Crosses: stopped early on every seed."
+        )
         title(figure, "Settings that were tried", study, caption)
 
     write_figure(draw, (6.4, 4.6), paths)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sweep_trials import INTERVAL, MOMENTUM, climbing
+from sweep_trials import INTERVAL, MOMENTUM, Climbing, climbing
 
 from ht_ray._checks import SettingError
+from ht_ray._storage import Storage
 from ht_ray.sweep import Parameter, Search, SearchConfig, Study, draw_distinct
+from ht_ray.sweep.checkpoints import Checkpoint, CheckpointStore
 from ht_ray.sweep.population import POPULATION, Course, Leg, PopulationLog, next_legs
 from ht_ray.sweep.search import placed, random_stream
 
@@ -223,3 +226,22 @@ def test_a_course_says_which_settings_hold_and_whom_a_part_continues() -> None:
     assert course.row(3) == {"step": 4, "m": 2.0, "copied_from": 2}
     assert course.row(4) == {"step": 5, "m": 2.0, "copied_from": 0}
     assert Course(course.legs).row(3) is None
+
+
+def test_checkpoints_that_others_may_copy_are_kept_longer(tmp_path: Path) -> None:
+    trial = Climbing({"method": {"momentum": 0.9, "interval": 1}, "seed": 0, "parts": 9}, None)
+    store = CheckpointStore(Storage(tmp_path), "one", every=3)
+    lines = []
+    for part in range(1, 9):
+        trial.advance()
+        lines.append("{}")
+        store.save(trial, Checkpoint((part, 0), tuple(lines)))
+        store.save(trial, Checkpoint((part, 1), tuple(lines)))
+    assert sorted(path.name[:13] for path in (tmp_path / "one").iterdir()) == [
+        *("000003-000000", "000006-000000"),
+        *("000008-000000", "000008-000001"),
+    ]
+    found = store.load_newest(lambda checkpoint: copy.deepcopy(trial), pytest.fail, after=6)
+    assert found is not None and len(found[0].gained) == 6  # type: ignore[attr-defined]
+    assert store.load_newest(lambda checkpoint: trial, pytest.fail, after=5) is None
+    store.end(keep=True)
