@@ -149,8 +149,9 @@ class StudyRecorder(tune.Callback):
         if self._searching.stopped(record) and not record.final:
             self._end(record, "stopped", None)
         if record.status in ("finished", "diverged", "stopped"):
+            now = time.monotonic()
             for ended in self._searching.needless(record):
-                self._cleaning.append(self._cleaner.submit(self._clean, ended))
+                self._cleaning.append(self._cleaner.submit(self._clean, ended, now))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         record = self._record(trial)
@@ -195,9 +196,10 @@ class StudyRecorder(tune.Callback):
             record.cut_off()
         self._failures.close()
         self._show_metrics()
-        self._cleaner.shutdown()
+        # A storage that is away would be waited for once more by each.
+        self._cleaner.shutdown(cancel_futures=self.stopped is not None or self._stopping())
         for done in self._cleaning:
-            if (error := done.exception()) is not None:
+            if not done.cancelled() and (error := done.exception()) is not None:
                 self._console.say(f"checkpoints that are needed no more could not be deleted: {error}")
                 break
 
@@ -260,9 +262,9 @@ class StudyRecorder(tune.Callback):
     def _show_metrics(self) -> None:
         self._metrics.status(self._progress.counts, self._progress.seconds_left(), self._progress.best)
 
-    def _clean(self, record: TrialRecord) -> None:
+    def _clean(self, record: TrialRecord, ended: float) -> None:
         # On storage elsewhere the last report may still be on its way there.
-        self._place.sync()
+        self._place.sync(ended)
         CheckpointStore(self._checkpoints, record.spec.id).end(keep=self._config.keep_checkpoints)
 
     def _note(self, event: str, **values: Any) -> None:

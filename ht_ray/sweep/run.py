@@ -327,7 +327,7 @@ def _ray(config: SweepConfig, console: Console) -> Iterator[int]:
         path = os.pathsep.join(_import_path())
         with _environment({"PYTHONPATH": path} if local and path else {}):
             try:
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+                _init(console, address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
             except ConnectionError as error:
                 raise SettingError(
                     f"SweepConfig.address = {address!r}: no Ray cluster can be used there ({error}). "
@@ -337,6 +337,27 @@ def _ray(config: SweepConfig, console: Console) -> Iterator[int]:
         yield _slots(config, ray.nodes())
     finally:
         if ours:
+            ray.shutdown()
+
+
+def _init(console: Console, **settings: Any) -> None:
+    """Start Ray, or connect to it; a busy machine may take longer than Ray waits, and is given more than one chance."""
+    import ray
+
+    for tries_left in (2, 1, 0):
+        try:
+            ray.init(**settings)
+            return
+        # Ray has no class for it.
+        except Exception as error:
+            if "timed out during startup" not in str(error):
+                raise
+            if not tries_left:
+                raise SettingError(
+                    "Ray did not start within its own limit of 30 s, three times: this machine is too busy, or has too "
+                    "little memory or shared memory. What Ray says of it is in /tmp/ray/session_latest/logs."
+                ) from error
+            console.say("Ray has not started within its limit of 30 s; trying again")
             ray.shutdown()
 
 

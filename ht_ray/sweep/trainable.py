@@ -155,6 +155,8 @@ class StudyTrainable(tune.Trainable):
                 resumed = self._begin()
                 if resumed is not None:
                     return resumed
+                if self._leaving:
+                    return self._fault("pre-empted", "the worker was told to leave before the trial went on")
             if self._unsaved is None and self._course is not None:
                 if len(self._lines) == self._course.until:
                     # Each time the driver is asked.
