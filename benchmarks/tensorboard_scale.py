@@ -50,6 +50,7 @@ def reports(number: int, epochs: int) -> list[dict[str, Any]]:
 
 def write_study(directory: Path, trials: int, epochs: int, kind: str) -> float:
     """Return the seconds that the driver spends on event files per trial."""
+    (directory / "trials").mkdir()
     records = []
     for number in range(trials):
         configuration, seed = divmod(number, SEEDS)

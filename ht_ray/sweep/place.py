@@ -133,7 +133,8 @@ def fetch_records(storage: Storage, directory: Path) -> None:
     Event files for TensorBoard, which are written anew, are left empty: when the driver deletes one, the one that is
     on the storage goes, too.
     """
-    wanted = [name for name in ("config.json", "trials.json", "journal.jsonl") if storage.exists(name)]
+    single = ("config.json", "trials.json", "journal.jsonl", "population.jsonl")
+    wanted = [name for name in single if storage.exists(name)]
     for folder in ("trials", "tensorboard"):
         for name in storage.files(folder):
             path = directory / folder / name

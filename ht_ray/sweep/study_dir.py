@@ -9,6 +9,8 @@ This is the truth about a study; Ray Tune only executes it. The driver alone wri
     trials/ID/events.out.*       for TensorBoard
     results.csv                  a row per planned trial
     journal.jsonl                what happened: runs, nodes that came and went, faults, damage; a line each
+    trials/ID/settled.json       label, settings and config of a trial whose settings were suggested when it began
+    population.jsonl             who took over whose state: a line per population and round
 
 Beside that, the workers write ``checkpoints/ID/`` (see `ht_ray.sweep.checkpoints`). Files are replaced whole or
 appended to. A kill can tear only the last line of a ``results.jsonl`` or of the journal, which then does not count.
@@ -57,11 +59,12 @@ __all__ = [
 
 CHECKPOINTS = "checkpoints"
 JOURNAL = "journal.jsonl"
+_SETTLED = "settled.json"
 
 _FORMAT = 1
 # Threads of the driver share the journal.
 _appending = threading.Lock()
-_FINAL = ("finished", "failed", "diverged")
+_FINAL = ("finished", "failed", "diverged", "stopped")
 _PACKAGES = ("ht-ray", "torch", "ray", "numpy", "torchvision", "avalanche-lib", "gymnasium", "ale-py")
 
 
@@ -263,7 +266,8 @@ class TrialRecord:
     Attributes
     ----------
     status
-        "unfinished" (not running: waiting, or cut off), "running", "finished", "failed" or "diverged".
+        "unfinished" (not running: waiting, or cut off), "running", "finished", "failed", "diverged", or "stopped"
+        by a search.
     reports
         The number of complete reports.
     progress, summary
@@ -286,6 +290,7 @@ class TrialRecord:
         self.restarts = 0
         self.node: str | None = None
         self.summary: dict[str, float | None] = {}
+        self._read_settled()
         self._read_status()
         self._read_reports()
 
@@ -298,6 +303,15 @@ class TrialRecord:
     def finite_summary(self) -> dict[str, float]:
         """The finite values of the summary."""
         return {name: value for name, value in self.summary.items() if value is not None}
+
+    def settle(self, spec: TrialSpec) -> None:
+        """Note what a trial is that was planned without its settings."""
+        content = {"label": spec.label, "settings": spec.settings, "config": spec.config}
+        self._make_folder()
+        with storage_errors(self.directory):
+            write_atomic(self.directory / _SETTLED, to_json(content, indent=1) + "\n")
+        self.spec = spec
+        self._changed()
 
     def start(self) -> None:
         """Note that the trial runs."""
@@ -337,7 +351,7 @@ class TrialRecord:
         self._changed()
 
     def end(self, status: str, error: str | None = None) -> None:
-        """Note how the trial ended: "finished", "failed" or "diverged"."""
+        """Note how the trial ended: "finished", "failed", "diverged" or "stopped"."""
         self.status, self.error = status, error
         self._write_status()
         self._changed()
@@ -387,6 +401,11 @@ class TrialRecord:
             except (ValueError, KeyError, TypeError):
                 self.torn = True
                 break
+
+    def _read_settled(self) -> None:
+        path = self.directory / _SETTLED
+        if path.exists():
+            self.spec = TrialSpec(self.spec.id, **json.loads(path.read_bytes()))
 
     def _read_status(self) -> None:
         path = self.directory / "status.json"

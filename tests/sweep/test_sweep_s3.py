@@ -94,7 +94,7 @@ def test_checkpoints(server: Server, scratch: Path, monkeypatch: pytest.MonkeyPa
     storage.write(f"one/{newest}/trial/deep/state.json", b"{}")
     said: list[str] = []
     again = Counting({"seed": 1, "parts": 9}, None)
-    found = store.load_newest(lambda: again, said.append)
+    found = store.load_newest(lambda _: again, said.append)
     assert found is not None
     assert (found[1].position, len(said)) == ((2, 0), 1)
     again.advance()

@@ -21,10 +21,10 @@ from pathlib import Path
 import pytest
 from study_files import all_reports, table
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 CHECKOUT = Path(__file__).parents[2]
-STUDY = "--momenta 0.5 --reset-intervals 1 --baselines plain --seeds 1 --phases 3 --epochs 30 --train-limit 600"
+STUDY = "--momenta 0.5 --reset-intervals 1 --baselines plain --seeds 1 --phases 3 --epochs 20 --train-limit 400"
 TOKEN, WRONG = "7" * 64, "8" * 64
 
 
@@ -64,7 +64,7 @@ class Head:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=600,
+            timeout=1200,
         )
         return done.returncode, done.stdout
 
@@ -78,7 +78,7 @@ class Head:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=600,
+            timeout=1200,
         )
         return done.returncode, done.stdout
 
@@ -254,7 +254,7 @@ def test_a_stopped_job_is_resumed_by_another_to_the_same_results(
     begin = f"--submission-id first --no-wait --working-dir {source} -- python tune_configs/ablation.py"
     code, out = head.job("submit", *shlex.split(begin), *shlex.split(run_code(directory, "--max-concurrent 1")))
     assert code == 0, out
-    end = time.monotonic() + 400
+    end = time.monotonic() + 900
     while not list(directory.glob("trials/*/results.jsonl")):
         assert time.monotonic() < end, head.job("logs", "first")
         time.sleep(0.1)
