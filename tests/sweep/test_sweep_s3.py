@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -282,6 +283,36 @@ def test_a_study(cluster: str, server: Server, tmp_path: Path, scratch: Path) ->
     assert not left_in(scratch)
     again, _ = run(QUICK, resume_or_start=uri)
     assert (again.finished, again.exit_code) == (2, 0)
+
+
+@pytest.mark.parametrize("seconds", [5, pytest.param(30, marks=pytest.mark.slow)])
+def test_a_worker_waits_for_its_storage(server: Server, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """A worker's steps without Ray around it, while its store refuses connections and breaks those that are open."""
+    from ht_ray.sweep.trainable import Assignment, StudyTrainable, WorkerPlan
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    proxy = Proxy(server.port)
+    checkpoints = Storage(server.uri(f"worker-{seconds}/checkpoints", port=proxy.port))
+    config = {"seed": 1, "parts": 6}
+    worker = StudyTrainable.__new__(StudyTrainable)
+    worker._plan = WorkerPlan("sweep_trials:Counting", (Assignment("one", config),), checkpoints, (), patience=120.0)
+    worker._shared, worker._leaving = None, False
+    worker._assign(0)
+    told = [worker._step(), worker._step()]
+    timer = threading.Timer(seconds, proxy.join)
+    proxy.cut()
+    timer.start()
+    while told[-1]["outcome"] != "finished":
+        told.append(worker._step())
+    outcomes = [result["outcome"] for result in told if result["outcome"] != "waiting"]
+    assert outcomes == [*["running"] * 5, "finished"]
+    assert len(told) > 6
+    lines = [{**json.loads(result["report"]), "seconds": None} for result in told if "report" in result]
+    trial = Counting(config, None)
+    assert [line["curves"] for line in lines] == [trial.advance().curves for _ in range(6)]
+    assert "cannot be used" in worker._notes[0]["detail"]
+    assert "can be used again, after" in worker._notes[1]["detail"]
+    assert [name[:6] for name in checkpoints.names("one")] == ["000005", "000006"]
 
 
 @pytest.mark.slow
