@@ -43,6 +43,7 @@ FOREIGN_FLAGS = {
     "--no-wait",
     "--submission-id",
     "--logdir",
+    "--out",
     "--labels",
     "--num-cpus",
 }

@@ -207,6 +207,7 @@ def _run(
         metric=settings.metric,
         shared=prepared.shared,
         settings=asdict(settings),
+        search=settings.search_of(planned),
     )
     methods = False
 

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from ht_ray._checks import SettingError, check_choice, check_number
 from ht_ray.diagnostics import IndicatorConfig
+from ht_ray.sweep import Search, TrialSpec
 from ht_ray.vision import (
     ContinualConfig,
     DataConfig,
@@ -95,6 +96,10 @@ class StudySettings(ABC):
     @abstractmethod
     def metric(self) -> str:
         """What trials are compared by."""
+
+    def search_of(self, planned: Sequence[TrialSpec]) -> Search | None:
+        """Return how the planned trials are searched; None if all run as planned."""
+        return None
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> Self:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ht_ray.report.study import Scalar, StudyData
 
-__all__ = ["combine"]
+__all__ = ["combine", "differing"]
 
 #: Settings that choose which trials a study has, what is measured on the way, or where it finds its data and its
 #: machine: studies that differ in these alone trained each trial in the same way.
@@ -16,6 +16,8 @@ CHOOSING = (
     *("access", "baselines", "compare", "corner_seeds", "first_seed", "methods", "seeds"),
     *("games", "variants"),
     *("momenta", "reset_intervals", "subset_ratios", "label_noises", "beta1s", "beta2s", "epsilons"),
+    *("search", "samples", "scheduler", "population", "search_seed", "grace_period", "reduction_factor"),
+    *("perturbation_interval", "quantile", "resample_probability"),
     *("evaluate_every", "indicators", "indicators_every"),
     *("data_root", "device", "download"),
 )
@@ -39,7 +41,7 @@ def combine(studies: Sequence[StudyData]) -> tuple[StudyData | None, tuple[str, 
     reasons: list[str] = []
     remarks: list[str] = []
     for other in others:
-        found = _differing(first, other)
+        found = differing(first, other)
         pair = f"{names[id(first)]} and {names[id(other)]}"
         if found:
             more = f" and {len(found) - TOLD} more" if len(found) > TOLD else ""
@@ -67,7 +69,8 @@ def combine(studies: Sequence[StudyData]) -> tuple[StudyData | None, tuple[str, 
     return joined, tuple(remarks)
 
 
-def _differing(one: StudyData, other: StudyData) -> list[str]:
+def differing(one: StudyData, other: StudyData) -> list[str]:
+    """Return in what two studies differ, but for their choice of trials."""
     settings = [study.config.get("settings") for study in (one, other)]
     first, second = (dict(own) if isinstance(own, Mapping) else {} for own in settings)
     pairs: dict[str, tuple[Any, Any]] = {

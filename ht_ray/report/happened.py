@@ -24,7 +24,7 @@ FEW = 10
 #: Letters of an event; it may name a file of a checkpoint.
 WIDTH = 300
 #: The events that the tables of runs and faults are made from, or that only count.
-TOLD = ("run started", "run ended", "fault", "resumed")
+TOLD = ("run started", "run ended", "fault", "resumed", "copied")
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,8 @@ def _notes(study: StudyData, journal: Journal, faults: Sequence[Event]) -> Itera
         if behind:
             told += f", {len(behind)} of them behind what was known ({_count(sum(behind), 'report')} made again)"
         yield f"{told}."
+    if copied := journal.named("copied"):
+        yield f"Members of a population took over another's state: {_count(len(copied), 'time')}."
     if journal.damaged:
         yield f"{_count(journal.damaged, 'line')} of {JOURNAL} could not be read, in whole or in part."
 

@@ -81,6 +81,8 @@ def html_page(
     *,
     command: Sequence[str],
     combined: Sequence[Table] = (),
+    searches: Sequence[Table] = (),
+    figures: Sequence[Path] = (),
     remarks: Sequence[str] = (),
 ) -> str:
     """Return a page with a section for each study, and one before them for what they have in common.
@@ -93,6 +95,8 @@ def html_page(
         The command line that makes this report again.
     combined
         Tables over all studies.
+    searches, figures
+        What compares the studies and not their trials: tables, and figures as PNG files.
     remarks
         Sentences on why there are none, or on what to know of them.
     """
@@ -110,7 +114,8 @@ def html_page(
         if not combined:
             body.append("<p>Their trials are not put into one table:</p>")
         body += [_wanting(remarks)] if remarks else []
-        body += [_table(table) for table in combined]
+        body += [_table(table) for table in (*combined, *searches)]
+        body += [_figure(path, "all studies") for path in figures]
     for number, (name, report) in enumerate(zip(names, reports, strict=True), start=1):
         heading = describe(report.study)
         body += _study(report, f"study-{number}", f"{name} ({heading})" if several else heading)

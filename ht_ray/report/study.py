@@ -33,6 +33,8 @@ __all__ = [
 FORMAT = 1
 #: So many labels, of which the same seeds are wanting for the same cause, share a sentence.
 MANY_ALIKE = 5
+#: So many labels with stopped trials are named.
+MOST_STOPPED = 20
 #: Larger numbers are no count of steps, but damage; up to here a float holds every whole number.
 MOST_STEPS = 2**53
 
@@ -60,8 +62,9 @@ class TrialData:
     settings
         Flat settings: ``method``, ``momentum``, ``reset_interval``, ``seed``, ...
     status
-        ``"finished"``, ``"failed"``, ``"diverged"``, ``"running"`` (begun, and not ended), ``"missing"`` (not begun) or
-        ``"damaged"`` (its result file cannot be relied on). Only finished trials enter tables and figures.
+        ``"finished"``, ``"failed"``, ``"diverged"``, ``"stopped"`` (by the scheduler of a search), ``"running"``
+        (begun, and not ended), ``"missing"`` (not begun) or ``"damaged"`` (its result file cannot be relied on). Only
+        finished trials enter tables and figures.
     error
         The last line of what went wrong, or ``""``.
     curves
@@ -158,9 +161,9 @@ class StudyData:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """Plain sentences: which trials are missing, failed, diverged or unfinished, and which files were damaged."""
+        """Plain sentences: which trials were stopped or are missing, failed, diverged or unfinished; damaged files."""
         damage = (text for trial in self.trials for text in trial.damage)
-        return (*_missing_sentences(self.trials), *damage, *self.strays)
+        return (*_stopped_sentences(self.trials), *_missing_sentences(self.trials), *damage, *self.strays)
 
     @property
     def warm_start(self) -> bool:
@@ -362,6 +365,13 @@ def _is_plan(plan: object) -> bool:
 def _load_trial(plan: Mapping[str, Any], folder: Path) -> TrialData:
     name = f"Trial {plan['id']}"
     sentences: list[str] = []
+    settled = folder / "settled.json"
+    if settled.is_file():
+        # What a search chose while the study ran.
+        try:
+            plan = {**plan, **_read_object(settled, ("label", "settings", "config"))}
+        except SettingError as damage:
+            sentences.append(f"{name}: {damage}")
     status, error = "missing", ""
     status_file = folder / "status.json"
     restarts = 0
@@ -484,12 +494,29 @@ def _join_curves(reports: Sequence[_Report]) -> dict[str, Curve]:
     }
 
 
+def _stopped_sentences(trials: Sequence[TrialData]) -> list[str]:
+    """Return a sentence that counts the trials that were stopped early and names them, if there are any."""
+    by_label: dict[str, list[str]] = {}
+    for trial in trials:
+        if trial.status == "stopped":
+            by_label.setdefault(trial.label, []).append(str(trial.seed))
+    if not by_label:
+        return []
+    names = [f"{label} (seed{'s' * (len(seeds) > 1)} {', '.join(seeds)})" for label, seeds in by_label.items()]
+    more = f"; and {len(names) - MOST_STOPPED} more" if len(names) > MOST_STOPPED else ""
+    count = sum(map(len, by_label.values()))
+    return [
+        f"Stopped early because they fell behind, as the search does, and in no mean: {count} of {len(trials)} trials: "
+        f"{'; '.join(names[:MOST_STOPPED])}{more}. Means over the seeds that are left of a label are too good."
+    ]
+
+
 def _missing_sentences(trials: Sequence[TrialData]) -> list[str]:
     """Return a sentence per label and cause, naming the seeds; one for many labels that want the same."""
     causes: dict[tuple[str, Scalar, str], list[TrialData]] = {}
     several_modes = len({trial.settings.get("access") for trial in trials}) > 1
     for trial in trials:
-        if not trial.finished:
+        if trial.status not in ("finished", "stopped"):
             cause = {
                 "missing": "not started",
                 "running": f"not finished ({trial.progress:.0%} done)",

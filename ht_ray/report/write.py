@@ -29,6 +29,8 @@ from ht_ray.report.indicator_tables import correlation_table, indicator_table
 from ht_ray.report.lines import BASELINE
 from ht_ray.report.method_bars import method_bars
 from ht_ray.report.page import GENERATOR, StudyReport, html_page
+from ht_ray.report.search import is_population, is_search, search_table, source_of
+from ht_ray.report.search_figures import population_figure, search_figure, search_map
 from ht_ray.report.study import MissingDataError, StudyData, group, load_study, split_by_access
 from ht_ray.report.tables import Table, drops_table, summary_table
 from ht_ray.report.tensorboard import write_events
@@ -41,7 +43,7 @@ WARM_METRICS = ("final_accuracy", "final_train_accuracy")
 PAGE = "report.html"
 TABLES = (
     *("atari_aggregates", "atari_improvement", "atari_games"),
-    *("table", "grid", "cells", "drops", "indicators", "correlations"),
+    *("search", "table", "grid", "cells", "drops", "indicators", "correlations"),
 )
 
 Say = Callable[[str], object]
@@ -104,7 +106,8 @@ def write_reports(
 
     Each study's files go into a folder of its name, as `write_report` writes them, but for the page, ``report.html``,
     which has a section for each. Where the studies agree in all settings but those that choose their trials, a table
-    has the trials of all; otherwise the page says what they differ in.
+    has the trials of all; otherwise the page says what they differ in. Where one is a search, a table and a figure
+    (``figures/search.png``) compare what they cost and found.
 
     Parameters
     ----------
@@ -158,10 +161,29 @@ def write_reports(
     if together is not None:
         overview = aggregates_table if is_atari(together) else _summary
         combined = [overview(part) for part in split_by_access(together).values()]
-    for text in [*(table.to_text() for table in combined), *remarks]:
+    figures: list[Path] = []
+    searches: list[Table] = []
+    if any(map(is_search, loaded)):
+        searches.append(search_table(loaded))
+        drawn = [Path(out) / "figures" / f"search.{suffix}" for suffix in ("png", "pdf")]
+        try:
+            search_figure(loaded, *drawn)
+        except MissingDataError as reason:
+            remarks = (*remarks, str(reason))
+        else:
+            figures, written = drawn[:1], [*written, *drawn]
+    for text in [*(table.to_text() for table in (*combined, *searches)), *remarks]:
         tell(text)
     page = Path(out) / PAGE
-    write_text(page, html_page(reports, command=_command(loaded, out), combined=combined, remarks=remarks))
+    content = html_page(
+        reports,
+        command=_command(loaded, out),
+        combined=combined,
+        searches=searches,
+        figures=figures,
+        remarks=remarks,
+    )
+    write_text(page, content)
     return [page, *written]
 
 
@@ -283,6 +305,8 @@ def _tables(part: StudyData) -> Iterator[tuple[str, Callable[[], Table], tuple[s
     else:
         yield "table", partial(_summary, part), both
         yield "drops", partial(drops_table, part), both
+    if is_search(part):
+        yield "search", partial(search_table, [part]), both
     if part.indicator_names:
         yield "indicators", partial(indicator_table, part), both
         yield "correlations", partial(correlation_table, part), both
@@ -308,7 +332,12 @@ def _figures(part: StudyData) -> dict[str, Callable[..., None]]:
         if part.warm_start:
             draw["methods"] = partial(method_bars, part, metrics)
         if not part.warm_start or sum("hare_tortoise" in trial.method for trial in part.trials) > len(part.seeds):
-            draw |= {f"heat_map_{metric}": partial(heat_map, part, metric) for metric in metrics}
+            if is_population(part):
+                draw["population"] = partial(population_figure, part)
+            elif source_of(part) != "grid":
+                draw["search_map"] = partial(search_map, part)
+            else:
+                draw |= {f"heat_map_{metric}": partial(heat_map, part, metric) for metric in metrics}
         draw["epoch_curves"] = partial(epoch_curves, part)
         if not part.warm_start:
             draw["phase_curves"] = partial(phase_curves, part)

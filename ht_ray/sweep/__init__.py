@@ -8,19 +8,25 @@ Importing this package imports neither Ray nor torch, so that settings are check
 
 from ht_ray.sweep.config import SweepConfig, check_before_ray
 from ht_ray.sweep.run import StudyResult, run_study
+from ht_ray.sweep.search import Parameter, Search, SearchConfig, Values, draw_distinct
 from ht_ray.sweep.study_dir import load_study_settings
 from ht_ray.sweep.trial import Diverged, Interrupted, Report, Study, Trial, TrialSpec
 
 __all__ = [
     "Diverged",
     "Interrupted",
+    "Parameter",
     "Report",
+    "Search",
+    "SearchConfig",
     "Study",
     "StudyResult",
     "SweepConfig",
     "Trial",
     "TrialSpec",
+    "Values",
     "check_before_ray",
+    "draw_distinct",
     "load_study_settings",
     "run_study",
 ]

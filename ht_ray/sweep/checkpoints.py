@@ -89,13 +89,16 @@ class CheckpointStore:
         The trial's.
     keep
         How many are kept.
+    every
+        Beside them, the newest two are kept that were made after a multiple of so many reports: others may copy them.
     """
 
-    def __init__(self, storage: Storage, trial_id: str, *, keep: int = 2) -> None:
+    def __init__(self, storage: Storage, trial_id: str, *, keep: int = 2, every: int | None = None) -> None:
         self._all = storage
         self._storage = storage.child(trial_id)
         self._trial_id = trial_id
         self._keep = keep
+        self._every = every
         self._damaged: set[str] = set()
 
     def save(self, trial: Trial, checkpoint: Checkpoint) -> None:
@@ -151,15 +154,19 @@ class CheckpointStore:
         (folder / _MANIFEST).write_text(f"{content}\n{hashlib.blake2b(content.encode()).hexdigest()}\n")
         return [*paths, _MANIFEST]
 
-    def load_newest(self, build: Callable[[], Trial], say: Callable[[str], None]) -> tuple[Trial, Checkpoint] | None:
+    def load_newest(
+        self, build: Callable[[Checkpoint], Trial], say: Callable[[str], None], *, after: int | None = None
+    ) -> tuple[Trial, Checkpoint] | None:
         """Return a trial that goes on from its newest good checkpoint, and that checkpoint; None if there is none.
 
         Parameters
         ----------
         build
-            Makes the trial, as yet without a past.
+            Makes the trial that is to go on from a checkpoint, as yet without a past.
         say
             Told about each checkpoint that is damaged.
+        after
+            If given, only a checkpoint made right after so many reports will do.
 
         Raises
         ------
@@ -168,6 +175,8 @@ class CheckpointStore:
         """
         with storage_errors(self._storage.location):
             names = self._by_age()
+        if after is not None:
+            names = [name for name in names if _position(name) == (after, 0)]
         for name in reversed(names):
             with ExitStack() as cleaning:
                 try:
@@ -178,7 +187,7 @@ class CheckpointStore:
                     path = self._storage.child(name)
                     say(f"its checkpoint {path} is damaged ({damage}); going back to the one before")
                     continue
-                trial = build()
+                trial = build(checkpoint)
                 trial.load(folder / _FILES)
                 return trial, checkpoint
         return None
@@ -230,6 +239,8 @@ class CheckpointStore:
         if keep and not good:
             return
         kept = good[len(good) - keep :] if keep else []
+        if self._every is not None:
+            kept += [name for name in good if _is_mark(name, self._every)][-2:]
         for name in self._storage.names():
             # A trial has one worker at a time, so what is incomplete was left by one that was killed.
             if name not in kept and (_position(name) is not None or name.endswith(".tmp")):
@@ -271,6 +282,11 @@ def _manifest(folder: Path) -> _Manifest:
     if values["format"] != _FORMAT:
         raise _Damaged(f"its format is {values['format']!r}, and this version reads {_FORMAT}")
     return _Manifest(**values)
+
+
+def _is_mark(name: str, every: int) -> bool:
+    position = _position(name)
+    return position is not None and position[1] == 0 and position[0] % every == 0
 
 
 def _position(name: str) -> Position | None:

@@ -7,6 +7,7 @@ file that changes to the storage, through outages, and the copy is deleted when 
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import threading
@@ -63,8 +64,8 @@ class Place:
         """Why this driver has the study no more; None while it has."""
         return None if self.mirror is None else self.mirror.lost
 
-    def sync(self) -> None:
-        """Return when all that was written is on the storage.
+    def sync(self, since: float | None = None) -> None:
+        """Return when all that was written until now, or until `since` on the monotonic clock, is on the storage.
 
         Raises
         ------
@@ -72,7 +73,7 @@ class Place:
             If that could not be done.
         """
         if self.mirror is not None:
-            self.mirror.flush()
+            self.mirror.flush(since)
 
 
 @contextmanager
@@ -132,14 +133,16 @@ def fetch_records(storage: Storage, directory: Path) -> None:
     Event files for TensorBoard, which are written anew, are left empty: when the driver deletes one, the one that is
     on the storage goes, too.
     """
-    wanted = [name for name in ("config.json", "trials.json", "journal.jsonl") if storage.exists(name)]
-    for name in storage.files("trials"):
-        path = directory / "trials" / name
-        if path.suffix in (".json", ".jsonl"):
-            wanted.append(f"trials/{name}")
-        elif path.name.startswith("events."):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
+    single = ("config.json", "trials.json", "journal.jsonl", "population.jsonl")
+    wanted = [name for name in single if storage.exists(name)]
+    for folder in ("trials", "tensorboard"):
+        for name in storage.files(folder):
+            path = directory / folder / name
+            if path.suffix in (".json", ".jsonl"):
+                wanted.append(f"{folder}/{name}")
+            elif path.name.startswith("events."):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
     with ThreadPoolExecutor(_UPLOADS_AT_A_TIME) as pool:
         for _ in pool.map(lambda name: storage.download(name, directory / name), wanted):
             pass
@@ -181,14 +184,17 @@ class Mirror:
         self._say = say
         self._every = every
         self._there: dict[Path, tuple[int, int]] = dict(self._look())
+        self._looked = -math.inf
         self._outage: float | None = None
         self._one_at_a_time = threading.Lock()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="ht-ray-mirror", daemon=True)
         self._thread.start()
 
-    def flush(self) -> None:
+    def flush(self, since: float | None = None) -> None:
         """Bring over all that has changed; see `Place.sync`."""
+        if since is not None and since < self._looked and self.lost is None:
+            return
         waited = 0.0 if self._outage is None else time.monotonic() - self._outage
         patiently(self._bring, patience=self._patience - waited)
         if self.lost is not None:
@@ -236,15 +242,19 @@ class Mirror:
             )
 
     def _bring_changes(self) -> None:
+        began = time.monotonic()
         seen = dict(self._look())
         changed = [item for item in seen.items() if self._there.get(item[0]) != item[1]]
         with storage_errors(self._storage.location), ThreadPoolExecutor(_UPLOADS_AT_A_TIME) as pool:
             for path, status in pool.map(self._upload, changed):
                 self._there[path] = status
                 self._renew()
+                if self.lost is not None:
+                    return
             for path in self._there.keys() - seen.keys():
                 self._storage.remove(self._name(path))
                 del self._there[path]
+        self._looked = began
 
     def _upload(self, item: tuple[Path, tuple[int, int]]) -> tuple[Path, tuple[int, int]]:
         path, _ = item
@@ -342,8 +352,8 @@ class Lease:
     def _read(self) -> dict[str, Any] | None:
         try:
             lease: dict[str, Any] = json.loads(self._storage.read(_LEASE))
-        except FileNotFoundError:
-            return None
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None  # half of it was written by a driver that is dead
         return lease
 
     def _wait(self, say: Callable[[str], None]) -> None:

@@ -200,7 +200,10 @@ class StudyProgress:
     @property
     def counts(self) -> dict[str, int]:
         """How many trials have each status; the usual ones always."""
-        return {**dict.fromkeys(("unfinished", "running", "finished", "failed", "diverged"), 0), **self._counts}
+        return {
+            **dict.fromkeys(("unfinished", "running", "finished", "failed", "diverged"), 0),
+            **self._counts,
+        }
 
     @property
     def best(self) -> float | None:
@@ -219,9 +222,8 @@ class StudyProgress:
     def lines(self) -> list[str]:
         """The study's state, then the best finished trial if there is one."""
         parts = [f"{self._name}: {self._counts['finished']} of {len(self._records)} trials done"]
-        parts += [
-            f"{self._counts[status]} {status}" for status in ("running", "failed", "diverged") if self._counts[status]
-        ]
+        told = ("running", "stopped", "failed", "diverged")
+        parts += [f"{self._counts[status]} {status}" for status in told if self._counts[status]]
         parts.append(f"{clock(time.monotonic() - self._start)} elapsed")
         left = self.seconds_left()
         if left is None or left > 0:

@@ -18,6 +18,7 @@ from ht_ray.sweep.faults import Death, NodeWatch, death_of
 from ht_ray.sweep.metrics import StudyMetrics
 from ht_ray.sweep.place import Place
 from ht_ray.sweep.progress import Console, StudyProgress
+from ht_ray.sweep.searching import Searching
 from ht_ray.sweep.study_dir import CHECKPOINTS, TrialRecord, note, write_results_csv
 from ht_ray.sweep.tensorboard import StudyEvents
 
@@ -45,6 +46,8 @@ class StudyRecorder(tune.Callback):
         Writes the event files.
     metrics
         Told of what is watched.
+    searching
+        The study's search.
     stopping
         Whether the user wants the study to stop: then no storage is waited for.
 
@@ -64,6 +67,7 @@ class StudyRecorder(tune.Callback):
         console: Console,
         events: StudyEvents,
         metrics: StudyMetrics,
+        searching: Searching,
         stopping: Callable[[], bool],
     ) -> None:
         self.stopped: str | None = None
@@ -74,6 +78,7 @@ class StudyRecorder(tune.Callback):
         self._config = config
         self._progress = progress
         self._console = console
+        self._searching = searching
         self._stopping = stopping
         self._events = events
         self._metrics = metrics
@@ -141,8 +146,12 @@ class StudyRecorder(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         # What failed may be resumed, from the checkpoint before if the newest is damaged.
         record = self._record(trial)
-        if record.status in ("finished", "diverged"):
-            self._cleaning.append(self._cleaner.submit(self._clean, record))
+        if self._searching.stopped(record) and not record.final:
+            self._end(record, "stopped", None)
+        if record.status in ("finished", "diverged", "stopped"):
+            now = time.monotonic()
+            for ended in self._searching.needless(record):
+                self._cleaning.append(self._cleaner.submit(self._clean, ended, now))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         record = self._record(trial)
@@ -187,11 +196,16 @@ class StudyRecorder(tune.Callback):
             record.cut_off()
         self._failures.close()
         self._show_metrics()
-        self._cleaner.shutdown()
+        # A storage that is away would be waited for once more by each.
+        self._cleaner.shutdown(cancel_futures=self.stopped is not None or self._stopping())
         for done in self._cleaning:
-            if (error := done.exception()) is not None:
+            if not done.cancelled() and (error := done.exception()) is not None:
                 self._console.say(f"checkpoints that are needed no more could not be deleted: {error}")
                 break
+
+    def tune_options(self) -> dict[str, Any]:
+        """Return the arguments of ``tune.run`` that the study's search decides."""
+        return self._searching.tune_options(self._write, self._note)
 
     def _record(self, trial: Any) -> TrialRecord:
         number: int = trial.config["trial"]
@@ -222,6 +236,8 @@ class StudyRecorder(tune.Callback):
         known = record.reports
         if self._write(lambda: record.restore(lines)):
             self._write(lambda: self._events.changed(record))
+        if known == len(lines) and self._searching.pauses(record):
+            return
         self._note("resumed", trial=record.spec.id, node=record.node, reports=len(lines), known=known)
 
     def _add(self, record: TrialRecord, line: str) -> None:
@@ -246,9 +262,9 @@ class StudyRecorder(tune.Callback):
     def _show_metrics(self) -> None:
         self._metrics.status(self._progress.counts, self._progress.seconds_left(), self._progress.best)
 
-    def _clean(self, record: TrialRecord) -> None:
+    def _clean(self, record: TrialRecord, ended: float) -> None:
         # On storage elsewhere the last report may still be on its way there.
-        self._place.sync()
+        self._place.sync(ended)
         CheckpointStore(self._checkpoints, record.spec.id).end(keep=self._config.keep_checkpoints)
 
     def _note(self, event: str, **values: Any) -> None:

@@ -8,7 +8,6 @@ import shlex
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -25,7 +24,17 @@ from ht_ray.sweep.config import GIB, SweepConfig, check_before_ray, ray_address
 from ht_ray.sweep.leave import TRIAL_WORKER
 from ht_ray.sweep.place import Place, open_place
 from ht_ray.sweep.progress import Console, StudyProgress
-from ht_ray.sweep.study_dir import CHECKPOINTS, TrialRecord, create_study, load_plan, note, write_results_csv
+from ht_ray.sweep.scratch import scratch_folder
+from ht_ray.sweep.searching import Searching
+from ht_ray.sweep.study_dir import (
+    CHECKPOINTS,
+    TrialRecord,
+    create_study,
+    load_plan,
+    note,
+    this_command,
+    write_results_csv,
+)
 from ht_ray.sweep.trial import Study
 
 __all__ = ["StudyResult", "run_study"]
@@ -51,7 +60,7 @@ class StudyResult:
     ----------
     location
         The study's directory, or its URI.
-    finished, failed, diverged, unfinished
+    finished, failed, diverged, fell_behind, unfinished
         The number of its trials that ended thus, earlier runs included.
     interrupted
         Whether the run was stopped by a signal.
@@ -69,6 +78,7 @@ class StudyResult:
     interrupted: bool
     seconds: float
     stopped: str | None = None
+    fell_behind: int = 0
 
     @property
     def exit_code(self) -> int:
@@ -79,6 +89,7 @@ class StudyResult:
         """Say how the run ended, where the results are, and how to go on if something is missing."""
         counts = {
             "finished": self.finished,
+            "stopped early": self.fell_behind,
             "diverged": self.diverged,
             "failed": self.failed,
             "unfinished": self.unfinished,
@@ -163,6 +174,7 @@ def run_study(
         finished=count["finished"],
         failed=count["failed"],
         diverged=count["diverged"],
+        fell_behind=count["stopped"],
         unfinished=count["unfinished"],
         interrupted=interrupted,
         seconds=time.monotonic() - began,
@@ -177,7 +189,7 @@ def _prepare(directory: Path, records: Sequence[TrialRecord], console: Console) 
     due = []
     for record in records:
         # Of a trial that has finished nothing may be missing.
-        if record.status == "diverged" or (record.status == "finished" and record.progress >= 1):
+        if record.status in ("diverged", "stopped") or (record.status == "finished" and record.progress >= 1):
             continue
         if record.torn:
             console.say(f"trial {record.spec.id}: a line of its results.jsonl was torn; it is left out")
@@ -212,6 +224,10 @@ def _run(
     directory = place.directory
     stop = _StopSignals(console)
     progress = StudyProgress(study.name, records, study.metric, study.mode, slots)
+    # Tune makes a placement group for each pending trial. More than can start soon only cost; where nodes are added for
+    # them, they are how the need is told.
+    pending = (config.max_concurrent or len(due)) if config.autoscaling else slots
+    searching = Searching(study, place, records, due, pending, config.max_concurrent)
     recorder = StudyRecorder(
         place,
         records,
@@ -221,6 +237,7 @@ def _run(
         console,
         study_events(config.tensorboard, directory, records, console.say),
         StudyMetrics(study.name, study.metric),
+        searching,
         stopping=lambda: stop.requested,
     )
     plan = WorkerPlan(
@@ -231,19 +248,20 @@ def _run(
         checkpoint_every=None if config.checkpoint_minutes is None else 60 * config.checkpoint_minutes,
         patience=60 * config.storage_minutes,
         gpu_memory=None if config.gpu_memory_per_trial is None else GIB * config.gpu_memory_per_trial,
+        parameters=searching.parameters,
+        keep_every=searching.keep_every,
     )
     trainable = tune.with_resources(
         tune.with_parameters(StudyTrainable, plan=plan, shared=study.shared), _resources(config)
     )
     # Ray's workers take their name from it.
     trainable.__name__ = trainable.__qualname__ = TRIAL_WORKER
-    # Tune makes a placement group for each pending trial. More than can start soon only cost; where nodes are added for
-    # them, they are how the need is told.
-    pending = (config.max_concurrent or len(due)) if config.autoscaling else slots
     environment = {**_TUNE_ENVIRONMENT, "TUNE_MAX_PENDING_TRIALS_PG": str(min(pending, len(due)) + 1)}
 
     name = _TrialNames(record.spec.id for record in due)
-    note(directory, "run started", trials=len(due), command=sys.argv, driver=_this_process(), nodes=recorder.nodes)
+    note(
+        directory, "run started", trials=len(due), command=this_command(), driver=_this_process(), nodes=recorder.nodes
+    )
     console.status(progress.lines())
     with (
         _environment(environment),
@@ -251,23 +269,22 @@ def _run(
         every_death_is_a_trials(),
         stop,
         # Of Tune's own files nothing is needed later: its state is never restored.
-        tempfile.TemporaryDirectory(prefix="ht-ray-tune-", ignore_cleanup_errors=True) as scratch,
+        scratch_folder() as scratch,
     ):
         try:
             tune.run(
                 trainable,
-                name=Path(scratch).name,
-                storage_path=scratch,
-                config={"trial": tune.grid_search(list(range(len(due))))},
+                name=scratch.name,
+                storage_path=str(scratch),
                 trial_name_creator=name,
                 trial_dirname_creator=name,
                 stop=StopEarly(lambda: stop.requested or recorder.stopped is not None),
                 max_failures=config.max_failures,
-                max_concurrent_trials=config.max_concurrent,
                 reuse_actors=True,
                 raise_on_failed_trial=False,
                 callbacks=[recorder],
                 verbose=0,
+                **recorder.tune_options(),
             )
         except KeyboardInterrupt:
             stop.requested = True
@@ -275,11 +292,11 @@ def _run(
             stop.ignore_more()
             recorder.close()
             console.status(progress.lines())
-    if recorder.stopped is None:
-        try:
-            note(directory, "run ended", how="interrupted" if stop.requested else "finished")
-        except StorageError as error:
-            return stop.requested, str(error)
+    how = "interrupted" if stop.requested else "finished"
+    try:
+        note(directory, "run ended", how=how if recorder.stopped is None else f"stopped: {recorder.stopped}")
+    except StorageError as error:
+        return stop.requested, recorder.stopped or str(error)
     return stop.requested, recorder.stopped
 
 
@@ -310,7 +327,7 @@ def _ray(config: SweepConfig, console: Console) -> Iterator[int]:
         path = os.pathsep.join(_import_path())
         with _environment({"PYTHONPATH": path} if local and path else {}):
             try:
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+                _init(console, address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
             except ConnectionError as error:
                 raise SettingError(
                     f"SweepConfig.address = {address!r}: no Ray cluster can be used there ({error}). "
@@ -320,6 +337,27 @@ def _ray(config: SweepConfig, console: Console) -> Iterator[int]:
         yield _slots(config, ray.nodes())
     finally:
         if ours:
+            ray.shutdown()
+
+
+def _init(console: Console, **settings: Any) -> None:
+    """Start Ray, or connect to it; a busy machine may take longer than Ray waits, and is given more than one chance."""
+    import ray
+
+    for tries_left in (2, 1, 0):
+        try:
+            ray.init(**settings)
+            return
+        # Ray has no class for it.
+        except Exception as error:
+            if "timed out during startup" not in str(error):
+                raise
+            if not tries_left:
+                raise SettingError(
+                    "Ray did not start within its own limit of 30 s, three times: this machine is too busy, or has too "
+                    "little memory or shared memory. What Ray says of it is in /tmp/ray/session_latest/logs."
+                ) from error
+            console.say("Ray has not started within its limit of 30 s; trying again")
             ray.shutdown()
 
 

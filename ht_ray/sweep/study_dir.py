@@ -9,6 +9,8 @@ This is the truth about a study; Ray Tune only executes it. The driver alone wri
     trials/ID/events.out.*       for TensorBoard
     results.csv                  a row per planned trial
     journal.jsonl                what happened: runs, nodes that came and went, faults, damage; a line each
+    trials/ID/settled.json       label, settings and config of a trial whose settings were suggested when it began
+    population.jsonl             who took over whose state: a line per population and round
 
 Beside that, the workers write ``checkpoints/ID/`` (see `ht_ray.sweep.checkpoints`). Files are replaced whole or
 appended to. A kill can tear only the last line of a ``results.jsonl`` or of the journal, which then does not count.
@@ -22,6 +24,7 @@ import io
 import json
 import os
 import platform
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -50,16 +53,18 @@ __all__ = [
     "load_study_settings",
     "lock_study",
     "note",
+    "this_command",
     "write_results_csv",
 ]
 
 CHECKPOINTS = "checkpoints"
 JOURNAL = "journal.jsonl"
+_SETTLED = "settled.json"
 
 _FORMAT = 1
 # Threads of the driver share the journal.
 _appending = threading.Lock()
-_FINAL = ("finished", "failed", "diverged")
+_FINAL = ("finished", "failed", "diverged", "stopped")
 _PACKAGES = ("ht-ray", "torch", "ray", "numpy", "torchvision", "avalanche-lib", "gymnasium", "ale-py")
 
 
@@ -141,7 +146,7 @@ def create_study(directory: Path, study: Study) -> None:
     config = {
         "format": _FORMAT,
         "study": study.name,
-        "command": sys.argv,
+        "command": this_command(),
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), **dict(_versions())},
         "metric": study.metric,
@@ -153,6 +158,22 @@ def create_study(directory: Path, study: Study) -> None:
             (directory / folder).mkdir(parents=True, exist_ok=True)
         write_atomic(directory / "trials.json", to_json([asdict(spec) for spec in study.trials], indent=1) + "\n")
         write_atomic(directory / "config.json", to_json(config, indent=1) + "\n")
+
+
+def this_command() -> list[str]:
+    """Return this program's command line, without passwords."""
+    return _without_passwords(sys.argv)
+
+
+def _without_passwords(arguments: Sequence[str]) -> list[str]:
+    """Leave out who logs in with what, in URIs.
+
+    Examples
+    --------
+    >>> _without_passwords(["ablation.py", "--results-dir", "s3://me:secret@bucket/first"])
+    ['ablation.py', '--results-dir', 's3://***@bucket/first']
+    """
+    return [re.sub(r"(?<=://)[^/@\s]+@", "***@", text) for text in arguments]
 
 
 @contextmanager
@@ -245,7 +266,8 @@ class TrialRecord:
     Attributes
     ----------
     status
-        "unfinished" (not running: waiting, or cut off), "running", "finished", "failed" or "diverged".
+        "unfinished" (not running: waiting, or cut off), "running", "finished", "failed", "diverged", or "stopped"
+        by a search.
     reports
         The number of complete reports.
     progress, summary
@@ -268,6 +290,7 @@ class TrialRecord:
         self.restarts = 0
         self.node: str | None = None
         self.summary: dict[str, float | None] = {}
+        self._read_settled()
         self._read_status()
         self._read_reports()
 
@@ -280,6 +303,15 @@ class TrialRecord:
     def finite_summary(self) -> dict[str, float]:
         """The finite values of the summary."""
         return {name: value for name, value in self.summary.items() if value is not None}
+
+    def settle(self, spec: TrialSpec) -> None:
+        """Note what a trial is that was planned without its settings."""
+        content = {"label": spec.label, "settings": spec.settings, "config": spec.config}
+        self._make_folder()
+        with storage_errors(self.directory):
+            write_atomic(self.directory / _SETTLED, to_json(content, indent=1) + "\n")
+        self.spec = spec
+        self._changed()
 
     def start(self) -> None:
         """Note that the trial runs."""
@@ -319,7 +351,7 @@ class TrialRecord:
         self._changed()
 
     def end(self, status: str, error: str | None = None) -> None:
-        """Note how the trial ended: "finished", "failed" or "diverged"."""
+        """Note how the trial ended: "finished", "failed", "diverged" or "stopped"."""
         self.status, self.error = status, error
         self._write_status()
         self._changed()
@@ -345,8 +377,9 @@ class TrialRecord:
             self.on_change(self)
 
     def _make_folder(self) -> None:
-        # Not its parents: a study whose directory is gone is not to be begun anew in an empty one.
+        # Not all its parents: a study whose directory is gone is not to be begun anew in an empty one.
         with storage_errors(self.directory):
+            self.directory.parent.mkdir(exist_ok=True)
             self.directory.mkdir(exist_ok=True)
 
     def _count(self, report: Mapping[str, Any]) -> None:
@@ -368,6 +401,11 @@ class TrialRecord:
             except (ValueError, KeyError, TypeError):
                 self.torn = True
                 break
+
+    def _read_settled(self) -> None:
+        path = self.directory / _SETTLED
+        if path.exists():
+            self.spec = TrialSpec(self.spec.id, **json.loads(path.read_bytes()))
 
     def _read_status(self) -> None:
         path = self.directory / "status.json"

@@ -54,7 +54,7 @@ class HParams:
     @staticmethod
     def _info(name: str, values: list[Scalar]) -> api_pb2.HParamInfo:
         given = [value for value in values if value is not None]
-        if all(isinstance(value, bool) for value in given):
+        if given and all(isinstance(value, bool) for value in given):
             kind = api_pb2.DATA_TYPE_BOOL
         elif all(isinstance(value, (int, float)) for value in given):
             kind = api_pb2.DATA_TYPE_FLOAT64

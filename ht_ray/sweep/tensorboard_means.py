@@ -17,6 +17,8 @@ from ht_ray.sweep.tensorboard import EventFile, HParams, StudyEvents, TrialEvent
 
 __all__ = ["ConfigurationEvents", "study_events"]
 
+_WELL = ("finished", "stopped")
+
 _Row = Mapping[str, float | None]
 
 # From so many trials on TensorBoard takes its time, and nobody reads so many lines.
@@ -87,7 +89,7 @@ class _Configuration:
         self._events: list[Event] = []  # still to be written
         self._metrics: list[str] = []
         self._going = {record.spec.id for record in records if not record.final}
-        self._failed = any(record.final and record.status != "finished" for record in records)
+        self._failed = any(record.final and record.status not in _WELL for record in records)
         self._reports: dict[str, int] = {}  # how many were taken, by trial
         self._reached: dict[str, dict[str, float]] = {}  # the last step, by curve and trial
         self._written: dict[str, float] = {}  # the last step, by curve
@@ -103,7 +105,7 @@ class _Configuration:
 
     def end(self, record: TrialRecord) -> None:
         self._going.discard(record.spec.id)
-        self._failed |= record.status != "finished"
+        self._failed |= record.status not in _WELL
         self._write()
 
     def _take(self, trial: str, report: Mapping[str, Any]) -> None:

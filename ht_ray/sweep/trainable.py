@@ -25,10 +25,14 @@ from ht_ray.sweep.checkpoints import Checkpoint, CheckpointStore
 from ht_ray.sweep.faults import node_name
 from ht_ray.sweep.gpu_memory import wait_for_gpu_memory
 from ht_ray.sweep.plain import to_json
+from ht_ray.sweep.population import Course, Leg
+from ht_ray.sweep.search import Parameter, placed
 from ht_ray.sweep.trial import Diverged, Interrupted, Report, Trial, load_factory
 
 __all__ = ["Assignment", "StudyTrainable", "TrialEnded", "WorkerPlan"]
 
+# Seconds between two questions of a worker whose trial waits for others.
+_ASK_EVERY = 0.5
 # A worker that was told to leave, and is asked for nothing more, leaves by itself.
 _LEAVE_AFTER = 10.0
 # Seconds after which a storage that could not be used is tried again.
@@ -63,6 +67,10 @@ class WorkerPlan:
     """Seconds for which a storage that cannot be used is tried again."""
     gpu_memory: float | None = None
     """Bytes of GPU memory that a trial needs."""
+    parameters: tuple[Parameter, ...] = ()
+    """What a search decides of the trials, beside their config."""
+    keep_every: int | None = None
+    """Checkpoints after a multiple of so many reports are kept longer: other trials may take them over."""
 
 
 class StudyTrainable(tune.Trainable):
@@ -73,6 +81,7 @@ class StudyTrainable(tune.Trainable):
     - ``"resumed"``: the trial goes on from a checkpoint, whose reports are in ``lines``;
     - ``"running"``, ``"finished"``: it made a report, and was saved;
     - ``"saved"``: it was saved inside a part, and goes on;
+    - ``"held"``: how it goes on is not decided yet; nothing was done;
     - ``"waiting"``: the storage is full or does not answer; the next `step` tries again;
     - ``"diverged"``: it ended for good;
     - ``"failed"``: its code raised an error, which would come again. It is not raised at once: the driver notes it, and
@@ -87,6 +96,9 @@ class StudyTrainable(tune.Trainable):
     """
 
     _trial: Trial | None
+    _course: Course | None
+    _taken: int
+    """After how many reports the trial last took over another's state."""
     _lines: list[str]
     _part: int
     _seconds: float
@@ -110,10 +122,10 @@ class StudyTrainable(tune.Trainable):
             signal.signal(signal.SIGTERM, self._on_notice)
         # Collecting garbage between trials need not go through all of Ray's modules each time.
         gc.freeze()
-        self._assign(config["trial"])
+        self._assign(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._assign(new_config["trial"])
+        self._assign(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
@@ -143,6 +155,14 @@ class StudyTrainable(tune.Trainable):
                 resumed = self._begin()
                 if resumed is not None:
                     return resumed
+                if self._leaving:
+                    return self._fault("pre-empted", "the worker was told to leave before the trial went on")
+            if self._unsaved is None and self._course is not None:
+                if len(self._lines) == self._course.until:
+                    # Each time the driver is asked.
+                    time.sleep(_ASK_EVERY)
+                    return {"outcome": "held", **self._position}
+                self._take_over(self._course.leg(len(self._lines)))
             assert self._trial is not None
             if self._unsaved is None:
                 with self._alarm(self._trial):
@@ -164,11 +184,12 @@ class StudyTrainable(tune.Trainable):
 
     def _reported(self, report: Report, seconds: float) -> dict[str, Any]:
         """Take in a report, and return what the driver is told of it."""
+        row = self._course.row(len(self._lines)) if self._course is not None else None
         self._lines.append(
             to_json(
                 {
                     "index": len(self._lines),
-                    "curves": report.curves,
+                    "curves": {**report.curves, **({"schedule": [row]} if row is not None else {})},
                     "summary": report.summary,
                     "progress": report.progress,
                     "seconds": round(seconds, 6),
@@ -192,7 +213,7 @@ class StudyTrainable(tune.Trainable):
         found = self._store.load_newest(self._build, self._note_damage)
         self._storage_answers()
         if found is None:
-            self._trial = self._build()
+            self._trial = self._build(Checkpoint((0, 0), ()))
             return None
         self._trial, checkpoint = found
         self._lines, self._seconds = list(checkpoint.lines), checkpoint.seconds
@@ -201,6 +222,21 @@ class StudyTrainable(tune.Trainable):
         finished = bool(self._lines) and json.loads(self._lines[-1])["progress"] >= 1
         outcome = "finished" if finished else "resumed"
         return {"outcome": outcome, "lines": list(self._lines), DONE: finished, **self._position}
+
+    def _take_over(self, leg: Leg) -> None:
+        """Give the trial the state of another, if that is how it goes on from here."""
+        if leg.source is None or (leg.reports, 0) != (len(self._lines), self._part) or self._taken == leg.reports:
+            return
+        self._trial = None
+        store = CheckpointStore(self._plan.checkpoints, leg.source)
+        found = store.load_newest(self._build, self._note_damage, after=leg.reports)
+        self._storage_answers()
+        if found is None:
+            raise RuntimeError(
+                f"its way leads over the state that {leg.source!r} had after {leg.reports} reports, and that "
+                "checkpoint is gone or damaged"
+            )
+        self._trial, self._taken = found[0], leg.reports
 
     def _saved_inside(self) -> dict[str, Any]:
         self._part += 1
@@ -248,12 +284,14 @@ class StudyTrainable(tune.Trainable):
     def _position(self) -> dict[str, Any]:
         return {"reports": len(self._lines), "part": self._part}
 
-    def _assign(self, index: int) -> None:
+    def _assign(self, config: Mapping[str, Any]) -> None:
         # The last trial's memory is free before the next one takes its own.
         self._trial = None
         gc.collect()
-        self._assignment = self._plan.assignments[index]
-        self._store = CheckpointStore(self._plan.checkpoints, self._assignment.id)
+        self._assignment = self._plan.assignments[config["trial"]]
+        self._course = config.get("course")
+        self._taken = -1
+        self._store = CheckpointStore(self._plan.checkpoints, self._assignment.id, every=self._plan.keep_every)
         self._lines = []
         self._part = 0
         self._seconds = 0.0
@@ -262,8 +300,12 @@ class StudyTrainable(tune.Trainable):
         self._unsaved = None
         self._outage = None
 
-    def _build(self) -> Trial:
-        return load_factory(self._plan.factory)(self._assignment.config, self._shared)
+    def _build(self, checkpoint: Checkpoint) -> Trial:
+        config = self._assignment.config
+        if self._course is not None:
+            values = self._course.leg(checkpoint.position[0]).values
+            config = placed(config, self._plan.parameters, values)
+        return load_factory(self._plan.factory)(config, self._shared)
 
     def _fault(self, kind: str, detail: str) -> dict[str, Any]:
         return {"outcome": "fault", "kind": kind, "detail": detail, **self._position}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import re
@@ -10,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from ht_ray._checks import SettingError, check_choice, check_number
+from ht_ray._checks import SettingError, check_choice, check_number, did_you_mean
 from ht_ray._interrupted import Interrupted
 from ht_ray.sweep.plain import Scalar, to_plain
+from ht_ray.sweep.search import Search
 
 __all__ = ["RESERVED_COLUMNS", "Diverged", "Interrupted", "Report", "Study", "Trial", "TrialSpec", "load_factory"]
 
@@ -166,6 +168,8 @@ class Study:
         arrays in it are mapped read-only by the trials, not copied.
     settings
         The whole study's settings, JSON-able, kept in ``config.json``.
+    search
+        How its trials are searched; without it, all run as planned.
 
     Raises
     ------
@@ -180,6 +184,7 @@ class Study:
     mode: str = "max"
     shared: Any = None
     settings: dict[str, Any] = field(default_factory=dict)
+    search: Search | None = None
 
     def __post_init__(self) -> None:
         if not _SAFE_ID.fullmatch(self.name):
@@ -198,7 +203,17 @@ class Study:
             if spec.id.lower() in seen:
                 raise SettingError(f"Study.trials: two trials have the id {spec.id!r}; each needs its own.")
             seen.add(spec.id.lower())
+        if self.search is not None:
+            self._check_search(self.search)
         _check_json("Study.settings", self.settings)
+
+    def _check_search(self, search: Search) -> None:
+        planned = {spec.id: spec for spec in self.trials}
+        for trial in search.trials:
+            if trial not in planned:
+                raise SettingError(f"Study.search: its trial {trial!r} is not planned.{did_you_mean(trial, planned)}")
+            for parameter in search.parameters:
+                parameter.set(copy.deepcopy(planned[trial].config), parameter.low)
 
 
 def load_factory(factory: str) -> Callable[[dict[str, Any], Any], Trial]:

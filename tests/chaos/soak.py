@@ -118,9 +118,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=40.0, help="for all of it")
     parser.add_argument("--trial-seeds", type=int, default=10, help="the study has eight trials for each")
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument(
-        "--keep", help="a directory for what is written; by default it goes"
-    )
+    parser.add_argument("--keep", help="a directory for what is written; by default it goes")
     given = parser.parse_args()
     end = time.monotonic() + 60 * given.minutes
     draw = random.Random(given.seed)

@@ -16,7 +16,7 @@ from ht_ray.sweep import Study, StudyResult, SweepConfig, run_study
 from ht_ray.sweep.progress import Console
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 120.0) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 400.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "what was waited for did not happen"
@@ -42,7 +42,7 @@ def run(
         if disturb is not None:
             thread.start()
             stack.callback(thread.join)
-        result = run_study(study, SweepConfig(tensorboard=False, **config), console=Console(stream))
+        result = run_study(study, SweepConfig(tensorboard="none", **config), console=Console(stream))
     if errors:
         raise errors[0]
     return result, stream.getvalue()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import time
@@ -10,7 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ht_ray.sweep import Diverged, Interrupted, Report, Study, TrialSpec
+from ht_ray.sweep import (
+    Diverged,
+    Interrupted,
+    Parameter,
+    Report,
+    Search,
+    SearchConfig,
+    Study,
+    TrialSpec,
+    draw_distinct,
+)
 
 
 class Counting:
@@ -112,3 +123,69 @@ class Seeing:
 
     def load(self, directory: Path) -> None:
         pass
+
+
+class Climbing:
+    """Gains in every part what its settings are worth; all that was gained is its state."""
+
+    def __init__(self, config: dict[str, Any], shared: Any) -> None:
+        self.config = config
+        self.gained: list[list[float]] = []
+
+    @staticmethod
+    def worth(momentum: float, interval: int) -> float:
+        return 1.0 - abs(math.log((1 - momentum) / 0.02)) / 4 - abs(math.log(interval / 4)) / 4
+
+    def advance(self) -> Report:
+        config, method = self.config, self.config["method"]
+        time.sleep(config.get("sleep", 0.0))
+        part = len(self.gained) + 1
+        if part == config.get("die_at") and not Path(config["died"]).exists():
+            Path(config["died"]).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if part == config.get("diverge_at"):
+            raise Diverged("the loss was nan")
+        self.gained.append([method["momentum"], method["interval"]])
+        total = sum(self.worth(*one) for one in self.gained) + config["seed"]
+        return Report({"epoch": [{"step": part, "accuracy": total}]}, {"average": total / part}, part / config["parts"])
+
+    def save(self, directory: Path) -> None:
+        (directory / "gained.json").write_text(json.dumps(self.gained))
+
+    def load(self, directory: Path) -> None:
+        self.gained = json.loads((directory / "gained.json").read_text())
+
+
+MOMENTUM = Parameter("method.momentum", "momentum", 0.9, 0.999, scale="log_complement")
+INTERVAL = Parameter("method.interval", "interval", 1, 20, scale="log", integer=True)
+
+
+def climbing(
+    number: int,
+    *,
+    parts: int = 6,
+    seeds: int = 1,
+    settled: bool = True,
+    sleep: float = 0.0,
+    search: dict[str, Any] | None = None,
+    **config: Any,
+) -> Study:
+    """A study with a trial that is not searched, and `number` for each seed that are; `config` is for trial `who`."""
+    chosen = SearchConfig(**(search or {}))
+    trials = [TrialSpec("plain", "Plain", {"momentum": None, "interval": None, "seed": 0}, _hill(0.9, 1, 0, parts))]
+    groups = {}
+    for seed in range(seeds):
+        for place, values in enumerate(draw_distinct((MOMENTUM, INTERVAL), number, 0, "test")):
+            own = {} if place != config.get("who", 0) else {k: v for k, v in config.items() if k != "who"}
+            told = values if settled else {"momentum": None, "interval": None}
+            name = f"trial{place}-seed{seed}"
+            hill = _hill(values["momentum"], values["interval"], seed, parts)
+            trials.append(TrialSpec(name, f"Trial {place}", {**told, "seed": seed}, {**hill, "sleep": sleep, **own}))
+            groups[name] = f"seed {seed}" if chosen.scheduler == "pbt" else "all"
+    label = "m={momentum:g} r={interval:g}"
+    found = Search(chosen, (MOMENTUM, INTERVAL), tuple(groups), parts, groups, label) if search is not None else None
+    return Study("climbing", "sweep_trials:Climbing", tuple(trials), "average", search=found)
+
+
+def _hill(momentum: float, interval: float, seed: int, parts: int) -> dict[str, Any]:
+    return {"method": {"momentum": momentum, "interval": interval}, "seed": seed, "parts": parts}

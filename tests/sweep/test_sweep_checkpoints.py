@@ -43,6 +43,10 @@ def counting(seed: int = 1) -> Counting:
     return Counting({"seed": seed, "parts": PARTS}, None)
 
 
+def anew(checkpoint: Checkpoint) -> Counting:
+    return counting()
+
+
 def line_of(trial: Trial) -> str:
     """The next report of a trial, without the time it took."""
     report = trial.advance()
@@ -118,7 +122,7 @@ def check_every_harm(
     def go_on() -> int:
         """Return from which report the trial went on."""
         said.clear()
-        found = CheckpointStore(storage, "one").load_newest(lambda: build("one"), said.append)
+        found = CheckpointStore(storage, "one").load_newest(lambda _: build("one"), said.append)
         trial, lines = (build("one"), []) if found is None else (found[0], list(found[1].lines))
         begun = len(lines)
         assert lines == expected[:begun]
@@ -187,14 +191,14 @@ def test_the_two_newest_are_kept(everywhere: tuple[Path, Storage]) -> None:
     assert positions(folder) == [2, 3]
     store.save(trial, Checkpoint((3, 1), tuple(lines), seconds=1.5, extra={"rung": 2}))
     assert [name[:13] for name in names(folder)] == ["000003-000000", "000003-000001"]
-    found = store.load_newest(counting, pytest.fail)
+    found = store.load_newest(anew, pytest.fail)
     assert found is not None
     assert found[1] == Checkpoint((3, 1), tuple(lines), 1.5, {"rung": 2})
     store.end(keep=True)
     assert [name[:13] for name in names(folder)] == ["000003-000001"]
     store.end(keep=False)
     assert not (folder / "one").exists()
-    assert store.load_newest(counting, pytest.fail) is None
+    assert store.load_newest(anew, pytest.fail) is None
 
 
 def test_after_damage_the_good_ones_are_kept(everywhere: tuple[Path, Storage]) -> None:
@@ -204,11 +208,11 @@ def test_after_damage_the_good_ones_are_kept(everywhere: tuple[Path, Storage]) -
     for name in names(folder):
         (folder / "one" / name / "manifest.json").write_bytes(b"")
     store, said = CheckpointStore(storage, "one"), []
-    assert store.load_newest(counting, said.append) is None
+    assert store.load_newest(anew, said.append) is None
     assert len(said) == 2
     lines = saved(store, counting(), 1)
     assert positions(folder) == [1]
-    found = CheckpointStore(storage, "one").load_newest(counting, pytest.fail)
+    found = CheckpointStore(storage, "one").load_newest(anew, pytest.fail)
     assert found is not None
     assert found[1].lines == tuple(lines)
 
@@ -223,7 +227,7 @@ def test_what_a_kill_left_is_not_used_and_goes_away(everywhere: tuple[Path, Stor
     half = shutil.copytree(newest, newest.with_name("000003-000000-ffffffff"))
     (half / "manifest.json").unlink()
     said: list[str] = []
-    found = CheckpointStore(storage, "one").load_newest(counting, said.append)
+    found = CheckpointStore(storage, "one").load_newest(anew, said.append)
     assert found is not None
     assert found[1].position == (2, 0)
     assert [text.partition(" is damaged (")[2] for text in said] == [
@@ -266,7 +270,7 @@ def test_a_kill_in_mid_save(everywhere: tuple[Path, Storage], monkeypatch: pytes
     # The half one is beside the whole one, or in the scratch.
     assert len([*(folder / "one").glob(".*.tmp"), *(tmp_path / "scratch").iterdir()]) == 1
     store = CheckpointStore(storage, "one")
-    found = store.load_newest(counting, pytest.fail)
+    found = store.load_newest(anew, pytest.fail)
     assert found is not None
     assert found[1].position == (1, 0)
     store.save(found[0], Checkpoint((2, 0), ("{}", "{}")))
@@ -281,12 +285,12 @@ def test_a_folder_that_is_gone_is_not_an_empty_one(tmp_path: Path) -> None:
     lines = saved(store, trial, 1)
     away = folder.rename(tmp_path / "away")
     with pytest.raises(StorageError, match=r"cannot be used.*checkpoints"):
-        store.load_newest(counting, pytest.fail)
+        store.load_newest(anew, pytest.fail)
     with pytest.raises(StorageError, match=r"cannot be used.*checkpoints"):
         store.save(trial, Checkpoint((1, 1), tuple(lines)))
     assert not folder.exists()
     away.rename(folder)
-    assert store.load_newest(counting, pytest.fail) is not None
+    assert store.load_newest(anew, pytest.fail) is not None
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
@@ -303,7 +307,7 @@ def test_one_that_cannot_be_read_is_passed_over(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
     said: list[str] = []
-    found = store.load_newest(counting, said.append)
+    found = store.load_newest(anew, said.append)
     assert found is not None
     assert found[1].position == (1, 0)
     assert os.strerror(number) in said[0]
@@ -315,7 +319,7 @@ def test_a_folder_without_permission(tmp_path: Path) -> None:
     newest = tmp_path / "one" / names(tmp_path)[-1]
     newest.chmod(0)
     said: list[str] = []
-    found = CheckpointStore(Storage(tmp_path), "one").load_newest(counting, said.append)
+    found = CheckpointStore(Storage(tmp_path), "one").load_newest(anew, said.append)
     newest.chmod(0o700)
     assert found is not None
     assert found[1].position == (1, 0)
@@ -361,7 +365,7 @@ class Nothing(Counting):
 def test_a_trial_may_save_nothing(everywhere: tuple[Path, Storage]) -> None:
     store = CheckpointStore(everywhere[1], "one")
     store.save(Nothing({"seed": 1, "parts": 5}, None), Checkpoint((0, 1), ()))
-    assert store.load_newest(lambda: Nothing({"seed": 1, "parts": 5}, None), pytest.fail) is not None
+    assert store.load_newest(lambda _: Nothing({"seed": 1, "parts": 5}, None), pytest.fail) is not None
 
 
 def test_a_later_format_is_not_guessed_at(tmp_path: Path) -> None:
@@ -374,5 +378,5 @@ def test_a_later_format_is_not_guessed_at(tmp_path: Path) -> None:
     content = json.dumps({**values, "format": 99})
     path.write_text(f"{content}\n{hashlib.blake2b(content.encode()).hexdigest()}\n")
     said: list[str] = []
-    assert store.load_newest(counting, said.append) is None
+    assert store.load_newest(anew, said.append) is None
     assert "its format is 99" in said[0]

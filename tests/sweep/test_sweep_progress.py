@@ -93,7 +93,6 @@ def test_lines_after_many_changes_are_those_of_a_new_look(
     tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, str]], data: st.DataObject
 ) -> None:
     directory = tmp_path_factory.mktemp("changes")
-    (directory / "trials").mkdir()
     records = [TrialRecord(directory, spec(f"t{seed}", seed=seed)) for seed in range(5)]
     progress = StudyProgress("s", records, "loss", "min", slots=2)
     for number, change in changes:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ from ht_ray.sweep.place import _machine, open_place
 from ht_ray.sweep.study_dir import TrialRecord, create_study, is_study, note
 
 pytest.importorskip("moto.server", reason="needs moto[server]")
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +48,11 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setattr(tempfile, "tempdir", None)
     return folder
+
+
+def left_in(scratch: Path) -> list[Path]:
+    """What is ours in a scratch; packages that Ray Tune imports leave folders, too."""
+    return [path for path in scratch.iterdir() if "ht-ray" in path.name]
 
 
 def took(what: Callable[[], Any]) -> float:
@@ -87,14 +94,14 @@ def test_checkpoints(server: Server, scratch: Path, monkeypatch: pytest.MonkeyPa
     storage.write(f"one/{newest}/trial/deep/state.json", b"{}")
     said: list[str] = []
     again = Counting({"seed": 1, "parts": 9}, None)
-    found = store.load_newest(lambda: again, said.append)
+    found = store.load_newest(lambda _: again, said.append)
     assert found is not None
     assert (found[1].position, len(said)) == ((2, 0), 1)
     again.advance()
     assert again.advance() == trial.advance()
     store.end(keep=False)
     assert storage.names("one") == []
-    assert not list(scratch.iterdir())
+    assert not left_in(scratch)
 
 
 @pytest.mark.parametrize(
@@ -165,16 +172,19 @@ def test_the_drivers_files_come_and_go(server: Server, scratch: Path) -> None:
         create_study(place.directory, study(spec("one")))
         filled(place.directory, 2)
         (place.directory / "trials/one/events.out.1").write_bytes(b"first")
+        (place.directory / "tensorboard/plain").mkdir(parents=True)
+        (place.directory / "tensorboard/plain/events.out.1").write_bytes(b"kept")
         place.sync()
         assert "lease.json" in place.storage.names()
         assert place.storage.read("trials/one/results.jsonl").count(b"\n") == 2
-    assert not list(scratch.iterdir())
-    assert Storage(uri).names() == ["config.json", "trials", "trials.json"]
+    assert not left_in(scratch)
+    assert Storage(uri).names() == ["config.json", "tensorboard", "trials", "trials.json"]
     with open_place(uri, patience=5, say=pytest.fail) as place:
         assert TrialRecord(place.directory, spec("one")).reports == 2
         filled(place.directory, 3)
         (place.directory / "trials/one/events.out.1").unlink()
         (place.directory / "trials/one/events.out.2").write_bytes(b"second")
+    assert Storage(uri).read("tensorboard/plain/events.out.1") == b"kept"
     assert Storage(uri).names("trials/one") == ["events.out.2", "results.jsonl", "status.json"]
     assert Storage(uri).read("trials/one/results.jsonl").count(b"\n") == 3
 
@@ -217,8 +227,10 @@ def test_an_outage_is_told_and_loses_nothing(server: Server, scratch: Path) -> N
     uri = server.uri("outage/first", port=proxy.port)
     with open_place(uri, patience=60, say=said.append) as place:
         create_study(place.directory, study(spec("one")))
+        written = time.monotonic()
         place.sync()
         with proxy.away():
+            place.sync(written)  # it is there already
             filled(place.directory, 4)
             note(place.directory, "test")
             assert place.mirror is not None
@@ -264,10 +276,43 @@ def test_a_study(cluster: str, server: Server, tmp_path: Path, scratch: Path) ->
     result, said = run(QUICK, results_dir=uri, keep_checkpoints=False)
     assert (result.exit_code, result.location) == (0, uri), said
     assert_same(QUICK, uri, tmp_path / "plain")
-    assert Storage(uri).names() == ["config.json", "journal.jsonl", "results.csv", "trials", "trials.json"]
-    assert not list(scratch.iterdir())
+    assert set(Storage(uri).files()) == {
+        *("config.json", "journal.jsonl", "results.csv", "trials.json"),
+        *(f"trials/{name}/{file}" for name in ("one", "two") for file in ("results.jsonl", "status.json")),
+    }
+    assert not left_in(scratch)
     again, _ = run(QUICK, resume_or_start=uri)
     assert (again.finished, again.exit_code) == (2, 0)
+
+
+@pytest.mark.parametrize("seconds", [5, pytest.param(30, marks=pytest.mark.slow)])
+def test_a_worker_waits_for_its_storage(server: Server, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """A worker's steps without Ray around it, while its store refuses connections and breaks those that are open."""
+    from ht_ray.sweep.trainable import Assignment, StudyTrainable, WorkerPlan
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    proxy = Proxy(server.port)
+    checkpoints = Storage(server.uri(f"worker-{seconds}/checkpoints", port=proxy.port))
+    config = {"seed": 1, "parts": 6}
+    worker = StudyTrainable.__new__(StudyTrainable)
+    worker._plan = WorkerPlan("sweep_trials:Counting", (Assignment("one", config),), checkpoints, (), patience=120.0)
+    worker._shared, worker._leaving = None, False
+    worker._assign(0)
+    told = [worker._step(), worker._step()]
+    timer = threading.Timer(seconds, proxy.join)
+    proxy.cut()
+    timer.start()
+    while told[-1]["outcome"] != "finished":
+        told.append(worker._step())
+    outcomes = [result["outcome"] for result in told if result["outcome"] != "waiting"]
+    assert outcomes == [*["running"] * 5, "finished"]
+    assert len(told) > 6
+    lines = [{**json.loads(result["report"]), "seconds": None} for result in told if "report" in result]
+    trial = Counting(config, None)
+    assert [line["curves"] for line in lines] == [trial.advance().curves for _ in range(6)]
+    assert "cannot be used" in worker._notes[0]["detail"]
+    assert "can be used again, after" in worker._notes[1]["detail"]
+    assert [name[:6] for name in checkpoints.names("one")] == ["000005", "000006"]
 
 
 @pytest.mark.slow
@@ -298,7 +343,7 @@ def test_a_server_that_is_away_for_half_a_minute_twice(
     assert sum("cannot be used" in text for text in told) >= 2
     assert any("again, after" in text for text in told)
     assert not [line for line in journal(direct) if line["event"] == "fault"]
-    assert not list(scratch.iterdir())
+    assert not left_in(scratch)
 
 
 @pytest.mark.slow
@@ -321,7 +366,7 @@ def test_a_killed_driver_is_resumed_from_the_storage(
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
     assert "lease.json" in Storage(uri).names()
-    assert list(scratch.iterdir())
+    assert left_in(scratch)
     result, said = run(LONG, resume_or_start=uri)
     assert result.exit_code == 0
     assert "Waiting up to" not in said  # its process is known to be gone
@@ -331,16 +376,19 @@ def test_a_killed_driver_is_resumed_from_the_storage(
         "run started",
         "run ended",
     ]
-    assert not list(scratch.iterdir())
+    assert not left_in(scratch)
 
 
 @pytest.mark.slow
 def test_wrong_credentials_are_refused_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     # From its second request on the server asks who is there.
     monkeypatch.setenv("INITIAL_NO_AUTH_ACTION_COUNT", "1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nobody")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with s3_server() as strict:
-        for field in ("results_dir", "resume"):
-            with pytest.raises(SettingError, match=r"ACCESS_DENIED|Access ?Denied|InvalidAccessKeyId|403"):
+        for field in ("results_dir", "resume", "resume_or_start"):
+            with pytest.raises(SettingError, match=r"ACCESS_DENIED|INVALID_ACCESS_KEY_ID"):
                 check_before_ray(SweepConfig(**{field: strict.uri("first")}))
 
 

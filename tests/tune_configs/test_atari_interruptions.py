@@ -16,6 +16,8 @@ from ht_ray.sweep import Interrupted, Report
 from tune_configs.atari100k import AtariSettings, BBFSettings, trials
 from tune_configs.atari_trial import AtariTrial
 
+pytestmark = pytest.mark.timeout(900)  # emulators and agents are made anew many times, on a busy machine slowly
+
 STUDY: dict[str, Any] = {
     "steps": 50,
     "evaluate_every": 30,
