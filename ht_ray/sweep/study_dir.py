@@ -377,9 +377,8 @@ class TrialRecord:
             self.on_change(self)
 
     def _make_folder(self) -> None:
-        # Not all its parents: a study whose directory is gone is not to be begun anew in an empty one.
+        # Not its parents: a study whose directory is gone is not to be begun anew in an empty one.
         with storage_errors(self.directory):
-            self.directory.parent.mkdir(exist_ok=True)
             self.directory.mkdir(exist_ok=True)
 
     def _count(self, report: Mapping[str, Any]) -> None:

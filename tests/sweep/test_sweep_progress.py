@@ -93,6 +93,7 @@ def test_lines_after_many_changes_are_those_of_a_new_look(
     tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, str]], data: st.DataObject
 ) -> None:
     directory = tmp_path_factory.mktemp("changes")
+    (directory / "trials").mkdir()
     records = [TrialRecord(directory, spec(f"t{seed}", seed=seed)) for seed in range(5)]
     progress = StudyProgress("s", records, "loss", "min", slots=2)
     for number, change in changes:
@@ -121,6 +122,7 @@ def test_clock() -> None:
 
 
 def test_summary_names_the_best_finished_trial(tmp_path: Path) -> None:
+    (tmp_path / "trials").mkdir()
     records = [TrialRecord(tmp_path, spec(f"t{seed}", label=f"m={seed}", seed=seed)) for seed in range(4)]
     for record, loss in zip(records, (0.5, 0.2, 0.1, None), strict=True):
         record.start()

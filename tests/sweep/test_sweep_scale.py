@@ -22,6 +22,7 @@ def test_names_are_not_pickled_with_each_trial() -> None:
 
 
 def test_lines_look_at_few_records(tmp_path: Path) -> None:
+    (tmp_path / "trials").mkdir()
     records = [TrialRecord(tmp_path, spec(f"t{number}", seed=number)) for number in range(300)]
     progress = StudyProgress("s", records, "loss", "max", slots=4)
     for record in records[:5]:

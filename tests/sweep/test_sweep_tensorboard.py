@@ -43,7 +43,7 @@ def report(record: TrialRecord, events: StudyEvents, loss: float | None, steps: 
 
 
 def records_of(directory: Path, *labels: str, seeds: int = 2) -> list[TrialRecord]:
-    directory.mkdir(exist_ok=True)
+    (directory / "trials").mkdir(parents=True, exist_ok=True)
     named = [(label, seed) for label in labels for seed in range(seeds)]
     records = [TrialRecord(directory, spec(f"{label[0]}{seed}", label=label, seed=seed)) for label, seed in named]
     for record in records:
