@@ -68,6 +68,16 @@ class Counting:
         self.state, self.part, self.seen = saved["state"], saved["part"], saved["seen"]
 
 
+class DiesWhenReplaced(Counting):
+    """Kills its worker as it makes room for the next trial."""
+
+    def __del__(self) -> None:
+        died = self.config.get("died_replaced")
+        if died is not None and self.part == self.config["parts"] and not Path(died).exists():
+            Path(died).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 class Interruptible(Counting):
     """Takes ten steps in each part, and can be saved after each of them."""
 

@@ -234,6 +234,15 @@ def test_progress_is_told(mixed: tuple[Path, StudyResult, str]) -> None:
     assert "(seed 3)" in last or "(seed 0)" in last
 
 
+def test_worker_that_dies_between_two_trials(tmp_path: Path) -> None:
+    trials = [spec(f"t{seed}", seed=seed, died_replaced=str(tmp_path / "died")) for seed in (0, 1, 2)]
+    what = study(*trials, factory="sweep_trials:DiesWhenReplaced", shared=SHARED)
+    result, said = run(what, tmp_path / "study", max_concurrent=1, max_failures=1, tensorboard="none")
+    assert (tmp_path / "died").exists()
+    assert (result.finished, result.exit_code) == (3, 0), said
+    assert [status(tmp_path / "study", f"t{seed}")["restarts"] for seed in (0, 1, 2)] == [0, 1, 0]
+
+
 def test_failed_trials_run_again_when_resumed(tmp_path: Path) -> None:
     directory, gone = tmp_path / "study", str(tmp_path / "died")
     trials = study(spec("once", die_at=2, died=gone), spec("fine", seed=1))
