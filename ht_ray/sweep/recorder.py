@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -261,6 +263,19 @@ class StudyRecorder(tune.Callback):
 
     def _show_metrics(self) -> None:
         self._metrics.status(self._progress.counts, self._progress.seconds_left(), self._progress.best)
+
+    def tidy(self) -> None:
+        """Go on deleting what a driver that was killed had begun to delete."""
+        if (folder := self._checkpoints.local) is None:
+            return  # on storage elsewhere nothing is half deleted
+        for record in self._records:
+            if record.status in ("finished", "diverged", "stopped") and any((folder / record.spec.id).glob(".*.tmp")):
+                self._cleaning.append(self._cleaner.submit(self._remove_remains, folder / record.spec.id))
+
+    @staticmethod
+    def _remove_remains(folder: Path) -> None:
+        for path in folder.glob(".*.tmp"):
+            shutil.rmtree(path)
 
     def _clean(self, record: TrialRecord, ended: float) -> None:
         # On storage elsewhere the last report may still be on its way there.

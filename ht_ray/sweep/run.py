@@ -240,6 +240,7 @@ def _run(
         searching,
         stopping=lambda: stop.requested,
     )
+    recorder.tidy()
     plan = WorkerPlan(
         study.factory,
         tuple(Assignment(record.spec.id, record.spec.config) for record in due),

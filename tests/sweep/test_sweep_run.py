@@ -250,8 +250,13 @@ def test_failed_trials_run_again_when_resumed(tmp_path: Path) -> None:
     assert (result.finished, result.failed) == (1, 1)
     assert "its worker died, once (no restarts are allowed)" in status(directory, "once")["error"]
     before = (directory / "trials/fine/results.jsonl").read_bytes()
+    # What a driver leaves that is killed while it deletes.
+    half_deleted = directory / "checkpoints/fine/.000001-000000-0bcb6d17.93f0b362.tmp"
+    half_deleted.mkdir()
+    (half_deleted / "manifest.json").touch()
     result, _ = run(trials, directory, resume=str(directory), tensorboard="none")
     assert (result.finished, result.failed, result.exit_code) == (2, 0, 0)
+    assert not list(directory.rglob("*.tmp"))
     assert len(reports(directory, "once")) == 3
     assert status(directory, "once")["error"] is None
     assert (directory / "trials/fine/results.jsonl").read_bytes() == before
