@@ -98,7 +98,7 @@ def study_commands() -> list[Any]:
             words = ["python", words[2].replace(".", "/") + ".py", *words[3:]]
         if words[0] == "python" and words[1].endswith(".py"):
             assert (ROOT / words[1]).is_file(), f"{place}: there is no {words[1]}"
-            if not words[1].startswith("benchmarks/"):
+            if not words[1].startswith(("benchmarks/", "tests/")):
                 found.append(pytest.param(words[1], words[2:], id=place))
     return found
 
