@@ -270,7 +270,8 @@ def test_failed_trials_run_again_when_resumed(tmp_path: Path) -> None:
 
 def test_killed_driver_resumes_to_the_same_results(cluster: str, undisturbed: Path, tmp_path: Path) -> None:
     directory = tmp_path / "study"
-    driver = start_driver(cluster, directory)
+    # Parts so long that both trials run at some moment, whenever their workers start.
+    driver = start_driver(cluster, directory, sleep=1.5)
     wait_for(
         lambda: (
             len(list(directory.glob("checkpoints/long-1/*/manifest.json"))) >= 2
@@ -286,7 +287,7 @@ def test_killed_driver_resumes_to_the_same_results(cluster: str, undisturbed: Pa
     with (directory / "trials/long-2/results.jsonl").open("ab") as file:
         file.write(b'{"index": 6, "curves": {"epoch": [{"st')
 
-    result, said = run(long_study(PART), directory, resume=str(directory))
+    result, said = run(long_study(1.5), directory, resume=str(directory))
     assert result.finished == 2
     for trial in ("long-1", "long-2"):
         assert reports(directory, trial) == reports(undisturbed, trial)
