@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ht_ray._checks import SettingError
@@ -172,7 +172,7 @@ def test_what_a_kill_tore_is_counted_and_the_rest_read(study):
     assert "4 lines of journal.jsonl could not be read" in told(study)[1]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(
         st.dictionaries(

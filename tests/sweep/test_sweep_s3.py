@@ -297,7 +297,7 @@ def test_a_worker_waits_for_its_storage(server: Server, monkeypatch: pytest.Monk
     worker = StudyTrainable.__new__(StudyTrainable)
     worker._plan = WorkerPlan("sweep_trials:Counting", (Assignment("one", config),), checkpoints, (), patience=120.0)
     worker._shared, worker._leaving = None, False
-    worker._assign(0)
+    worker._assign({"trial": 0})
     told = [worker._step(), worker._step()]
     timer = threading.Timer(seconds, proxy.join)
     proxy.cut()
