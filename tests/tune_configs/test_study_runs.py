@@ -16,6 +16,7 @@ from study_files import all_reports, plain_loop, reports, rows, scalars, status,
 
 from ht_ray.report import load_study
 from ht_ray.sweep import TrialSpec
+from ht_ray.sweep.leave import TRIAL_WORKER
 from ht_ray.vision import ContinualConfig, MethodConfig, WarmStartConfig, summarise
 from tune_configs import ablation, continual
 from tune_configs.ablation import AblationSettings
@@ -155,7 +156,7 @@ def kill_worker(after: Path) -> None:
         worker = worker or [
             process
             for process in psutil.process_iter(["ppid", "cmdline"])
-            if process.info["ppid"] == raylet.pid and "StudyTrainable" in " ".join(process.info["cmdline"] or ())
+            if process.info["ppid"] == raylet.pid and TRIAL_WORKER in " ".join(process.info["cmdline"] or ())
         ]
         time.sleep(0.002)
     with suppress(psutil.NoSuchProcess):  # the study has ended otherwise, and the test says so
