@@ -199,7 +199,7 @@ def test_settings_survive_json(settings: VisionSettings) -> None:
 
 
 def test_settings_of_another_study_are_refused() -> None:
-    with pytest.raises(SettingError, match=r"momenta, reset_intervals.*another script"):
+    with pytest.raises(SettingError, match=r"momenta.*reset_intervals.*another script"):
         ContinualSettings.from_json(asdict(AblationSettings()))
 
 
