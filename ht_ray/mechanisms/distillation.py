@@ -56,6 +56,7 @@ class SelfDistillation(Mechanism):
     """
 
     rank: ClassVar[int] = -7
+    capturable = True
 
     def __init__(self, module: nn.Module, *, strength: float = 1.0, temperature: float = 1.0) -> None:
         super().__init__(module)

@@ -34,6 +34,10 @@ class Mechanism:
     """
 
     rank: ClassVar[int] = 0
+    #: Whether what it does within a step may be captured as a CUDA graph, whose replay calls nothing of it:
+    #: `before_forward`, `watching`, `loss`, `before_step` and, with a rank below 0, `after_step` change tensors in
+    #: place, keep none, and neither count, draw nor decide on the host.
+    capturable: bool = False
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module

@@ -55,6 +55,7 @@ class OptimizerReset(Mechanism):
     """
 
     rank: ClassVar[int] = 6
+    capturable = True
 
     def __init__(
         self, module: nn.Module, *, interval: int | None = 1, unit: Literal["epochs", "steps"] = "epochs"

@@ -88,6 +88,7 @@ class L2(Mechanism):
     """
 
     rank: ClassVar[int] = -10
+    capturable = True
 
     def __init__(
         self, module: nn.Module, *, strength: float = 0.1, coupling: Literal["decoupled", "loss"] = "decoupled"
@@ -151,6 +152,7 @@ class SpectralDecoupling(Mechanism):
     """
 
     rank: ClassVar[int] = -9
+    capturable = True
 
     def __init__(self, module: nn.Module, *, strength: float = 0.01) -> None:
         super().__init__(module)
@@ -239,6 +241,8 @@ class Regenerative(Mechanism):
         self.norm = norm
         self.coupling = coupling
         self.toward = toward
+        # Fresh weights are drawn in each step, and the decoupled form reads the learning rate as a number.
+        self.capturable = coupling == "loss" and toward == "initial"
         self.seed = seed
         self.factory = factory
         #: How often fresh weights were drawn.

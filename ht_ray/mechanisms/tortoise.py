@@ -165,7 +165,20 @@ class Tortoise:
         bool
             Whether the hare was reset.
         """
-        self.follow()
+        self.average()
+        return self.count_step(optimizer)
+
+    def count_step(self, optimizer: Optimizers | None = None) -> bool:
+        """Count a step that the tortoise has followed, and reset the hare if that is due in steps.
+
+        The second half of `step`, for loops that replay the first, `average`, from a CUDA graph.
+
+        Returns
+        -------
+        bool
+            Whether the hare was reset.
+        """
+        self.updates += 1
         if self.reset_unit == "steps" and self.reset_interval and self.updates % self.reset_interval == 0:
             self.reset(optimizer)
             return True
@@ -192,9 +205,13 @@ class Tortoise:
         return False
 
     def follow(self) -> None:
-        """Move the tortoise towards the hare by one step of the average."""
-        self.weights.lerp_from(self.hare, 1.0 - self.momentum)
+        """Move the tortoise towards the hare by one step of the average, and count it."""
+        self.average()
         self.updates += 1
+
+    def average(self) -> None:
+        """Move the tortoise towards the hare by one step of the average, and count nothing."""
+        self.weights.lerp_from(self.hare, 1.0 - self.momentum)
 
     def reset(self, optimizer: Optimizers | None = None) -> None:
         """Set the hare back to the tortoise.

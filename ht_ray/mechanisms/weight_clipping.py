@@ -57,6 +57,7 @@ class WeightClipping(Mechanism):
     """
 
     rank: ClassVar[int] = -1
+    capturable = True
 
     def __init__(self, module: nn.Module, *, factor: float | None = 2.0) -> None:
         super().__init__(module)

@@ -5,6 +5,8 @@ Every image gets its own crop and flip (torchvision's transforms draw one for th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -61,17 +63,53 @@ def random_crop_flip(
     >>> augmented.shape, augmented.dtype
     (torch.Size([2, 3, 8, 8]), torch.uint8)
     """
+    if images.dim() != 4:
+        raise SettingError(f"random_crop_flip: images of shape {tuple(images.shape)}: accepted is (B, C, H, W).")
+    places = draw_places(len(images), images.shape[2:], generator=generator, padding=padding)
+    if images.is_cuda and not places.is_cuda:
+        places = places.pin_memory()
+    places = places.to(images.device, non_blocking=True)
+    return crop_flip_places(images, places, padding=padding, flip=flip, fill=fill)
+
+
+def _padding(padding: int | None, sides: Sequence[int]) -> int:
     if padding is None:
-        padding = min(4, round(min(images.shape[2:]) / 8)) if images.dim() == 4 else 0
+        return min(4, round(min(sides) / 8))
     check_number("random_crop_flip: padding", padding, low=0, integer=True)
-    places = 2 * padding + 1
-    # One draw, and so one transfer, holds an image's row, column and flip.
-    draws = torch.randint(2 * places * places, (len(images),), generator=generator, device=generator.device)
-    if images.is_cuda and not draws.is_cuda:
-        draws = draws.pin_memory()
-    draws = draws.to(images.device, non_blocking=True)
-    corners = torch.stack([draws // (2 * places), draws // 2 % places], dim=1)
-    return crop_flip(images, corners, draws % 2 == 1 if flip else None, padding=padding, fill=fill)
+    return padding
+
+
+def draw_places(count: int, sides: Sequence[int], *, generator: torch.Generator, padding: int | None = None) -> Tensor:
+    """Draw the crops and flips of `count` images with these `sides`, each as one whole number.
+
+    Parameters
+    ----------
+    count : int
+        How many.
+    sides : sequence of int
+        Height and width of the images.
+    generator : torch.Generator
+        Where they are drawn. Drawn at once or in parts, by a generator on the CPU, they are the same.
+    padding : int, optional
+        As for `random_crop_flip`.
+
+    Returns
+    -------
+    Tensor
+        ``(count,)``, int64, on the generator's device.
+    """
+    corners = (2 * _padding(padding, sides) + 1) ** 2
+    return torch.randint(2 * corners, (count,), generator=generator, device=generator.device)
+
+
+def crop_flip_places(
+    images: Tensor, places: Tensor, *, padding: int | None = None, flip: bool = True, fill: Tensor | None = None
+) -> Tensor:
+    """Crop and flip as drawn by `draw_places`, on the same device; arguments as for `random_crop_flip`."""
+    padding = _padding(padding, images.shape[2:])
+    side = 2 * padding + 1
+    corners = torch.stack([places // (2 * side), places // 2 % side], dim=1)
+    return crop_flip(images, corners, places % 2 == 1 if flip else None, padding=padding, fill=fill)
 
 
 def crop_flip(

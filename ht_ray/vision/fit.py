@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ht_ray._checks import check_number
 from ht_ray.diagnostics import IndicatorConfig
@@ -24,8 +23,9 @@ from ht_ray.vision.indicators import make_indicators
 from ht_ray.vision.loader import InMemoryLoader, Normalise
 from ht_ray.vision.method import Method
 from ht_ray.vision.method_config import MethodConfig
-from ht_ray.vision.optimizer import TrainingConfig, make_optimizer, set_learning_rate, warmup_factor
+from ht_ray.vision.optimizer import TrainingConfig, make_optimizer
 from ht_ray.vision.streams import Stream
+from ht_ray.vision.training_step import GraphMode, TrainingStep, use_graph
 
 __all__ = ["Diverged", "Row", "fit", "load_checkpoint", "save_checkpoint", "summarise"]
 
@@ -83,6 +83,7 @@ def fit(
     seed: int = 0,
     device: torch.device | str = "cpu",
     forward: Callable[[Tensor], Tensor] | None = None,
+    graph: GraphMode = "auto",
     indicators: IndicatorConfig | None = None,
     evaluate_every: int = 1,
     checkpoint: str | Path | None = None,
@@ -107,6 +108,9 @@ def fit(
         Where to train; `model` and images are moved there.
     forward
         Called in place of `model` in training, e.g. ``torch.compile(model)``.
+    graph : {"auto", "on", "off"}
+        Whether steps are captured as a CUDA graph and replayed (see `TrainingStep`). ``"auto"`` (default): on a CUDA
+        device, where the method can be captured and `forward` is not given; ``"on"`` refuses where it is not possible.
     indicators
         Which plasticity indicators of `model` (the hare) are measured, and how often; none by default. They leave no
         trace.
@@ -131,7 +135,7 @@ def fit(
     Diverged
         If the training loss is NaN or infinite at the end of an epoch.
     SettingError
-        If `evaluate_every` is not a positive whole number.
+        If `evaluate_every` is not a positive whole number, or `graph` is ``"on"`` and the step cannot be captured.
     ValueError
         If `checkpoint` is that of a run with other settings, seed or stream.
 
@@ -153,6 +157,7 @@ def fit(
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     model.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
     acting = method if isinstance(method, Method) else Method(acting_config, model, seed=seed)
+    captured = use_graph(graph, device=device, method=acting, forward=forward)
     settings = {
         "method": asdict(acting.config),
         "training": asdict(config),
@@ -203,33 +208,23 @@ def fit(
         if config.fresh_optimizer:
             optimizer = make_optimizer(model.parameters(), config)
         acting.begin_phase(phase.index, optimizer, steps_per_epoch=len(loader), epochs=phase.epochs)
-        total, step = len(loader) * phase.epochs, 0
+        step = TrainingStep(
+            model,
+            loader,
+            optimizer,
+            acting,
+            config,
+            epochs=phase.epochs,
+            forward=forward,
+            graph=captured,
+            required=graph == "on",
+        )
         for epoch in range(1, phase.epochs + 1):
             model.train()
-            loss_sum = torch.zeros((), device=device)
-            correct = torch.zeros((), dtype=torch.int64, device=device)
-            seen = 0
+            step.begin_epoch()
             with isolated_rng(derive_seed(seed, "dropout", phase.index, epoch)):
-                for batch, labels in loader:
-                    set_learning_rate(optimizer, warmup_factor(step, total, config.warmup_ratio))
-                    optimizer.zero_grad()
-                    with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-                        acting.before_forward(batch)
-                        with acting.watching():
-                            logits = (forward or model)(batch)
-                    outputs = logits.float()
-                    loss = functional.cross_entropy(outputs, labels)
-                    acting.loss(loss, outputs).backward()
-                    if config.clip is not None:
-                        nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-                    acting.before_step(optimizer)
-                    optimizer.step()
-                    acting.after_step(optimizer, batch)
-                    loss_sum += loss.detach() * len(labels)
-                    correct += (logits.detach().argmax(1) == labels).sum()
-                    seen += len(labels)
-                    step += 1
-            train_loss = loss_sum.item() / seen
+                step.run()
+            train_loss = step.loss_sum.item() / step.seen
             if not math.isfinite(train_loss):
                 raise Diverged(f"training loss {train_loss} in phase {phase.index + 1}, epoch {epoch}")
             last = epoch == phase.epochs
@@ -252,7 +247,7 @@ def fit(
                 "phase": phase.index + 1,
                 "epoch": epoch,
                 "train_loss": train_loss,
-                "train_accuracy": correct.item() / seen,
+                "train_accuracy": step.correct.item() / step.seen,
                 "test_loss": tested.loss,
                 "test_accuracy": tested.accuracy,
             }

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ht_ray._checks import SettingError, check_choice, check_number
 from ht_ray.mechanisms import generator
-from ht_ray.vision.augment import random_crop_flip
+from ht_ray.vision.augment import crop_flip_places, draw_places
 from ht_ray.vision.optimizer import AUGMENTATIONS
 
 __all__ = ["InMemoryLoader", "Normalise"]
@@ -33,6 +34,30 @@ class Normalise:
     def __call__(self, images: Tensor) -> Tensor:
         """Return float32 of the shape ``(B, C, H, W)`` of `images`."""
         return torch.addcmul(self._shift, images.to(torch.float32), self._scale)
+
+
+class EpochDraws(NamedTuple):
+    """What is drawn for one epoch, on the images' device, in the order of its samples; all of shape ``(n,)``."""
+
+    indices: Tensor
+    labels: Tensor
+    #: Of crops and flips, see `ht_ray.vision.augment.draw_places`; None without augmentation.
+    places: Tensor | None
+
+    def rows(self, rows: slice | Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return some of its samples, by their place in the order."""
+        indices, labels, places = (
+            part if part is None else part[rows] if isinstance(rows, slice) else part.index_select(0, rows)
+            for part in self
+        )
+        assert indices is not None and labels is not None
+        return indices, labels, places
+
+    def copy_(self, other: EpochDraws) -> None:
+        """Take over the values of another epoch of the same phase, in place."""
+        for own, value in zip(self, other, strict=True):
+            if own is not None and value is not None:
+                own.copy_(value)
 
 
 class InMemoryLoader:
@@ -101,18 +126,44 @@ class InMemoryLoader:
         whole, rest = divmod(len(self.indices), self.batch_size)
         return whole + (rest > 1 or (rest == 1 and whole == 0))
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self) -> Iterator[tuple[int, int]]:
+        """Yield where each batch of an epoch starts, and its size."""
+        samples = min(len(self.indices), len(self) * self.batch_size)
+        for start in range(0, samples, self.batch_size):
+            yield start, min(self.batch_size, samples - start)
+
+    def draw_epoch(self) -> EpochDraws:
+        """Draw the order and the augmentation of the next epoch; `epoch` is advanced by it."""
         epoch, self.epoch = self.epoch, self.epoch + 1
         draw = generator(self.seed, "shuffle", self.phase, epoch)
         order = torch.randperm(len(self.indices), generator=draw).to(self.images.device)
-        indices, labels = self.indices[order], self.labels[order]
-        augmenting = generator(self.seed, "augmentation", self.phase, epoch)
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            # Copies whole images, where indexing goes by the pixel: some 20 times as fast on a CPU.
-            images = self.images.index_select(0, indices[start : start + self.batch_size])
-            if self.augment != "none":
-                images = random_crop_flip(images, generator=augmenting, flip=self.augment == "crop_flip")
-            batch = images if self.normalise is None else self.normalise(images)
-            if self.channels_last:
-                batch = batch.contiguous(memory_format=torch.channels_last)
-            yield batch, labels[start : start + self.batch_size]
+        places = None
+        if self.augment != "none":
+            draw = generator(self.seed, "augmentation", self.phase, epoch)
+            places = draw_places(len(order), self.images.shape[2:], generator=draw).to(self.images.device)
+        return EpochDraws(self.indices[order], self.labels[order], places)
+
+    def batch(self, draws: EpochDraws, rows: slice | Tensor) -> tuple[Tensor, Tensor]:
+        """Return inputs and labels of some of an epoch's samples.
+
+        Parameters
+        ----------
+        draws : EpochDraws
+            Of the epoch.
+        rows : slice or Tensor
+            Which of its samples, by their place in its order; a tensor is int64 ``(B,)`` on the images' device.
+        """
+        indices, labels, places = draws.rows(rows)
+        # Copies whole images, where indexing goes by the pixel: some 20 times as fast on a CPU.
+        images = self.images.index_select(0, indices)
+        if places is not None:
+            images = crop_flip_places(images, places, flip=self.augment == "crop_flip")
+        batch = images if self.normalise is None else self.normalise(images)
+        if self.channels_last:
+            batch = batch.contiguous(memory_format=torch.channels_last)
+        return batch, labels
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        draws = self.draw_epoch()
+        for start, size in self.batches():
+            yield self.batch(draws, slice(start, start + size))

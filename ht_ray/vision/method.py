@@ -103,6 +103,16 @@ class Method:
     def _treated(self) -> Tortoise | None:
         return self.tortoise if self.config.reinitialise_tortoise else None
 
+    @property
+    def not_capturable(self) -> tuple[str, ...]:
+        """Names of the mechanisms that cannot be part of a CUDA graph (see `Mechanism.capturable`)."""
+        return tuple(name for name, mechanism in self.mechanisms.items() if not mechanism.capturable)
+
+    @property
+    def keeps_inputs(self) -> bool:
+        """Whether batches are kept beyond their step."""
+        return self.tortoise is not None and bool(self.inputs.maxlen)
+
     def begin_phase(self, phase: int, optimizer: Optimizer, *, steps_per_epoch: int, epochs: int) -> None:
         """Call before the first epoch of a phase (numbered from 0)."""
         if self.tortoise is not None:
@@ -149,15 +159,37 @@ class Method:
         for mechanism in self.mechanisms.values():
             mechanism.before_step(optimizer)
 
-    def after_step(self, optimizer: Optimizer, inputs: Tensor) -> None:
-        """Call after every optimiser step, with its batch."""
+    def update(self, optimizer: Optimizer) -> None:
+        """Call after every optimiser step: what belongs to it, and the tortoise's average.
+
+        The first half of `after_step`: tensors are changed in place, and nothing is decided, so that it may be part of
+        a CUDA graph, whose replay calls nothing.
+        """
         for mechanism in self._in_step:
             mechanism.after_step(optimizer, self._treated)
         if self.tortoise is not None:
-            self.tortoise.step(optimizer)
+            self.tortoise.average()
+
+    def after_update(self, optimizer: Optimizer, inputs: Tensor) -> bool:
+        """Call after `update`, or its replay, with the batch: resets and recycling that are due.
+
+        Returns
+        -------
+        bool
+            Whether network and optimiser may have been changed.
+        """
+        reset = False
+        if self.tortoise is not None:
+            reset = self.tortoise.count_step(optimizer)
             self.inputs.append(inputs)
         for mechanism in self._after_step:
             mechanism.after_step(optimizer, self._treated)
+        return reset or bool(self._after_step)
+
+    def after_step(self, optimizer: Optimizer, inputs: Tensor) -> None:
+        """Call after every optimiser step, with its batch: `update` and `after_update`."""
+        self.update(optimizer)
+        self.after_update(optimizer, inputs)
 
     def end_epoch(self, optimizer: Optimizer, *, last: bool) -> None:
         """Call after every epoch, before evaluation."""

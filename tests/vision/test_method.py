@@ -260,7 +260,8 @@ def test_the_order_at_each_moment_is_fixed(monkeypatch) -> None:
     for moment in ("loss", "before_step", "after_step", "end_epoch"):
         for called, mechanism in method.mechanisms.items():
             record(mechanism, called, moment)
-    record(method.tortoise, "tortoise", "step")
+    record(method.tortoise, "tortoise follows", "average")
+    record(method.tortoise, "tortoise", "count_step")
     record(method.tortoise, "tortoise", "end_epoch")
 
     begin(method, 1, optimizer)
@@ -280,7 +281,8 @@ def test_the_order_at_each_moment_is_fixed(monkeypatch) -> None:
     calls.clear()
     method.after_step(optimizer, batch)
     acting = [call for call in calls if call not in terms]
-    assert acting == ["upgd", "weight_clipping", "tortoise", "continual_backprop", "redo", "optimizer_reset"]
+    follows = ["upgd", "weight_clipping", "tortoise follows"]
+    assert acting == [*follows, "tortoise", "continual_backprop", "redo", "optimizer_reset"]
     calls.clear()
     method.end_epoch(optimizer, last=False)
     assert calls[0] == "tortoise" and calls.index("redo") < calls.index("optimizer_reset")

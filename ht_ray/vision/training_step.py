@@ -1,0 +1,280 @@
+"""The optimiser step of the plain loop: on a GPU captured once as a CUDA graph, then replayed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Optimizer
+
+from ht_ray._checks import SettingError, SettingWarning, check_choice
+from ht_ray.vision.loader import EpochDraws, InMemoryLoader
+from ht_ray.vision.method import Method
+from ht_ray.vision.optimizer import TrainingConfig, set_learning_rate, warmup_factor
+
+__all__ = ["GraphMode", "TrainingStep", "use_graph"]
+
+GraphMode = Literal["auto", "on", "off"]
+
+#: The type of device whose work can be captured.
+_CAPTURING = "cuda"
+
+
+def use_graph(graph: str, *, device: torch.device, method: Method, forward: object = None) -> bool:
+    """Return whether steps are replayed from a CUDA graph.
+
+    Parameters
+    ----------
+    graph : {"auto", "on", "off"}
+        ``"auto"`` where it is possible.
+    device : torch.device
+        Where the network is trained.
+    method : Method
+        What acts in a step.
+    forward : object, default None
+        What is called in place of the network, if anything.
+
+    Raises
+    ------
+    SettingError
+        If `graph` is none of the three, or ``"on"`` where it is not possible.
+    """
+    check_choice("fit: graph", graph, ["auto", "on", "off"])
+    reason = ""
+    if device.type != _CAPTURING:
+        reason = f"the device is {str(device)!r}, not a CUDA device"
+    elif method.not_capturable:
+        reason = f"{' and '.join(method.not_capturable)} decides or draws on the host within a step"
+    elif forward is not None:
+        reason = "`forward` is called in place of the network"
+    if graph == "on" and reason:
+        raise SettingError(f"fit: graph = 'on': {reason}. Accepted here is 'auto' or 'off'.")
+    return graph != "off" and not reason
+
+
+class TrainingStep:
+    """Optimiser steps over one phase: a batch, the loss, its gradient, the update, and what the method does in it.
+
+    On a GPU everything that is launched for a step costs the host some 10 microseconds, however small; a small network
+    then waits for the host. So the step is captured as a CUDA graph, one for each size of batch, and replayed: which
+    samples, which crops and which learning rate are read from tensors that are written once per epoch. What decides on
+    the host stays outside of the graph: resets, recycling, evaluation. The first step of a size is launched as without
+    a graph. When the network, the optimiser or the tortoise has other tensors than the graph writes to, it is captured
+    anew.
+
+    Results with and without a graph are the same, bit for bit, where the kernels are deterministic.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network, on the loader's device.
+    loader : InMemoryLoader
+        Of the phase.
+    optimizer : Optimizer
+        Over `model`.
+    method : Method
+        Over `model`.
+    config : TrainingConfig
+        Learning rate and warm-up, clipping, precision.
+    epochs : int
+        Of the phase, for the warm-up.
+    forward : callable, optional
+        Called in place of `model`.
+    graph : bool, default False
+        Whether to capture (see `use_graph`).
+    required : bool, default False
+        Whether a step that cannot be captured is an error; otherwise there is a warning, and it is not captured.
+
+    Attributes
+    ----------
+    loss_sum : Tensor
+        ``()``, the sum over the epoch's samples of the loss, without what the method adds to it.
+    correct : Tensor
+        ``()``, int64: how many of them were classified correctly as they were trained on.
+    seen : int
+        How many there were.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loader: InMemoryLoader,
+        optimizer: Optimizer,
+        method: Method,
+        config: TrainingConfig,
+        *,
+        epochs: int,
+        forward: Callable[[Tensor], Tensor] | None = None,
+        graph: bool = False,
+        required: bool = False,
+    ) -> None:
+        self.model = model
+        self.loader = loader
+        self.optimizer = optimizer
+        self.method = method
+        self.config = config
+        self.forward = model if forward is None else forward
+        self.required = required
+        device = loader.images.device
+        self._device = device
+        self._autocast = torch.bfloat16 if config.precision == "bf16" else None
+        self._total = len(loader) * epochs
+        self._steps = 0
+        self.loss_sum = torch.zeros((), device=device)
+        self.correct = torch.zeros((), dtype=torch.int64, device=device)
+        self.seen = 0
+        self._draws: EpochDraws | None = None
+        # A method that may be captured reads the learning rate from the device in every step, captured or not, so that
+        # both compute alike.
+        self._on_device = device.type == _CAPTURING and not method.not_capturable
+        rates_on_device(optimizer, device if self._on_device else None)
+        if self._on_device:
+            factors = [warmup_factor(step, self._total, config.warmup_ratio) for step in range(self._total)]
+            self._rates = [
+                torch.tensor([group["initial_lr"] * factor for factor in factors], device=device)
+                for group in optimizer.param_groups
+            ]
+            self._position = torch.zeros(1, dtype=torch.int64, device=device)
+            self._step = torch.zeros(1, dtype=torch.int64, device=device)
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] | None = {} if graph else None
+        self._launched: set[int] = set()
+        self._held: list[object] = []
+        self._stream = torch.cuda.Stream(device) if graph else None
+
+    def begin_epoch(self) -> None:
+        """Draw the order and the augmentation of the next epoch, and count from zero."""
+        draws = self.loader.draw_epoch()
+        if self._draws is None or not self._on_device:
+            self._draws = draws
+        else:
+            self._draws.copy_(draws)  # where the graph reads them
+        if self._on_device:
+            self._position.zero_()
+        self.loss_sum.zero_()
+        self.correct.zero_()
+        self.seen = 0
+        self._forget_replaced()
+
+    def run(self) -> None:
+        """Make one step with each batch of the epoch."""
+        for start, size in self.loader.batches():
+            if self._graphs is None:
+                self._launch(start, size)
+            elif size in self._graphs:
+                self._replay(size)
+            elif size in self._launched:
+                self._capture(size)
+            else:
+                self._launch_aside(start, size)
+            self.seen += size
+            self._steps += 1
+
+    def _launch(self, start: int, size: int) -> None:
+        if not self._on_device:
+            set_learning_rate(self.optimizer, warmup_factor(self._steps, self._total, self.config.warmup_ratio))
+        self._after(self._compute(start, size))
+
+    def _launch_aside(self, start: int, size: int) -> None:
+        # On the stream of the capture: what autograd and the libraries set up at a first step belongs to it.
+        assert self._stream is not None
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            batch = self._compute(start, size)
+        torch.cuda.current_stream(self._device).wait_stream(self._stream)
+        self._launched.add(size)
+        self._held = self._tensors()
+        self._after(batch)
+
+    def _capture(self, size: int) -> None:
+        assert self._graphs is not None
+        graph = torch.cuda.CUDAGraph()
+        self.optimizer.zero_grad()  # so that the gradients lie in the graph's own memory
+        try:
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                batch = self._compute(0, size)
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            message = f"the training step cannot be captured as a CUDA graph: {reason}"
+            if self.required:
+                raise SettingError(f"fit: graph = 'on': {message}. Accepted here is 'off'.") from error
+            warnings.warn(f"fit: {message}. Steps are launched one by one.", SettingWarning, stacklevel=4)
+            self._graphs = None
+            self._launch(0, size)
+            return
+        self._graphs[size] = graph, batch
+        self._replay(size)
+
+    def _replay(self, size: int) -> None:
+        assert self._graphs is not None
+        graph, batch = self._graphs[size]
+        graph.replay()
+        self._after(batch.clone() if self.method.keeps_inputs else batch)
+
+    def _after(self, batch: Tensor) -> None:
+        if self.method.after_update(self.optimizer, batch):
+            self._forget_replaced()
+
+    def _forget_replaced(self) -> None:
+        """Drop the graphs if network, optimiser or tortoise have other tensors than they write to."""
+        if self._graphs is None or not self._launched:
+            return
+        held = self._tensors()
+        if len(held) != len(self._held) or any(a is not b for a, b in zip(held, self._held, strict=True)):
+            self._graphs.clear()
+            self._launched.clear()
+
+    def _tensors(self) -> list[object]:
+        tensors: list[object] = [*self.model.parameters(), *self.model.buffers()]
+        tensors += [value for state in self.optimizer.state.values() for value in state.values()]
+        if self.method.tortoise is not None:
+            tensors += self.method.tortoise.weights.tensors.values()
+        return tensors
+
+    def _batch(self, start: int, size: int) -> tuple[Tensor, Tensor]:
+        assert self._draws is not None
+        if not self._on_device:
+            return self.loader.batch(self._draws, slice(start, start + size))
+        rows = torch.arange(size, device=self._device) + self._position
+        self._position += size
+        return self.loader.batch(self._draws, rows)
+
+    def _compute(self, start: int, size: int) -> Tensor:
+        """Launch one step, and return its batch. Nothing in here may wait for the device."""
+        if self._on_device:
+            for group, rates in zip(self.optimizer.param_groups, self._rates, strict=True):
+                group["lr"].copy_(rates.index_select(0, self._step).squeeze(0))
+            self._step += 1
+        batch, labels = self._batch(start, size)
+        self.optimizer.zero_grad()
+        with torch.autocast(self._device.type, dtype=self._autocast, enabled=self._autocast is not None):
+            self.method.before_forward(batch)
+            with self.method.watching():
+                logits = self.forward(batch)
+        outputs = logits.float()
+        loss = functional.cross_entropy(outputs, labels)
+        self.method.loss(loss, outputs).backward()  # type: ignore[no-untyped-call,unused-ignore]
+        if self.config.clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        self.method.before_step(self.optimizer)
+        self.optimizer.step()
+        self.method.update(self.optimizer)
+        with torch.no_grad():
+            self.loss_sum += loss.detach() * size
+            self.correct += (logits.detach().argmax(1) == labels).sum()
+        return batch
+
+
+def rates_on_device(optimizer: Optimizer, device: torch.device | None) -> None:
+    """Hold the learning rate of each parameter group in a tensor on `device`, or as a number with None.
+
+    Whatever the optimiser was loaded from; its initial rate is kept in the group as ``initial_lr``.
+    """
+    for group in optimizer.param_groups:
+        rate = float(group.setdefault("initial_lr", group["lr"]))
+        group["initial_lr"] = rate
+        group["lr"] = rate if device is None else torch.tensor(rate, device=device)
+        group["capturable"] = device is not None
