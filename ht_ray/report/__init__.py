@@ -44,6 +44,7 @@ from ht_ray.report.statistics import (
     correlation,
     drop_and_recovery,
     estimate,
+    mean_interval,
     paired_difference,
     t_quantile,
 )
@@ -95,6 +96,7 @@ __all__ = [
     "indicator_table",
     "interquartile_mean",
     "load_study",
+    "mean_interval",
     "method_bars",
     "method_value",
     "paired_difference",

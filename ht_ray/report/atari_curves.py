@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ht_ray.report.atari_figures import extent_caption, finished_variants, variant_styles
+from ht_ray.report.atari_figures import extent_caption, finished_variants, intervals_of, variant_styles
 from ht_ray.report.atari_reference import atari_games, reference_scores
 from ht_ray.report.atari_scores import aggregate_scores, interquartile_mean
 from ht_ray.report.atari_study import variants_of
@@ -30,7 +30,7 @@ def efficiency_figure(study: StudyData, *paths: PathLike) -> None:
     """Draw the interquartile mean of the human-normalised scores over the agent's steps, one line per variant.
 
     It is over all runs of all games at each step at which all of them were evaluated; bands are pointwise 95%
-    stratified bootstrap intervals.
+    intervals.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def efficiency_figure(study: StudyData, *paths: PathLike) -> None:
         figure.legend(loc="outside right center", frameon=False, fontsize=8, labelspacing=0.8, handlelength=3)
         caption = f"Evaluations during training. {extent_caption(variants)}"
         if any(variant.runs[0] > 1 for variant in variants):
-            caption += f" Bands: pointwise 95% stratified bootstrap intervals ({RESAMPLES} resamples)."
+            caption += f" Bands: pointwise {intervals_of(variants)}."
         title(figure, "Sample efficiency: interquartile mean over the agent's steps", study, caption)
 
     write_figure(draw, (9.5, 4.6), paths)

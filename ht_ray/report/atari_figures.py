@@ -10,14 +10,21 @@ from typing import Any
 import numpy as np
 
 from ht_ray.report.atari_reference import paper_scores
-from ht_ray.report.atari_scores import METRICS, performance_profile
+from ht_ray.report.atari_scores import METRICS, interval_names, performance_profile
 from ht_ray.report.atari_study import Variant, comparable, variants_of
 from ht_ray.report.drawing import COLOURS, Figure, PathLike, title, write_figure
 from ht_ray.report.lines import line_styles
 from ht_ray.report.paper import PAPER
 from ht_ray.report.study import MissingDataError, StudyData
 
-__all__ = ["aggregates_figure", "extent_caption", "finished_variants", "profile_figure", "variant_styles"]
+__all__ = [
+    "aggregates_figure",
+    "extent_caption",
+    "finished_variants",
+    "intervals_of",
+    "profile_figure",
+    "variant_styles",
+]
 
 PANELS = {
     "iqm": "Interquartile mean ↑",
@@ -33,7 +40,7 @@ THRESHOLDS = 401
 def aggregates_figure(study: StudyData, *paths: PathLike) -> None:
     """Draw the human-normalised aggregates, a panel for each and a row for each variant, in the order planned.
 
-    Bars reach over the 95% bootstrap interval, ticks are our values, diamonds those of the paper's variant of that
+    Bars reach over the 95% interval, ticks are our values, diamonds those of the paper's variant of that
     name. The caption says over which games, runs and steps ours are.
 
     Parameters
@@ -85,7 +92,7 @@ def aggregates_figure(study: StudyData, *paths: PathLike) -> None:
         panels[0].set_ylim(len(variants) - 0.4, -0.6)
         caption = f"Ticks: our values. {extent_caption(variants)}"
         if any(variant.runs[0] > 1 for variant in variants):
-            caption += " Bars: 95% stratified bootstrap intervals (50 000 resamples of the runs)."
+            caption += f" Bars: {intervals_of(variants)}."
         if any(own is not None for own in paper):
             caption += f" Diamonds: {PAPER}, table 1 (26 games, 100 000 steps)."
         caption += " The axes need not start at 0."
@@ -98,7 +105,7 @@ def aggregates_figure(study: StudyData, *paths: PathLike) -> None:
 def profile_figure(study: StudyData, *paths: PathLike) -> None:
     """Draw performance profiles: which share of the runs, averaged over the games, scores above each threshold.
 
-    Bands are pointwise 95% bootstrap intervals. The axis holds at least 95% of the scores, and the caption says how far
+    Bands are pointwise 95% intervals. The axis holds at least 95% of the scores, and the caption says how far
     they reach.
 
     Parameters
@@ -141,7 +148,7 @@ def profile_figure(study: StudyData, *paths: PathLike) -> None:
         figure.legend(loc="outside right center", frameon=False, fontsize=8, labelspacing=0.8, handlelength=3)
         caption = f"{extent_caption(variants)} Grey: half of the runs, and the human tester's score."
         if any(variant.runs[0] > 1 for variant in variants):
-            caption += " Bands: pointwise 95% stratified bootstrap intervals."
+            caption += f" Bands: pointwise {intervals_of(variants)}."
         if largest > end:
             caption += f" Scores reach {largest:.3g}, beyond the axis."
         title(figure, "Performance profiles", study, caption)
@@ -165,6 +172,12 @@ def finished_variants(study: StudyData, where: str) -> list[Variant]:
 
 def variant_styles(variants: Sequence[Variant]) -> list[dict[str, Any]]:
     return line_styles([variant.method for variant in variants])
+
+
+def intervals_of(variants: Sequence[Variant]) -> str:
+    """Return which intervals stand in a figure of these variants."""
+    kinds = dict.fromkeys(interval_names(variant.runs[0]) for variant in variants if variant.runs[0] > 1)
+    return " or ".join(kinds)
 
 
 def extent_caption(variants: Sequence[Variant]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ht_ray.report.atari_figures import extent_caption
+from ht_ray.report.atari_figures import extent_caption, intervals_of
 from ht_ray.report.atari_study import Variant, comparable, variants_of
 from ht_ray.report.drawing import Figure, PathLike, title, write_figure
 from ht_ray.report.heat_map import Cell, Measure, draw_grid, grid_of, grid_size, reference_name
@@ -28,7 +28,7 @@ def grid_methods(study: StudyData) -> tuple[str, ...]:
 def atari_heat_map(study: StudyData, *paths: PathLike, method: str = "hare_tortoise") -> None:
     """Draw the interquartile mean of the human-normalised scores over momentum (rows) and reset interval (columns).
 
-    In brackets stand the 95% bootstrap intervals. Every other variant stands beside the grid, coloured on the same
+    In brackets stand the 95% intervals. Every other variant stands beside the grid, coloured on the same
     scale, which spans the grid. The best cell is framed where all cells are over the same games, steps and evaluations.
 
     Parameters
@@ -71,7 +71,7 @@ def atari_heat_map(study: StudyData, *paths: PathLike, method: str = "hare_torto
         scale = draw_grid(figure, grid, references, framed, name="human-normalised IQM", heading=heading)
         caption = f"Cells: interquartile mean over all runs of all games. {extent_caption(finished)}"
         if any(variant.runs[0] > 1 for variant in finished):
-            caption += " In brackets: 95% stratified bootstrap intervals."
+            caption += f" In brackets: {intervals_of(finished)}."
         title(figure, "Human-normalised scores over momentum and reset interval", study, caption + scale)
 
     write_figure(draw, grid_size(grid, references), paths)

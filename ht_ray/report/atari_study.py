@@ -68,7 +68,7 @@ class Variant:
 
     @cached_property
     def aggregates(self) -> AtariAggregates:
-        """The aggregates of `scores`, with intervals of the default level and number of resamples."""
+        """The aggregates of `scores`, with 95% intervals."""
         return aggregate_scores(self.scores)
 
     @property

@@ -11,7 +11,7 @@ from ht_ray.report.atari_scores import METRICS, RESAMPLES, Bounded, probability_
 from ht_ray.report.atari_study import Variant, comparable, games_text, number_text, variant_notes, variants_of
 from ht_ray.report.names import NOTHING, describe, shown_short
 from ht_ray.report.paper import PAPER
-from ht_ray.report.statistics import estimate
+from ht_ray.report.statistics import ENOUGH, estimate
 from ht_ray.report.study import MissingDataError, StudyData
 from ht_ray.report.tables import Cell, Column, Table, context_of, problem_notes
 
@@ -19,15 +19,15 @@ __all__ = ["METRIC_TITLES", "aggregates_table", "games_table", "improvement_tabl
 
 METRIC_TITLES = {"iqm": "IQM", "median": "median", "mean": "mean", "optimality_gap": "optimality gap"}
 
-_BOOTSTRAP = (
-    f"95% percentile intervals of a bootstrap that draws runs within each game ({number_text(RESAMPLES)} resamples): "
-    "they tell how much other runs on these games would differ, not other games. Where a game has a single run there "
-    "is none."
+_INTERVALS = (
+    f"95% t intervals by game; with {ENOUGH} runs of each game or more, percentile intervals of a bootstrap that draws "
+    f"runs within each game ({number_text(RESAMPLES)} resamples). They tell how much other runs on these games would "
+    "differ, not other games. Where a game has a single run there is none."
 )
 
 
 def aggregates_table(study: StudyData) -> Table:
-    """Tabulate the human-normalised aggregates of each variant, with 95% bootstrap intervals, and the paper's.
+    """Tabulate the human-normalised aggregates of each variant, with 95% intervals, and the paper's.
 
     Under a variant whose name is one of `paper_scores` stands the paper's row; its other rows follow at the end.
     Columns and notes say over how many games, runs and steps a row is. Where all variants are over the same games,
@@ -66,7 +66,7 @@ def aggregates_table(study: StudyData) -> Table:
     notes = (
         "Human-normalised: 0 is the random agent, 1 the human tester. IQM: mean of the middle half of all runs of all "
         "games; median and mean: over the games' means; optimality gap: mean shortfall from 1 (less is better).",
-        f"In brackets: {_BOOTSTRAP}",
+        f"In brackets: {_INTERVALS}",
         f"(paper): {PAPER}, table 1, over 26 games; what follows is not as there. S&P: Shrink & Perturb, HR: head "
         "reset and its interval, H&T: Hare & Tortoise. Its table has no number of runs and no intervals.",
         *variant_notes(variants),
@@ -171,7 +171,7 @@ def improvement_table(study: StudyData, baseline: str | None = None) -> Table:
     notes = (
         "How often a run of the first scores higher than one of the second on the same game (a tie counts a half), "
         "averaged over the games that both have finished.",
-        f"In brackets: {_BOOTSTRAP}",
+        f"In brackets: {_INTERVALS}",
         *variant_notes(tuple(variants.values())),
     )
     return Table(f"Probability of improvement in {describe(study)}", columns, tuple(rows), notes, context_of(study))

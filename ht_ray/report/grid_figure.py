@@ -12,6 +12,7 @@ from ht_ray.report.grid_tables import Grid, grid_of
 from ht_ray.report.lines import MARKERS
 from ht_ray.report.names import seeds_text, shown_number
 from ht_ray.report.paper import PAPER, SPLIT_OF
+from ht_ray.report.statistics import interval_name
 from ht_ray.report.study import StudyData
 
 __all__ = ["grid_figure"]
@@ -20,7 +21,7 @@ __all__ = ["grid_figure"]
 def grid_figure(study: StudyData, *paths: PathLike, metric: str = "final_accuracy") -> None:
     """Draw an accuracy after warm-starting: a line over subset ratio for each label noise, and all cells as a map.
 
-    Points are means over the finished trials, whiskers the 95% bootstrap interval where there are two seeds or more.
+    Points are means over the finished trials, whiskers the 95% interval where there are two seeds or more.
     Where the paper has the number and the protocol is its own, its line is dashed, and its mean stands in parentheses.
 
     Parameters
@@ -45,7 +46,7 @@ def grid_figure(study: StudyData, *paths: PathLike, metric: str = "final_accurac
     caption = f"Means over {seeds_text(study.seeds)}" if planned > 1 else f"One seed ({seeds_text(study.seeds)})"
     if planned > min(own.planned for own in grid.cells.values()):
         caption += ", not all of them in every cell"
-    caption += "; whiskers: 95% bootstrap interval." if planned > 1 else "."
+    caption += f"; whiskers: {interval_name(planned)}." if planned > 1 else "."
     if paper:
         tables = dict.fromkeys(own.beside.value.table for own in grid.cells.values() if own.beside.value is not None)
         caption += f" Dashed, open, and in parentheses: {PAPER}, {' and '.join(tables)} (rounded there)."

@@ -10,9 +10,9 @@ from ht_ray._checks import SettingError, check_choice
 from ht_ray.report.lines import BASELINE
 from ht_ray.report.names import NOTHING, describe, shown_interval, shown_number, shown_pair
 from ht_ray.report.paper import SPLIT_OF, Beside, beside_paper, paper_notes
-from ht_ray.report.statistics import Estimate, bootstrap_interval, estimate
+from ht_ray.report.statistics import Estimate, estimate, mean_interval
 from ht_ray.report.study import MissingDataError, StudyData, TrialData, seed_values
-from ht_ray.report.tables import BOOTSTRAP_NOTE, TRAIN_NOTE, Cell, Column, Table, context_of, own_n, problem_notes
+from ht_ray.report.tables import INTERVAL_NOTE, TRAIN_NOTE, Cell, Column, Table, context_of, own_n, problem_notes
 
 __all__ = ["Grid", "GridCell", "grid_cells_table", "grid_metrics", "grid_of", "grid_table", "is_grid"]
 
@@ -86,7 +86,7 @@ def grid_of(study: StudyData, metric: str) -> Grid:
             raise MissingDataError(f"grid of {metric}: the trials form no grid: {error}") from error
         finished = sum(trial.finished for trial in trials)
         beside = beside_paper(study, trials[0], metric, grid=True)
-        cells[key] = GridCell(len(trials), finished, estimate(values), bootstrap_interval(values), beside)
+        cells[key] = GridCell(len(trials), finished, estimate(values), mean_interval(values), beside)
     if len(cells) < 2 or not any(own.estimate.n for own in cells.values()):
         raise MissingDataError(f"grid of {metric}: no finished trial over subset ratio and label noise has it.")
     ratios, noises = (tuple(sorted({key[axis] for key in cells})) for axis in (0, 1))
@@ -172,7 +172,7 @@ def grid_cells_table(study: StudyData, metrics: Sequence[str], *, repeated: bool
         Column("accuracy", ("split", "subset_ratio", "label_noise")),
         Column("seeds", ("seeds_finished", "seeds_planned")),
         Column("mean (%)", ("accuracy_mean", "accuracy_sd")),
-        Column("95% bootstrap interval", ("accuracy_low", "accuracy_high")),
+        Column("95% interval", ("accuracy_low", "accuracy_high")),
         Column("paper (%)", ("paper_mean", "paper_sd")),
         Column("minus paper", ("accuracy_minus_paper",)),
     )
@@ -180,7 +180,7 @@ def grid_cells_table(study: StudyData, metrics: Sequence[str], *, repeated: bool
         columns, rows = columns[:-2], [row[:-2] for row in rows]
     which = "Cells with more than one seed" if repeated else "All cells"
     return Table(
-        f"{which}{_method(study)}, {describe(study)}", columns, tuple(rows), (BOOTSTRAP_NOTE,), context_of(study)
+        f"{which}{_method(study)}, {describe(study)}", columns, tuple(rows), (INTERVAL_NOTE,), context_of(study)
     )
 
 

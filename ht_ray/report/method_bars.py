@@ -14,7 +14,7 @@ from ht_ray.report.drawing import COLOURS, EMPHASIS, Figure, PathLike, plain, ti
 from ht_ray.report.lines import BASELINE
 from ht_ray.report.names import seeds_text, shown_number, shown_unit, worded
 from ht_ray.report.paper import PAPER, Beside, beside_paper
-from ht_ray.report.statistics import bootstrap_interval, estimate
+from ht_ray.report.statistics import estimate, interval_name, mean_interval
 from ht_ray.report.study import MissingDataError, StudyData, group, seed_values
 
 __all__ = ["method_bars"]
@@ -28,7 +28,7 @@ PLAIN = "0.45"
 def method_bars(study: StudyData, metrics: Sequence[str], *paths: PathLike) -> None:
     """Draw a bar for each label, in the order planned, and a panel for each metric.
 
-    Bars are means over the finished trials, dots single seeds, whiskers the 95% bootstrap interval where there are two
+    Bars are means over the finished trials, dots single seeds, whiskers the 95% interval where there are two
     seeds or more. A diamond is the paper's value, where the paper has one and the protocol is its own. Where all bars
     would be long, squares stand for them on an axis that does not start at zero, and the caption says so.
 
@@ -73,7 +73,7 @@ def method_bars(study: StudyData, metrics: Sequence[str], *paths: PathLike) -> N
         means = " and ".join(["bars"] * (not all(cut.values())) + ["squares"] * any(cut.values()))
         caption = f"{means.capitalize()}: mean over {seeds_text(study.seeds)}."
         if len(study.seeds) > 1:
-            caption += " Dots: single seeds; whiskers: 95% bootstrap interval."
+            caption += f" Dots: single seeds; whiskers: {interval_name(len(study.seeds))}."
         caption += " An axis with squares does not start at 0." if any(cut.values()) else ""
         caption += _paper_caption([own for by_label in beside.values() for own in by_label.values()])
         what = " and ".join(worded(metric) for metric in metrics)
@@ -106,7 +106,7 @@ def _draw_bars(
             panel.text(0.01, place, "none finished", transform=panel.get_yaxis_transform(), va="center", fontsize=7.5)
             continue
         mean = factor * estimate(own).mean
-        ends = factor * np.array(bootstrap_interval(own))
+        ends = factor * np.array(mean_interval(own))
         parts = methods[label].split("+")
         colour = PLAIN if parts == [BASELINE] else EMPHASIS if "hare_tortoise" in parts else OTHERS
         if cut:

@@ -20,6 +20,8 @@ __all__ = [
     "correlation",
     "drop_and_recovery",
     "estimate",
+    "interval_name",
+    "mean_interval",
     "paired_difference",
     "t_quantile",
 ]
@@ -27,6 +29,9 @@ __all__ = [
 Seed = TypeVar("Seed")
 
 RESAMPLES = 10_000
+#: From how many values on a bootstrap of them tells how far their mean may be off. The percentile interval of 2, 3, 5,
+#: 10 normally distributed values, meant to hold their mean 95 times in 100, holds it 51, 74, 85, 90 times.
+ENOUGH = 20
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ def bootstrap_interval(
     """Return the percentile bootstrap interval of the mean of `values`; ``(nan, nan)`` below two values.
 
     The ends are quantiles of the means of `resamples` samples of the same size, drawn with replacement. From a handful
-    of seeds the interval is too narrow: its ends cannot lie beyond the values.
+    of values the interval is too narrow, as its ends cannot lie beyond them: take `mean_interval`.
 
     Parameters
     ----------
@@ -123,6 +128,44 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def mean_interval(values: Iterable[float], *, level: float = 0.95) -> tuple[float, float]:
+    """Return an interval for the mean of `values`; ``(nan, nan)`` below two values.
+
+    Below 20 values the t interval, ``mean ± t * sd / sqrt(n)``, for values that are normally distributed; from there on
+    the percentile bootstrap interval, for any.
+
+    Parameters
+    ----------
+    values : iterable of float
+        For instance one accuracy per seed.
+    level : float, default 0.95
+        The coverage, between 0 and 1.
+
+    Examples
+    --------
+    >>> low, high = mean_interval([0.70, 0.72, 0.74, 0.71, 0.73])
+    >>> round(low, 3), round(high, 3)
+    (0.7, 0.74)
+    """
+    check_number("mean_interval: level", level, low=0, high=1, low_open=True, high_open=True)
+    sample = np.fromiter(values, dtype=np.float64)
+    if sample.size >= ENOUGH:
+        return bootstrap_interval(sample, level=level)
+    own = estimate(sample)
+    half_width = _half_width(own, level)
+    return own.mean - half_width, own.mean + half_width
+
+
+def interval_name(values: int) -> str:
+    """Return which 95% interval of so many values is shown (see `mean_interval`)."""
+    return "95% bootstrap interval" if values >= ENOUGH else "95% t interval"
+
+
+def _half_width(own: Estimate, level: float) -> float:
+    """Return half the width of the t interval of a mean; NaN below two values."""
+    return t_quantile((1 + level) / 2, own.n - 1) * own.sd / math.sqrt(own.n) if own.n > 1 else math.nan
+
+
 def paired_difference(
     values: Mapping[Seed, float], baseline: Mapping[Seed, float], *, level: float = 0.95
 ) -> Difference:
@@ -142,10 +185,7 @@ def paired_difference(
     """
     check_number("paired_difference: level", level, low=0, high=1, low_open=True, high_open=True)
     sample = estimate(values[seed] - baseline[seed] for seed in values if seed in baseline)
-    if sample.n < 2:
-        return Difference(sample.n, sample.mean, math.nan)
-    half_width = t_quantile((1 + level) / 2, sample.n - 1) * sample.sd / math.sqrt(sample.n)
-    return Difference(sample.n, sample.mean, half_width)
+    return Difference(sample.n, sample.mean, _half_width(sample, level))
 
 
 def correlation(a: ArrayLike, b: ArrayLike) -> float:

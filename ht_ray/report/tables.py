@@ -15,11 +15,11 @@ import numpy as np
 from ht_ray._checks import SettingError, did_you_mean
 from ht_ray.report.names import NOTHING, describe, shown_interval, shown_number, shown_pair, shown_unit, worded
 from ht_ray.report.paper import Beside, beside_paper, paper_notes
-from ht_ray.report.statistics import bootstrap_interval, drop_and_recovery, estimate, paired_difference
+from ht_ray.report.statistics import drop_and_recovery, estimate, mean_interval, paired_difference
 from ht_ray.report.study import MissingDataError, StudyData, TrialData, group, seed_values
 
 __all__ = [
-    "BOOTSTRAP_NOTE",
+    "INTERVAL_NOTE",
     "TRAIN_NOTE",
     "Cell",
     "Column",
@@ -36,9 +36,9 @@ __all__ = [
 
 Number = float | int | str
 
-BOOTSTRAP_NOTE = (
-    "In brackets: 95% percentile bootstrap interval of the mean (10 000 resamples of the seeds); from a handful of "
-    "seeds it is too narrow."
+INTERVAL_NOTE = (
+    "In brackets: 95% interval of the mean over seeds: t interval; from 20 seeds on percentile bootstrap (10 000 "
+    "resamples)."
 )
 TRAIN_NOTE = (
     "Training accuracy: over the batches of the last epoch as they were trained on, each before its step, with "
@@ -150,7 +150,7 @@ def summary_table(
     """Compare the study's labels by numbers of their trials' summaries.
 
     One row per label: how many seeds finished, and per metric the mean and standard deviation (divisor n - 1) over
-    them, the 95% bootstrap interval of the mean (see `bootstrap_interval`; the column is left out where no label has
+    them, the 95% interval of the mean (see `mean_interval`; the column is left out where no label has
     two seeds), and the mean difference to the baseline, paired by seed, with the 95% t interval. Where a label was
     trained by the paper's protocol and the paper has its number, that stands beside it; a smaller budget is noted. Only
     finished trials count; the notes name the others. The best is marked among the labels that finished on all seeds of
@@ -196,9 +196,9 @@ def summary_table(
             cells[label].append(Cell(text, (own.n, own.mean, own.sd), label in best))
         if any(own.n > 1 for own in means.values()):
             intervals = True
-            columns.append(Column("95% bootstrap interval", (f"{metric}_low", f"{metric}_high")))
+            columns.append(Column("95% interval", (f"{metric}_low", f"{metric}_high")))
             for label, own_values in values.items():
-                ends = bootstrap_interval(own_values.values())
+                ends = mean_interval(own_values.values())
                 cells[label].append(Cell(shown_interval(metric, *ends), ends))
         published = {label: beside_paper(study, trials[0], metric) for label, trials in groups.items()}
         beside += published.values()
@@ -227,7 +227,7 @@ def summary_table(
         "Mean ± standard deviation (n − 1) over seeds. Of the methods finished on every seed, the best is "
         "marked, with every one that shows the same digits."
     ]
-    notes += [BOOTSTRAP_NOTE.replace("In brackets: ", "Bootstrap interval: ")] * intervals
+    notes += [INTERVAL_NOTE.replace("In brackets: ", "Interval: ")] * intervals
     notes += [TRAIN_NOTE] * ("final_train_accuracy" in metrics)
     notes += paper_notes(beside)
     if base is not None:

@@ -91,7 +91,7 @@ def test_intervals_as_by_a_loop_over_resamples():
                 1 - np.minimum(sample, 1).mean(),
             ]
         )
-    found = aggregate_scores(by_game(scores), resamples=20_000)
+    found = aggregate_scores(by_game(scores), resamples=20_000, interval="bootstrap")
     for metric, ends in zip(METRICS, np.quantile(drawn, [0.025, 0.975], axis=0).T, strict=True):
         own = getattr(found, metric)
         assert (own.low, own.high) == pytest.approx(tuple(ends), abs=0.02), metric
@@ -100,7 +100,7 @@ def test_intervals_as_by_a_loop_over_resamples():
 def test_the_interval_of_the_mean_as_the_exact_distribution_has_it():
     # Two runs per game: of each game's mean a quarter, a half and a quarter are known.
     scores = {"Pong": [0.0, 1.0], "Boxing": [0.0, 2.0]}
-    found = aggregate_scores(scores, level=0.5, resamples=20_000)
+    found = aggregate_scores(scores, level=0.5, resamples=20_000, interval="bootstrap")
     exact = sorted((a + b) / 2 for a in (0, 0.5, 0.5, 1) for b in (0, 1, 1, 2))
     assert (found.mean.low, found.mean.high) == pytest.approx(tuple(np.quantile(exact, [0.25, 0.75])), abs=1e-12)
 
@@ -114,11 +114,66 @@ def test_resampling_stays_within_a_game():
 
 def test_same_seed_same_interval_in_any_chunks(monkeypatch):
     scores = by_game(matrix(3, 5))
-    first = aggregate_scores(scores, resamples=500)
-    assert first == aggregate_scores(scores, resamples=500)
-    assert first != aggregate_scores(scores, resamples=500, seed=1)
+    first = aggregate_scores(scores, resamples=500, interval="bootstrap")
+    assert first == aggregate_scores(scores, resamples=500, interval="bootstrap")
+    assert first != aggregate_scores(scores, resamples=500, seed=1, interval="bootstrap")
     monkeypatch.setattr("ht_ray.report.atari_scores.CHUNK", 150)
-    assert first == aggregate_scores(scores, resamples=500)
+    assert first == aggregate_scores(scores, resamples=500, interval="bootstrap")
+
+
+def test_few_runs_of_one_game_have_the_t_interval_of_their_mean():
+    runs = [0.2, 0.9, 0.5]
+    found = aggregate_scores({"Pong": runs})
+    expected = stats.t.interval(0.95, 2, np.mean(runs), stats.sem(runs))
+    for own in (found.mean, found.median, found.iqm):
+        assert (own.low, own.high) == pytest.approx(expected, rel=1e-9)
+    assert (found.optimality_gap.low, found.optimality_gap.high) == pytest.approx((1 - expected[1], 1 - expected[0]))
+
+
+def test_variances_of_games_add_up_as_welch_has_them():
+    first, second = [1.0, 2.0, 4.0], [0.0, 5.0, 9.0, 3.0]
+    found = aggregate_scores({"Pong": first, "Boxing": second}).mean
+    # Half the sum of the games' means: the interval of a difference, whose degrees are rounded down.
+    welch = stats.ttest_ind(first, [-value for value in second], equal_var=False)
+    degrees = math.floor(welch.df)
+    half = stats.t.ppf(0.975, degrees) * math.hypot(stats.sem(first), stats.sem(second)) / 2
+    assert (found.low, found.high) == pytest.approx((found.value - half, found.value + half), rel=1e-9)
+
+
+def test_the_interval_of_the_interquartile_mean_is_that_of_trimmed_means():
+    runs = np.random.default_rng(3).normal(size=16)
+    found = aggregate_scores({"Pong": runs}).iqm
+    # Tukey and McLaughlin: the standard deviation of the winsorised values over the share that is kept.
+    winsorised = stats.mstats.winsorize(runs, (0.25, 0.25))
+    half = stats.t.ppf(0.975, 15) * np.std(np.asarray(winsorised), ddof=1) / (0.5 * math.sqrt(16))
+    assert (found.low, found.high) == pytest.approx((found.value - half, found.value + half), rel=1e-9)
+
+
+def test_from_twenty_runs_of_each_game_on_it_is_the_bootstrap():
+    rng = np.random.default_rng(4)
+    many = {"Pong": rng.normal(size=20), "Boxing": rng.normal(size=25)}
+    assert aggregate_scores(many, resamples=200) == aggregate_scores(many, resamples=200, interval="bootstrap")
+    fewer = {**many, "Pong": many["Pong"][:19]}
+    assert aggregate_scores(fewer) == aggregate_scores(fewer, interval="t")
+
+
+@pytest.mark.parametrize(("games", "runs"), [(1, 3), (4, 3), (26, 2), (26, 5)])
+def test_intervals_of_few_runs_hold_what_they_are_meant_to(games, runs):
+    rng = np.random.default_rng(games * 10 + runs)
+    level, spread = rng.normal(0, 1, games), np.exp(rng.normal(-1, 0.4, games))
+    held = 0
+    for _ in range(1000):
+        drawn = rng.normal(level[:, None], spread[:, None], size=(games, runs))
+        found = aggregate_scores({str(game): own for game, own in enumerate(drawn)})
+        held += found.mean.low <= level.mean() <= found.mean.high
+    assert 0.92 <= held / 1000 <= 0.985
+
+
+def test_where_every_run_wins_the_interval_is_unknown():
+    found = probability_of_improvement({"Pong": [3.0, 4.0]}, {"Pong": [1.0, 2.0]})
+    assert found.value == 1.0 and math.isnan(found.low) and math.isnan(found.high)
+    some = probability_of_improvement({"Pong": [1.5, 4.0, 2.5]}, {"Pong": [1.0, 2.0, 3.0]})
+    assert 0.0 <= some.low < some.value < some.high <= 1.0
 
 
 def test_a_single_run_has_no_interval():
@@ -143,7 +198,7 @@ def test_profiles_count_runs(scores, thresholds):
 
 def test_the_band_of_a_profile_is_the_binomial_one():
     # One game, a share of 3 / 10: the number of runs above is binomial.
-    found = performance_profile({"Pong": [*range(10)]}, [6.5], resamples=20_000)
+    found = performance_profile({"Pong": [*range(10)]}, [6.5], resamples=20_000, interval="bootstrap")
     expected = stats.binom.ppf([0.025, 0.975], 10, 0.3) / 10
     assert (found.low[0], found.high[0]) == pytest.approx(tuple(expected))
 
@@ -168,7 +223,7 @@ def test_the_interval_of_improvement_as_by_a_loop():
             first, second = rng.choice(ours[:, game], 4), rng.choice(theirs[:, game], 5)
             games.append(np.mean(first[:, None] > second))
         drawn.append(np.mean(games))
-    found = probability_of_improvement(by_game(ours), by_game(theirs), resamples=20_000)
+    found = probability_of_improvement(by_game(ours), by_game(theirs), resamples=20_000, interval="bootstrap")
     assert (found.low, found.high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.02)
 
 
@@ -202,7 +257,7 @@ def test_rliables_numbers():
     metrics.probability_of_improvement(fixed(5, 6), fixed(4, 6, 9))
     """
     ours = by_game(fixed(5, 6))
-    found = aggregate_scores(ours)
+    found = aggregate_scores(ours, interval="bootstrap")
     expected = [0.9578125000000001, 0.9824999999999999, 1.0425000000000002, 0.31499999999999995]
     np.testing.assert_allclose(points(found), expected, rtol=0, atol=1e-12)
     lows, highs = [0.61871, 0.6975, 0.77833, 0.1925], [1.39219, 1.3675, 1.3125, 0.4425]
@@ -224,7 +279,7 @@ def test_as_in_rliable(runs, games):
     expected, ends = library.get_interval_estimates(
         {"ours": scores}, lambda x: np.array([getattr(metrics, name)(x) for name in names]), reps=5000
     )
-    found = aggregate_scores(by_game(scores))
+    found = aggregate_scores(by_game(scores), interval="bootstrap")
     np.testing.assert_allclose(points(found), expected["ours"], rtol=0, atol=1e-12)
     # Most of this is rliable's own noise, at a tenth of the resamples.
     bounds = np.array([(getattr(found, metric).low, getattr(found, metric).high) for metric in METRICS]).T

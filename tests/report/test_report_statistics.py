@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ht_ray._checks import SettingError
-from ht_ray.report import drop_and_recovery, estimate, paired_difference, t_quantile
+from ht_ray.report import (
+    bootstrap_interval,
+    drop_and_recovery,
+    estimate,
+    mean_interval,
+    paired_difference,
+    t_quantile,
+)
 
 
 @pytest.mark.parametrize(
@@ -148,3 +155,22 @@ def test_unknown_values_are_not_taken_for_drops():
 def test_drops_refuse_starts_outside_or_out_of_order(starts):
     with pytest.raises(SettingError, match="starts"):
         drop_and_recovery([0.1, 0.2, 0.3], starts)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 10, 30])
+def test_the_interval_of_a_mean_holds_it_95_times_in_100(count):
+    drawn = np.random.default_rng(count).normal(0.7, 0.02, size=(2000, count))
+    ends = np.array([mean_interval(values) for values in drawn])
+    held = ((ends[:, 0] <= 0.7) & (ends[:, 1] >= 0.7)).mean()
+    assert 0.93 <= held <= 0.97
+
+
+def test_the_interval_of_few_values_is_that_of_student():
+    values = np.random.default_rng(0).normal(0.7, 0.02, size=19)
+    assert mean_interval(values) == pytest.approx(stats.t.interval(0.95, 18, values.mean(), stats.sem(values)))
+    narrow = mean_interval(values, level=0.5)
+    assert narrow == pytest.approx(stats.t.interval(0.5, 18, values.mean(), stats.sem(values)))
+    more = np.append(values, 0.7)
+    assert mean_interval(more) == bootstrap_interval(more)
+    assert all(math.isnan(end) for end in mean_interval([0.5]))
+    assert mean_interval([0.5, 0.5]) == (0.5, 0.5)
