@@ -7,9 +7,9 @@ single units (ReDo) draw from one definition.
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["HeConv2d", "TruncNormalLinear", "map_norm"]
+__all__ = ["HeConv2d", "TruncNormalLinear", "map_norm", "small_normal_"]
 
 
 class HeConv2d(nn.Conv2d):
@@ -32,7 +32,7 @@ class HeConv2d(nn.Conv2d):
 class TruncNormalLinear(nn.Linear):
     """A linear layer with weights from a truncated normal distribution of deviation 0.02, and biases of zero.
 
-    As DeiT initialises its transformer and its head.
+    As DeiT initialises its transformer and its head (see `small_normal_`).
 
     References
     ----------
@@ -41,9 +41,19 @@ class TruncNormalLinear(nn.Linear):
 
     def reset_parameters(self) -> None:
         """Draw the initial weights anew."""
-        nn.init.trunc_normal_(self.weight, std=0.02)
+        small_normal_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+
+
+def small_normal_(tensor: Tensor) -> None:
+    """Draw `tensor` from a normal distribution of deviation 0.02, in place.
+
+    DeiT truncates it at -2 and 2, which is a hundred deviations away. How torch's ``trunc_normal_`` draws differs
+    between its versions (2.11 inverts the distribution, 2.15 rejects); drawn so, a seed's weights are the same in both,
+    and those of ``trunc_normal_`` in 2.15.
+    """
+    nn.init.normal_(tensor, std=0.02)
 
 
 def map_norm(channels: int, *, layer_norm: bool) -> nn.Module:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ht_ray._checks import SettingError
-from ht_ray.vision.models.layers import TruncNormalLinear
+from ht_ray.vision.models.layers import TruncNormalLinear, small_normal_
 
 __all__ = ["VisionTransformer", "patch_size_for"]
 
@@ -33,8 +33,8 @@ class _Tokens(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.trunc_normal_(self.class_token, std=0.02)
-        nn.init.trunc_normal_(self.position, std=0.02)
+        small_normal_(self.class_token)
+        small_normal_(self.position)
 
     def forward(self, patches: Tensor) -> Tensor:
         class_token = self.class_token.expand(patches.shape[0], -1, -1)
