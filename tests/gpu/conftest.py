@@ -32,11 +32,3 @@ def _float32_as_on_the_cpu() -> Iterator[None]:
     convolutions.allow_tf32 = products.allow_tf32 = False
     yield
     convolutions.allow_tf32, products.allow_tf32 = before
-
-
-@pytest.fixture
-def deterministic() -> Iterator[None]:
-    """Kernels that give the same bits in every run."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -81,3 +82,17 @@ def assert_close_rows(rows: Sequence[Row], expected: Sequence[Row], *, rel: floa
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     """The module's state as copies on the CPU."""
     return {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
+
+
+@contextmanager
+def deterministic(network: str = "mlp") -> Iterator[None]:
+    """Kernels that give the same bits in every run.
+
+    Attention has them only where torch may raise an error for those that have none, as the gradient of a maximum over
+    windows (VGG-16) in torch's opinion.
+    """
+    torch.use_deterministic_algorithms(True, warn_only=network == "vgg16")
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)

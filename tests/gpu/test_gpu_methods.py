@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from small_runs import HARE_TORTOISE, assert_close_rows, train
+from small_runs import HARE_TORTOISE, assert_close_rows, deterministic, train
 
 from ht_ray.diagnostics import INDICATOR_GROUPS, IndicatorConfig
 from ht_ray.vision import METHODS, MethodConfig
@@ -45,7 +45,7 @@ CONFIGS = [
 ]
 
 
-def test_no_method_is_left_out() -> None:
+def test_no_method_is_left_out(device: torch.device) -> None:
     assert {part for config in CONFIGS for part in config.parts} == set(METHODS)
 
 
@@ -58,7 +58,8 @@ def test_a_run_has_the_losses_of_the_run_on_the_cpu(device: torch.device, config
 
 def test_the_noise_of_upgd_is_drawn_on_the_device_and_the_same_in_every_run(device: torch.device) -> None:
     config = MethodConfig("upgd", upgd_noise=1e-2)
-    runs = [train(device, config)[2] for _ in range(2)]
+    with deterministic():
+        runs = [train(device, config)[2] for _ in range(2)]
     assert all(math.isfinite(row["train_loss"]) for row in runs[0])
     assert runs[0] == runs[1]
     assert runs[0] != train(device, MethodConfig("upgd", upgd_noise=0.0))[2]
