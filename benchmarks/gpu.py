@@ -724,7 +724,7 @@ def continue_agent(name: str, first: torch.device | str, second: torch.device | 
         stays.load(state)
         moves.load(state)
         gap = tensor_gap(moves.learn(4), stays.learn(4))
-    return {"loss_gap": gap, "ok": gap < 0.02}
+    return {"loss_gap": gap, "ok": gap < 1e-4}
 
 
 @part(limit=90)
