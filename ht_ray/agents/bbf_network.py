@@ -169,6 +169,11 @@ arXiv:2007.05929.
         """Return the projections of observations, which predictions are compared with: ``(B, hidden)``."""
         return self.head.project(self.backbone(observations))
 
+    def judge(self, observations: Tensor, valued: int) -> tuple[Tensor, Tensor]:
+        """Return the logits of the first `valued` observations, and the projections of the others, in one pass."""
+        latents = self.backbone(observations)
+        return self.head(latents[:valued]), self.head.project(latents[valued:])
+
 
 class _Backbone(nn.Module):
     def __init__(self, channels: int, actions: int, config: BBFNetworkConfig) -> None:

@@ -157,15 +157,24 @@ class Tortoise:
         if steps_per_epoch is not None:
             self._warn(steps_per_epoch, epochs)
 
-    def step(self, optimizer: Optimizers | None = None) -> bool:
+    def step(self, optimizer: Optimizers | None = None, *, averaged: bool = False) -> bool:
         """Call after every optimiser step: follow the hare, and reset it if that is due in steps.
+
+        Parameters
+        ----------
+        optimizer
+            Needed where a reset clears its state.
+        averaged
+            Whether `average` has been called for this step, within a CUDA graph for instance.
 
         Returns
         -------
         bool
             Whether the hare was reset.
         """
-        self.follow()
+        if not averaged:
+            self.average()
+        self.updates += 1
         if self.reset_unit == "steps" and self.reset_interval and self.updates % self.reset_interval == 0:
             self.reset(optimizer)
             return True
@@ -193,8 +202,12 @@ class Tortoise:
 
     def follow(self) -> None:
         """Move the tortoise towards the hare by one step of the average."""
-        self.weights.lerp_from(self.hare, 1.0 - self.momentum)
+        self.average()
         self.updates += 1
+
+    def average(self) -> None:
+        """Do what `follow` does to the weights, and count nothing."""
+        self.weights.lerp_from(self.hare, 1.0 - self.momentum)
 
     def reset(self, optimizer: Optimizers | None = None) -> None:
         """Set the hare back to the tortoise.
