@@ -193,7 +193,8 @@ class _Transition(nn.Module):
         self.second = GlorotConv2d(channels, channels, 3, padding=1)
 
     def forward(self, latents: Tensor, actions: Tensor) -> Tensor:
-        chosen = functional.one_hot(actions, self.actions).to(latents.dtype)
+        # Not one_hot, which on a CPU looks at the values.
+        chosen = (actions.unsqueeze(1) == torch.arange(self.actions, device=actions.device)).to(latents.dtype)
         planes = chosen[:, :, None, None].expand(-1, -1, *latents.shape[2:])
         hidden = functional.relu(self.first(torch.cat((latents, planes), dim=1)))
         return renormalise(functional.relu(self.second(hidden)))

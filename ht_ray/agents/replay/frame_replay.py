@@ -146,6 +146,7 @@ class FrameReplay:
         self.published_n_step = published_n_step
         self.envs = envs
         self.device = torch.device(device)
+        self.graph = graph
         self.seed = seed
         #: Batches drawn so far.
         self.samples = 0
