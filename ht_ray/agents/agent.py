@@ -145,9 +145,8 @@ class Agent(ABC):
         self._step = Captured(self._gradient_step, on=self.graph, held=self._trained)
 
     def _trained(self) -> list[Tensor]:
-        groups, state = self.optimizer.param_groups, self.optimizer.state
-        values = (state[p].values() for group in groups for p in group["params"] if p in state)
-        return [*self._weights, *(value for value in chain.from_iterable(values) if isinstance(value, Tensor))]
+        moments = chain.from_iterable(state.values() for state in self.optimizer.state.values())
+        return [*self._weights, *moments]
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Make one gradient step, and what is due after it. Nothing waits for a GPU.
