@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -14,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from ht_ray._checks import check_choice, check_number
-from ht_ray.agents.augment import augment, to_unit
-from ht_ray.agents.device import check_device
+from ht_ray.agents.augment import augment_with, draw_augmentation, to_unit
+from ht_ray.agents.device import check_device, upload
+from ht_ray.agents.graph import Captured, use_graph
 from ht_ray.agents.replay.batch import Batch
 from ht_ray.agents.value import Value
 from ht_ray.agents.variants import AgentConfig
-from ht_ray.mechanisms import Tortoise, derive_seed
+from ht_ray.mechanisms import Tortoise, derive_seed, generator, load_optimizer_state
 
 __all__ = ["Agent", "Sampling"]
 
@@ -69,6 +71,9 @@ class Agent(ABC):
         Where the networks are; batches have to be there.
     precision
         ``"fp32"``, or ``"bf16"`` for autocast; weights, average and losses stay in 32 bits.
+    graph
+        ``"auto"``, ``"on"`` or ``"off"``: whether what an update does on the GPU runs as one CUDA graph, and so does
+        the choice of actions. Results are the same. ``"auto"``: on a GPU. See `ht_ray.agents.graph.Captured`.
 
     Raises
     ------
@@ -97,6 +102,7 @@ class Agent(ABC):
         seed: int,
         device: torch.device | str,
         precision: Literal["fp32", "bf16"],
+        graph: Literal["auto", "on", "off"],
     ) -> None:
         name = type(self).__name__
         check_number(f"{name}: seed", seed, integer=True)
@@ -106,6 +112,8 @@ class Agent(ABC):
         self.seed = seed
         self.device = check_device(f"{name}: device", device)
         self.precision = precision
+        #: Whether there are CUDA graphs.
+        self.graph = use_graph(f"{name}: graph", graph, self.device)
         # On a GPU half-precision convolutions want channels last; on a CPU results are compared bit for bit.
         self._memory_format = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
         #: Gradient steps so far.
@@ -131,8 +139,15 @@ class Agent(ABC):
                 twin=self.target,
             )
             self.tortoise.begin_phase(steps_per_epoch=1)  # which warns of an interval too short for the momentum
+        networks = (self.network,) if self.target is None else (self.network, self.target)
+        self._weights = [tensor for each in networks for tensor in chain(each.parameters(), each.buffers())]
+        self._choose = Captured(self._choices, on=self.graph, held=lambda: self._weights)
+        self._step = Captured(self._gradient_step, on=self.graph, held=self._trained)
 
-    @abstractmethod
+    def _trained(self) -> list[Tensor]:
+        moments = chain.from_iterable(state.values() for state in self.optimizer.state.values())
+        return [*self._weights, *moments]
+
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Make one gradient step, and what is due after it. Nothing waits for a GPU.
 
@@ -145,8 +160,51 @@ class Agent(ABC):
         -------
         dict
             Without gradient, on the agent's device: ``loss``, ``()``; ``target``, ``()``, the mean of the values that
-            were learned; ``losses``, ``(B,)``, of each sample's value, for the replay's priorities.
+            were learned; ``losses``, ``(B,)``, of each sample's value, for the replay's priorities. BBF adds
+            ``spr_loss``, ``()``: the mean, before its weight.
+
+        Raises
+        ------
+        ValueError
+            If the batch lacks the observations that follow, and SPR needs them.
         """
+        rates = (group["lr"] for group in self.optimizer.param_groups)
+        measured = self._step(*rates, **batch.columns(), draws=upload(self._draws(batch), self.device))
+        self.updates += 1
+        if self.tortoise is not None:
+            self.tortoise.count_step(self.optimizer)
+        self._after_update()
+        return measured
+
+    def _draws(self, batch: Batch) -> Tensor:
+        """Draw the augmentation of all observations: those of `batch`, the next ones, those that follow."""
+        draws = generator(self.seed, "augmentation", self.updates)
+        counts = [len(batch.observations), len(batch.next_observations)]
+        if batch.future_actions is not None:
+            counts.append(batch.future_actions.numel())
+        config = self.config
+        drawn = (
+            draw_augmentation(n, generator=draws, padding=config.shift, intensity=config.intensity) for n in counts
+        )
+        return torch.cat(list(drawn), dim=1)
+
+    def _gradient_step(self, *_rates: float, draws: Tensor, **columns: Tensor) -> dict[str, Tensor]:
+        # All that an update does on the device. By the learning rates one captured step is told from another.
+        measured = self._measure(Batch(**columns), draws)
+        self.optimizer.zero_grad()
+        measured["loss"].backward()
+        self.optimizer.step()
+        if self.tortoise is not None:
+            self.tortoise.average()
+        return {name: value.detach() for name, value in measured.items()}
+
+    @abstractmethod
+    def _measure(self, batch: Batch, draws: Tensor) -> dict[str, Tensor]:
+        """Return what `update` does, on a batch that is augmented as `draws` say; ``loss`` with its gradient."""
+
+    @abstractmethod
+    def _after_update(self) -> None:
+        """Do what is due after gradient step number `updates`, the tortoise's reset having been done."""
 
     def sampling(self) -> Sampling:
         """Return how the replay is to be sampled for the next updates."""
@@ -181,16 +239,18 @@ class Agent(ABC):
         return random if bool(explore.all()) else torch.where(explore, random, self._greedy(observations))
 
     def _greedy(self, observations: Tensor) -> Tensor:
+        return self._choose(observations=upload(observations, self.device))["actions"].cpu()
+
+    def _choices(self, *, observations: Tensor) -> dict[str, Tensor]:
         forward = self._forward
         if self.config.act_with_tortoise and self._forward_target is not None:
             forward = self._forward_target
         with self._autocast():
-            outputs = forward(self._ready(to_unit(observations.to(self.device))))
-        return self.value.expectation(outputs).argmax(1).cpu()
+            outputs = forward(self._ready(to_unit(observations)))
+        return {"actions": self.value.expectation(outputs).argmax(1)}
 
-    def _augmented(self, observations: Tensor, draws: torch.Generator) -> Tensor:
-        config = self.config
-        return self._ready(augment(observations, generator=draws, padding=config.shift, intensity=config.intensity))
+    def _augmented(self, observations: Tensor, draws: Tensor) -> Tensor:
+        return self._ready(augment_with(observations, draws, padding=self.config.shift))
 
     def _ready(self, observations: Tensor) -> Tensor:
         return observations.contiguous(memory_format=self._memory_format)
@@ -213,7 +273,7 @@ class Agent(ABC):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`, of an agent of the same settings."""
         self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # it would keep the very tensors
+        load_optimizer_state(self.optimizer, state["optimizer"])
         for name, method in self._methods().items():
             method.load_state_dict(state[name])
         self.updates, self.explorations = int(state["updates"]), int(state["explorations"])

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from ht_ray._checks import SettingError, check_number
+from ht_ray.agents.device import upload
 
-__all__ = ["augment", "shift", "to_unit"]
+__all__ = ["augment", "augment_with", "draw_augmentation", "shift", "to_unit"]
 
 
 def to_unit(observations: Tensor) -> Tensor:
@@ -61,14 +62,23 @@ arXiv:2007.05929.
     """
     check_number("augment: padding", padding, low=0, integer=True)
     check_number("augment: intensity", intensity, low=0)
-    batch = len(observations)
-    places = torch.randint((2 * padding + 1) ** 2, (batch,), generator=generator, device=generator.device)
-    normal = torch.randn(batch, generator=generator, device=generator.device)
-    # One tensor, and so one transfer, for both.
-    draws = torch.stack([places.float(), normal.clamp_(-2, 2).mul_(intensity).add_(1).div_(255.0)])
-    if observations.is_cuda and not draws.is_cuda:
-        draws = draws.pin_memory()
-    draws = draws.to(observations.device, non_blocking=True)
+    draws = draw_augmentation(len(observations), generator=generator, padding=padding, intensity=intensity)
+    return augment_with(observations, upload(draws, observations.device), padding=padding)
+
+
+def draw_augmentation(count: int, *, generator: torch.Generator, padding: int, intensity: float) -> Tensor:
+    """Draw what `augment` does to `count` frame stacks: ``(2, count)``, on the generator's device.
+
+    One tensor, and so one transfer: where each is cut out (see `shift`), row by row, and what its pixels are multiplied
+    by, from 0..255 to about [0, 1].
+    """
+    places = torch.randint((2 * padding + 1) ** 2, (count,), generator=generator, device=generator.device)
+    normal = torch.randn(count, generator=generator, device=generator.device)
+    return torch.stack([places.float(), normal.clamp_(-2, 2).mul_(intensity).add_(1).div_(255.0)])
+
+
+def augment_with(observations: Tensor, draws: Tensor, *, padding: int) -> Tensor:
+    """Do to frame stacks what `draw_augmentation` drew, with the same `padding`; both are on one device."""
     corner = draws[0].long()
     corners = torch.stack([corner // (2 * padding + 1), corner % (2 * padding + 1)], dim=1)
     return shift(observations, corners, padding=padding).float().mul_(draws[1].view(-1, 1, 1, 1))

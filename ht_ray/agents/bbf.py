@@ -14,7 +14,7 @@ from ht_ray.agents.c51 import C51Value
 from ht_ray.agents.replay.batch import Batch
 from ht_ray.agents.restart import Restart
 from ht_ray.agents.spr import spr_loss
-from ht_ray.mechanisms import Tortoise, derive_seed, generator, isolated_rng
+from ht_ray.mechanisms import Tortoise, derive_seed, isolated_rng
 
 __all__ = ["BBFAgent", "make_network"]
 
@@ -23,6 +23,13 @@ def make_network(config: BBFConfig, *, shape: tuple[int, int, int], num_actions:
     """Return a new network of an agent with `config`, the same for the same seed; the rest is as in `BBFAgent`."""
     with isolated_rng(derive_seed(seed, "network")):
         return BBFNetwork(num_actions, bins=config.bins, config=config.network_config, observation_shape=shape)
+
+
+def _followed(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    future, actions, mask = batch.future_observations, batch.future_actions, batch.future_mask
+    if future is None or actions is None or mask is None:
+        raise ValueError("BBFAgent.update: SPR needs batches with the observations that follow; see sampling()")
+    return future, actions, mask
 
 
 class BBFAgent(Agent):
@@ -55,6 +62,8 @@ class BBFAgent(Agent):
         ``"fp32"``, or ``"bf16"`` for autocast; weights, average and losses stay in 32 bits.
     compile
         Whether the networks run through ``torch.compile``.
+    graph
+        ``"auto"``, ``"on"`` or ``"off"``: see `Agent`.
     network
         What is trained, in place of a new one: as `make_network` makes it. It is moved to the device.
 
@@ -92,10 +101,11 @@ class BBFAgent(Agent):
         device: torch.device | str = "cpu",
         precision: Literal["fp32", "bf16"] = "fp32",
         compile: bool = False,
+        graph: Literal["auto", "on", "off"] = "auto",
         network: BBFNetwork | None = None,
     ) -> None:
         config = config or BBFConfig()
-        super().__init__(config, num_actions=num_actions, seed=seed, device=device, precision=precision)
+        super().__init__(config, num_actions=num_actions, seed=seed, device=device, precision=precision, graph=graph)
         self.value = C51Value(bins=config.bins, limit=config.value_limit).to(self.device)
         if network is None:
             network = make_network(config, shape=shape, num_actions=num_actions, seed=seed)
@@ -103,7 +113,7 @@ class BBFAgent(Agent):
         # A restart leaves frozen parameters alone. The target network only ever computes without gradients.
         self.target.requires_grad_()
         self._predict = torch.compile(self.network.predict) if compile else self.network.predict
-        self._project_target = torch.compile(self.target.project) if compile else self.target.project
+        self._judge_target = torch.compile(self.target.judge) if compile else self.target.judge
         decayed = [parameter for parameter in self.network.parameters() if parameter.ndim != 1]
         others = [parameter for parameter in self.network.parameters() if parameter.ndim == 1]
         self.optimizer = torch.optim.AdamW(
@@ -111,6 +121,7 @@ class BBFAgent(Agent):
             lr=config.lr,
             eps=config.adam_epsilon,
             fused=True,
+            capturable=self.graph,
         )
         #: What happens at a restart.
         self.restart = Restart(
@@ -131,61 +142,41 @@ class BBFAgent(Agent):
             sequence=self.config.spr_steps if self.config.spr_weight > 0 else 0,
         )
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
-        """Make one gradient step, and what is due after it; see `Agent.update`.
-
-        Returns
-        -------
-        dict
-            Besides what every agent returns ``spr_loss``, ``()``: the mean, before its weight.
-
-        Raises
-        ------
-        ValueError
-            If the batch lacks the observations that follow, and SPR needs them.
-        """
-        config, value = self.config, self.value
-        assert self._forward_target is not None
-        draws = generator(self.seed, "augmentation", self.updates)
-        observations = self._augmented(batch.observations, draws)
-        following = self._augmented(batch.next_observations, draws)
+    def _measure(self, batch: Batch, draws: Tensor) -> dict[str, Tensor]:
+        config, value, size = self.config, self.value, len(batch.observations)
+        rows = torch.arange(size, device=self.device)
+        observations = self._augmented(batch.observations, draws[:, :size])
+        # The target network sees the next observations and those that SPR predicts in one pass.
+        later = [batch.next_observations]
+        if config.spr_weight > 0:
+            future, actions, mask = _followed(batch)
+            later.append(future.flatten(0, 1))
+        judged = torch.cat(later)
+        judged = self._augmented(judged, draws[:, size : size + len(judged)])
         with torch.no_grad(), self._autocast():
-            valuing = self._forward_target(following)
-            choosing = self._forward(following) if config.double else valuing
-        rows = torch.arange(len(observations), device=self.device)
+            valuing, found = self._judge_target(judged, size)
+            choosing = self._forward(judged[:size]) if config.double else valuing
         best = value.expectation(choosing).argmax(1)
         goals = value.move(value.probabilities(valuing[rows, best]), batch.returns, batch.discounts)
         if config.spr_weight > 0:
-            outputs, spr = self._outputs_and_spr(observations, batch, draws)
+            with self._autocast():
+                outputs, expected = self._predict(observations, actions)
+            spr = spr_loss(expected, found.view_as(expected), mask)
         else:
             with self._autocast():
                 outputs = self._forward(observations)
             spr = torch.zeros_like(batch.weights)
         losses = value.cross_entropy(outputs[rows, batch.actions], goals)
-        loss = ((losses + config.spr_weight * spr) * batch.weights).mean()
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        self.updates += 1
-        self.tortoise.step(self.optimizer)
-        if config.restart_is_due(self.updates):
-            self.restart.apply(self.optimizer)
         return {
-            "loss": loss.detach(),
+            "loss": ((losses + config.spr_weight * spr) * batch.weights).mean(),
             "target": (goals @ value.centres).mean(),
-            "losses": losses.detach(),
-            "spr_loss": spr.detach().mean(),
+            "losses": losses,
+            "spr_loss": spr.mean(),
         }
 
-    def _outputs_and_spr(self, observations: Tensor, batch: Batch, draws: torch.Generator) -> tuple[Tensor, Tensor]:
-        future, actions, mask = batch.future_observations, batch.future_actions, batch.future_mask
-        if future is None or actions is None or mask is None:
-            raise ValueError("BBFAgent.update: SPR needs batches with the observations that follow; see sampling()")
-        with torch.no_grad(), self._autocast():
-            found = self._project_target(self._augmented(future.flatten(0, 1), draws))
-        with self._autocast():
-            outputs, expected = self._predict(observations, actions)
-        return outputs, spr_loss(expected, found.view_as(expected), mask)
+    def _after_update(self) -> None:
+        if self.config.restart_is_due(self.updates):
+            self.restart.apply(self.optimizer)
 
     def _methods(self) -> dict[str, Tortoise | Restart]:
         return {"tortoise": self.tortoise, "restart": self.restart}

@@ -178,7 +178,9 @@ class BBFConfig:
         """How often actions are random, over the steps of training."""
         return EpsilonSchedule(self.epsilon, self.epsilon_decay_steps, self.learning_starts)
 
-    def replay_config(self, *, stack: int, device: str = "cpu") -> ReplayConfig:
+    def replay_config(
+        self, *, stack: int, device: str = "cpu", graph: Literal["auto", "on", "off"] = "auto"
+    ) -> ReplayConfig:
         """Return the settings of the replay, of observations of `stack` frames; see `BBFAgent.sampling` for draws."""
         return ReplayConfig(
             capacity=self.replay_capacity,
@@ -190,6 +192,7 @@ class BBFConfig:
             prioritised=self.prioritised,
             published_n_step=self.published_n_step,
             device=device,
+            graph=graph,
         )
 
 

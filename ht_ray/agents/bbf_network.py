@@ -169,6 +169,11 @@ arXiv:2007.05929.
         """Return the projections of observations, which predictions are compared with: ``(B, hidden)``."""
         return self.head.project(self.backbone(observations))
 
+    def judge(self, observations: Tensor, valued: int) -> tuple[Tensor, Tensor]:
+        """Return the logits of the first `valued` observations, and the projections of the others, in one pass."""
+        latents = self.backbone(observations)
+        return self.head(latents[:valued]), self.head.project(latents[valued:])
+
 
 class _Backbone(nn.Module):
     def __init__(self, channels: int, actions: int, config: BBFNetworkConfig) -> None:
@@ -188,7 +193,8 @@ class _Transition(nn.Module):
         self.second = GlorotConv2d(channels, channels, 3, padding=1)
 
     def forward(self, latents: Tensor, actions: Tensor) -> Tensor:
-        chosen = functional.one_hot(actions, self.actions).to(latents.dtype)
+        # Not one_hot, which on a CPU looks at the values.
+        chosen = (actions.unsqueeze(1) == torch.arange(self.actions, device=actions.device)).to(latents.dtype)
         planes = chosen[:, :, None, None].expand(-1, -1, *latents.shape[2:])
         hidden = functional.relu(self.first(torch.cat((latents, planes), dim=1)))
         return renormalise(functional.relu(self.second(hidden)))

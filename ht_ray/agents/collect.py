@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -136,8 +136,11 @@ def make_collector(
     seed: int,
     env: EnvironmentConfig | None = None,
     device: torch.device | str = "cpu",
+    graph: Literal["auto", "on", "off"] = "auto",
 ) -> Collector:
     """Return the collector of an agent with `config`, at `game` under `env`, with its replay on `device`.
+
+    `graph` is as in `FrameReplay`.
 
     Raises
     ------
@@ -148,7 +151,9 @@ def make_collector(
     return Collector(
         env.make(game, seed=derive_seed(seed, "training games")),
         make_replay(
-            config.replay_config(stack=env.stack, device=str(device)), frame_shape=(env.size, env.size), seed=seed
+            config.replay_config(stack=env.stack, device=str(device), graph=graph),
+            frame_shape=(env.size, env.size),
+            seed=seed,
         ),
         config.epsilon_schedule,
     )

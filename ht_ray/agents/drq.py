@@ -13,7 +13,7 @@ from ht_ray.agents.losses import bootstrap_targets, td_loss
 from ht_ray.agents.networks import QNetwork
 from ht_ray.agents.replay.batch import Batch
 from ht_ray.agents.value import make_value
-from ht_ray.mechanisms import HeadReset, ShrinkPerturb, Tortoise, derive_seed, generator, isolated_rng
+from ht_ray.mechanisms import HeadReset, ShrinkPerturb, Tortoise, derive_seed, isolated_rng
 
 __all__ = ["DrQAgent", "make_network"]
 
@@ -55,6 +55,8 @@ class DrQAgent(Agent):
         ``"fp32"``, or ``"bf16"`` for autocast; weights, average and losses stay in 32 bits.
     compile
         Whether the networks run through ``torch.compile``.
+    graph
+        ``"auto"``, ``"on"`` or ``"off"``: see `Agent`.
     network
         What is trained, in place of a new one: as `make_network` makes it. It is moved to the device.
 
@@ -82,15 +84,18 @@ class DrQAgent(Agent):
         device: torch.device | str = "cpu",
         precision: Literal["fp32", "bf16"] = "fp32",
         compile: bool = False,
+        graph: Literal["auto", "on", "off"] = "auto",
         network: QNetwork | None = None,
     ) -> None:
         config = config or DrQConfig()
-        super().__init__(config, num_actions=num_actions, seed=seed, device=device, precision=precision)
+        super().__init__(config, num_actions=num_actions, seed=seed, device=device, precision=precision, graph=graph)
         self.value = make_value(config.value_config).to(self.device)
         if network is None:
             network = make_network(config, shape=shape, num_actions=num_actions, seed=seed)
         self._take(network, compile=compile)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.lr, eps=config.adam_epsilon, fused=True)
+        self.optimizer = torch.optim.Adam(
+            self.network.parameters(), lr=config.lr, eps=config.adam_epsilon, fused=True, capturable=self.graph
+        )
         self.shrink_perturb: ShrinkPerturb | None = None
         if config.shrink_perturb_interval is not None:
             self.shrink_perturb = ShrinkPerturb(
@@ -100,29 +105,24 @@ class DrQAgent(Agent):
         if config.head_reset_interval is not None:
             self.head_reset = HeadReset(self.network, toward=config.toward, seed=seed)
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
-        """Make one gradient step, and what is due after it; see `Agent.update`."""
-        config = self.config
-        draws = generator(self.seed, "augmentation", self.updates)
-        observations = self._augmented(batch.observations, draws)
-        following = self._augmented(batch.next_observations, draws)
+    def _measure(self, batch: Batch, draws: Tensor) -> dict[str, Tensor]:
+        size = len(batch.observations)
+        observations = self._augmented(batch.observations, draws[:, :size])
+        following = self._augmented(batch.next_observations, draws[:, size : 2 * size])
         with torch.no_grad(), self._autocast():
             if self._forward_target is None:
                 values, choosing = self.value.expectation(self._forward(following)), None
             else:
                 values = self.value.expectation(self._forward_target(following))
-                choosing = self.value.expectation(self._forward(following)) if config.double else None
+                choosing = self.value.expectation(self._forward(following)) if self.config.double else None
         with self._autocast():
             outputs = self._forward(observations)
         targets = bootstrap_targets(batch.returns, batch.discounts, values, choosing)
         losses = td_loss(self.value, outputs, batch.actions, targets)
-        loss = (losses * batch.weights).mean()
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        self.updates += 1
-        if self.tortoise is not None:
-            self.tortoise.step(self.optimizer)
+        return {"loss": (losses * batch.weights).mean(), "target": targets.mean(), "losses": losses}
+
+    def _after_update(self) -> None:
+        config = self.config
         reinitialised = self.tortoise if config.reinitialise_tortoise else None
         for method, interval in (
             (self.shrink_perturb, config.shrink_perturb_interval),
@@ -130,7 +130,6 @@ class DrQAgent(Agent):
         ):
             if method is not None and interval is not None and self.updates % interval == 0:
                 method.apply(reinitialised, self.optimizer)
-        return {"loss": loss.detach(), "target": targets.mean(), "losses": losses.detach()}
 
     def _methods(self) -> dict[str, Tortoise | ShrinkPerturb | HeadReset]:
         methods = {"tortoise": self.tortoise, "shrink_perturb": self.shrink_perturb, "head_reset": self.head_reset}

@@ -150,7 +150,9 @@ class DrQConfig:
         """How often actions are random, over the steps of training."""
         return EpsilonSchedule(self.epsilon, self.epsilon_decay_steps, self.learning_starts)
 
-    def replay_config(self, *, stack: int, device: str = "cpu") -> ReplayConfig:
+    def replay_config(
+        self, *, stack: int, device: str = "cpu", graph: Literal["auto", "on", "off"] = "auto"
+    ) -> ReplayConfig:
         """Return the settings of the replay, of observations of `stack` frames."""
         return ReplayConfig(
             capacity=self.replay_capacity,
@@ -160,6 +162,7 @@ class DrQConfig:
             stack=stack,
             prioritised=self.prioritised,
             device=device,
+            graph=graph,
         )
 
 

@@ -21,7 +21,8 @@ def make_agent(config: AgentConfig, **given: Any) -> Agent:
     config
         Its settings.
     **given
-        As both take them: ``shape``, ``num_actions``, ``seed``, ``device``, ``precision``, ``compile``.
+        As both take them: ``shape``, ``num_actions``, ``seed``, ``device``, ``precision``, ``compile``,
+        ``graph``.
 
     Examples
     --------

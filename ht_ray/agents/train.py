@@ -104,8 +104,8 @@ class TrainingRun:
         Of every draw.
     env
         The protocol, or another game's settings. Default: `AtariConfig`'s.
-    device, precision, compile
-        See `Agent`; the replay is on the device too.
+    device, precision, compile, graph
+        See `Agent`; the replay is on the device too, with graphs of its own.
     indicators_interval
         Gradient steps from one measurement of plasticity indicators to the next; see `AgentIndicators`. Default: none.
 
@@ -131,13 +131,14 @@ class TrainingRun:
         device: torch.device | str = "cpu",
         precision: Literal["fp32", "bf16"] = "fp32",
         compile: bool = False,
+        graph: Literal["auto", "on", "off"] = "auto",
         indicators_interval: int | None = None,
     ) -> None:
         check_number("TrainingRun: seed", seed, integer=True)
         check_device("TrainingRun: device", device)
         self.config: AgentConfig = config or DrQConfig()
         self.env: EnvironmentConfig = env or AtariConfig()
-        self.collector = make_collector(game, self.config, seed=seed, env=self.env, device=device)
+        self.collector = make_collector(game, self.config, seed=seed, env=self.env, device=device, graph=graph)
         self.agent = make_agent(
             self.config,
             shape=(self.env.stack, self.env.size, self.env.size),
@@ -146,6 +147,7 @@ class TrainingRun:
             device=device,
             precision=precision,
             compile=compile,
+            graph=graph,
         )
         self._indicators = None
         if indicators_interval is not None:
@@ -310,6 +312,7 @@ def train(
     device: torch.device | str = "cpu",
     precision: Literal["fp32", "bf16"] = "fp32",
     compile: bool = False,
+    graph: Literal["auto", "on", "off"] = "auto",
     indicators_interval: int | None = None,
     evaluate_every: int | None = None,
     evaluation_episodes: int = 100,
@@ -321,7 +324,7 @@ def train(
 
     Parameters
     ----------
-    game, config, seed, env, device, precision, compile, indicators_interval
+    game, config, seed, env, device, precision, compile, graph, indicators_interval
         See `TrainingRun`.
     steps
         Of the agent: four frames each. Default 100 000. BBF's restarts go by ``BBFConfig.training_steps`` instead.
@@ -367,6 +370,7 @@ def train(
         device=device,
         precision=precision,
         compile=compile,
+        graph=graph,
         indicators_interval=indicators_interval,
     )
     path = None
@@ -437,6 +441,9 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--compile", action="store_true", help="run the networks through torch.compile")
+    parser.add_argument(
+        "--graph", default="auto", choices=("auto", "on", "off"), help="updates as CUDA graphs (default: on a GPU)"
+    )
     parser.add_argument("--indicators-interval", type=int, help="gradient steps between plasticity indicators")
     parser.add_argument("--evaluate-every", type=int, help="steps between evaluations, besides the one at the end")
     parser.add_argument("--evaluation-episodes", type=int, default=100, help="games of each (default: 100; 0: none)")

@@ -14,7 +14,7 @@ from ht_ray.mechanisms.distillation import SelfDistillation
 from ht_ray.mechanisms.fresh import HEAD_NAMES, find_head, fresh_weights
 from ht_ray.mechanisms.head_reset import HeadReset
 from ht_ray.mechanisms.mechanism import Inputs, Mechanism
-from ht_ray.mechanisms.optimizer import clear_optimizer_state
+from ht_ray.mechanisms.optimizer import clear_optimizer_state, load_optimizer_state
 from ht_ray.mechanisms.optimizer_reset import OptimizerReset
 from ht_ray.mechanisms.penalties import L2, Regenerative, SpectralDecoupling
 from ht_ray.mechanisms.plasticity_injection import InjectedHead, PlasticityInjection
@@ -59,6 +59,7 @@ __all__ = [
     "generator",
     "half_life",
     "isolated_rng",
+    "load_optimizer_state",
     "momentum_of_half_life",
     "named_tensors",
     "recalibrate_batchnorm",

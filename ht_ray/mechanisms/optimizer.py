@@ -1,16 +1,22 @@
-"""What a re-initialisation does to the optimiser."""
+"""An optimiser's state: forgotten at a re-initialisation, or loaded to continue from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-__all__ = ["Optimizers", "clear_optimizer_state"]
+__all__ = ["Optimizers", "clear_optimizer_state", "load_optimizer_state"]
 
 #: A network's optimiser, or several, each with a share of its parameters.
 Optimizers = Optimizer | Sequence[Optimizer]
+
+# Settings of a parameter group that say how it is computed, which depends on the device.
+_IMPLEMENTATION = ("foreach", "fused", "capturable")
 
 
 def clear_optimizer_state(optimizer: Optimizers, parameters: Iterable[nn.Parameter] | None = None) -> None:
@@ -33,3 +39,62 @@ def clear_optimizer_state(optimizer: Optimizers, parameters: Iterable[nn.Paramet
     for parameter in parameters:
         for one in optimizers:
             one.state.pop(parameter, None)
+
+
+@torch.no_grad()
+def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Continue from `state`, which ``optimizer.state_dict()`` gave, on whatever device and in whatever memory format.
+
+    ``optimizer.load_state_dict`` keeps the strides of what it is given, and its very tensors where device and type
+    fit. Fused optimisers need moments that lie in memory as their parameters do: on a GPU they refuse others, on the
+    CPU they pair them with the wrong weights and say nothing. Here the optimiser gets tensors of its own, laid out as
+    their parameters. How it computes (``foreach``, ``fused``, ``capturable``) is its own matter, not that of the
+    state; numbers that it holds as tensors, such as a learning rate, keep their tensors and take the state's values.
+
+    Parameters
+    ----------
+    optimizer
+        Over parameters as those of the optimiser that was saved, in the same order.
+    state
+        Is left alone, and shares nothing with the optimiser afterwards.
+
+    Raises
+    ------
+    ValueError
+        If the parameter groups differ in number or size.
+
+    Examples
+    --------
+    >>> layer = nn.Conv2d(2, 2, 2)
+    >>> optimizer = torch.optim.Adam(layer.parameters(), fused=True)
+    >>> layer(torch.ones(1, 2, 2, 2)).sum().backward()
+    >>> optimizer.step()
+    >>> last = nn.Conv2d(2, 2, 2).to(memory_format=torch.channels_last)
+    >>> other = torch.optim.Adam(last.parameters(), fused=True)
+    >>> load_optimizer_state(other, optimizer.state_dict())
+    >>> other.state[last.weight]["exp_avg"].stride() == last.weight.stride()
+    True
+    """
+    own = optimizer.param_groups
+    groups = [
+        {**saved, **{name: kept[name] for name in _IMPLEMENTATION if name in kept}}
+        for saved, kept in zip(state["param_groups"], own, strict=False)
+    ]
+    groups += state["param_groups"][len(own) :]  # too many: torch says so
+    optimizer.load_state_dict({**state, "param_groups": groups})
+    for group, before in zip(optimizer.param_groups, own, strict=True):
+        for name, value in group.items():
+            kept = before.get(name)
+            if isinstance(kept, Tensor):
+                group[name] = kept.copy_(torch.as_tensor(value))
+            elif isinstance(value, Tensor) and kept is not None:
+                group[name] = value.item()
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            values[name] = _laid_out(value, parameter) if isinstance(value, Tensor) else copy.deepcopy(value)
+
+
+def _laid_out(value: Tensor, parameter: Tensor) -> Tensor:
+    if value.shape != parameter.shape or value.layout != torch.strided:
+        return value.clone()
+    return torch.empty_like(parameter, dtype=value.dtype, device=value.device, requires_grad=False).copy_(value)

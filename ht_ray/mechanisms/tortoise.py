@@ -160,6 +160,11 @@ class Tortoise:
     def step(self, optimizer: Optimizers | None = None) -> bool:
         """Call after every optimiser step: follow the hare, and reset it if that is due in steps.
 
+        Parameters
+        ----------
+        optimizer
+            Needed where a reset clears its state.
+
         Returns
         -------
         bool

@@ -49,6 +49,7 @@ class AgentAlgorithmConfig(AlgorithmConfig):
         self.agent_settings: dict[str, Any] = {}
         self.precision: str = "fp32"
         self.compile: bool = False
+        self.graph: Literal["auto", "on", "off"] = "auto"
         self.indicators_interval: int | None = None
         self.env_runner_cls = AgentEnvRunner
         self.num_env_runners = 0
@@ -64,6 +65,7 @@ class AgentAlgorithmConfig(AlgorithmConfig):
         variant: str = NotProvided,
         precision: Literal["fp32", "bf16"] = NotProvided,
         compile: bool = NotProvided,
+        graph: Literal["auto", "on", "off"] = NotProvided,
         indicators_interval: int | None = NotProvided,
         **settings: Any,
     ) -> Any:
@@ -73,7 +75,7 @@ class AgentAlgorithmConfig(AlgorithmConfig):
         ----------
         variant
             One of the agent's: see `AGENTS`. Default: the first.
-        precision, compile
+        precision, compile, graph
             See `ht_ray.agents.agent.Agent`.
         indicators_interval
             Gradient steps from one measurement of plasticity indicators to the next; see
@@ -93,7 +95,7 @@ class AgentAlgorithmConfig(AlgorithmConfig):
         for name, value in settings.items():
             setting = _SYNONYMS.get(name, name)
             if setting not in own:
-                known = [*own, "variant", "precision", "compile", "indicators_interval"]
+                known = [*own, "variant", "precision", "compile", "graph", "indicators_interval"]
                 raise SettingError(
                     f"{type(self).__name__}.training has no setting {name!r}.{did_you_mean(name, known)}"
                 )
@@ -105,6 +107,8 @@ class AgentAlgorithmConfig(AlgorithmConfig):
             self.precision = precision
         if compile is not NotProvided:
             self.compile = compile
+        if graph is not NotProvided:
+            self.graph = graph
         if indicators_interval is not NotProvided:
             self.indicators_interval = indicators_interval
         return self
@@ -143,6 +147,7 @@ class AgentAlgorithmConfig(AlgorithmConfig):
         game_name(self.env)
         check_choice(f"{where}.variant", self.variant, AGENTS[self.kind].variants)
         check_choice(f"{where}.precision", self.precision, ["fp32", "bf16"])
+        check_choice(f"{where}.graph", self.graph, ["auto", "on", "off"])
         _ = self.agent_config, self.atari_config
         for name in ("num_env_runners", "num_learners", "evaluation_num_env_runners"):
             if getattr(self, name) != 0:

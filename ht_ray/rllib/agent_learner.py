@@ -79,6 +79,7 @@ class AgentLearner(TorchLearner):
             device=self.device,
             precision=self.config.precision,
             compile=self.config.compile,
+            graph=self.config.graph,
             network=module.network,
         )
         module.target = self.agent.target

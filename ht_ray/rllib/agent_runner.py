@@ -52,6 +52,7 @@ class AgentEnvRunner(EnvRunner, Checkpointable):
             seed=self.config.agent_seed,
             env=self.config.atari_config,
             device=get_device(self.config, self.config.num_gpus_per_learner),
+            graph=self.config.graph,
         )
         #: Chooses actions: `Agent.act`, lent by the algorithm.
         self.act: Callable[[Tensor, float], Tensor] | None = None

@@ -142,6 +142,7 @@ def test_tune_runs_it(cluster: str, tmp_path: Path) -> None:
         (lambda config: config.training(momentum=None), "without momentum"),
         (lambda config: config.training(reset_interval=0), "reset_interval"),
         (lambda config: config.training(precision="fp16"), "precision"),
+        (lambda config: config.training(graph="yes"), "graph"),
         (lambda config: config.env_runners(num_env_runners=1), "num_env_runners = 1"),
         (lambda config: config.learners(num_learners=1), "num_learners = 1"),
         (lambda config: config.env_runners(num_envs_per_env_runner=2), "num_envs_per_env_runner = 2"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 from torch import Tensor
 
@@ -42,7 +42,11 @@ class Batch:
 
     def split(self, size: int) -> Iterator[Batch]:
         """Yield the transitions in batches of `size`, in their order; weights are left as they are."""
-        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        columns = self.columns()
         for start in range(0, len(self.actions), size):
-            part = {name: c[start : start + size] for name, c in columns.items() if c is not None}
-            yield replace(self, **part)
+            yield Batch(**{name: column[start : start + size] for name, column in columns.items()})
+
+    def columns(self) -> dict[str, Tensor]:
+        """Return the tensors that there are, by name: ``Batch(**batch.columns())`` is the same batch."""
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: column for name, column in columns.items() if column is not None}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
-from ht_ray._checks import SettingError, check_number
+from ht_ray._checks import SettingError, check_choice, check_number
 
 __all__ = ["ReplayConfig", "check_discount", "check_steps"]
 
@@ -49,6 +50,9 @@ class ReplayConfig:
         with SPR and BBF does. Default False.
     device
         Where frames are kept and batches come. Default ``"cpu"``.
+    graph
+        ``"auto"``, ``"on"`` or ``"off"``: whether CUDA graphs put batches together and set priorities. Default
+        ``"auto"``: on a GPU.
 
     Raises
     ------
@@ -73,6 +77,7 @@ class ReplayConfig:
     importance: float = 0.5
     published_n_step: bool = False
     device: str = "cpu"
+    graph: Literal["auto", "on", "off"] = "auto"
 
     def __post_init__(self) -> None:
         for name in ("capacity", "batch_size", "stack"):
@@ -85,3 +90,4 @@ class ReplayConfig:
             torch.device(self.device)
         except RuntimeError as error:
             raise SettingError(f"ReplayConfig.device = {self.device!r}: {error}") from error
+        check_choice("ReplayConfig.graph", self.graph, ["auto", "on", "off"])

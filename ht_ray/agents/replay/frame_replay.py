@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,6 +13,8 @@ from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 from ht_ray._checks import SettingError, check_number
+from ht_ray.agents.device import upload
+from ht_ray.agents.graph import Captured, use_graph
 from ht_ray.agents.replay.batch import Batch
 from ht_ray.agents.replay.config import ReplayConfig, check_discount, check_steps
 from ht_ray.agents.replay.packing import ReplayFileError, pack, read_file, unpack, write_file
@@ -28,7 +29,7 @@ from ht_ray.agents.replay.section import (
     TRUNCATED,
     Section,
 )
-from ht_ray.agents.replay.storage import FrameStore, upload
+from ht_ray.agents.replay.storage import FrameStore
 from ht_ray.agents.replay.sum_tree import SumTree
 from ht_ray.mechanisms.rng import generator
 
@@ -41,6 +42,11 @@ _CHUNK = 512
 _STAGED = 256
 # Of priorities: what has none left could never be drawn again.
 _LEAST_PRIORITY = 1e-10
+_UNACCEPTABLE = "FrameReplay.update_priorities: accepted are finite priorities of at least 0"
+
+
+def _acceptable(priorities: Tensor) -> Tensor:
+    return (torch.isfinite(priorities) & (priorities >= 0)).all()
 
 
 def _staged(device: torch.device, section: int) -> int:
@@ -75,6 +81,8 @@ class FrameReplay:
         Environments that write, each into a part of its own. Default 1.
     device
         Where frames are kept and batches come. Neither adding nor sampling waits for a GPU. Default ``"cpu"``.
+    graph
+        See `Agent`: whether batches are put together, and priorities set, by CUDA graphs. Default ``"auto"``.
     seed
         Of the draws, which come from ``(seed, number of samples so far)`` and are the same on every device.
 
@@ -109,6 +117,7 @@ class FrameReplay:
         published_n_step: bool = False,
         envs: int = 1,
         device: torch.device | str = "cpu",
+        graph: Literal["auto", "on", "off"] = "auto",
         seed: int = 0,
     ) -> None:
         for name, value in {"capacity": capacity, "stack": stack, "envs": envs}.items():
@@ -137,6 +146,7 @@ class FrameReplay:
         self.published_n_step = published_n_step
         self.envs = envs
         self.device = torch.device(device)
+        self.graph = graph
         self.seed = seed
         #: Batches drawn so far.
         self.samples = 0
@@ -153,6 +163,9 @@ class FrameReplay:
         else:
             self._rows = torch.from_numpy(self._table)
         self._back = torch.arange(stack - 1, -1, -1, device=self.device)
+        on = use_graph("FrameReplay: graph", graph, self.device)
+        self._assemble = Captured(self._columns, on=on, held=self._weighing)
+        self._prioritise = Captured(self._set_priorities, on=on, held=self._weighing)
         self._clear()
 
     def _clear(self) -> None:
@@ -166,6 +179,9 @@ class FrameReplay:
             self._priorities = torch.zeros(self._slots, dtype=torch.float64, device=self.device)
             self._greatest = torch.ones((), dtype=torch.float64, device=self.device)
             self._window = 1
+
+    def _weighing(self) -> list[Tensor]:
+        return [*self._tree.levels, self._priorities, self._greatest] if self.prioritised else []
 
     def __len__(self) -> int:
         """Transitions held whose stack is whole, those whose n steps are still to come included."""
@@ -271,11 +287,26 @@ class FrameReplay:
         draws = generator(self.seed, "replay", self.samples)
         self.samples += 1
         if self.prioritised:
-            slots, weights = self._draw_prioritised(batch_size, window, draws)
+            self._weigh(window)
+            # Stratified, as in section 3.3 of arXiv 1511.05952: one point in each of `batch_size` equal parts.
+            drawn = torch.rand(batch_size, dtype=torch.float64, generator=draws).numpy()
+            places = (np.arange(batch_size) + drawn) / batch_size
         else:
-            slots, weights = self._draw_uniform(batch_size, window, draws)
+            places = self._draw_uniform(batch_size, window, draws)
+        # One transfer: float64 holds any slot exactly.
+        given = self._sent(np.append(places, discount))
+        return Batch(**self._assemble(n_step, sequence, given=given))
 
-        steps = torch.arange(window, device=self.device)
+    def _columns(self, n_step: int, sequence: int, *, given: Tensor) -> dict[str, Tensor]:
+        # What happens on the device alone. `given`: slots, or points of the sum of all weights; and the discount.
+        places, discount = given[:-1], given[-1]
+        if self.prioritised:
+            slots = self._tree.find(places * self._tree.total)
+            weights = self._tree[slots] ** -self.importance
+            weights = weights / weights.max()
+        else:
+            slots, weights = places.long(), torch.ones_like(places)
+        steps = torch.arange(max(n_step, sequence), device=self.device)
         rows = self._rows[self._shifted(slots.unsqueeze(1), steps)]
         outcomes = rows[..., OUTCOME]
         ended = outcomes != INSIDE
@@ -290,22 +321,25 @@ class FrameReplay:
         positions = rows[:, 0, POSITION].long()
         reach = torch.stack((torch.zeros_like(lengths), lengths - int(self.published_n_step)))
         observations, next_observations = self._observations(slots, positions, reach)
-        batch = Batch(
-            observations=observations,
-            actions=rows[:, 0, ACTION].long(),
-            returns=returns.float(),
-            next_observations=next_observations,
-            discounts=discounts.float(),
-            indices=slots,
-            weights=weights.float(),
-        )
+        columns = {
+            "observations": observations,
+            "actions": rows[:, 0, ACTION].long(),
+            "returns": returns.float(),
+            "next_observations": next_observations,
+            "discounts": discounts.float(),
+            "indices": slots,
+            "weights": weights.float(),
+        }
         if not sequence:
-            return batch
+            return columns
         mask = alive[:, :sequence]
         reach = torch.minimum(steps[:sequence] + 1, mask.sum(1, keepdim=True))
-        futures = self._observations(slots.unsqueeze(1), positions.unsqueeze(1), reach)
-        actions = torch.where(mask, rows[:, :sequence, ACTION], 0).long()
-        return replace(batch, future_observations=futures, future_actions=actions, future_mask=mask.float())
+        return {
+            **columns,
+            "future_observations": self._observations(slots.unsqueeze(1), positions.unsqueeze(1), reach),
+            "future_actions": torch.where(mask, rows[:, :sequence, ACTION], 0).long(),
+            "future_mask": mask.float(),
+        }
 
     def observations(self, count: int, *, seed: int) -> Tensor:
         """Draw observations uniformly, with replacement, leaving no trace: what is sampled later is as without.
@@ -331,7 +365,7 @@ class FrameReplay:
         if not self.can_sample(n_step=1):
             raise ValueError("FrameReplay.observations: no transition is held")
         self._flush()
-        slots, _ = self._draw_uniform(count, 1, generator(seed, "observations"))
+        slots = self._sent(self._draw_uniform(count, 1, generator(seed, "observations")))
         return self._observations(slots, self._rows[slots, POSITION].long(), torch.zeros_like(slots))
 
     def _shifted(self, slots: Tensor, steps: Tensor) -> Tensor:
@@ -344,7 +378,7 @@ class FrameReplay:
         held = self._back <= (positions + reach).unsqueeze(-1)
         return self._store.stacks(torch.where(held, frames, self._slots))
 
-    def _draw_uniform(self, batch_size: int, window: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _draw_uniform(self, batch_size: int, window: int, draws: torch.Generator) -> NDArray[np.int64]:
         ready = np.array([section.ready(window) for section in self._sections])
         ends = (ready[:, 1] - ready[:, 0]).cumsum()
         drawn = torch.randint(int(ends[-1]), (batch_size,), generator=draws).numpy()
@@ -354,23 +388,20 @@ class FrameReplay:
         for env, section in enumerate(self._sections):
             own = envs == env
             slots[own] = section.slots(section.frames_of(transitions[own]))
-        return upload(slots, self.device), torch.ones(batch_size, device=self.device)
+        return slots
 
-    def _draw_prioritised(self, batch_size: int, window: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _weigh(self, window: int) -> None:
+        # Bring the tree up to date with what may be drawn.
         changed = [section.changed(window, self._window) for section in self._sections]
-        slots = upload(np.concatenate([slots for slots, _ in changed]), self.device)
-        ready = upload(np.concatenate([ready for _, ready in changed]), self.device)
+        slots = self._sent(np.concatenate([slots for slots, _ in changed]))
+        ready = self._sent(np.concatenate([ready for _, ready in changed]))
         self._tree.update(slots, torch.where(ready, self._priorities[slots], 0))
         for section in self._sections:
             section.weighed = section.frames
         self._window = window
-        # Stratified, as in section 3.3 of arXiv 1511.05952: one point in each of `batch_size` equal parts.
-        points = (
-            np.arange(batch_size) + torch.rand(batch_size, dtype=torch.float64, generator=draws).numpy()
-        ) / batch_size
-        drawn = self._tree.find(upload(points, self.device) * self._tree.total)
-        weights = self._tree[drawn] ** -self.importance
-        return drawn, weights / weights.max()
+
+    def _sent(self, array: NDArray[Any]) -> Tensor:
+        return upload(torch.from_numpy(array), self.device)
 
     def _flush(self) -> None:
         # Bring the device up to date with the host, and give new transitions their priority.
@@ -381,10 +412,10 @@ class FrameReplay:
             if self._mirror:
                 # From two before: the newest frame had no step yet, and the step before may have been cut.
                 slots = section.slots_since(section.uploaded - 2)
-                self._rows.index_copy_(0, upload(slots, self.device), upload(self._table[slots], self.device))
+                self._rows.index_copy_(0, self._sent(slots), self._sent(self._table[slots]))
             if self.prioritised:
                 slots = section.slots_since(section.uploaded - 1)
-                self._priorities[upload(slots, self.device)] = self._greatest  # index_fill_ would wait for its value
+                self._priorities[self._sent(slots)] = self._greatest  # index_fill_ would wait for its value
             section.uploaded = section.frames
 
     def update_priorities(self, indices: Tensor, priorities: Tensor) -> None:
@@ -407,18 +438,21 @@ class FrameReplay:
         if not self.prioritised:
             raise ValueError("FrameReplay.update_priorities: this replay draws uniformly (prioritised=False)")
         self._flush()
-        values = priorities.detach().to(device=self.device, dtype=torch.float64)
-        fine = (torch.isfinite(values) & (values >= 0)).all()
-        message = "FrameReplay.update_priorities: accepted are finite priorities of at least 0"
+        priorities = priorities.detach().to(self.device)
+        if self.device.type == "cpu" and not _acceptable(priorities):
+            raise ValueError(_UNACCEPTABLE)
+        self._prioritise(indices=indices, priorities=priorities)
+
+    def _set_priorities(self, *, indices: Tensor, priorities: Tensor) -> dict[str, Tensor]:
+        values = priorities.to(torch.float64)
         if self.device.type != "cpu":
-            torch._assert_async(fine, message)
-        elif not fine:
-            raise ValueError(message)
+            torch._assert_async(_acceptable(values), _UNACCEPTABLE)
         values = values.clamp(min=_LEAST_PRIORITY) ** self.priority_exponent
-        self._greatest = torch.maximum(self._greatest, values.max())
+        self._greatest.copy_(torch.maximum(self._greatest, values.max()))
         self._priorities.scatter_reduce_(0, indices, values, "amax", include_self=False)
         # What may not be drawn (any more) keeps its weight of 0.
         self._tree.update(indices, torch.where(self._tree[indices] > 0, self._priorities[indices], 0))
+        return {}
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -539,5 +573,6 @@ def make_replay(
         published_n_step=config.published_n_step,
         envs=envs,
         device=config.device,
+        graph=config.graph,
         seed=seed,
     )

@@ -8,17 +8,9 @@ from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 from ht_ray._checks import SettingError
+from ht_ray.agents.device import upload
 
-__all__ = ["FrameStore", "upload"]
-
-
-def upload(array: NDArray[np.generic], device: torch.device) -> Tensor:
-    """Return `array` on `device`, without waiting for a GPU; on the CPU, the tensor shares its memory."""
-    tensor = torch.from_numpy(array)
-    if device.type == "cuda":
-        # Pinned memory comes from an allocator that knows when the copy is done.
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
+__all__ = ["FrameStore"]
 
 
 class FrameStore:
@@ -77,8 +69,8 @@ class FrameStore:
     def flush(self) -> None:
         """Send the frames that wait to the device."""
         if self._waiting:
-            frames = upload(self._stage[: len(self._waiting)], self.device)
-            self._frames.index_copy_(0, upload(np.array(self._waiting), self.device), frames)
+            frames = upload(torch.from_numpy(self._stage[: len(self._waiting)]), self.device)
+            self._frames.index_copy_(0, upload(torch.tensor(self._waiting), self.device), frames)
             self._waiting.clear()
 
     def stacks(self, slots: Tensor) -> Tensor:

@@ -43,20 +43,21 @@ class SumTree:
     def __init__(self, size: int, *, device: torch.device | str = "cpu") -> None:
         check_number("SumTree: size", size, low=1, integer=True)
         self.size = size
-        self._levels: list[Tensor] = []
+        #: Weights by leaf, and the sums of each further level; they are changed in place.
+        self.levels: list[Tensor] = []
         nodes = size
-        while not self._levels or nodes > 1:
+        while not self.levels or nodes > 1:
             nodes = -(-nodes // _CHILDREN)
-            self._levels.append(torch.zeros(nodes, _CHILDREN, dtype=torch.float64, device=device))
+            self.levels.append(torch.zeros(nodes, _CHILDREN, dtype=torch.float64, device=device))
 
     @property
     def total(self) -> Tensor:
         """The sum of all weights, a float64 scalar on the device."""
-        return self._levels[-1][0].cumsum(0)[-1]
+        return self.levels[-1][0].cumsum(0)[-1]
 
     def __getitem__(self, indices: Tensor) -> Tensor:
         """Return the weights at `indices` (int64, any shape), float64."""
-        return self._levels[0].view(-1)[indices]
+        return self.levels[0].view(-1)[indices]
 
     def update(self, indices: Tensor, weights: Tensor) -> None:
         """Set the weights at `indices`.
@@ -68,8 +69,8 @@ class SumTree:
         weights
             At least 0, finite; shape ``(n,)``.
         """
-        self._levels[0].view(-1)[indices] = weights.to(torch.float64)
-        for lower, upper in pairwise(self._levels):
+        self.levels[0].view(-1)[indices] = weights.to(torch.float64)
+        for lower, upper in pairwise(self.levels):
             indices = indices.div(_CHILDREN, rounding_mode="floor")
             # The last of the running sums that `find` will look at, not a sum in another order.
             upper.view(-1)[indices] = lower[indices].cumsum(1)[:, -1]
@@ -90,7 +91,7 @@ class SumTree:
         """
         nodes = torch.zeros_like(points, dtype=torch.int64)
         zero = points.new_zeros(())
-        for level in reversed(self._levels):
+        for level in reversed(self.levels):
             sums = level[nodes].cumsum(1)
             # Strictly below the node's sum, the child found has a weight of its own.
             points = torch.minimum(points, torch.nextafter(sums[:, -1], zero))
