@@ -81,6 +81,8 @@ def read_records(folder: Path) -> tuple[Record, ...]:
         except (OSError, ValueError) as error:
             raise SettingError(f"{path} cannot be read as JSON ({error}).") from error
         _check(str(path), record, SCHEMA)
+        if len({len(column) for column in record["curve"].values()}) > 1:
+            raise SettingError(f"{path}: curve: the columns have different lengths.")
         if record["format"] != FORMAT:
             raise SettingError(f"{path}: format = {record['format']}: accepted is {FORMAT}.")
         if path.name != file_name(record):

@@ -178,13 +178,13 @@ class Timings:
         )
 
     def _measure(self, cell: Cell, data: ImageData, batch: int) -> float:
-        batches = 1
+        batches, most = 1, max(1, min(64, len(data.train_labels) // batch))
         while True:
             seconds = _epoch_seconds(cell, data, batches * batch, self._bench)
             # Short epochs are measured over more batches, so that what comes once an epoch counts less.
-            if seconds > 0.2 or batches >= 64:
+            if seconds > 0.2 or batches == most:
                 return seconds / batches
-            batches *= 8
+            batches = min(8 * batches, most)
 
 
 def _epoch_seconds(cell: Cell, data: ImageData, samples: int, bench: Bench) -> float:

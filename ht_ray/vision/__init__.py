@@ -3,6 +3,7 @@
 torchvision and scikit-learn are imported when a data set is read.
 """
 
+from ht_ray._interrupted import Interrupted
 from ht_ray.vision.augment import random_crop_flip
 from ht_ray.vision.data import DATA_SETS, DataConfig, ImageData, image_encoding, load_data
 from ht_ray.vision.evaluate import Evaluation, evaluate, evaluating
@@ -49,6 +50,7 @@ __all__ = [
     "Evaluation",
     "ImageData",
     "InMemoryLoader",
+    "Interrupted",
     "Method",
     "MethodConfig",
     "MethodSettings",
