@@ -24,7 +24,7 @@ from ht_ray.reproduce.run import Bench, Clock, DataSets, Timings, choose, forget
 from ht_ray.vision import Diverged
 from ht_ray.vision.data import user_cache
 
-__all__ = ["main"]
+__all__ = ["main", "make_parser"]
 
 FOLDER = Path("docs") / "reproduction"
 
@@ -34,7 +34,8 @@ class _Parser(argparse.ArgumentParser):
         raise SettingError(message)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return what reads the command line; it refuses with `SettingError`."""
     parser = _Parser(
         prog="ht-ray reproduce",
         description="Run the next missing cells of the paper's tables, and write their records and the page of all. "
@@ -51,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1")
     parser.add_argument(
-        "--out", type=Path, help=f"folder of the records and the page (default: {FOLDER}, which exists)"
+        "--out", type=Path, help=f"folder of the records and the page (default: {FOLDER}, which must exist)"
     )
     parser.add_argument("--checkpoints", type=Path, help="folder of what is underway (default: in the user's cache)")
     return parser
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without "±"
     try:
-        return _run(_parser().parse_args(arguments))
+        return _run(make_parser().parse_args(arguments))
     except (SettingError, OSError) as error:
         print(f"ht-ray reproduce: error: {error}", file=sys.stderr)
         return 2

@@ -178,7 +178,8 @@ class Timings:
         )
 
     def _measure(self, cell: Cell, data: ImageData, batch: int) -> float:
-        batches, most = 1, max(1, min(64, len(data.train_labels) // batch))
+        most = max(1, min(64, len(data.train_labels) // batch))
+        batches = most if self._bench.device.type == "cuda" else 1  # as captured graphs are, with long epochs
         while True:
             seconds = _epoch_seconds(cell, data, batches * batch, self._bench)
             # Short epochs are measured over more batches, so that what comes once an epoch counts less.
@@ -241,7 +242,7 @@ def run_once(run: Run, bench: Bench) -> Record | None:
     Raises
     ------
     SettingError
-        If its data are not there.
+        If its data are not there, or what is underway is of other settings.
     Diverged
         If the training loss is no longer finite.
     """
@@ -249,6 +250,8 @@ def run_once(run: Run, bench: Bench) -> Record | None:
     data, described = bench.data(cell.data)
     stream = make_stream(data.train_labels, data.num_classes, cell.stream, seed=run.seed)
     folder = bench.folder(run)
+    state = folder / "state.pt"
+    resumed = state.exists()
     calls_file = folder / "calls.json"
     calls: list[dict[str, Any]] = json.loads(calls_file.read_text()) if calls_file.exists() else []
     calls.append(_call(bench.device))
@@ -257,9 +260,13 @@ def run_once(run: Run, bench: Bench) -> Record | None:
     bench.clock.begin()
     rows: list[Row] | None
     try:
-        rows = _fit(cell, run.seed, data, stream, bench, checkpoint=folder / "state.pt", stop=bench.clock.stop)
+        rows = _fit(cell, run.seed, data, stream, bench, checkpoint=state, stop=bench.clock.stop)
     except Interrupted:
         rows = None
+    except ValueError as error:
+        if not resumed:
+            raise
+        raise SettingError(f"{run.id} cannot go on: {error}. Remove {folder} to begin it again.") from error
     calls[-1]["seconds"] = round(time.monotonic() - started, 1)
     write_text(calls_file, json.dumps(calls))
     if rows is None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,16 @@ def test_a_run_that_was_killed_goes_on_to_the_same_record(call: int, tmp_path: P
     assert without_calls(record) == without_calls(whole)
     assert record is not None
     assert [call["seconds"] is not None for call in record["calls"]] == [False, True]
+
+
+def test_what_is_underway_with_other_settings_is_refused(tmp_path: Path) -> None:
+    there = Bench(CPU, Images(None), tmp_path, StopAt(1, lambda: True))
+    assert run_once(Run(TINY[0], 0), there) is None
+    changed = replace(TINY[0], stream=replace(TINY[0].stream, label_noise=0.2))
+    with pytest.raises(
+        SettingError, match=r"mnist-tiny-plain-seed0 cannot go on: .*another phases\. Remove .*-fp32 to"
+    ):
+        run_once(Run(changed, 0), there)
 
 
 def test_another_epoch_is_not_begun_that_would_end_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
