@@ -21,6 +21,7 @@ from ht_ray.agents.drq_config import VARIANTS
 from ht_ray.agents.variants import AGENT_VARIANTS
 from ht_ray.diagnostics import INDICATOR_GROUPS, INDICATORS, IndicatorConfig
 from ht_ray.mechanisms import Tortoise, half_life
+from ht_ray.reproduce.__main__ import make_parser
 from ht_ray.sweep import SweepConfig
 from ht_ray.vision import METHODS, MethodConfig, MethodSettings, display_name, method_parts
 from tune_configs import ablation, atari100k, command_line, continual, warm_start
@@ -175,11 +176,13 @@ def test_ray_commands_exist() -> None:
 
 
 def test_other_commands_exist() -> None:
-    known = {"pip", "pytest", "tensorboard", "export", "ray", "python", "cp", "docker", "helm", "kubectl"}
+    known = {"ht-ray", "pip", "pytest", "tensorboard", "export", "ray", "python", "cp", "docker", "helm", "kubectl"}
     for place, words in commands():
         assert words[0] in known, f"{place}: {words[0]!r}"
         for word in words:
             assert not word.startswith("deploy/") or (ROOT / word).exists(), f"{place}: there is no {word}"
+        if words[:2] == ["ht-ray", "reproduce"]:
+            make_parser().parse_args(words[2:])
         if words[:2] == ["python", "-m"]:
             assert importlib.util.find_spec(words[2]), f"{place}: no module {words[2]}"
 
@@ -187,6 +190,7 @@ def test_other_commands_exist() -> None:
 def test_flags_in_the_text_are_flags() -> None:
     names = {field.name for _, settings in STUDIES.values() for field in (*fields(settings), *fields(SweepConfig))}
     flags = {f"--{negation}{name.replace('_', '-')}" for name in names for negation in ("", "no-")} | FOREIGN_FLAGS
+    flags |= set(re.findall(r"--[a-z][a-z-]*", make_parser().format_help()))
     for document in DOCUMENTS:
         prose = re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
         for code in re.findall(r"`([^`]+)`", prose):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import sys
 from collections.abc import Sequence
 
 from ht_ray._checks import SettingError
 from ht_ray._storage import is_uri
+from ht_ray.report._files import say
 from ht_ray.report.study import load_study
 from ht_ray.report.write import write_report, write_reports
 
@@ -34,24 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise SettingError(f"{location} is a study at a URI: name a directory for the report with --out.")
         studies = [load_study(directory) for directory in chosen.directory]
         if chosen.out is not None and len(studies) > 1:
-            written = write_reports(studies, chosen.out, say=_say)
+            written = write_reports(studies, chosen.out, say=say)
         else:
-            written = [path for study in studies for path in write_report(study, say=_say, out=chosen.out)]
+            written = [path for study in studies for path in write_report(study, say=say, out=chosen.out)]
         for path in written:
-            _say(f"wrote {path}")
+            say(f"wrote {path}")
     except (SettingError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def _say(text: str) -> None:
-    """Print; who closes the pipe (``| head``) has read enough, and the report is written all the same."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        # Nor shall Python's own flush at the end find it closed.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""Files that are either the old ones or the new ones, never half of each."""
+"""Files that are either the old ones or the new ones, never half of each; lines that may go into a closed pipe."""
 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from ht_ray._checks import SettingError
 
-__all__ = ["remove", "write_bytes", "write_text"]
+__all__ = ["remove", "say", "write_bytes", "write_text"]
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -47,3 +48,12 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise SettingError(f"{path} cannot be removed: {error.strerror or error}.") from error
+
+
+def say(text: str) -> None:
+    """Print; who closes the pipe (``| head``) has read enough, and the report is written all the same."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Nor shall Python's own flush at the end find it closed.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

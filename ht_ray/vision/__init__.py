@@ -3,8 +3,9 @@
 torchvision and scikit-learn are imported when a data set is read.
 """
 
+from ht_ray._interrupted import Interrupted
 from ht_ray.vision.augment import random_crop_flip
-from ht_ray.vision.data import DATA_SETS, DataConfig, ImageData, load_data
+from ht_ray.vision.data import DATA_SETS, DataConfig, ImageData, image_encoding, load_data
 from ht_ray.vision.evaluate import Evaluation, evaluate, evaluating
 from ht_ray.vision.fit import Diverged, Row, fit, load_checkpoint, save_checkpoint, summarise
 from ht_ray.vision.indicators import make_indicators
@@ -49,6 +50,7 @@ __all__ = [
     "Evaluation",
     "ImageData",
     "InMemoryLoader",
+    "Interrupted",
     "Method",
     "MethodConfig",
     "MethodSettings",
@@ -66,6 +68,7 @@ __all__ = [
     "evaluate",
     "evaluating",
     "fit",
+    "image_encoding",
     "load_checkpoint",
     "load_data",
     "make_indicators",

@@ -31,7 +31,7 @@ import torch
 
 from ht_ray._checks import SettingError
 
-__all__ = ["ImageSets", "Source", "decode", "find_source", "fingerprint", "read_torchvision"]
+__all__ = ["ImageSets", "Source", "decode", "encoding", "find_source", "fingerprint", "read_torchvision"]
 
 _TORCHVISION = {
     "mnist": ("MNIST", "MNIST/raw"),
@@ -176,6 +176,59 @@ def read_torchvision(name: str, root: Path, download: bool) -> ImageSets:
     # MNIST's classes read "0 - zero"; in folders they are the digits.
     classes = tuple(name.split(" - ")[0] for name in train.classes)
     return ImageSets(images[0], labels[0], images[1], labels[1], classes)
+
+
+def encoding(source: Source) -> str:
+    """Return how the images are stored, by the first of them: ``"as published"``, ``"PNG"``, ``"JPEG, quality 75"``.
+
+    Raises
+    ------
+    SettingError
+        If there is no image, or it cannot be decoded.
+    """
+    from PIL import Image
+
+    if source.kind == "torchvision":
+        return "as published"
+    files: Iterable[tuple[str, bytes | Path]]
+    if source.kind == "folder":
+        files = _folder_files(source.path)
+    elif source.path.name.lower().endswith(".zip"):
+        files = _zip_files(source.path)
+    else:
+        files = _tar_files(source.path)
+    first = next((file for file in files if file[0].lower().endswith(_IMAGES)), None)
+    if first is None:
+        raise SettingError(f"{source.path} holds no images. Expected is {_LAYOUTS}.")
+    name, data = first
+    try:
+        with Image.open(BytesIO(data) if isinstance(data, bytes) else data) as image:
+            kind = str(image.format)
+            tables = getattr(image, "quantization", {})
+    except OSError as error:
+        raise SettingError(f"{source.path}: {name} cannot be decoded as an image ({error}).") from error
+    quality = _jpeg_quality(tables[0]) if kind == "JPEG" else None
+    return kind if quality is None else f"{kind}, quality {quality}"
+
+
+def _jpeg_quality(table: Sequence[int]) -> int | None:
+    """Return the quality, 1 to 100, that libjpeg makes this table of luminance from; None if it makes it from none."""
+    for quality in range(1, 101):
+        scale = 5000 // quality if quality < 50 else 200 - 2 * quality
+        scaled = (min(max((value * scale + 50) // 100, 1), 255) for value in _JPEG_LUMINANCE)
+        # Without their order, in which Pillow's versions differ.
+        if sorted(scaled) == sorted(table):
+            return quality
+    return None
+
+
+# ITU-T T.81, table K.1.
+_JPEG_LUMINANCE = (
+    *(16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55),
+    *(14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62),
+    *(18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92),
+    *(49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99),
+)
 
 
 def decode(source: Source, channels: int) -> ImageSets:

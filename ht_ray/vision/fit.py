@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ht_ray._checks import check_number
+from ht_ray._checks import SettingError, check_number
+from ht_ray._interrupted import Interrupted
 from ht_ray.diagnostics import IndicatorConfig
 from ht_ray.mechanisms import derive_seed, isolated_rng, load_optimizer_state
 from ht_ray.vision.data import ImageData
@@ -88,6 +89,7 @@ def fit(
     evaluate_every: int = 1,
     checkpoint: str | Path | None = None,
     on_epoch: Callable[[Row], None] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> list[Row]:
     """Train `model` on the phases of `stream` and test it after epochs.
 
@@ -121,6 +123,10 @@ def fit(
         A file to write after every phase, and to continue from when it exists.
     on_epoch
         Called with each row as it is measured.
+    stop
+        Asked between two epochs of a phase, once one has been trained in this call. When it returns true, `checkpoint`
+        is written there, inside the phase, and training ends with `Interrupted`; called again, `fit` goes on with the
+        next epoch.
 
     Returns
     -------
@@ -134,8 +140,11 @@ def fit(
     ------
     Diverged
         If the training loss is NaN or infinite at the end of an epoch.
+    Interrupted
+        Where `stop` said so.
     SettingError
-        If `evaluate_every` is not a positive whole number, or `graph` is ``"on"`` and the step cannot be captured.
+        If `evaluate_every` is not a positive whole number, `graph` is ``"on"`` and the step cannot be captured, or
+        `stop` is given without a `checkpoint` to go on from.
     ValueError
         If `checkpoint` is that of a run with other settings, seed or stream.
 
@@ -151,6 +160,8 @@ def fit(
     (6, 2, True)
     """
     check_number("fit: evaluate_every", evaluate_every, low=1, integer=True)
+    if stop is not None and checkpoint is None:
+        raise SettingError("fit: stop is given and checkpoint is None: accepted is a file to go on from.")
     device = torch.device(device)
     acting_config = method.config if isinstance(method, Method) else method or MethodConfig("plain")
     config = acting_config.training(training or TrainingConfig(), data.shape)
@@ -174,7 +185,7 @@ def fit(
     optimizer = make_optimizer(model.parameters(), config)
     measuring = make_indicators(indicators, model, data, training=config, normalise=normalise, seed=seed, device=device)
     rows: list[Row] = []
-    done = 0
+    done = begun = 0
     path = Path(checkpoint) if checkpoint is not None else None
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)  # now, not when the first phase has been trained
@@ -190,9 +201,25 @@ def fit(
         acting.load_state_dict(state["method"])
         if measuring is not None:
             measuring.load_state_dict(state["indicators"])
-        rows, done = state["rows"], state["phases"]
+        rows, done, begun = state["rows"], state["phases"], state.get("epochs", 0)
 
-    epochs = sum(phase.epochs for phase in stream.phases[:done])
+    def save(phases: int, epochs: int) -> None:
+        # So many whole phases, and epochs of the next one.
+        if path is None:
+            return
+        saved = {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "method": acting.state_dict(),
+            "indicators": measuring.state_dict() if measuring is not None else {},
+            "settings": settings,
+            "rows": rows,
+            "phases": phases,
+            "epochs": epochs,
+        }
+        save_checkpoint(saved, path)
+
+    epochs = sum(phase.epochs for phase in stream.phases[:done]) + begun
     for phase in stream.phases[done:]:
         loader = InMemoryLoader(
             images,
@@ -205,9 +232,14 @@ def fit(
             phase=phase.index,
             channels_last=config.channels_last,
         )
-        if config.fresh_optimizer:
-            optimizer = make_optimizer(model.parameters(), config)
-        acting.begin_phase(phase.index, optimizer, steps_per_epoch=len(loader), epochs=phase.epochs)
+        first, begun = begun + 1, 0
+        if first > 1:
+            acting.resume_phase(loader, epoch=first)
+        else:
+            if config.fresh_optimizer:
+                optimizer = make_optimizer(model.parameters(), config)
+            acting.begin_phase(phase.index, optimizer, steps_per_epoch=len(loader), epochs=phase.epochs)
+        loader.epoch = first
         step = TrainingStep(
             model,
             loader,
@@ -219,7 +251,10 @@ def fit(
             graph=captured,
             required=graph == "on",
         )
-        for epoch in range(1, phase.epochs + 1):
+        for epoch in range(first, phase.epochs + 1):
+            if stop is not None and epoch > first and stop():
+                save(phase.index, epoch - 1)
+                raise Interrupted(f"after epoch {epoch - 1} of phase {phase.index + 1}")
             model.train()
             step.begin_epoch()
             with isolated_rng(derive_seed(seed, "dropout", phase.index, epoch)):
@@ -256,17 +291,5 @@ def fit(
             rows.append(row)
             if on_epoch is not None:
                 on_epoch(row)
-        if path is not None:
-            save_checkpoint(
-                {
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "method": acting.state_dict(),
-                    "indicators": measuring.state_dict() if measuring is not None else {},
-                    "settings": settings,
-                    "rows": rows,
-                    "phases": phase.index + 1,
-                },
-                path,
-            )
+        save(phase.index + 1, 0)
     return rows

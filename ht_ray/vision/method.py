@@ -28,6 +28,7 @@ from ht_ray.mechanisms import (
     Tortoise,
     WeightClipping,
 )
+from ht_ray.vision.loader import InMemoryLoader
 from ht_ray.vision.method_config import MethodConfig
 
 __all__ = ["MECHANISMS", "REINITIALISERS", "Method"]
@@ -128,6 +129,18 @@ class Method:
             self.tortoise.weights.sync(self.tortoise.hare)
         for mechanism in self.mechanisms.values():
             mechanism.begin_phase()
+
+    def resume_phase(self, loader: InMemoryLoader, *, epoch: int) -> None:
+        """Call in place of `begin_phase` where a phase goes on with `epoch`, once the state of before it is loaded.
+
+        Batches that a mechanism keeps from one epoch to the next are not part of the state; `loader`, that of the
+        phase, makes them again.
+        """
+        redo = self.mechanisms.get("redo")
+        if isinstance(redo, ReDo) and redo.interval is not None and redo.batches.maxlen is not None:
+            # Every epoch has a batch at least.
+            for loader.epoch in range(max(1, epoch - redo.batches.maxlen), epoch):
+                redo.batches.extend(inputs for inputs, _ in loader)
 
     def before_forward(self, inputs: Tensor) -> None:
         """Call before the network computes a training batch."""
@@ -237,6 +250,8 @@ class Method:
         self.rebuild(state)
         for name, saved in state.items():
             part: Any = self.tortoise if name == "tortoise" else {**self.reinitialisers, **self.mechanisms}[name]
+            if name in self.mechanisms:
+                part.begin_phase()  # the network may have been rebuilt
             part.load_state_dict(saved)
 
 

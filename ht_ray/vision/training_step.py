@@ -73,7 +73,7 @@ class TrainingStep:
     model : nn.Module
         The network, on the loader's device.
     loader : InMemoryLoader
-        Of the phase.
+        Of the phase, at the epoch that comes next.
     optimizer : Optimizer
         Over `model`.
     method : Method
@@ -123,7 +123,7 @@ class TrainingStep:
         self._device = device
         self._autocast = torch.bfloat16 if config.precision == "bf16" else None
         self._total = len(loader) * epochs
-        self._steps = 0
+        self._steps = len(loader) * (loader.epoch - 1)
         self.loss_sum = torch.zeros((), device=device)
         self.correct = torch.zeros((), dtype=torch.int64, device=device)
         self.seen = 0
@@ -139,7 +139,7 @@ class TrainingStep:
                 for group in optimizer.param_groups
             ]
             self._position = torch.zeros(1, dtype=torch.int64, device=device)
-            self._step = torch.zeros(1, dtype=torch.int64, device=device)
+            self._step = torch.full((1,), self._steps, device=device)
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] | None = {} if graph else None
         self._launched: set[int] = set()
         self._held: list[object] = []

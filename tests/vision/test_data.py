@@ -28,7 +28,7 @@ from PIL import Image
 
 from ht_ray._checks import SettingError
 from ht_ray.vision import _cache
-from ht_ray.vision.data import DATA_SETS, DataConfig, ImageData, load_data
+from ht_ray.vision.data import DATA_SETS, DataConfig, ImageData, image_encoding, load_data
 
 needs_data = pytest.mark.skipif("HT_RAY_DATA" not in os.environ, reason="HT_RAY_DATA names no folder of real images")
 REAL = Path(os.environ.get("HT_RAY_DATA", "."))
@@ -288,6 +288,32 @@ def test_an_archive_is_found_by_the_name_of_its_data_set(tmp_path):
     pack(tmp_path / "cifar10.zip", encoded(images))
     with pytest.raises(SettingError, match=r"several archives .* cifar10-small\.tar\.xz, cifar10\.zip"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["", ".tar.xz", ".zip"])
+@pytest.mark.parametrize(
+    ("kind", "options", "expected"),
+    [
+        ("PNG", {}, "PNG"),
+        ("JPEG", {"quality": 75}, "JPEG, quality 75"),
+        ("JPEG", {"quality": 30}, "JPEG, quality 30"),
+        ("JPEG", {"qtables": [[7] * 64, [7] * 64]}, "JPEG"),  # none of libjpeg's own tables
+    ],
+)
+def test_the_encoding_is_that_of_the_images(suffix, kind, options, expected, tmp_path):
+    files = {name: encode(pixels, kind, **options) for name, pixels in pictures().items()}
+    root = pack(
+        tmp_path / f"set{suffix}", {name.rsplit(".", 1)[0] + f".{kind.lower()}": d for name, d in files.items()}
+    )
+    assert image_encoding(DataConfig("cifar10", root=str(root))) == expected
+
+
+def test_images_without_an_encoding_are_refused(tmp_path):
+    with pytest.raises(SettingError, match="holds no images"):
+        image_encoding(DataConfig("cifar10", root=str(pack(tmp_path / "set.tar", {"train/cat/a.txt": b"x"}))))
+    broken = pack(tmp_path / "broken", {"train/cat/a.png": b"x"})
+    with pytest.raises(SettingError, match=r"a\.png cannot be decoded"):
+        image_encoding(DataConfig("cifar10", root=str(broken)))
 
 
 def test_an_xz_file_of_several_streams_is_read_whole(tmp_path):

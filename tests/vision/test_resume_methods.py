@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from ht_ray._checks import SettingError
+from ht_ray._interrupted import Interrupted
 from ht_ray.diagnostics import IndicatorConfig
 from ht_ray.mechanisms import SettingWarning
 from ht_ray.vision import (
@@ -15,7 +18,6 @@ from ht_ray.vision import (
     ImageData,
     MethodConfig,
     ModelConfig,
-    Network,
     Row,
     TrainingConfig,
     fit,
@@ -48,52 +50,76 @@ def data() -> ImageData:
     return ImageData("random", images, labels, images[:20], labels[:20], ("a", "b", "c"), (0.5,), (0.25,))
 
 
-@pytest.mark.parametrize("fresh_optimizer", [True, False], ids=["fresh", "kept"])
-@pytest.mark.parametrize(
-    "method",
-    [
-        *(MethodConfig(name, **SETTINGS) for name in METHODS),
-        MethodConfig("plasticity_injection", injection_times=None),
-        MethodConfig("plasticity_injection+head_reset", injection_times=None, toward="fresh"),
-        MethodConfig("regenerative", regenerative_toward="fresh"),
-        MethodConfig(EVERYTHING, injection_times=None, **SETTINGS),
-    ],
-    ids=lambda method: method.name if len(method.parts) < 3 else "everything",
-)
-def test_killed_in_the_third_phase(method: MethodConfig, fresh_optimizer: bool, tmp_path: Path) -> None:
-    images = data()
-    stream = make_stream(images.train_labels, 3, ContinualConfig(phases=4, epochs=2), seed=0)
-    training = TrainingConfig(batch_size=8, learning_rate=0.01, fresh_optimizer=fresh_optimizer)
+CHOSEN = [
+    *(MethodConfig(name, **SETTINGS) for name in METHODS),
+    MethodConfig("plasticity_injection", injection_times=None),
+    MethodConfig("plasticity_injection+head_reset", injection_times=None, toward="fresh"),
+    MethodConfig("regenerative", regenerative_toward="fresh"),
+    MethodConfig("redo", redo_interval=2, redo_unit="steps", redo_batches=9, redo_threshold=0.7),
+    MethodConfig("ema", momentum=0.8, recalibrate_batchnorm=2),
+    MethodConfig(EVERYTHING, injection_times=None, **SETTINGS),
+]
 
-    def new_model() -> Network:
-        config = method.model(ModelConfig("mlp", hidden=(8, 6), dropout=0.2))
-        return make_model(config, shape=images.shape, num_classes=3, seed=0)
 
-    def train(model: Network, checkpoint: Path | None, kill: bool = False) -> list[Row]:
-        def note(row: Row) -> None:
-            if kill and row["phase"] == 3:
-                raise Killed
+class Trained:
+    """A network and its rows, trained by a method in as many calls of `fit` as it takes."""
 
+    def __init__(self, method: MethodConfig, *, fresh_optimizer: bool) -> None:
+        self.method, self.data = method, data()
+        self.stream = make_stream(self.data.train_labels, 3, ContinualConfig(phases=4, epochs=2), seed=0)
+        self.training = TrainingConfig(batch_size=8, learning_rate=0.01, fresh_optimizer=fresh_optimizer)
+
+    def fit(self, **chosen: Any) -> list[Row]:
+        config = self.method.model(ModelConfig("mlp", hidden=(8, 6), dropout=0.2))
+        self.model = make_model(config, shape=self.data.shape, num_classes=3, seed=0)
+        torch.manual_seed(99)  # the global generators of another process
         return fit(
-            model,
-            images,
-            stream,
-            method=method,
-            training=training,
+            self.model,
+            self.data,
+            self.stream,
+            method=self.method,
+            training=self.training,
             indicators=IndicatorConfig(every=1, names=("weights", "units")),
-            checkpoint=checkpoint,
-            on_epoch=note,
+            **chosen,
         )
 
-    whole, resumed = new_model(), new_model()
-    rows = train(whole, None)
-    with pytest.raises(Killed):
-        train(new_model(), tmp_path / "state.pt", kill=True)
-    torch.manual_seed(99)  # the global generators of another process
-    assert train(resumed, tmp_path / "state.pt") == rows
-    left, right = whole.state_dict(), resumed.state_dict()
+
+def assert_same(one: torch.nn.Module, other: torch.nn.Module) -> None:
+    left, right = one.state_dict(), other.state_dict()
     assert left.keys() == right.keys()
     assert [name for name, value in left.items() if not torch.equal(value, right[name])] == []
+
+
+@pytest.mark.parametrize("fresh_optimizer", [True, False], ids=["fresh", "kept"])
+@pytest.mark.parametrize("method", CHOSEN, ids=lambda method: method.name if len(method.parts) < 3 else "everything")
+def test_killed_in_the_third_phase(method: MethodConfig, fresh_optimizer: bool, tmp_path: Path) -> None:
+    def kill(row: Row) -> None:
+        if row["phase"] == 3:
+            raise Killed
+
+    whole, resumed = (Trained(method, fresh_optimizer=fresh_optimizer) for _ in range(2))
+    rows = whole.fit()
+    with pytest.raises(Killed):
+        resumed.fit(checkpoint=tmp_path / "state.pt", on_epoch=kill)
+    assert resumed.fit(checkpoint=tmp_path / "state.pt") == rows
+    assert_same(whole.model, resumed.model)
+
+
+@pytest.mark.parametrize("fresh_optimizer", [True, False], ids=["fresh", "kept"])
+@pytest.mark.parametrize("method", CHOSEN, ids=lambda method: method.name if len(method.parts) < 3 else "everything")
+def test_stopped_wherever_it_can_be(method: MethodConfig, fresh_optimizer: bool, tmp_path: Path) -> None:
+    whole, resumed = (Trained(method, fresh_optimizer=fresh_optimizer) for _ in range(2))
+    rows = whole.fit()
+    for phase in range(1, 5):
+        with pytest.raises(Interrupted, match=f"after epoch 1 of phase {phase}"):
+            resumed.fit(checkpoint=tmp_path / "state.pt", stop=lambda: True)
+    assert resumed.fit(checkpoint=tmp_path / "state.pt", stop=lambda: True) == rows
+    assert_same(whole.model, resumed.model)
+
+
+def test_a_stop_needs_somewhere_to_go_on_from() -> None:
+    with pytest.raises(SettingError, match="stop is given and checkpoint is None"):
+        Trained(MethodConfig("plain"), fresh_optimizer=True).fit(stop=lambda: True)
 
 
 def test_no_units_are_left_when_the_only_layer_feeds_a_frozen_head(tmp_path: Path) -> None:

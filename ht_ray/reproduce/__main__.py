@@ -1,0 +1,189 @@
+"""Run the next missing cells of the paper's tables: ``ht-ray reproduce``, ``python -m ht_ray.reproduce``."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import torch
+
+from ht_ray._checks import SettingError, check_choice, check_number
+from ht_ray.report._files import say
+from ht_ray.reproduce.cells import SEEDS, Cell, Run, all_cells, plan
+from ht_ray.reproduce.page import write_page
+from ht_ray.reproduce.records import Record, file_name, read_records, write_record
+from ht_ray.reproduce.run import Bench, Clock, DataSets, Timings, choose, forget, run_once
+from ht_ray.vision import Diverged
+from ht_ray.vision.data import user_cache
+
+__all__ = ["main", "make_parser"]
+
+FOLDER = Path("docs") / "reproduction"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise SettingError(message)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return what reads the command line; it refuses with `SettingError`."""
+    parser = _Parser(
+        prog="ht-ray reproduce",
+        description="Run the next missing cells of the paper's tables, and write their records and the page of all. "
+        "What does not fit into the time is left where it is, and goes on at the next call.",
+    )
+    parser.add_argument("--minutes", type=float, default=8.0, help="stop after so many minutes (default: 8)")
+    parser.add_argument("--only", nargs="+", metavar="CELL", help="these cells, in this order; see --list")
+    parser.add_argument("--list", action="store_true", help="print the cells in the order of their worth, run nothing")
+    parser.add_argument("--page", action="store_true", help="make the page from the records, run nothing")
+    parser.add_argument(
+        "--data-root",
+        default=os.environ.get("HT_RAY_DATA"),
+        help="folder of the images, see DataConfig.root (default: $HT_RAY_DATA)",
+    )
+    parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1")
+    parser.add_argument(
+        "--out", type=Path, help=f"folder of the records and the page (default: {FOLDER}, which must exist)"
+    )
+    parser.add_argument("--checkpoints", type=Path, help="folder of what is underway (default: in the user's cache)")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return 0, 1 if a run diverged, 2 for settings that cannot work, 128 + a signal's number."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without "±"
+    try:
+        return _run(make_parser().parse_args(arguments))
+    except (SettingError, OSError) as error:
+        print(f"ht-ray reproduce: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(chosen: argparse.Namespace) -> int:
+    check_number("--minutes", chosen.minutes, low=0, low_open=True)
+    clock = Clock(60 * chosen.minutes)
+    cells = _cells(chosen.only)
+    device = _device(chosen.device)
+    out = _out(chosen.out, reads=chosen.list)
+    records = read_records(out)
+    known = {cell.id for cell in all_cells()}
+    for record in records:
+        check_choice(f"{out / file_name(record)}: cell", record["cell"], known)
+    if chosen.list:
+        _list(cells, records)
+        return 0
+    if chosen.page:
+        say(f"wrote {write_page(out)}")
+        return 0
+    checkpoints = chosen.checkpoints or user_cache("--checkpoints") / "reproduce"
+    bench = Bench(device, DataSets(chosen.data_root), checkpoints, clock)
+    with _asked_to_stop(clock) as signals:
+        diverged = _work(cells, bench, out)
+    return 128 + signals[0] if signals else int(diverged)
+
+
+def _work(cells: Sequence[Cell], bench: Bench, out: Path) -> bool:
+    timings = Timings(bench)
+    failed: set[str] = set()
+    while bench.clock.left:
+        finished = {Run(cell, record["seed"]).id for cell, record in _found(cells, out)}
+        missing = plan(cells, finished | failed)
+        if not missing:
+            say("nothing is missing")
+            break
+        run = choose(missing, bench, timings, say)
+        if run is None:
+            say("nothing fits the time left")
+            break
+        try:
+            record = run_once(run, bench)
+        except Diverged as error:
+            say(f"{run.id}: {error}")
+            failed.add(run.id)
+            continue
+        if record is None:
+            say(f"{run.id}: left underway in {bench.folder(run)}")
+            break
+        path = write_record(out, record)
+        forget(run, bench)
+        write_page(out)
+        results = record["results"]
+        say(f"{path}: test {results['final_accuracy']:.4f}, training {results['final_train_accuracy']:.4f}")
+    return bool(failed)
+
+
+def _found(cells: Sequence[Cell], out: Path) -> Iterator[tuple[Cell, Record]]:
+    by_id = {cell.id: cell for cell in cells}
+    for record in read_records(out):
+        if record["cell"] in by_id:
+            yield by_id[record["cell"]], record
+
+
+def _list(cells: Sequence[Cell], records: Sequence[Record]) -> None:
+    for cell in cells:
+        seeds = [record["seed"] for record in records if record["cell"] == cell.id]
+        say(f"{cell.id:50s} {len(seeds)} of {SEEDS[cell.data]} seeds")
+
+
+def _cells(only: Sequence[str] | None) -> tuple[Cell, ...]:
+    cells = {cell.id: cell for cell in all_cells()}
+    if only is None:
+        return tuple(cells.values())
+    for name in only:
+        if name not in cells:
+            check_choice("--only", name, cells)
+    return tuple(cells[name] for name in dict.fromkeys(only))
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter from a torch built without CUDA
+        reason = str(error).partition("\n")[0]
+        raise SettingError(f"--device = {name!r}: there is no such device here: {reason}") from error
+    return device
+
+
+def _out(folder: Path | None, *, reads: bool) -> Path:
+    if folder is None and not (reads or FOLDER.is_dir()):
+        raise SettingError(f"--out is not given and there is no {FOLDER} here: accepted is a folder for the records.")
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise SettingError(f"--out = {str(folder)!r} is a file: accepted is a folder for the records.")
+    return folder or FOLDER
+
+
+@contextmanager
+def _asked_to_stop(clock: Clock) -> Iterator[list[int]]:
+    """Let Ctrl-C and SIGTERM end training after the epoch that runs; a second one ends the process as usual."""
+    seen: list[int] = []
+    handled = (signal.SIGINT, signal.SIGTERM)
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+        clock.asked = True
+        for one in handled:
+            signal.signal(one, before[one])
+
+    before = {one: signal.signal(one, ask) for one in handled}
+    try:
+        yield seen
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,232 @@
+"""The ledger as a page: what has been run next to the paper's numbers, and what has not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ht_ray.report import estimate, grid_value, method_value, paper_scores
+from ht_ray.report._files import write_text
+from ht_ray.report.names import PUBLISHED_NAMES, shown_number, shown_pair
+from ht_ray.report.paper import PAPER, PaperValue
+from ht_ray.reproduce.cells import ACCESS, COMPARED, CONTINUAL, NETWORKS, NOISES, RATIOS, Cell, all_cells
+from ht_ray.reproduce.records import Record, file_name, read_records
+from ht_ray.vision import METHODS
+
+__all__ = ["ledger_page", "write_page"]
+
+TO_DO = "to do"
+TEST, TRAIN = "final_accuracy", "final_train_accuracy"
+#: Data sets whose published images are no JPEG files.
+LOSSLESS = ("mnist", "cifar10", "cifar100")
+_SPLIT = {TEST: "test", TRAIN: "train"}
+
+INTRODUCTION = f"""\
+# The paper's tables, as far as they have been run
+
+Made by `ht-ray reproduce` from the JSON files of this folder: one for each finished run, with what it was made with and
+its curve. Do not edit; [how to add to it](../warm_start.md#the-ledger).
+
+The paper is {PAPER}. Accuracies are in %, ours as mean ± standard deviation over seeds, of which there are `n`;
+differences are ours minus the paper's, which has five seeds (Tiny ImageNet three) and rounds. Runs have the paper's
+protocol and its number of epochs, and [this package's settings](../methods.md) where the paper took the best of a grid.
+"""
+
+
+def ledger_page(records: Sequence[Record]) -> str:
+    """Return the page, in Markdown, of these records and of the cells that have none.
+
+    Parameters
+    ----------
+    records
+        As `read_records` returns them. The page depends on nothing else.
+    """
+    ledger = _Ledger(records)
+    sections = [
+        INTRODUCTION + "\n" + ledger.summary(),
+        *(_grid(ledger, metric) for metric in (TEST, TRAIN)),
+        _methods(ledger),
+        _continual(ledger),
+        _atari(),
+        _runs(records),
+    ]
+    return "\n".join(sections)
+
+
+def write_page(folder: Path) -> Path:
+    """Make the page of the records in `folder` anew, and return its path."""
+    path = folder / "README.md"
+    write_text(path, ledger_page(read_records(folder)))
+    return path
+
+
+class _Ledger:
+    """Records by cell, and what a table shows of a cell."""
+
+    def __init__(self, records: Iterable[Record]) -> None:
+        self.cells = {cell.id: cell for cell in all_cells()}
+        self.records: dict[str, list[Record]] = {}
+        for record in records:
+            self.records.setdefault(record["cell"], []).append(record)
+
+    def summary(self) -> str:
+        runs = [record for found in self.records.values() for record in found]
+        lossy = sorted({_encoding(record) for record in runs} - {""})
+        parts = [f"{len(self.records)} of {len(self.cells)} cells have a run, {len(runs)} runs in all."]
+        for encoding in lossy:
+            names = sorted({_name(record["data"]["name"]) for record in runs if _encoding(record) == encoding})
+            parts.append(
+                f"{' and '.join(names)} was at hand as {encoding} only, which costs some accuracy: such values are "
+                "marked †."
+            )
+        return "\n".join(parts) + "\n"
+
+    def cell(self, data: str, method: str, *, ratio: float = 0.1, noise: float = 0.5) -> Cell:
+        name = method.replace("+", "-")
+        return self.cells[f"{data}-{name}" if "fresh" in method else f"{data}-r{ratio:g}-n{noise:g}-{name}"]
+
+    def ours(self, cell: Cell, metric: str) -> str:
+        """Return ``"97.67 ± 0.16, n=5"``; "to do" without a run."""
+        found = self.records.get(cell.id, [])
+        if not found:
+            return TO_DO
+        own = estimate(record["results"][metric] for record in found)
+        mark = "†" if any(_encoding(record) for record in found) else ""
+        return f"{shown_pair(metric, own.mean, own.sd)}{mark}, n={own.n}"
+
+    def difference(self, cell: Cell, metric: str, paper: PaperValue | None) -> str:
+        found = self.records.get(cell.id, [])
+        if not found or paper is None:
+            return ""
+        own = estimate(record["results"][metric] for record in found)
+        return shown_number(metric, own.mean - paper.mean, sign=True)
+
+
+def _grid(ledger: _Ledger, metric: str) -> str:
+    table, measure = ("5", "test accuracy") if metric == TEST else ("4", "training accuracy")
+    parts = [
+        f"## Table {table}: {measure} after warm-starting\n",
+        "By share of the data in the first phase and its label noise: ours (the paper's, the difference).\n",
+    ]
+    for data, model in NETWORKS.items():
+        rows = []
+        for ratio in RATIOS:
+            shown = [f"{ratio:g}"]
+            for noise in NOISES:
+                cell = ledger.cell(data, "plain", ratio=ratio, noise=noise)
+                paper = grid_value(data, model, subset_ratio=ratio, label_noise=noise, split=_SPLIT[metric])
+                beside = [_whole(paper), ledger.difference(cell, metric, paper)]
+                shown.append(f"{ledger.ours(cell, metric)} ({', '.join(filter(None, beside))})")
+            rows.append(shown)
+        parts += [
+            f"### {_name(data)}, {_name(model)}, {measure}\n",
+            _table(["ratio", *(f"noise {noise:g}" for noise in NOISES)], rows),
+        ]
+    return "\n".join(parts)
+
+
+def _methods(ledger: _Ledger) -> str:
+    parts = [
+        "## Appendix B.3: methods at ratio 0.1 and noise 0.5\n",
+        "Fresh is the second phase alone. Of methods without a number the paper has figures.\n",
+    ]
+    for data, model in NETWORKS.items():
+        if data == "mnist":
+            continue
+        rows = []
+        for method in COMPARED:
+            cell = ledger.cell(data, method)
+            shown = [_method_name(method)]
+            for metric in (TEST, TRAIN):
+                paper = method_value(data, model, method=method, split=_SPLIT[metric])
+                shown += [ledger.ours(cell, metric), _tenth(paper), ledger.difference(cell, metric, paper)]
+            rows.append(shown)
+        heads = ["method", "test", "paper", "difference", "training", "paper", "difference"]
+        parts += [f"### {_name(data)}, {_name(model)}, methods\n", _table(heads, rows)]
+    return "\n".join(parts)
+
+
+def _continual(ledger: _Ledger) -> str:
+    rows = [
+        [_name(data), access, _method_name(method)]
+        + [ledger.ours(ledger.cells[f"{data}-{access}-{method}"], m) for m in ("online_accuracy", TEST)]
+        for data in NETWORKS
+        if data != "mnist"
+        for access in ACCESS
+        for method in CONTINUAL
+    ]
+    return "\n".join(
+        [
+            "## Figure 6: ten phases with falling label noise\n",
+            "Test accuracy over all epochs (their mean) and at the end, with access to all older data or to 5000 "
+            "samples; the paper\nshows curves, without numbers. Ours are in the files.\n",
+            _table(["data", "access", "method", "mean over epochs", "final"], rows),
+        ]
+    )
+
+
+def _atari() -> str:
+    heads = ["agent", "IQM", "paper", "median", "paper", "mean", "paper", "optimality gap", "paper"]
+    rows = [
+        [name, *(text for value in (own.iqm, own.median, own.mean, own.optimality_gap) for text in (TO_DO, f"{value}"))]
+        for name, own in paper_scores().items()
+    ]
+    return "\n".join(
+        [
+            "## Table 1: Atari-100k\n",
+            "Human-normalised scores over 26 games. No agent has been run at its full length yet.\n",
+            _table(heads, rows),
+        ]
+    )
+
+
+def _runs(records: Sequence[Record]) -> str:
+    rows = []
+    for record in records:
+        calls, training = record["calls"], record["settings"]["training"]
+        seconds = [call["seconds"] for call in calls]
+        rows.append(
+            [
+                f"[{record['cell']}]({file_name(record)})",
+                str(record["seed"]),
+                shown_number(TEST, record["results"][TEST]) + ("†" if _encoding(record) else ""),
+                _joined(call["device"] for call in calls),
+                _joined(call["torch"] for call in calls),
+                training["precision"],
+                str(sum(phase["steps"] for phase in record["protocol"]["phases"])),
+                "–" if None in seconds else f"{sum(seconds):.0f}",
+            ]
+        )
+    heads = ["cell", "seed", "test", "device", "torch", "precision", "steps", "seconds"]
+    return "\n".join(["## Runs\n", _table(heads, rows) if rows else "None yet.\n"])
+
+
+def _encoding(record: Record) -> str:
+    """Return how a data set's images are stored where they lost detail by that; else ``""``."""
+    data = record["data"]
+    return data["encoding"] if data["name"] in LOSSLESS and data["encoding"].startswith("JPEG") else ""
+
+
+def _name(name: str) -> str:
+    return PUBLISHED_NAMES[name]
+
+
+def _method_name(method: str) -> str:
+    return " + ".join("Fresh" if part == "fresh" else METHODS[part] for part in method.split("+"))
+
+
+def _whole(value: PaperValue | None) -> str:
+    return "" if value is None else f"{100 * value.mean:.0f}"
+
+
+def _tenth(value: PaperValue | None) -> str:
+    return "–" if value is None else f"{100 * value.mean:.1f}"
+
+
+def _joined(texts: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(texts))
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
