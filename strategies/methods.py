@@ -10,6 +10,7 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import nn
 
 from ht_ray.diagnostics import IndicatorConfig, Indicators
+from ht_ray.mechanisms.optimizer import load_optimizer_state
 from ht_ray.vision.data import ImageData
 from ht_ray.vision.fit import Row
 from ht_ray.vision.indicators import make_indicators
@@ -104,7 +105,7 @@ class MethodStrategy(Interruptible, Plain):
             group["params"] = [parameters[name] for name in names]
         # Avalanche clears the optimiser's state the first time it looks at it: let it look before.
         self.make_optimizer(reset_optimizer_state=True)
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer_state(self.optimizer, state["optimizer"])
         for plugin, saved in zip(stateful, state["plugins"], strict=True):
             plugin.load_state_dict(saved, self.model)
         if self._indicators is not None:

@@ -20,6 +20,7 @@ from ht_ray.agents.replay.batch import Batch
 from ht_ray.agents.value import Value
 from ht_ray.agents.variants import AgentConfig
 from ht_ray.mechanisms import Tortoise, derive_seed
+from ht_ray.mechanisms.optimizer import load_optimizer_state
 
 __all__ = ["Agent", "Sampling"]
 
@@ -213,7 +214,7 @@ class Agent(ABC):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`, of an agent of the same settings."""
         self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # it would keep the very tensors
+        load_optimizer_state(self.optimizer, state["optimizer"])
         for name, method in self._methods().items():
             method.load_state_dict(state[name])
         self.updates, self.explorations = int(state["updates"]), int(state["explorations"])

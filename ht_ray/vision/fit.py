@@ -18,6 +18,7 @@ from torch.nn import functional
 from ht_ray._checks import check_number
 from ht_ray.diagnostics import IndicatorConfig
 from ht_ray.mechanisms import derive_seed, isolated_rng
+from ht_ray.mechanisms.optimizer import load_optimizer_state
 from ht_ray.vision.data import ImageData
 from ht_ray.vision.evaluate import evaluate
 from ht_ray.vision.indicators import make_indicators
@@ -181,7 +182,7 @@ def fit(
         acting.rebuild(state["method"])
         model.load_state_dict(state["model"])
         optimizer = make_optimizer(model.parameters(), config)
-        optimizer.load_state_dict(state["optimizer"])
+        load_optimizer_state(optimizer, state["optimizer"])
         acting.load_state_dict(state["method"])
         if measuring is not None:
             measuring.load_state_dict(state["indicators"])
