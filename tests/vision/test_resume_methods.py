@@ -56,6 +56,7 @@ def data() -> ImageData:
         MethodConfig("plasticity_injection", injection_times=None),
         MethodConfig("plasticity_injection+head_reset", injection_times=None, toward="fresh"),
         MethodConfig("regenerative", regenerative_toward="fresh"),
+        MethodConfig("shrink_perturb", ratio=0.6, perturb=0.1),
         MethodConfig(EVERYTHING, injection_times=None, **SETTINGS),
     ],
     ids=lambda method: method.name if len(method.parts) < 3 else "everything",
