@@ -82,7 +82,7 @@ def cnn() -> nn.Sequential:
 
 
 def test_every_optimiser_of_torch_is_decided_on() -> None:
-    assert EVERY == RECYCLING.keys() | NOT_RECYCLING.keys()
+    assert RECYCLING.keys() | NOT_RECYCLING.keys() == EVERY
 
 
 @pytest.mark.parametrize("name", RECYCLING)
