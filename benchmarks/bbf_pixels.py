@@ -43,6 +43,7 @@ def config(variant: str, steps: int) -> BBFConfig:
         shift=1,  # a cell is 2 pixels: more would push the paddle out of sight
         replay_capacity=5000,
         training_steps=steps,
+        restart_optimizer_state="keep",  # in all variants, so that they differ in what their names say
         **intervals,
     )
 

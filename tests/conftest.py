@@ -54,3 +54,33 @@ def cluster() -> Iterator[str]:
     context = ray.init(address="local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False)
     yield context.address_info["gcs_address"]
     ray.shutdown()
+
+
+@pytest.fixture
+def matching_layouts() -> Iterator[list[int]]:
+    """Watch every step of every optimiser: its gradients and its state must be laid out in memory as the weights are.
+
+    Torch's fused optimisers read them side by side, and pair them wrongly otherwise, without a word. The list has the
+    number of tensors that were compared at each step.
+    """
+    import torch
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+    steps: list[int] = []
+
+    def order(tensor: torch.Tensor) -> list[tuple[int, int]]:
+        return [(size, stride) for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]
+
+    def check(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+        compared = 0
+        for group in optimizer.param_groups:
+            for weights in group["params"]:
+                for name, tensor in {"gradient": weights.grad, **optimizer.state.get(weights, {})}.items():
+                    if isinstance(tensor, torch.Tensor) and tensor.shape == weights.shape:
+                        assert order(tensor) == order(weights), name
+                        compared += 1
+        steps.append(compared)
+
+    handle = register_optimizer_step_pre_hook(check)
+    yield steps
+    handle.remove()

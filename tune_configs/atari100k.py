@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 if __package__ in (None, ""):  # run as a script: the checkout need not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -197,7 +197,8 @@ class _AtariStudy(_StudyFields):
 
     def _changed(self) -> dict[str, Any]:
         """The agent's settings that are not the defaults."""
-        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self._config)}
+        agents = {field.name for field in fields(self._config)}
+        values = {f.name: (getattr(self, f.name), f.default) for f in fields(self) if f.name in agents}
         return {name: value for name, (value, default) in values.items() if value != default}
 
     def _of_variant(self, variant: str) -> Iterator[_Agent]:
@@ -205,7 +206,11 @@ class _AtariStudy(_StudyFields):
         changed = self._changed()
         ours = {name: value for name, value in changed.items() if self.having.get(name, lambda own: True)(own)}
         config = replace(own, **ours, **self._implied)
-        told = [f"{name}={value}" for name, value in ours.items() if name in self.having and name not in self.in_name]
+        told = [
+            f"{name}={value}"
+            for name, value in ours.items()
+            if name in self.having and name not in self.in_name and value != getattr(own, name)
+        ]
         end = f" ({', '.join(told)})" if told else ""
         if not (self._is_grid and own.reset_interval is not None):
             yield _Agent(variant, self._name(own, config) + end, self._method(own), config)
@@ -362,6 +367,7 @@ class BBFSettings(BBFConfig, _AtariStudy):
         "spr_weight": lambda own: own.spr_weight > 0,
         "spr_steps": lambda own: own.spr_weight > 0,
         "updates_per_step": lambda own: True,
+        "restart_optimizer_state": lambda own: True,
     }
     in_name: ClassVar[tuple[str, ...]] = ("reset_interval", "updates_per_step")
     paper: ClassVar[tuple[str, ...]] = ("bbf-spr0", "bbf-spr0+ht", "bbf")
@@ -371,6 +377,9 @@ class BBFSettings(BBFConfig, _AtariStudy):
     """drq or bbf."""
     reset_interval: int | None = None
     """Of Hare & Tortoise, in gradient steps; by default 4000. See --reset-intervals."""
+    restart_optimizer_state: Literal["keep", "clear"] | None = None  # type: ignore[assignment]
+    """What a restart does to AdamW's state of encoder and transition model; by default clear for bbf, as its published
+    code does, and keep for the others."""
     training_steps: Annotated[int, tyro.conf.Suppress] = BBFConfig.training_steps
     """Not to be set: it is --steps."""
 

@@ -49,7 +49,7 @@ _FLAGS = {
     "DataConfig.root": "data_root",
     "ModelConfig.name": "model",
     "MethodConfig.name": "methods",
-    "MethodConfig.noise": "perturb",
+    "MethodConfig.noise": "weight_noise",
     "IndicatorConfig.names": "indicators",
     "IndicatorConfig.every": "indicators_every",
 }

@@ -193,9 +193,12 @@ class _StudyFields(StudySettings):
     recalibrate_batchnorm: int = 0
     """Batches from which the tortoise's BatchNorm statistics are recomputed each epoch; 0 averages them."""
     ratio: float = 0.8
-    """Shrink & Perturb: share taken from the initial weights."""
+    """Shrink & Perturb: share of the weights that is given up; it is taken from the initial ones unless --perturb is
+    given."""
     perturb: float = 0.0
-    """Shrink & Perturb: standard deviation of the noise added to the weights."""
+    """Shrink & Perturb as Ash & Adams have it: factor of a freshly drawn network that is added; 0 adds none."""
+    weight_noise: float = 0.0
+    """Shrink & Perturb: standard deviation of normal noise added to the weights."""
     toward: str = "initial"
     """Shrink & Perturb and Head Reset: initial or fresh weights."""
     reinitialise_tortoise: bool = True
@@ -273,8 +276,9 @@ class VisionSettings(MethodSettings, _StudyFields):
             "reset_at_phase_end": self.reset_at_phase_end,
             "recalibrate_batchnorm": self.recalibrate_batchnorm,
             "ratio": self.ratio,
-            "noise": self.perturb,
+            "noise": self.weight_noise,
             "toward": self.toward,
+            "perturb": self.perturb,
             "reinitialise_tortoise": self.reinitialise_tortoise,
         }
 

@@ -43,8 +43,10 @@ class BBFAgent(Agent):
     The replay is to be sampled as `sampling` says. The published code draws ``batches_per_sample`` batches at once,
     learns from one after the other, and sets their priorities then; that is not the same as drawing each batch when its
     turn comes, as what is learned from one changes what the next is drawn from. (The published code also draws two such
-    samples ahead, so that priorities and schedules come late by as much, and passes on the mean loss of each batch
-    in place of its samples' losses. Neither is done here.)
+    samples ahead, so that priorities and schedules come late by as much. And it hands the replay the indices of both
+    batches with one number for each batch, its mean loss: only the first two indices, from the oldest strata of the
+    replay, get a priority, and what it draws stays close to uniform. Neither is done here; the paper describes a
+    priority for each sample.)
 
     Parameters
     ----------

@@ -94,7 +94,8 @@ class BBFConfig:
     replay_capacity: int = 200_000
     #: Whether transitions are drawn by their loss instead of uniformly.
     prioritised: bool = True
-    #: Whether values are bootstrapped one step early with the discount of all n, as in the published code.
+    #: Whether values are bootstrapped one step early with the discount of all n, and where the n-th step terminates the
+    #: episode, as in the published code.
     published_n_step: bool = False
     #: Weight of SPR's loss; 0: there is no SPR.
     spr_weight: float = 5.0
@@ -111,6 +112,7 @@ class BBFConfig:
     #: The share of encoder and transition model that a restart takes from new weights.
     shrink_perturb_ratio: float = 0.5
     #: What a restart does to AdamW's state of encoder and transition model: "keep" or "clear"; the head's is cleared.
+    #: The published code means to keep it, and clears it when it is run: "clear" in the variant "bbf".
     restart_optimizer_state: Literal["keep", "clear"] = "keep"
     #: Whether a restart acts on the target network too, with other draws.
     reinitialise_tortoise: bool = True
@@ -198,7 +200,8 @@ class BBFConfig:
 
 def _variants() -> dict[str, BBFConfig]:
     made = {
-        "bbf": BBFConfig(),
+        # As the published code, which clears all of AdamW's state, does when it is run.
+        "bbf": BBFConfig(restart_optimizer_state="clear"),
         "bbf-spr0": BBFConfig(spr_weight=0.0),
         "bbf-spr0+ht": BBFConfig(spr_weight=0.0, reset_interval=4000),
     }

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from ht_ray._checks import check_number
 from ht_ray.mechanisms.fresh import fresh_weights
 from ht_ray.mechanisms.mechanism import Mechanism
+from ht_ray.mechanisms.optimizer import Optimizers
 from ht_ray.mechanisms.rng import derive_seed
 from ht_ray.mechanisms.tortoise import Tortoise
 from ht_ray.mechanisms.units import (
@@ -163,13 +163,13 @@ class ContinualBackprop(Mechanism):
         self._seen[hidden.name] = sum_of_magnitudes(hidden, activation) / samples
 
     @torch.no_grad()
-    def after_step(self, optimizer: Optimizer, tortoise: Tortoise | None = None) -> None:
+    def after_step(self, optimizer: Optimizers, tortoise: Tortoise | None = None) -> None:
         """Call after the optimiser's step: update the utilities and replace what is due.
 
         Parameters
         ----------
         optimizer
-            That forgets the replaced units.
+            That forgets the replaced units; one or several.
         tortoise
             The network's tortoise, whose units are set to the same values; None leaves it alone.
 
@@ -214,7 +214,7 @@ class ContinualBackprop(Mechanism):
         self.used[name].zero_()
         self._drawn.pop(name, None)
 
-    def _replace(self, hidden: HiddenUnits, units: Tensor, optimizer: Optimizer, tortoise: Tortoise | None) -> None:
+    def _replace(self, hidden: HiddenUnits, units: Tensor, optimizer: Optimizers, tortoise: Tortoise | None) -> None:
         name = hidden.name
         # Initialisers draw whole layers, which costs more than a step: each row is used once before the next draw.
         if bool(self.used[name][units].any()):

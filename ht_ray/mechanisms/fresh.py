@@ -31,8 +31,8 @@ def fresh_weights(module: nn.Module, *, seed: int, factory: Callable[[], nn.Modu
     """Draw new initial weights for `module`, which itself is left alone.
 
     Each sub-module's own ``reset_parameters()`` is called on a copy, children before parents, so the weights come
-    from the distribution that the layers were made with. They are drawn on the CPU, and so do not depend on the
-    device; the global generators are put back.
+    from the distribution that the layers were made with. They are drawn on the CPU and in contiguous memory, and so
+    depend neither on the device nor on the module's memory format; the global generators are put back.
 
     Parameters
     ----------
@@ -66,6 +66,9 @@ def fresh_weights(module: nn.Module, *, seed: int, factory: Callable[[], nn.Modu
             return {name: tensor.detach().cpu().clone() for name, tensor in made.items()}
         twin = copy.deepcopy(module).cpu()
         with torch.no_grad():
+            for _, tensor in named_tensors(twin):
+                # Initialisers fill a tensor in the order of its memory, and some raise unless it is contiguous.
+                tensor.data = tensor.data.contiguous()
             for parameter in twin.parameters():
                 if parameter.requires_grad:
                     parameter.fill_(float("nan"))  # so that what no initialiser reaches can be told

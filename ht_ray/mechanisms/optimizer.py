@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import ASGD, LBFGS, Adagrad, Optimizer, Rprop
 
-__all__ = ["Optimizers", "clear_optimizer_state", "load_optimizer_state"]
+__all__ = ["Optimizers", "clear_optimizer_state", "forget_entries", "load_optimizer_state"]
 
 #: A network's optimiser, or several, each with a share of its parameters.
 Optimizers = Optimizer | Sequence[Optimizer]
@@ -23,6 +23,7 @@ def clear_optimizer_state(optimizer: Optimizers, parameters: Iterable[nn.Paramet
     """Forget what `optimizer` remembers of `parameters` (moments, momentum buffers, step counts).
 
     The next step builds the state anew, as at the first step. Parameter groups, learning rates and schedules stay.
+    ``LBFGS`` has one memory for all its parameters, and forgets all of it if it has any of these.
 
     Parameters
     ----------
@@ -31,14 +32,42 @@ def clear_optimizer_state(optimizer: Optimizers, parameters: Iterable[nn.Paramet
     parameters
         Whose state to forget; all of the optimiser's by default. Parameters that it does not know are passed over.
     """
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else optimizer
-    if parameters is None:
-        for one in optimizers:
+    chosen = None if parameters is None else list(parameters)
+    for one in _each(optimizer):
+        if chosen is None or (isinstance(one, LBFGS) and any(_group_of(one, parameter) for parameter in chosen)):
             one.state.clear()
-        return
-    for parameter in parameters:
-        for one in optimizers:
+        for parameter in chosen or ():
             one.state.pop(parameter, None)
+
+
+def forget_entries(optimizer: Optimizers, parameter: Tensor, index: tuple[slice | Tensor, ...]) -> None:
+    """Forget what `optimizer` remembers of some entries of `parameter`, whose new values are set already.
+
+    What it holds for these entries alone becomes what it is at first: 0 for moments, momentum buffers and the factors
+    of ``Adafactor``; the learning rate for the step sizes of ``Rprop``; the initial value for the sums of ``Adagrad``;
+    the weights themselves for the average of ``ASGD``. What all entries share, step counts above all, stays. ``LBFGS``
+    has one memory for all its parameters and forgets all of it. Of optimisers that are not torch's, state of the
+    parameter's shape becomes 0.
+
+    Parameters
+    ----------
+    optimizer
+        One optimiser or several; those that do not know the parameter are passed over.
+    parameter
+        The whole of it.
+    index
+        Which entries: slices, and as the last one, indices along its dimension.
+    """
+    dim = len(index) - 1
+    for one in _each(optimizer):
+        group = _group_of(one, parameter)
+        if group is None:
+            continue
+        if isinstance(one, LBFGS):
+            one.state.clear()
+        for name, state in one.state.get(parameter, {}).items():
+            if isinstance(state, Tensor) and _is_of_entries(state, parameter, dim):
+                state[index] = _first_value(one, group, name, parameter[index])
 
 
 @torch.no_grad()
@@ -98,3 +127,33 @@ def _laid_out(value: Tensor, parameter: Tensor) -> Tensor:
     if value.shape != parameter.shape or value.layout != torch.strided:
         return value.clone()
     return torch.empty_like(parameter, dtype=value.dtype, device=value.device, requires_grad=False).copy_(value)
+
+
+def _each(optimizer: Optimizers) -> Sequence[Optimizer]:
+    return [optimizer] if isinstance(optimizer, Optimizer) else optimizer
+
+
+def _group_of(optimizer: Optimizer, parameter: Tensor) -> dict[str, Any] | None:
+    for group in optimizer.param_groups:
+        if any(known is parameter for known in group["params"]):
+            return group
+    return None
+
+
+def _is_of_entries(state: Tensor, parameter: Tensor, dim: int) -> bool:
+    # Of the parameter's shape, or a factor of it that has the indexed dimension.
+    return (
+        state.dim() == parameter.dim()
+        and state.shape[dim] == parameter.shape[dim]
+        and all(own in (1, whole) for own, whole in zip(state.shape, parameter.shape, strict=True))
+    )
+
+
+def _first_value(optimizer: Optimizer, group: Mapping[str, Any], name: str, weights: Tensor) -> Any:
+    if isinstance(optimizer, Rprop) and name == "step_size":
+        return group["lr"]
+    if isinstance(optimizer, Adagrad) and name == "sum":
+        return group["initial_accumulator_value"]
+    if isinstance(optimizer, ASGD) and name == "ax":
+        return weights
+    return 0.0

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from torch import nn
-from torch.optim import Optimizer
 
 from ht_ray._checks import check_choice, check_number
 from ht_ray.mechanisms.mechanism import Mechanism
-from ht_ray.mechanisms.optimizer import clear_optimizer_state
+from ht_ray.mechanisms.optimizer import Optimizers, clear_optimizer_state
 from ht_ray.mechanisms.tortoise import Tortoise
 
 __all__ = ["OptimizerReset"]
@@ -75,17 +74,17 @@ class OptimizerReset(Mechanism):
         """Count epochs anew."""
         self.epochs = 0
 
-    def after_step(self, optimizer: Optimizer, tortoise: Tortoise | None = None) -> None:
+    def after_step(self, optimizer: Optimizers, tortoise: Tortoise | None = None) -> None:
         """Count a step, and clear the optimiser's state if that is due in steps."""
         self.steps += 1
         self._clear_if_due("steps", self.steps, optimizer)
 
-    def end_epoch(self, optimizer: Optimizer, tortoise: Tortoise | None = None) -> None:
+    def end_epoch(self, optimizer: Optimizers, tortoise: Tortoise | None = None) -> None:
         """Count an epoch, and clear the optimiser's state if that is due in epochs."""
         self.epochs += 1
         self._clear_if_due("epochs", self.epochs, optimizer)
 
-    def _clear_if_due(self, unit: str, count: int, optimizer: Optimizer) -> None:
+    def _clear_if_due(self, unit: str, count: int, optimizer: Optimizers) -> None:
         if self.unit == unit and self.interval is not None and count % self.interval == 0:
             clear_optimizer_state(optimizer, self.module.parameters())
             self.resets += 1

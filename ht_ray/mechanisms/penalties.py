@@ -63,9 +63,10 @@ class L2(Mechanism):
         the decoupled form; for the penalty in the loss take about 1e-4). 0 is off.
     coupling
         ``"decoupled"`` (default; what the authors' code does): before each step ``w <- (1 - lr * strength) * w`` with
-        the learning rate of the parameter's group, on top of the optimiser's own weight decay. With
-        ``AdamW(weight_decay=0)`` this is ``AdamW(weight_decay=strength)``, bit for bit in its ``foreach`` and
-        single-tensor forms; as there, parameters without a gradient are passed over.
+        the learning rate of the parameter's group, on top of the optimiser's own weight decay; in the authors' code it
+        takes the place of that, so give the optimiser none. With ``AdamW(weight_decay=0)`` this is
+        ``AdamW(weight_decay=strength)``, bit for bit in its ``foreach`` and single-tensor forms; as there, parameters
+        without a gradient are passed over.
         ``"loss"`` (what the paper describes) adds ``strength * sum(w ** 2)`` to the loss, whose gradient is
         ``2 * strength * w``.
 

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from ht_ray._checks import SettingError, SettingWarning, check_number
 from ht_ray.mechanisms.fresh import find_head, fresh_weights
+from ht_ray.mechanisms.optimizer import clear_optimizer_state
 from ht_ray.mechanisms.rng import derive_seed
 from ht_ray.mechanisms.tortoise import Tortoise
 from ht_ray.mechanisms.weight_copy import named_tensors
@@ -253,10 +254,9 @@ class PlasticityInjection:
             tortoise.weights.rename({f"{self.head}.{name}": f"{self.head}.frozen.{name}" for name in names})
             tortoise.weights.sync(self.module)
         if optimizer is not None:
+            clear_optimizer_state(optimizer, successors)
             for group in optimizer.param_groups:
                 group["params"][:] = [successors.get(parameter, parameter) for parameter in group["params"]]
-            for parameter in successors:
-                optimizer.state.pop(parameter, None)
 
     def rebuild(self, state: Mapping[str, Any]) -> None:
         """Give a newly made network the structure it had, so that its own state can be loaded then.

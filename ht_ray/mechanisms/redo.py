@@ -8,11 +8,11 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from ht_ray._checks import check_choice, check_number
 from ht_ray.mechanisms.fresh import fresh_weights
 from ht_ray.mechanisms.mechanism import Inputs, Mechanism
+from ht_ray.mechanisms.optimizer import Optimizers
 from ht_ray.mechanisms.rng import derive_seed, isolated_rng
 from ht_ray.mechanisms.tortoise import Tortoise
 from ht_ray.mechanisms.units import (
@@ -138,7 +138,7 @@ class ReDo(Mechanism):
         if self.interval is not None:
             self.batches.append(inputs)
 
-    def after_step(self, optimizer: Optimizer, tortoise: Tortoise | None = None) -> None:
+    def after_step(self, optimizer: Optimizers, tortoise: Tortoise | None = None) -> None:
         """Call after the optimiser's step: recycle if that is due in steps.
 
         Raises
@@ -150,13 +150,13 @@ class ReDo(Mechanism):
         if self.unit == "steps" and self.interval is not None and self.steps % self.interval == 0:
             self._apply_due(optimizer, tortoise)
 
-    def end_epoch(self, optimizer: Optimizer, tortoise: Tortoise | None = None) -> None:
+    def end_epoch(self, optimizer: Optimizers, tortoise: Tortoise | None = None) -> None:
         """Call after each epoch, before evaluation: recycle if that is due in epochs; raises as `after_step`."""
         self.epochs += 1
         if self.unit == "epochs" and self.interval is not None and self.epochs % self.interval == 0:
             self._apply_due(optimizer, tortoise)
 
-    def _apply_due(self, optimizer: Optimizer, tortoise: Tortoise | None) -> None:
+    def _apply_due(self, optimizer: Optimizers, tortoise: Tortoise | None) -> None:
         if not self.batches:
             raise RuntimeError("ReDo: no batch to score: call before_forward with each training batch")
         self.apply(self.batches, optimizer, tortoise)
@@ -201,7 +201,7 @@ class ReDo(Mechanism):
         return {name: total <= self.threshold * total.mean() for name, total in sums.items()}
 
     def apply(
-        self, batches: Iterable[Inputs], optimizer: Optimizer | None = None, tortoise: Tortoise | None = None
+        self, batches: Iterable[Inputs], optimizer: Optimizers | None = None, tortoise: Tortoise | None = None
     ) -> dict[str, int]:
         """Recycle the units that are dormant on `batches` now.
 
@@ -210,7 +210,7 @@ class ReDo(Mechanism):
         batches
             Inputs of the network, at least one.
         optimizer
-            That forgets the recycled units.
+            That forgets the recycled units; one or several.
         tortoise
             The network's tortoise, whose units are set to the same values; None leaves it alone.
 

@@ -22,31 +22,44 @@ class ShrinkPerturb:
     """Shrink & Perturb (Ash & Adams 2020, arXiv 1910.08475; arXiv 2406.02596, appendix A.4).
 
     Every trainable parameter becomes ``(1 - ratio) * w + ratio * w0 + noise * n`` with ``n`` standard normal and
-    ``w0`` the initial weights, fresh ones, or zero. The factor that Ash & Adams call lambda is ``1 - ratio``: their
-    method is ``toward="zero"`` with noise; the paper's is ``ratio=0.8, toward="initial"`` without. Frozen parameters
-    and buffers (BatchNorm statistics) are left alone.
+    ``w0`` the initial weights, fresh ones, or zero; arXiv 2406.02596 has ``ratio=0.8, toward="initial"`` and no noise.
+
+    With `perturb`, it becomes ``(1 - ratio) * w + perturb * fresh + noise * n`` with the weights ``fresh`` of a network
+    that is drawn anew each time. That is the method of Ash & Adams: ``1 - ratio`` is the factor that they shrink by,
+    and `perturb` their other one, so that their shrink 0.4 and perturb 0.1 are ``ratio=0.6, perturb=0.1``. The two need
+    not add up to 1. Their noise is not `noise`: a fresh layer's weights are a small part of a standard normal's.
+
+    Frozen parameters and buffers (BatchNorm statistics) are left alone.
 
     Parameters
     ----------
     module
         The network as initialised: its weights are what ``toward="initial"`` goes back to.
     ratio
-        The share taken from ``w0``, in [0, 1]. Default 0.8 (the paper's).
+        The share of the weights that is given up, in [0, 1]; without `perturb`, it is taken from ``w0``. Default 0.8
+        (the paper's).
     noise
         Standard deviation of the noise that is added. Default 0.
     toward
-        ``"initial"`` (default), ``"fresh"`` (drawn anew each time) or ``"zero"``.
+        ``"initial"`` (default), ``"fresh"`` (drawn anew each time) or ``"zero"``. With `perturb` it has no part.
+    perturb
+        Factor of a freshly drawn network that is added, at least 0. Default 0: nothing is added, and `toward` says
+        where the weights go.
     optimizer_state
         ``"clear"`` (default) or ``"keep"`` the optimiser's state of the changed parameters.
     seed
         Of noise and fresh weights.
     factory
-        Makes the network anew, for ``"fresh"`` with networks that have no ``reset_parameters`` methods.
+        Makes the network anew, for ``"fresh"`` and `perturb` with networks that have no ``reset_parameters`` methods.
 
     Raises
     ------
     SettingError
         If a setting is out of its range.
+
+    References
+    ----------
+    Ash & Adams (2020). On warm-starting neural network training. arXiv:1910.08475.
 
     Examples
     --------
@@ -68,12 +81,14 @@ class ShrinkPerturb:
         ratio: float = 0.8,
         noise: float = 0.0,
         toward: Literal["initial", "fresh", "zero"] = "initial",
+        perturb: float = 0.0,
         optimizer_state: Literal["clear", "keep"] = "clear",
         seed: int = 0,
         factory: Callable[[], nn.Module] | None = None,
     ) -> None:
         check_number("ShrinkPerturb: ratio", ratio, low=0, high=1)
         check_number("ShrinkPerturb: noise", noise, low=0)
+        check_number("ShrinkPerturb: perturb", perturb, low=0)
         check_number("ShrinkPerturb: seed", seed, integer=True)
         check_choice("ShrinkPerturb: toward", toward, ["initial", "fresh", "zero"])
         check_choice("ShrinkPerturb: optimizer_state", optimizer_state, ["clear", "keep"])
@@ -81,12 +96,13 @@ class ShrinkPerturb:
         self.ratio = float(ratio)
         self.noise = float(noise)
         self.toward = toward
+        self.perturb = float(perturb)
         self.optimizer_state = optimizer_state
         self.seed = seed
         self.factory = factory
         #: How often it was applied.
         self.applications = 0
-        self.initial = WeightCopy(module) if toward == "initial" else None
+        self.initial = WeightCopy(module) if toward == "initial" and not perturb else None
 
     def begin_phase(self) -> None:
         """Note the initial weights of units that the network has grown; call before they are trained."""
@@ -113,11 +129,13 @@ class ShrinkPerturb:
             raise RuntimeError("ShrinkPerturb.apply while the tortoise predicts: stop predicting first")
         self.begin_phase()
         target: Mapping[str, Tensor] | None = None
+        added: Mapping[str, Tensor] | None = None
         if self.initial is not None:
             target = self.initial.tensors
-        elif self.toward == "fresh":
+        elif self.perturb or self.toward == "fresh":
             draw = derive_seed(self.seed, "shrink & perturb: fresh weights", self.applications)
-            target = fresh_weights(self.module, seed=draw, factory=self.factory)
+            fresh = fresh_weights(self.module, seed=draw, factory=self.factory)
+            target, added = (None, fresh) if self.perturb else (fresh, None)
         normal = generator(self.seed, "shrink & perturb: noise", self.applications)
         if tortoise is not None:
             tortoise.weights.sync(self.module)
@@ -132,6 +150,8 @@ class ShrinkPerturb:
                     tensor.mul_(1.0 - self.ratio)
                 else:
                     tensor.lerp_(target[name].to(tensor.device, tensor.dtype), self.ratio)
+                if added is not None:
+                    tensor.add_(added[name].to(tensor.device, tensor.dtype), alpha=self.perturb)
                 if noise is not None:
                     tensor.add_(noise.to(tensor.device, tensor.dtype), alpha=self.noise)
         if optimizer is not None and self.optimizer_state == "clear":

@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
-from torch.optim import Optimizer
 
 from ht_ray._checks import SettingError, SettingWarning, did_you_mean
 from ht_ray.mechanisms.crelu import CReLU
+from ht_ray.mechanisms.optimizer import Optimizers, forget_entries
 from ht_ray.mechanisms.rng import isolated_rng
 from ht_ray.mechanisms.tortoise import Tortoise
 from ht_ray.mechanisms.weight_copy import named_tensors
@@ -638,14 +638,14 @@ def recycle(
     units: Tensor,
     fresh: Mapping[str, Tensor],
     tortoise: Tortoise | None = None,
-    optimizer: Optimizer | None = None,
+    optimizer: Optimizers | None = None,
 ) -> None:
     """Make single units anew: they start from their initial weights and count for nothing yet.
 
     Their rows of the incoming layer become those of `fresh`, their BatchNorm entries 1 (weight, running variance) and
     0 (bias, running mean), their columns of the outgoing layers 0; the optimiser's state of exactly these entries
-    becomes 0 (moments, momentum buffers: what has the parameter's shape), and its step counts stay. Nothing else
-    changes.
+    becomes what it is at first (see `ht_ray.mechanisms.optimizer.forget_entries`), and its step counts stay. Nothing
+    else changes.
 
     Parameters
     ----------
@@ -660,7 +660,7 @@ def recycle(
     tortoise
         That gets the same values; None leaves it alone.
     optimizer
-        That forgets what it remembers of them.
+        That forgets what it remembers of them; one or several.
 
     Raises
     ------
@@ -690,6 +690,4 @@ def recycle(
         for tensor in (live, *([tortoise.weights[names[live]]] if tortoise is not None else [])):
             tensor[index] = value.to(tensor.device, tensor.dtype) if isinstance(value, Tensor) else value
         if optimizer is not None:
-            for state in optimizer.state.get(live, {}).values():
-                if isinstance(state, Tensor) and state.shape == live.shape:
-                    state[index] = 0.0
+            forget_entries(optimizer, live, index)

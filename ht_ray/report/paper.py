@@ -62,9 +62,11 @@ _NAMES = {
 }
 # What the paper says of a method; of all other settings of methods (the strength of L2) it took the best of a grid.
 _OF_METHOD: dict[str, dict[str, Any]] = {
-    "shrink_perturb": {"ratio": 0.8, "noise": 0.0, "toward": "initial"},
+    "shrink_perturb": {"ratio": 0.8, "noise": 0.0, "toward": "initial", "perturb": 0.0},
     "redo": {"redo_interval": 5, "redo_unit": "epochs"},
 }
+# What studies of earlier versions did not have, and so do not record.
+_LATER = {"method": {"perturb": 0.0}}
 
 
 @dataclass(frozen=True)
@@ -251,6 +253,7 @@ def _differences(trial: TrialData, stream: Mapping[str, Any], setting: str, part
         if not isinstance(own, Mapping):
             found.append(f"{section} is not recorded")
             continue
+        own = {**_LATER.get(section, {}), **own}
         for name, value in values.items():
             if name not in own:
                 found.append(f"{section}.{name} is not recorded")

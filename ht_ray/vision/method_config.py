@@ -108,7 +108,8 @@ class MethodSettings:
     l2_strength: float = 0.1
     """L2: share of a weight that decays at learning rate 1; with coupling "loss", the factor of the penalty."""
     l2_coupling: Literal["decoupled", "loss"] = "decoupled"
-    """L2: decay apart from the gradient, as AdamW's, or a penalty in the loss (take a strength of about 1e-4)."""
+    """L2: decay apart from the gradient, as AdamW's and in its place, or a penalty in the loss on top of it (take a
+    strength of about 1e-4)."""
     augmentation: str | None = None
     """Augmentation: crop or crop_flip; by default crop_flip for colour images and crop for others (digits)."""
     spectral_strength: float = 0.01
@@ -219,11 +220,15 @@ class MethodConfig(MethodSettings):
     """From how many of an epoch's last batches the tortoise's BatchNorm statistics are recomputed after the epoch; 0
     averages them like parameters."""
     ratio: float = 0.8
-    """Shrink & Perturb: share taken from the initial weights, in [0, 1]."""
+    """Shrink & Perturb: share of the weights that is given up, in [0, 1], and taken from the initial ones unless there
+    is a `perturb`."""
     noise: float = 0.0
     """Shrink & Perturb: standard deviation of the added noise."""
     toward: Literal["initial", "fresh"] = "initial"
     """Shrink & Perturb and Head Reset: initial or fresh weights."""
+    perturb: float = 0.0
+    """Shrink & Perturb as Ash & Adams have it: factor of a freshly drawn network that is added to ``1 - ratio`` times
+    the weights, in place of the share that is taken from `toward`; 0 adds none."""
     reinitialise_tortoise: bool = True
     """Whether what re-initialises weights (Shrink & Perturb, Head Reset, ReDo, continual backprop, plasticity
     injection) acts on the tortoise as well as on the hare."""
@@ -238,6 +243,7 @@ class MethodConfig(MethodSettings):
         check_number("MethodConfig: recalibrate_batchnorm", self.recalibrate_batchnorm, low=0, integer=True)
         check_number("MethodConfig: ratio", self.ratio, low=0, high=1)
         check_number("MethodConfig: noise", self.noise, low=0)
+        check_number("MethodConfig: perturb", self.perturb, low=0)
         check_choice("MethodConfig: toward", self.toward, ["initial", "fresh"])
         self._check_method_settings()
 
@@ -261,7 +267,9 @@ class MethodConfig(MethodSettings):
         return dict(_SETTINGS[part](self, seed))
 
     def training(self, config: TrainingConfig, shape: tuple[int, int, int]) -> TrainingConfig:
-        """Return how the network is trained with this method: with its augmentation, and its settings of Adam.
+        """Return how the network is trained with this method: with its augmentation, its weight decay, and its Adam.
+
+        Decoupled L2 takes the place of the optimiser's own weight decay, as in the authors' code.
 
         Parameters
         ----------
@@ -272,6 +280,8 @@ class MethodConfig(MethodSettings):
         """
         if "augment" in self.parts:
             config = replace(config, augment=self.augmentation or ("crop_flip" if shape[0] > 1 else "crop"))
+        if "l2" in self.parts and self.l2_coupling == "decoupled" and self.l2_strength:
+            config = replace(config, weight_decay=0.0)
         if "adam" in self.parts:
             config = replace(config, eps=self.adam_eps, betas=self.adam_betas)
         return config
@@ -305,7 +315,13 @@ _SETTINGS: dict[str, Any] = {
         "reset_at_phase_end": c.reset_at_phase_end,
     },
     "ema": lambda c, seed: {"momentum": c.momentum},
-    "shrink_perturb": lambda c, seed: {"ratio": c.ratio, "noise": c.noise, "toward": c.toward, "seed": seed},
+    "shrink_perturb": lambda c, seed: {
+        "ratio": c.ratio,
+        "noise": c.noise,
+        "toward": c.toward,
+        "perturb": c.perturb,
+        "seed": seed,
+    },
     "head_reset": lambda c, seed: {"toward": c.toward, "seed": seed},
     "plasticity_injection": lambda c, seed: {"times": c.injection_times, "seed": seed},
     "l2": lambda c, seed: {"strength": c.l2_strength, "coupling": c.l2_coupling},
@@ -349,7 +365,7 @@ _OWN = {
     "ema": _TORTOISE,
     "hare_tortoise": (*_TORTOISE, *_RESET),
     "self_distillation": _TORTOISE,
-    "shrink_perturb": ("ratio", "noise", "toward", "reinitialise_tortoise"),
+    "shrink_perturb": ("ratio", "noise", "toward", "perturb", "reinitialise_tortoise"),
     "head_reset": ("toward", "reinitialise_tortoise"),
     "plasticity_injection": ("reinitialise_tortoise",),
     "continual_backprop": ("reinitialise_tortoise",),

@@ -99,7 +99,7 @@ class ShrinkPerturbPlugin(ReinitialisePlugin, supports_distributed=True):  # typ
 
     Parameters
     ----------
-    ratio, noise, toward, optimizer_state, seed, factory
+    ratio, noise, toward, perturb, optimizer_state, seed, factory
         As in `ht_ray.mechanisms.ShrinkPerturb`; the initial weights are those before the first experience.
     reinitialise_tortoise
         As in `ReinitialisePlugin`.
@@ -118,6 +118,7 @@ class ShrinkPerturbPlugin(ReinitialisePlugin, supports_distributed=True):  # typ
         ratio: float = 0.8,
         noise: float = 0.0,
         toward: Literal["initial", "fresh", "zero"] = "initial",
+        perturb: float = 0.0,
         optimizer_state: Literal["clear", "keep"] = "clear",
         seed: int = 0,
         factory: Callable[[], nn.Module] | None = None,
@@ -128,6 +129,7 @@ class ShrinkPerturbPlugin(ReinitialisePlugin, supports_distributed=True):  # typ
             "ratio": ratio,
             "noise": noise,
             "toward": toward,
+            "perturb": perturb,
             "optimizer_state": optimizer_state,
             "seed": seed,
             "factory": factory,

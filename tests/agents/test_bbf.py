@@ -15,7 +15,7 @@ from torch.nn import functional
 from ht_ray.agents.agent import Sampling
 from ht_ray.agents.augment import augment
 from ht_ray.agents.bbf import BBFAgent
-from ht_ray.agents.bbf_config import BBFConfig
+from ht_ray.agents.bbf_config import BBFConfig, bbf_variant
 from ht_ray.agents.replay import Batch
 from ht_ray.mechanisms import generator
 
@@ -182,6 +182,20 @@ def test_only_parameters_of_more_dimensions_decay() -> None:
     assert len(kept) == len(list(learner.network.parameters()))
     for name, parameter in learner.network.named_parameters():
         assert kept[id(parameter)] == (0.5 if name.endswith("weight") else 0.0)
+
+
+@pytest.mark.parametrize(
+    ("variant", "left"), [("bbf", set()), ("bbf-spr0", {"backbone"}), ("bbf-spr0+ht", {"backbone"})]
+)
+def test_what_the_optimiser_remembers_after_a_restart(variant: str, left: set[str]) -> None:
+    """Nothing in BBF as its published code runs; in the other variants what it has of encoder and transition model."""
+    config = bbf_variant(variant, **SMALL, restart_interval=2, training_steps=2050)
+    learner = BBFAgent(config, shape=SHAPE, num_actions=ACTIONS)
+    for number in range(2):
+        learner.update(batch(number))
+    assert learner.restart.applications == 1
+    names = {parameter: name for name, parameter in learner.network.named_parameters()}
+    assert {names[parameter].partition(".")[0] for parameter in learner.optimizer.state} == left
 
 
 @pytest.mark.parametrize("both", [True, False])

@@ -113,8 +113,10 @@ def test_variants() -> None:
         assert config.spr_weight == (0 if "spr0" in name else 5)
         assert config.reset_interval == (4000 if "+ht" in name else None)
         assert config.updates_per_step == (8 if name.endswith("@rr8") else 2)
+        # As the published code does when it is run.
+        assert config.restart_optimizer_state == ("keep" if "spr0" in name else "clear")
     assert set(AGENT_VARIANTS) == {*VARIANTS, *BBF_VARIANTS}
-    assert agent_variant("bbf", lr=0.5) == BBFConfig(lr=0.5)
+    assert agent_variant("bbf", lr=0.5, restart_optimizer_state="keep") == BBFConfig(lr=0.5)
     with pytest.raises(SettingError, match="Did you mean 'bbf-spr0'"):
         agent_variant("bbf_spr0")
     with pytest.raises(SettingError, match="Did you mean 'momentum'"):

@@ -94,6 +94,25 @@ def test_shrink_and_perturb_is_its_formula_on_hare_and_tortoise(ratio, noise, to
         assert torch.equal(values_of(tortoise)[name], tortoise_before[name])
 
 
+@given(st.floats(0, 1), st.floats(1e-3, 2), st.sampled_from(["initial", "fresh", "zero"]), st.integers(0, 9))
+@settings(deadline=None, max_examples=30)
+def test_perturb_is_the_method_of_ash_and_adams(shrink, perturb, toward, seed) -> None:
+    """Their two lines, with a network that is new at each event; shrink and perturb need not add up to 1."""
+    net = make(seed)
+    tortoise = Tortoise(net, momentum=0.9)
+    method = ShrinkPerturb(net, ratio=1 - shrink, perturb=perturb, toward=toward, seed=seed)
+    for event in range(2):
+        train(net, tortoise=tortoise)
+        new = make(derive_seed(seed, "shrink & perturb: fresh weights", event))
+        expected = []
+        for network in (dict(net.named_parameters()), tortoise.weights):
+            expected += [shrink * network[n].detach() + perturb * p.detach() for n, p in new.named_parameters()]
+        method.apply(tortoise)
+        found = [*net.parameters(), *(tortoise.weights[name] for name in TRAINED)]
+        for value, wanted in zip(found, expected, strict=True):
+            torch.testing.assert_close(value.detach(), wanted, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("toward", ["initial", "fresh", "zero"])
 def test_ratio_zero_without_noise_is_the_identity_bit_for_bit(toward: str, dtype: torch.dtype) -> None:
@@ -378,6 +397,8 @@ def test_nothing_is_reset_while_the_tortoise_predicts(kind) -> None:
         (ShrinkPerturb, {"ratio": 1.1}, "ratio = 1.1: accepted is a number with 0 <= ratio <= 1"),
         (ShrinkPerturb, {"noise": -1}, "noise = -1"),
         (ShrinkPerturb, {"toward": "init"}, "Did you mean 'initial'"),
+        (ShrinkPerturb, {"perturb": -0.1}, "perturb = -0.1: accepted is a number with 0 <= perturb"),
+        (ShrinkPerturb, {"perturb": float("nan")}, "perturb = nan"),
         (ShrinkPerturb, {"optimizer_state": "clean"}, "Did you mean 'clear'"),
         (HeadReset, {"toward": "zero"}, "accepted are 'initial', 'fresh'"),
         (HeadReset, {"head": "haed"}, "Did you mean 'head'"),

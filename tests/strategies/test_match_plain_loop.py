@@ -34,6 +34,7 @@ METHODS = [
     MethodConfig("hare_tortoise", momentum=0.8, reset_interval=2, recalibrate_batchnorm=1),
     MethodConfig("shrink_perturb", ratio=0.6, noise=0.01),
     MethodConfig("shrink_perturb", toward="fresh"),
+    MethodConfig("shrink_perturb", ratio=0.6, perturb=0.1),
     MethodConfig("head_reset"),
     MethodConfig("head_reset", toward="fresh"),
     MethodConfig("shrink_perturb+head_reset", noise=0.01),
@@ -147,10 +148,11 @@ def test_every_method(image_data, differing, method, fresh) -> None:
     ],
     ids=["crop_flip", "bf16", "channels_last"],
 )
-def test_networks_and_training(image_data, differing, model, training) -> None:
+def test_networks_and_training(image_data, differing, model, training, matching_layouts) -> None:
     config = ContinualConfig(phases=2, epochs=2, access="buffer", buffer_size=10)
     method = MethodConfig("hare_tortoise+head_reset", momentum=0.7, reset_interval=1)
     assert_same(both(image_data, config, model, method, training), differing, 4)
+    assert max(matching_layouts) > matching_layouts[0] > 0
 
 
 def test_warm_start_with_epochs_that_differ(image_data, differing) -> None:

@@ -322,6 +322,7 @@ def test_deepcopy(make_network, make_benchmark, differing) -> None:
     [
         (lambda: ShrinkPerturbPlugin(ratio=1.5), "ratio = 1.5"),
         (lambda: ShrinkPerturbPlugin(noise=-1), "noise = -1"),
+        (lambda: ShrinkPerturbPlugin(perturb=-1), "perturb = -1"),
         (lambda: ShrinkPerturbPlugin(toward="start"), "toward = 'start'"),
         (lambda: ShrinkPerturbPlugin(optimizer_state="reset"), "optimizer_state = 'reset'"),
         (lambda: HeadResetPlugin(toward="zero"), "HeadResetPlugin: toward = 'zero'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import study_files
 
 from ht_ray._checks import SettingError
 from ht_ray.agents.atari import AtariConfig
-from ht_ray.agents.bbf_config import BBF_VARIANTS, BBFConfig
+from ht_ray.agents.bbf_config import BBF_VARIANTS, BBFConfig, bbf_variant
 from ht_ray.agents.train import train
 from ht_ray.diagnostics import INDICATORS
 from ht_ray.report import load_study, paper_scores
@@ -100,6 +101,17 @@ def test_nothing_that_is_not_the_papers_goes_by_its_name(setting: str) -> None:
         assert agent.name not in paper_scores() or any(setting in sentence for sentence in settings.differs)
 
 
+@pytest.mark.parametrize("state", ["keep", "clear"])
+def test_what_a_restart_does_to_the_optimiser_can_be_set_for_every_variant(state: Any) -> None:
+    settings = BBFSettings(restart_optimizer_state=state)
+    assert {agent.config.restart_optimizer_state for agent in settings.agents} == {state}
+    for agent in settings.agents:
+        named = f"(restart_optimizer_state={state})" in agent.name
+        assert named == (agent.config != BBF_VARIANTS[agent.key])
+    saved = json.loads(json.dumps(asdict(settings.resolved())))
+    assert BBFSettings.from_json(saved) == settings.resolved()
+
+
 def test_eight_updates_per_step_are_named() -> None:
     settings = BBFSettings(variants=("bbf@rr8", "bbf-spr0+ht@rr8"), steps=30_000)
     assert [agent.name for agent in settings.agents] == ["BBF rr8", "BBF rr8 without SPR + H&T"]
@@ -153,7 +165,7 @@ def test_a_trial_is_the_plain_loop_with_its_indicators(tmp_path: Path) -> None:
     found.append(second.advance())
     record = train(
         "Breakout",
-        BBFConfig(**AGENT, training_steps=60),
+        bbf_variant("bbf", **AGENT, training_steps=60),
         steps=60,
         env=AtariConfig(max_steps=25),
         evaluate_every=30,
@@ -167,7 +179,7 @@ def test_a_trial_is_the_plain_loop_with_its_indicators(tmp_path: Path) -> None:
     assert [(row["step"], row["update"]) for row in measured] == [(26, 32), (42, 64), (58, 96)]
     assert measured[0].keys() - {"step", "update"} <= INDICATORS.keys()
     assert measured[0]["weight_distance"] > 0 and 0 <= measured[0]["dormant_ratio"] <= 1
-    without = train("Breakout", BBFConfig(**AGENT, training_steps=60), steps=60, env=AtariConfig(max_steps=25),
+    without = train("Breakout", bbf_variant("bbf", **AGENT, training_steps=60), steps=60, env=AtariConfig(max_steps=25),
                     evaluate_every=30, evaluation_episodes=2)  # fmt: skip
     assert asdict(without) == {**asdict(record), "indicators": []}
 

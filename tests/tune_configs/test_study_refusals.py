@@ -57,6 +57,7 @@ CASES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "noise": ("ablation", "--noise 0.5,0", ("--noise = '0.5,0'", "10 phases")),
     "noise of the other stream": ("ablation", "--label-noise 0.1", ("--label-noise = 0.1", "--stream = 'continual'")),
     "perturbation": ("ablation", "--perturb -1", ("--perturb = -1.0",)),
+    "noise of the weights": ("ablation", "--weight-noise -1", ("--weight-noise = -1.0",)),
     "batch": ("ablation", "--batch-size 1", ("--batch-size = 1",)),
     "seeds": ("ablation", "--seeds 0", ("--seeds = 0",)),
     "device": ("ablation", "--device tpu", ("--device = 'tpu'",)),

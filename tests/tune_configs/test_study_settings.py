@@ -174,12 +174,14 @@ def test_label_tells_momenta_near_one_apart(number: float) -> None:
 
 
 def test_configs_rebuild_what_was_planned_after_json() -> None:
-    settings = ContinualSettings(methods=tuple(METHODS), hidden=(7, 5), clip=0.25, toward="fresh", perturb=0.1, seeds=1)
+    settings = ContinualSettings(
+        methods=tuple(METHODS), hidden=(7, 5), clip=0.25, toward="fresh", weight_noise=0.1, perturb=0.2, seeds=1
+    )
     for spec in planned(settings):
         config = json.loads(json.dumps(spec.config))
         method = {name: tuple(v) if isinstance(v, list) else v for name, v in config["method"].items()}
         assert asdict(MethodConfig(**method)) == spec.config["method"]
-        assert config["method"]["noise"] == 0.1
+        assert (config["method"]["noise"], config["method"]["perturb"]) == (0.1, 0.2)
         assert ModelConfig(**{**config["model"], "hidden": tuple(config["model"]["hidden"])}).hidden == (7, 5)
         assert TrainingConfig(**config["training"]).clip == 0.25
 
@@ -294,6 +296,8 @@ def test_settings_that_change_nothing_are_told() -> None:
     assert momentum.startswith("--momentum = 0.5 changes nothing")
     [perturb] = told(methods=("plain",), perturb=0.1)
     assert perturb.startswith("--perturb = 0.1 changes nothing")
+    [noise] = told(methods=("plain",), weight_noise=0.1)
+    assert noise.startswith("--weight-noise = 0.1 changes nothing")
     [indicators] = told(indicators=("probe",))
     assert "--indicators-every" in indicators
 

@@ -85,6 +85,7 @@ def test_names_combine_and_are_displayed() -> None:
         ({"recalibrate_batchnorm": -1}, "recalibrate_batchnorm = -1"),
         ({"ratio": 2}, "ratio = 2"),
         ({"noise": -1}, "noise = -1"),
+        ({"perturb": -0.1}, "perturb = -0.1"),
         ({"toward": "zero"}, "accepted are 'initial', 'fresh'"),
     ],
 )

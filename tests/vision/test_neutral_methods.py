@@ -21,7 +21,7 @@ from ht_ray.vision import (
 NEUTRAL = [
     MethodConfig("ema", momentum=0.8),
     MethodConfig("hare_tortoise", momentum=0.8, reset_interval=None),
-    MethodConfig("shrink_perturb", ratio=0.0, noise=0.0),
+    MethodConfig("shrink_perturb", ratio=0.0, noise=0.0, perturb=0.0),
     MethodConfig("l2", l2_strength=0.0),
     MethodConfig("l2", l2_strength=0.0, l2_coupling="loss"),
     MethodConfig("spectral_decoupling", spectral_strength=0.0),
@@ -114,3 +114,17 @@ def test_on_is_not(method: MethodConfig) -> None:
 )
 def test_settings_of_the_training_by_name(method: MethodConfig, chosen: dict[str, Any]) -> None:
     assert trained(method)[0] == trained(MethodConfig("plain"), **chosen)[0]
+
+
+def test_decoupled_l2_takes_the_place_of_the_base_weight_decay() -> None:
+    """As where the authors raise AdamW's own to that of the method; a penalty in the loss leaves the base decay."""
+    decay = {"weight_decay": 0.5}
+    losses, weights = trained(MethodConfig("l2", l2_strength=2.0), **decay)
+    own_losses, own_weights = trained(MethodConfig("plain"), weight_decay=2.0)
+    assert losses == pytest.approx(own_losses, rel=1e-4)
+    for name, value in weights.items():
+        torch.testing.assert_close(value, own_weights[name], rtol=1e-3, atol=1e-4)
+    assert losses != pytest.approx(trained(MethodConfig("plain"), weight_decay=2.5)[0], rel=1e-3)
+    assert trained(MethodConfig("l2", l2_strength=0.0), **decay)[0] == trained(MethodConfig("plain"), **decay)[0]
+    penalty = MethodConfig("l2", l2_strength=1e-3, l2_coupling="loss")
+    assert trained(penalty, **decay)[0] != trained(penalty, weight_decay=0.0)[0]

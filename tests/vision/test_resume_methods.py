@@ -55,6 +55,7 @@ CHOSEN = [
     MethodConfig("plasticity_injection", injection_times=None),
     MethodConfig("plasticity_injection+head_reset", injection_times=None, toward="fresh"),
     MethodConfig("regenerative", regenerative_toward="fresh"),
+    MethodConfig("shrink_perturb", ratio=0.6, perturb=0.1),
     MethodConfig("redo", redo_interval=2, redo_unit="steps", redo_batches=9, redo_threshold=0.7),
     MethodConfig("ema", momentum=0.8, recalibrate_batchnorm=2),
     MethodConfig(EVERYTHING, injection_times=None, **SETTINGS),

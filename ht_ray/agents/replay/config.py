@@ -46,8 +46,8 @@ class ReplayConfig:
     importance
         β of the same: weights are ``probability ** -importance``, divided by the batch's largest. Default 0.5.
     published_n_step
-        Bootstrap from the observation one step early, o_{t+m-1}, with the discount of m steps, as the code published
-        with SPR and BBF does. Default False.
+        Bootstrap from the observation one step early, o_{t+m-1}, with the discount of m steps, also where the episode
+        terminates on exactly the n-th step, as the code published with SPR and BBF does. Default False.
     device
         Where frames are kept and batches come. Default ``"cpu"``.
     graph

@@ -316,7 +316,9 @@ class FrameReplay:
         lengths = taken.sum(1)
         powers = torch.pow(discount, steps[:n_step].double())
         returns = torch.where(taken, rows[:, :n_step, REWARD] * powers, 0).sum(1)
-        terminated = ((outcomes[:, :n_step] == TERMINATED) & taken).any(1)
+        # The published code looks for a termination in the steps before the n-th only.
+        seen = n_step - int(self.published_n_step)
+        terminated = ((outcomes[:, :seen] == TERMINATED) & taken[:, :seen]).any(1)
         discounts = torch.where(terminated, 0, torch.pow(discount, lengths.double()))
         positions = rows[:, 0, POSITION].long()
         reach = torch.stack((torch.zeros_like(lengths), lengths - int(self.published_n_step)))

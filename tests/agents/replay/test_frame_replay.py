@@ -103,6 +103,8 @@ class Reference:
             expected = sum(discount**k * episode.rewards[t + k] for k in range(m))
             assert batch.returns[i].item() == pytest.approx(expected, rel=1e-6, abs=1e-6)
             stopped = episode.end == "terminated" and t + m == length
+            # The published code looks for a termination in the steps before the n-th.
+            stopped = stopped and not (self.replay.published_n_step and m == n)
             assert batch.discounts[i].item() == pytest.approx(0 if stopped else discount**m, rel=1e-6)
             for k in range(sequence):
                 inside = t + k < length
