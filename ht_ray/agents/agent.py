@@ -140,13 +140,15 @@ class Agent(ABC):
             )
             self.tortoise.begin_phase(steps_per_epoch=1)  # which warns of an interval too short for the momentum
         networks = (self.network,) if self.target is None else (self.network, self.target)
-        self._weights = [tensor for each in networks for tensor in chain(each.parameters(), each.buffers())]
-        self._choose = Captured(self._choices, on=self.graph, held=lambda: self._weights)
+        self._tensors = [tensor for each in networks for tensor in chain(each.parameters(), each.buffers())]
+        self._choose = Captured(self._choices, on=self.graph, held=self._networks)
         self._step = Captured(self._gradient_step, on=self.graph, held=self._trained)
 
+    def _networks(self) -> list[Tensor]:
+        return self._tensors
+
     def _trained(self) -> list[Tensor]:
-        moments = chain.from_iterable(state.values() for state in self.optimizer.state.values())
-        return [*self._weights, *moments]
+        return [*self._tensors, *chain.from_iterable(state.values() for state in self.optimizer.state.values())]
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Make one gradient step, and what is due after it. Nothing waits for a GPU.

@@ -118,6 +118,7 @@ class Graph:
         """Give up what was captured, and its memory."""
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: dict[str, Tensor] = {}
+        self._alike: list[list[str]] = []
         self._outputs: Mapping[str, Tensor] = {}
 
     def warm_up(self, function: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -133,13 +134,17 @@ class Graph:
         """Do what ``function(**inputs)`` did when it was captured, which is now if this is the first run."""
         if self._graph is None:
             self._inputs = {name: x.clone() for name, x in inputs.items()}
+            # Of one type each, which takes one kernel.
+            types = {x.dtype for x in inputs.values()}
+            self._alike = [[name for name, x in inputs.items() if x.dtype == of] for of in types]
             graph = torch.cuda.CUDAGraph()
             # Other threads, of Ray or of other trials, may do as they like meanwhile.
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 self._outputs = function(**self._inputs)
             self._graph = graph  # what was captured has not happened yet
         else:
-            torch._foreach_copy_([self._inputs[name] for name in inputs], list(inputs.values()))
+            for names in self._alike:
+                torch._foreach_copy_([self._inputs[name] for name in names], [inputs[name] for name in names])
         self._graph.replay()
         # The next run overwrites them.
         return {name: output.clone() for name, output in self._outputs.items()}

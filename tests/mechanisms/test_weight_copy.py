@@ -513,3 +513,23 @@ def test_named_tensors_have_the_names_of_the_state_dict_and_come_once() -> None:
     assert {name for name, _ in named_tensors(module)} == set(module.state_dict()) - {"c.weight"}
     module["d"] = module["a"]
     assert len(list(named_tensors(module))) == 5 + 3
+
+
+@pytest.mark.gpu
+def test_tensors_of_all_types_are_copied_on_a_gpu() -> None:
+    # One list of several types: torch before 2.11 took the kernel of the first for all of them.
+    net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 3).bfloat16()).cuda()
+    net.register_buffer("mask", torch.tensor([True, False, True], device="cuda"))
+    net[1].num_batches_tracked.fill_(2**40 + 7)
+    copy = WeightCopy(net)
+    before = {name: tensor.detach().cpu() for name, tensor in named_tensors(net)}
+    with torch.no_grad():
+        for tensor in dict(named_tensors(net)).values():
+            tensor.zero_()
+    for move in (copy.swap, copy.swap, copy.copy_to, copy.copy_from, copy.copy_to):
+        move(net)
+        held = dict(named_tensors(net))
+        if not copy.swapped and move == copy.swap:
+            assert not any(tensor.any() for tensor in held.values())
+        else:
+            assert all(torch.equal(tensor.cpu(), before[name]) for name, tensor in held.items())
