@@ -103,7 +103,6 @@ def _work(cells: Sequence[Cell], bench: Bench, out: Path) -> bool:
             break
         run = choose(missing, bench, timings, say)
         if run is None:
-            say("nothing fits the time left")
             break
         try:
             record = run_once(run, bench)

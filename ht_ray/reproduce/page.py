@@ -198,7 +198,8 @@ def _runs(records: Sequence[Record]) -> str:
             ]
         )
     heads = ["cell", "seed", "test", "device", "torch", "precision", "steps", "seconds"]
-    return "\n".join(["## Runs\n", _table(heads, rows) if rows else "None yet.\n"])
+    note = "Seconds are of the clock, whatever else the machine did.\n"
+    return "\n".join(["## Runs\n", note, _table(heads, rows)] if rows else ["## Runs\n", "None yet.\n"])
 
 
 def _encoding(record: Record) -> str:

@@ -231,7 +231,9 @@ def choose(
             return run
         if begun is None and estimate.epoch <= bench.clock.left:
             begun = run
-    if begun is not None:
+    if begun is None:
+        say("nothing fits: no data, or not even an epoch of a run in the time left")
+    else:
         say(f"{begun.id}: about {timings(begun.cell).run:.0f} s, more than the {bench.clock.left:.0f} s left")
     return begun
 

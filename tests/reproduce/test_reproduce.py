@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -180,6 +181,16 @@ def test_data_that_are_not_whole_are_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(run_module, "load_data", lambda config: images())
     with pytest.raises(SettingError, match=r"mnist: there are 600 and 100 images; a cell takes all \(60000, 10000\)"):
         DataSets("somewhere")("mnist")
+
+
+@pytest.mark.data
+def test_cifar10_is_read_whole_and_said_to_be_jpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    data, described = DataSets(os.environ["HT_RAY_DATA"])("cifar10")
+    assert data.train_images.shape == (50_000, 3, 32, 32)
+    assert described["encoding"] == "JPEG, quality 75"
+    with pytest.raises(SettingError, match=r"a cell takes all \(100000, 10000\)"):
+        DataSets(os.environ["HT_RAY_DATA"])("tiny-imagenet")
 
 
 # --- leaving and going on ---
