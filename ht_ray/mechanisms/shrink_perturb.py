@@ -12,6 +12,7 @@ from ht_ray._checks import check_choice, check_number
 from ht_ray.mechanisms.fresh import fresh_weights
 from ht_ray.mechanisms.optimizer import Optimizers, clear_optimizer_state
 from ht_ray.mechanisms.rng import derive_seed, generator
+from ht_ray.mechanisms.spectral_norm import fit_spectral_norm
 from ht_ray.mechanisms.tortoise import Tortoise
 from ht_ray.mechanisms.weight_copy import WeightCopy
 
@@ -134,6 +135,9 @@ class ShrinkPerturb:
                     tensor.lerp_(target[name].to(tensor.device, tensor.dtype), self.ratio)
                 if noise is not None:
                     tensor.add_(noise.to(tensor.device, tensor.dtype), alpha=self.noise)
+        fit_spectral_norm(self.module)
+        if tortoise is not None:
+            tortoise.weights_were_set()
         if optimizer is not None and self.optimizer_state == "clear":
             clear_optimizer_state(optimizer, changed)
         self.applications += 1
