@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from ht_ray.mechanisms import HeadReset, SettingError, Tortoise
+from ht_ray.mechanisms.detached_copy import detached_copy
 
 PAGE = Path(__file__).parents[2] / "docs" / "plain_loop.md"
 
@@ -257,9 +258,9 @@ def test_head_reset_keeps_the_heads_masks(toward: str) -> None:
     net.add_module("body", nn.Linear(4, 4))
     net.add_module("head", nn.Linear(4, 3))
     prune.identity(net.head, "weight")
-    first = copy.deepcopy(net.head.weight_orig)
-    factory = (lambda: copy.deepcopy(unpruned)) if toward == "fresh" else None
-    unpruned = copy.deepcopy(net)
+    first = net.head.weight_orig.detach().clone()
+    unpruned = detached_copy(net)
+    factory = (lambda: unpruned) if toward == "fresh" else None
     method = HeadReset(net, toward=toward, factory=factory)  # type: ignore[arg-type]
     tortoise = Tortoise(net)
     prune.l1_unstructured(net.head, "weight", amount=0.5)
