@@ -14,7 +14,7 @@ from torch.ao.quantization import FakeQuantize
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
-from ht_ray.mechanisms import HeadReset, SettingError, Tortoise
+from ht_ray.mechanisms import HeadReset, SelfDistillation, SettingError, Tortoise
 from ht_ray.mechanisms.detached_copy import detached_copy
 
 PAGE = Path(__file__).parents[2] / "docs" / "plain_loop.md"
@@ -336,3 +336,15 @@ def test_states_of_the_version_before_load() -> None:
         assert fits(net[0])
         assert set(net[1].weight_mask.unique().tolist()) == {0.0, 1.0}
         assert torch.equal(net[0].parametrizations.weight.original, weight)
+
+
+def test_the_teacher_of_self_distillation_has_the_hares_present_mask() -> None:
+    net = nn.Sequential(pruned())
+    tortoise, method = Tortoise(net, momentum=0.9), SelfDistillation(net)
+    tortoise.step()
+    prune.l1_unstructured(net[0], "weight", amount=0.5)
+    inputs = torch.randn(5, 4)
+    method.before_forward(inputs, tortoise)
+    with tortoise.predict(), torch.no_grad():
+        wanted = net(inputs)
+    assert method.loss(wanted) == pytest.approx(0, abs=1e-6)  # the divergence of the teacher from itself
