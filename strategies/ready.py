@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal
 
 import torch
@@ -93,6 +93,7 @@ class HareTortoise(Plain):
         optimizer_state: Literal["keep", "clear"] = "keep",
         reset_at_phase_end: bool = True,
         recalibrate_batchnorm: int = 0,
+        average_buffers: Collection[str] = (),
         plugins: Sequence[SupervisedPlugin] = (),
         **kwargs: Any,
     ) -> None:
@@ -104,6 +105,7 @@ class HareTortoise(Plain):
             optimizer_state=optimizer_state,
             reset_at_phase_end=reset_at_phase_end,
             recalibrate_batchnorm=recalibrate_batchnorm,
+            average_buffers=average_buffers,
         )
         super().__init__(model=model, optimizer=optimizer, plugins=[plugin, *plugins], **kwargs)
         self._tortoise_plugin = plugin
@@ -124,10 +126,16 @@ class EMA(Plain):
         momentum: float | None = None,
         half_life: float | None = None,
         recalibrate_batchnorm: int = 0,
+        average_buffers: Collection[str] = (),
         plugins: Sequence[SupervisedPlugin] = (),
         **kwargs: Any,
     ) -> None:
-        plugin = EMAPlugin(momentum=momentum, half_life=half_life, recalibrate_batchnorm=recalibrate_batchnorm)
+        plugin = EMAPlugin(
+            momentum=momentum,
+            half_life=half_life,
+            recalibrate_batchnorm=recalibrate_batchnorm,
+            average_buffers=average_buffers,
+        )
         super().__init__(model=model, optimizer=optimizer, plugins=[plugin, *plugins], **kwargs)
         self._tortoise_plugin = plugin
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain
@@ -22,6 +21,7 @@ from ht_ray.agents.replay.batch import Batch
 from ht_ray.agents.value import Value
 from ht_ray.agents.variants import AgentConfig
 from ht_ray.mechanisms import Tortoise, derive_seed, generator, load_optimizer_state
+from ht_ray.mechanisms.detached_copy import detached_copy
 
 __all__ = ["Agent", "Sampling"]
 
@@ -121,11 +121,11 @@ class Agent(ABC):
         #: How often `act` was called with an epsilon above 0.
         self.explorations = 0
 
-    def _take(self, network: nn.Module, *, compile: bool) -> None:
+    def _take(self, network: nn.Module, *, compile: bool, average_buffers: Collection[str]) -> None:
         """Train `network`, and make its target and what averages it, if the settings have a momentum."""
         config = self.config
         self.network = network.to(self.device, memory_format=self._memory_format)  # type: ignore[call-overload]
-        self.target = copy.deepcopy(self.network).requires_grad_(False) if config.momentum is not None else None
+        self.target = detached_copy(self.network).requires_grad_(False) if config.momentum is not None else None
         self._forward = torch.compile(self.network) if compile else self.network
         self._forward_target = torch.compile(self.target) if compile and self.target is not None else self.target
         self.tortoise = None
@@ -136,6 +136,7 @@ class Agent(ABC):
                 reset_interval=config.reset_interval,
                 reset_unit="steps",
                 optimizer_state=config.optimizer_state,
+                average_buffers=average_buffers,
                 twin=self.target,
             )
             self.tortoise.begin_phase(steps_per_epoch=1)  # which warns of an interval too short for the momentum

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 import torch
@@ -68,6 +69,8 @@ class BBFAgent(Agent):
         ``"auto"``, ``"on"`` or ``"off"``: see `Agent`.
     network
         What is trained, in place of a new one: as `make_network` makes it. It is moved to the device.
+    average_buffers
+        Which of its buffers the target network averages besides running statistics; see `Tortoise`.
 
     Raises
     ------
@@ -105,13 +108,14 @@ class BBFAgent(Agent):
         compile: bool = False,
         graph: Literal["auto", "on", "off"] = "auto",
         network: BBFNetwork | None = None,
+        average_buffers: Collection[str] = (),
     ) -> None:
         config = config or BBFConfig()
         super().__init__(config, num_actions=num_actions, seed=seed, device=device, precision=precision, graph=graph)
         self.value = C51Value(bins=config.bins, limit=config.value_limit).to(self.device)
         if network is None:
             network = make_network(config, shape=shape, num_actions=num_actions, seed=seed)
-        self._take(network, compile=compile)
+        self._take(network, compile=compile, average_buffers=average_buffers)
         # A restart leaves frozen parameters alone. The target network only ever computes without gradients.
         self.target.requires_grad_()
         self._predict = torch.compile(self.network.predict) if compile else self.network.predict

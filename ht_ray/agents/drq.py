@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 import torch
@@ -59,6 +60,8 @@ class DrQAgent(Agent):
         ``"auto"``, ``"on"`` or ``"off"``: see `Agent`.
     network
         What is trained, in place of a new one: as `make_network` makes it. It is moved to the device.
+    average_buffers
+        Which of its buffers the target network averages besides running statistics; see `Tortoise`.
 
     Raises
     ------
@@ -86,13 +89,14 @@ class DrQAgent(Agent):
         compile: bool = False,
         graph: Literal["auto", "on", "off"] = "auto",
         network: QNetwork | None = None,
+        average_buffers: Collection[str] = (),
     ) -> None:
         config = config or DrQConfig()
         super().__init__(config, num_actions=num_actions, seed=seed, device=device, precision=precision, graph=graph)
         self.value = make_value(config.value_config).to(self.device)
         if network is None:
             network = make_network(config, shape=shape, num_actions=num_actions, seed=seed)
-        self._take(network, compile=compile)
+        self._take(network, compile=compile, average_buffers=average_buffers)
         self.optimizer = torch.optim.Adam(
             self.network.parameters(), lr=config.lr, eps=config.adam_epsilon, fused=True, capturable=self.graph
         )

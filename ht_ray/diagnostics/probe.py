@@ -25,6 +25,7 @@ from ht_ray.diagnostics._measuring import (
     trainable,
     widened,
 )
+from ht_ray.mechanisms.detached_copy import computes_weight, detached_copy
 from ht_ray.mechanisms.fresh import fresh_weights
 from ht_ray.mechanisms.mechanism import Inputs
 from ht_ray.mechanisms.rng import derive_seed, generator, isolated_rng
@@ -181,13 +182,14 @@ def _targets(targets: str | Tensor, inputs: Inputs, num_classes: int, seed: int)
 
 def _twin(module: nn.Module) -> nn.Module:
     # Hooks belong to those who watch the original: the copy gets none, and what they refer to is not copied either.
+    # Those by which torch computes a layer's weight are part of the layer.
     memo: dict[int, Any] = {
-        id(value): type(value)()
+        id(value): type(value)((key, hook) for key, hook in value.items() if computes_weight(hook))
         for part in module.modules()
         for name, value in vars(part).items()
         if name.endswith("_hooks") and isinstance(value, dict)
     }
-    twin = copy.deepcopy(module, memo)
+    twin = detached_copy(module, memo)
     for parameter in twin.parameters():
         parameter.grad = None
     return twin

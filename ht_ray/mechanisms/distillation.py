@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from ht_ray._checks import check_number
 from ht_ray.mechanisms.mechanism import Inputs, Mechanism
+from ht_ray.mechanisms.spectral_norm import spectral_layers
 from ht_ray.mechanisms.tortoise import Tortoise
 
 __all__ = ["SelfDistillation"]
@@ -81,18 +82,25 @@ class SelfDistillation(Mechanism):
             raise RuntimeError("SelfDistillation needs a tortoise: it is the teacher")
         if tortoise.predicting:
             raise RuntimeError("SelfDistillation while the tortoise predicts: stop predicting first")
-        tortoise.weights.sync(self.module)
-        live = dict([*self.module.named_parameters(), *self.module.named_buffers()])
-        weights = {name: value.to(live[name].dtype) for name, value in tortoise.weights.tensors.items()}
         # Each part's own flag: a network may keep some parts in evaluation mode, and train() may be overridden.
         training = [part for part in self.module.modules() if part.training]
         try:
             for part in training:
                 part.training = False
-            self._teacher = functional_call(self.module, weights, inputs)
+            self._teacher = self._predicted(inputs, tortoise)
         finally:
             for part in training:
                 part.training = True
+
+    def _predicted(self, inputs: Inputs, tortoise: Tortoise) -> Any:
+        if spectral_layers(self.module):  # whose vectors are made for the tortoise's weights at a prediction only
+            with tortoise.predict() as teacher:
+                return teacher(*inputs) if isinstance(inputs, tuple) else teacher(inputs)
+        tortoise.weights.sync(self.module)
+        tortoise.weights.copy_own_from(self.module)
+        live = dict([*self.module.named_parameters(), *self.module.named_buffers()])
+        weights = {name: value.to(live[name].dtype) for name, value in tortoise.weights.tensors.items()}
+        return functional_call(self.module, weights, inputs)
 
     def loss(self, outputs: Tensor) -> Tensor | None:
         """Return the divergence of the student's logits ``(B, K)`` from the teacher's.

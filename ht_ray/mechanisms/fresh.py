@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from ht_ray._checks import did_you_mean
+from ht_ray.mechanisms.detached_copy import detached_copy
 from ht_ray.mechanisms.rng import isolated_rng
 from ht_ray.mechanisms.weight_copy import named_tensors
 
@@ -64,7 +64,7 @@ def fresh_weights(module: nn.Module, *, seed: int, factory: Callable[[], nn.Modu
                                    or made[n].shape != wanted[n])  # fmt: skip
                 raise ValueError(f"the factory makes a network that differs in {differing}")
             return {name: tensor.detach().cpu().clone() for name, tensor in made.items()}
-        twin = copy.deepcopy(module).cpu()
+        twin = detached_copy(module).cpu()
         with torch.no_grad():
             for _, tensor in named_tensors(twin):
                 # Initialisers fill a tensor in the order of its memory, and some raise unless it is contiguous.

@@ -12,6 +12,7 @@ from ht_ray._checks import SettingError, check_choice, check_number
 from ht_ray.mechanisms.fresh import find_head, fresh_weights
 from ht_ray.mechanisms.optimizer import Optimizers, clear_optimizer_state
 from ht_ray.mechanisms.rng import derive_seed
+from ht_ray.mechanisms.spectral_norm import fit_spectral_norm
 from ht_ray.mechanisms.tortoise import Tortoise
 from ht_ray.mechanisms.weight_copy import WeightCopy, named_tensors
 
@@ -123,16 +124,21 @@ class HeadReset:
                 target = {name: whole[whole_names[live]] for name, live in named_tensors(part)}
         if tortoise is not None:
             tortoise.weights.sync(self.module)
+        # What was pruned stays pruned: torch keeps a weight's mask under its name.
+        masks = {f"{name.removesuffix('_orig')}_mask" for name, _ in part.named_parameters() if name.endswith("_orig")}
         changed: list[nn.Parameter] = []
         for name, live in named_tensors(part):
             if isinstance(live, nn.Parameter):
                 if not live.requires_grad:
                     continue
                 changed.append(live)
-            elif not (live.is_floating_point() or name.endswith("num_batches_tracked")):
+            elif not (live.is_floating_point() or name.endswith("num_batches_tracked")) or name in masks:
                 continue
             for tensor in (live, *([tortoise.weights[whole_names[live]]] if tortoise is not None else [])):
                 tensor.copy_(target[name])
+        fit_spectral_norm(part)
+        if tortoise is not None:
+            tortoise.weights_were_set()
         if optimizer is not None:
             clear_optimizer_state(optimizer, changed)
         self.applications += 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,9 +11,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ht_ray._checks import SettingError, SettingWarning, check_number
+from ht_ray.mechanisms.detached_copy import detached_copy
 from ht_ray.mechanisms.fresh import find_head, fresh_weights
 from ht_ray.mechanisms.optimizer import clear_optimizer_state
 from ht_ray.mechanisms.rng import derive_seed
+from ht_ray.mechanisms.spectral_norm import fit_spectral_norm
 from ht_ray.mechanisms.tortoise import Tortoise
 from ht_ray.mechanisms.weight_copy import named_tensors
 
@@ -48,7 +49,7 @@ class InjectedHead(nn.Module):
         super().__init__()
         self.frozen = frozen
         self.grown = grown
-        self.offset = copy.deepcopy(grown)
+        self.offset = detached_copy(grown)
         self.freeze()
         self.train(grown.training)
 
@@ -197,7 +198,7 @@ class PlasticityInjection:
             seed=derive_seed(self.seed, "plasticity injection: fresh weights", self.applications),
             factory=None if factory is None else lambda: factory().get_submodule(self.head),
         )
-        new = copy.deepcopy(like)
+        new = detached_copy(like)
         for name, tensor in named_tensors(new):
             if isinstance(tensor, nn.Parameter):
                 tensor.grad = None
@@ -206,6 +207,7 @@ class PlasticityInjection:
                 drawn = tensor.is_floating_point() or name.endswith("num_batches_tracked")
             if drawn:
                 tensor.copy_(fresh[name])
+        fit_spectral_norm(new)
         return new
 
     def _inject(self) -> list[tuple[nn.Parameter, nn.Parameter]]:

@@ -12,6 +12,7 @@ from ht_ray._checks import check_choice, check_number
 from ht_ray.mechanisms.fresh import fresh_weights
 from ht_ray.mechanisms.optimizer import Optimizers, clear_optimizer_state
 from ht_ray.mechanisms.rng import derive_seed, generator
+from ht_ray.mechanisms.spectral_norm import fit_spectral_norm
 from ht_ray.mechanisms.tortoise import Tortoise
 from ht_ray.mechanisms.weight_copy import WeightCopy
 
@@ -154,6 +155,9 @@ class ShrinkPerturb:
                     tensor.add_(added[name].to(tensor.device, tensor.dtype), alpha=self.perturb)
                 if noise is not None:
                     tensor.add_(noise.to(tensor.device, tensor.dtype), alpha=self.noise)
+        fit_spectral_norm(self.module)
+        if tortoise is not None:
+            tortoise.weights_were_set()
         if optimizer is not None and self.optimizer_state == "clear":
             clear_optimizer_state(optimizer, changed)
         self.applications += 1

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -13,7 +12,10 @@ from torch import Tensor, nn
 
 from ht_ray._checks import SettingError, SettingWarning, check_choice, check_number
 from ht_ray.mechanisms.batchnorm import recalibrate_batchnorm
+from ht_ray.mechanisms.buffers import check_buffers_named, check_patterns
+from ht_ray.mechanisms.detached_copy import detached_copy
 from ht_ray.mechanisms.optimizer import Optimizers, clear_optimizer_state
+from ht_ray.mechanisms.spectral_norm import fit_spectral_norm
 from ht_ray.mechanisms.weight_copy import WeightCopy
 
 __all__ = ["Tortoise", "half_life", "momentum_of_half_life"]
@@ -43,7 +45,9 @@ class Tortoise:
     ``reset_interval=None`` the hare is never touched: that is an exponential moving average (EMA).
 
     The hare is the module itself, changed in place; the tortoise is a `WeightCopy` that follows it when it grows or
-    moves. Parameters and float buffers (BatchNorm statistics) are averaged and reset alike, integer buffers copied.
+    moves. Parameters and the running statistics of normalisation layers are averaged and reset alike. Other buffers
+    (masks, indices, scales, and what is not known) are the hare's: the tortoise uses them as they are, and a reset
+    leaves them alone. Spectral norm's vectors are made for the tortoise's own weights, and for the hare's at a reset.
     The tortoise starts at the weights that the hare has when this object is made, so make it after initialisation or
     loading. State of the optimiser is kept at a reset, or cleared.
 
@@ -66,6 +70,9 @@ class Tortoise:
     reset_at_phase_end
         Whether a reset that is due at a phase's last epoch happens (default). The authors' code counts such that it
         does not: their hare enters the next phase un-reset.
+    average_buffers
+        Names of more floating-point buffers that are averaged and reset as weights are, with the wildcards of
+        `fnmatch`: ``("*.codebook",)``. Default: none.
     twin
         A module of the hare's structure whose tensors are the tortoise, as an agent's target network is; its present
         values are what the average starts from. By default the tortoise has tensors of its own.
@@ -73,7 +80,7 @@ class Tortoise:
     Raises
     ------
     SettingError
-        If a setting is out of its range.
+        If a setting is out of its range, or one of `average_buffers` matches nothing.
     ValueError
         If `twin` is not of the hare's structure.
 
@@ -110,6 +117,7 @@ class Tortoise:
         reset_unit: Literal["epochs", "steps"] = "epochs",
         optimizer_state: Literal["keep", "clear"] = "keep",
         reset_at_phase_end: bool = True,
+        average_buffers: Collection[str] = (),
         twin: nn.Module | None = None,
     ) -> None:
         if momentum is not None and half_life is not None:
@@ -126,6 +134,8 @@ class Tortoise:
             check_number("Tortoise: reset_interval", reset_interval, low=1, integer=True)
         check_choice("Tortoise: reset_unit", reset_unit, ["epochs", "steps"])
         check_choice("Tortoise: optimizer_state", optimizer_state, ["keep", "clear"])
+        average_buffers = check_patterns("Tortoise: average_buffers", average_buffers)
+        check_buffers_named("Tortoise: average_buffers", average_buffers, hare)
         self.hare = hare
         self.momentum = float(momentum)
         self.reset_interval = reset_interval
@@ -136,7 +146,7 @@ class Tortoise:
         self.updates = 0
         self.resets = 0
         self.epochs = 0
-        self.weights = WeightCopy(hare, twin)
+        self.weights = WeightCopy(hare, twin, average_buffers=average_buffers)
 
     @property
     def predicting(self) -> bool:
@@ -228,7 +238,9 @@ class Tortoise:
         """
         if self.optimizer_state == "clear" and optimizer is None:
             raise ValueError("Tortoise: optimizer_state = 'clear' needs the optimizer at a reset")
+        self.weights.copy_own_from(self.hare)
         self.weights.copy_to(self.hare)
+        fit_spectral_norm(self.hare)
         if self.optimizer_state == "clear" and optimizer is not None:
             clear_optimizer_state(optimizer, self.hare.parameters())
         self.resets += 1
@@ -250,13 +262,22 @@ class Tortoise:
 
     def start_predicting(self) -> None:
         """Put the tortoise's values into the hare module (for callbacks; otherwise use `predict`)."""
-        if not self.predicting:
+        if self.predicting:
+            return
+        if self.weights.twin is not None:  # which computes at any time, and so is always as it should be
             self.weights.swap(self.hare)
+            return
+        self.weights.copy_own_from(self.hare)
+        self.weights.swap(self.hare)
+        fit_spectral_norm(self.hare)
 
     def stop_predicting(self) -> None:
         """Put the hare's values back; does nothing when they are in place."""
-        if self.predicting:
-            self.weights.swap(self.hare)
+        if not self.predicting:
+            return
+        self.weights.swap(self.hare)
+        if self.weights.twin is None:  # no trace of what the tortoise's buffers were for the prediction
+            self.weights.copy_own_from(self.hare)
 
     def recalibrate_batchnorm(self, batches: Iterable[Tensor | tuple[Tensor, ...]]) -> int:
         """Set the tortoise's BatchNorm statistics to those of `batches` under its own weights.
@@ -269,16 +290,24 @@ class Tortoise:
             return recalibrate_batchnorm(tortoise, batches)
 
     def trained_tortoise(self) -> nn.Module:
-        """Return the slow network as a plain module of its own, in evaluation mode: to export, save or serve."""
+        """Return the slow network as a plain module of its own, in evaluation mode: to export, save or serve.
+
+        What the network keeps of its last training pass, such as features, is copied without its graph.
+        """
         gradients = [(parameter, parameter.grad) for parameter in self.hare.parameters()]
         with self.predict() as tortoise:
             try:
                 for parameter, _ in gradients:
                     parameter.grad = None
-                return copy.deepcopy(tortoise).eval()
+                return detached_copy(tortoise).eval()
             finally:
                 for parameter, gradient in gradients:
                     parameter.grad = gradient
+
+    def weights_were_set(self) -> None:
+        """Call after the tortoise's weights were set by anything but `step`: what belongs to them follows."""
+        if self.weights.twin is not None:
+            fit_spectral_norm(self.weights.twin)
 
     def distance(self) -> Tensor:
         """Return the Euclidean distance between hare and tortoise over trainable parameters, shape ``()``."""

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ht_ray.mechanisms.buffers import averaged_buffers, step_counters
+from ht_ray.mechanisms.spectral_norm import spectral_layers
+
 __all__ = ["WeightCopy", "named_tensors"]
 
 
@@ -25,10 +28,6 @@ def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         if id(tensor) not in seen:
             seen.add(id(tensor))
             yield name, tensor
-
-
-def _is_averaged(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _held_dtype(tensor: Tensor) -> torch.dtype:
@@ -83,7 +82,13 @@ def _twin_tensors(module: nn.Module, twin: nn.Module) -> dict[str, Tensor]:
 class _Binding:
     """The tensor lists of one module beside those of its copy, built once and reused while nothing is replaced."""
 
-    def __init__(self, module: nn.Module, copies: Mapping[str, Tensor], twin: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        copies: Mapping[str, Tensor],
+        twin: nn.Module | None = None,
+        average_buffers: Collection[str] = (),
+    ) -> None:
         self.module = module
         parts = [*module.modules(), *(twin.modules() if twin is not None else ())]
         self.tables: list[dict[str, Any]] = [
@@ -101,28 +106,37 @@ class _Binding:
         self.wide_copy: list[Tensor] = []
         self.exact_live: list[Tensor] = []
         self.exact_copy: list[Tensor] = []
-        parameters = {name for name, _ in module.named_parameters()}
-        transient = {
-            f"{prefix}.{name}" if prefix else name
-            for prefix, part in module.named_modules()
-            for name in part._non_persistent_buffers_set
-        }
+        self.own_live: list[Tensor] = []
+        self.own_copy: list[Tensor] = []
+        self.kept_live: list[Tensor] = []
+        self.kept_copy: list[Tensor] = []
+        # A twin computes at any time: its spectral norm's vectors are its own, and follow its weights.
+        self.spectral = spectral_layers(twin) if twin is not None else []
+        kept = {id(vector) for layer in self.spectral for vector in layer.vectors}
+        averaged = averaged_buffers(module, average_buffers) | set(map(id, module.parameters()))
+        counters = step_counters(module)
         for name, live in named_tensors(module):
             copy = copies[name]
             self.live[name] = live
             self.metas.append((live, live.shape, live.device, live.dtype))
-            # A buffer that is a constant with infinities (an attention mask), or that is not part of the module's
-            # state, is no statistic: its average would be NaN or nonsense.
-            constant = name not in parameters and (name in transient or not bool(torch.isfinite(live).all()))
-            if not _is_averaged(live) or constant:
+            if id(copy) in kept:
+                self.kept_live.append(live)
+                self.kept_copy.append(copy)
+            elif id(live) in averaged and (live.is_floating_point() or live.is_complex()):
+                if live.dtype == copy.dtype:
+                    self.same_live.append(live)
+                    self.same_copy.append(copy)
+                else:
+                    self.wide_live.append(live)
+                    self.wide_copy.append(copy)
+            elif id(live) in counters:
                 self.exact_live.append(live)
                 self.exact_copy.append(copy)
-            elif live.dtype == copy.dtype:
-                self.same_live.append(live)
-                self.same_copy.append(copy)
             else:
-                self.wide_live.append(live)
-                self.wide_copy.append(copy)
+                self.own_live.append(live)
+                self.own_copy.append(copy)
+        self.all_live = [*self.same_live, *self.wide_live, *self.exact_live, *self.own_live, *self.kept_live]
+        self.all_copy = [*self.same_copy, *self.wide_copy, *self.exact_copy, *self.own_copy, *self.kept_copy]
         self.memory = self._memory()
 
     def holds(self, module: nn.Module) -> bool:
@@ -155,9 +169,10 @@ class WeightCopy:
     parameter identity, optimisers, hooks and compiled graphs stay valid. It knows nothing of policy: when and how
     much is decided by those who use it (`Tortoise`, `ShrinkPerturb`, `HeadReset`).
 
-    Floating-point and complex tensors are averaged, all others (``num_batches_tracked``) copied. Tensors narrower
-    than 32 bits are held in float32. Buffers that are no statistics (not persistent, or with infinities, as attention
-    masks are) are copied, not averaged. Tied parameters are held once.
+    Floating-point and complex parameters are averaged, and so are the running statistics of normalisation layers
+    (BatchNorm, SyncBatchNorm, InstanceNorm, subclasses) and what `average_buffers` names. All other buffers (masks,
+    indices, unit vectors, scales, counters, and what is not known) are copied. Tensors narrower than 32 bits are held
+    in float32. Tied parameters are held once.
 
     The module is passed to each operation. Its tensor lists are built at the first one and reused while the module
     consists of the same tensors; when a parameter was replaced, a head has grown or the module has moved to another
@@ -172,7 +187,10 @@ class WeightCopy:
         What to copy.
     twin
         A module of the same structure whose own tensors hold the copy, instead of new ones, in their own precision.
-        It keeps the values that it has. When `module` changes its structure, so must the twin.
+        It keeps the values that it has. When `module` changes its structure, so must the twin. Its spectral norm's
+        vectors are never copied: with each average they follow its own weights by a power iteration.
+    average_buffers
+        Names of more floating-point buffers that are averaged, with the wildcards of `fnmatch`.
 
     Raises
     ------
@@ -198,8 +216,11 @@ class WeightCopy:
     ([[1.5, 1.5]], [[3.0, 3.0]])
     """
 
-    def __init__(self, module: nn.Module, twin: nn.Module | None = None) -> None:
+    def __init__(
+        self, module: nn.Module, twin: nn.Module | None = None, *, average_buffers: Collection[str] = ()
+    ) -> None:
         self._twin = twin
+        self._average_buffers = tuple(average_buffers)
         self._values: dict[str, Tensor] = {}
         # While exchanged: the wide (float32) values that were rounded on their way into the module's narrow tensors.
         self._parked: dict[str, Tensor] = {}
@@ -227,6 +248,11 @@ class WeightCopy:
     def swapped(self) -> bool:
         """Whether the values are at present exchanged with the module's."""
         return self._swapped
+
+    @property
+    def twin(self) -> nn.Module | None:
+        """The module whose tensors hold the copy, if it was given one."""
+        return self._twin
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
@@ -263,7 +289,7 @@ class WeightCopy:
         if self._twin is not None:
             values = _twin_tensors(module, self._twin)
         self._values, self._parked = values, parked
-        self._binding = _Binding(module, values, self._twin)
+        self._binding = _Binding(module, values, self._twin, self._average_buffers)
 
     def rename(self, names: Mapping[str, str]) -> None:
         """Give held tensors the names that the module's now have, so that the next `sync` keeps their values.
@@ -298,20 +324,25 @@ class WeightCopy:
         """Set the copy to the module's values."""
         bound = self._bound(module)
         self._refuse_swapped("copy_from")
-        torch._foreach_copy_(
-            [*bound.same_copy, *bound.wide_copy, *bound.exact_copy],
-            [*bound.same_live, *bound.wide_live, *bound.exact_live],
-        )
+        torch._foreach_copy_(bound.all_copy, bound.all_live)
 
     @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:
         """Set the module to the copy's values."""
         bound = self._bound(module)
         self._refuse_swapped("copy_to")
-        torch._foreach_copy_(
-            [*bound.same_live, *bound.wide_live, *bound.exact_live],
-            [*bound.same_copy, *bound.wide_copy, *bound.exact_copy],
-        )
+        torch._foreach_copy_(bound.all_live, bound.all_copy)
+
+    @torch.no_grad()
+    def copy_own_from(self, module: nn.Module) -> None:
+        """Set what is neither averaged nor counts an average's steps to the module's values: masks, indices, scales.
+
+        Such buffers are the module's own, and may have changed since the last average: a mask when it was pruned.
+        """
+        bound = self._bound(module)
+        self._refuse_swapped("copy_own_from")
+        if bound.own_copy:
+            torch._foreach_copy_(bound.own_copy, bound.own_live)
 
     @torch.no_grad()
     def lerp_from(self, module: nn.Module, weight: float) -> None:
@@ -326,8 +357,10 @@ class WeightCopy:
         if bound.wide_copy:
             wide = [live.to(copy.dtype) for live, copy in zip(bound.wide_live, bound.wide_copy, strict=True)]
             torch._foreach_lerp_(bound.wide_copy, wide, weight)
-        if bound.exact_copy:
-            torch._foreach_copy_(bound.exact_copy, bound.exact_live)
+        if bound.exact_copy or bound.own_copy:
+            torch._foreach_copy_([*bound.exact_copy, *bound.own_copy], [*bound.exact_live, *bound.own_live])
+        for layer in bound.spectral:
+            layer.fit()
 
     @torch.no_grad()
     def swap(self, module: nn.Module) -> None:
@@ -338,8 +371,7 @@ class WeightCopy:
         """
         bound = self._bound(module)
         # First all values are set aside, then all are written: tensors of the module that share storage stay right.
-        live = [*bound.same_live, *bound.wide_live, *bound.exact_live]
-        held = [*bound.same_copy, *bound.wide_copy, *bound.exact_copy]
+        live, held = bound.all_live, bound.all_copy
         kept = [tensor.clone() for tensor in live]
         wide = {
             name: self._values[name] for name, tensor in bound.live.items() if tensor.dtype != self._values[name].dtype

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
 from ray.rllib.algorithms.algorithm import Algorithm
@@ -17,6 +17,7 @@ from ray.rllib.core.rl_module.apis import QNetAPI, TargetNetworkAPI
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 
 from ht_ray._checks import SettingError, check_choice, check_number, did_you_mean
+from ht_ray.mechanisms.buffers import check_patterns
 from ht_ray.rllib.learner import HareTortoiseLearner, HeadResetLearner, PairLearner, ShrinkPerturbLearner
 from ht_ray.rllib.module import ActWithTortoise
 
@@ -232,6 +233,7 @@ class HareTortoiseConfig(PairConfig):
         self.reset_interval: int | None = 4000
         self.optimizer_state: str = "keep"
         self.act_with_tortoise: bool = False
+        self.average_buffers: Collection[str] = ()
 
     def training(
         self,
@@ -240,6 +242,7 @@ class HareTortoiseConfig(PairConfig):
         reset_interval: int | None = NotProvided,
         optimizer_state: Literal["keep", "clear"] = NotProvided,
         act_with_tortoise: bool = NotProvided,
+        average_buffers: Collection[str] = NotProvided,
         **kwargs: Any,
     ) -> Any:
         """Set Hare & Tortoise, and whatever the algorithm takes.
@@ -256,6 +259,9 @@ class HareTortoiseConfig(PairConfig):
         act_with_tortoise
             Whether actions are chosen by the target network, in exploration and inference. Default False. DQN only:
             SAC acts with its policy, which has no target.
+        average_buffers
+            Names, with wildcards, of the online networks' buffers that are averaged besides running statistics; see
+            `ht_ray.mechanisms.Tortoise`. Default: none.
 
         Raises
         ------
@@ -273,6 +279,8 @@ class HareTortoiseConfig(PairConfig):
             self.optimizer_state = optimizer_state
         if act_with_tortoise is not NotProvided:
             self.act_with_tortoise = act_with_tortoise
+        if average_buffers is not NotProvided:
+            self.average_buffers = average_buffers
         return self
 
     @property
@@ -318,6 +326,7 @@ class HareTortoiseConfig(PairConfig):
         _check_interval(f"{self._name}.reset_interval", self.reset_interval)
         check_choice(f"{self._name}.optimizer_state", self.optimizer_state, ["keep", "clear"])
         _check_flag(f"{self._name}.act_with_tortoise", self.act_with_tortoise)
+        check_patterns(f"{self._name}.average_buffers", self.average_buffers)
 
     def _both(self, momentum: float, tau: float) -> SettingError:
         return SettingError(

@@ -253,6 +253,7 @@ class HareTortoiseLearner(PairLearner):
             reset_interval=config.reset_interval,
             reset_unit="steps",
             optimizer_state=config.optimizer_state,
+            average_buffers=config.average_buffers,
             twin=target,
         )
         tortoise.begin_phase(steps_per_epoch=1)  # which warns of an interval too short for the momentum

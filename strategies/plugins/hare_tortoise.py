@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ht_ray._checks import check_number
 from ht_ray.mechanisms import SettingError, Tortoise
+from ht_ray.mechanisms.buffers import check_patterns
 from strategies.plugins._early_stopping import BestTortoise
 from strategies.plugins.ordered import OrderedPlugin
 
@@ -35,7 +36,7 @@ class HareTortoisePlugin(OrderedPlugin, supports_distributed=True):  # type: ign
 
     Parameters
     ----------
-    momentum, half_life, reset_interval, reset_unit, optimizer_state, reset_at_phase_end
+    momentum, half_life, reset_interval, reset_unit, optimizer_state, reset_at_phase_end, average_buffers
         As in `ht_ray.mechanisms.Tortoise`, with the authors' values as defaults: momentum 0.999, a reset every 10
         epochs. Epochs are counted from 1 in each experience.
     recalibrate_batchnorm
@@ -58,6 +59,7 @@ class HareTortoisePlugin(OrderedPlugin, supports_distributed=True):  # type: ign
         optimizer_state: Literal["keep", "clear"] = "keep",
         reset_at_phase_end: bool = True,
         recalibrate_batchnorm: int = 0,
+        average_buffers: Collection[str] = (),
     ) -> None:
         super().__init__()
         self.settings: dict[str, Any] = {
@@ -70,6 +72,7 @@ class HareTortoisePlugin(OrderedPlugin, supports_distributed=True):  # type: ign
         }
         check_number(f"{type(self).__name__}: recalibrate_batchnorm", recalibrate_batchnorm, low=0, integer=True)
         Tortoise(nn.Identity(), **self.settings)  # wrong settings are refused here, not at the first experience
+        self.settings["average_buffers"] = check_patterns(f"{type(self).__name__}: average_buffers", average_buffers)
         self.recalibrate_batchnorm = recalibrate_batchnorm
         #: The tortoise; None before the first experience.
         self.tortoise: Tortoise | None = None
@@ -170,7 +173,7 @@ class EMAPlugin(HareTortoisePlugin, supports_distributed=True):  # type: ignore[
 
     Parameters
     ----------
-    momentum, half_life, recalibrate_batchnorm
+    momentum, half_life, recalibrate_batchnorm, average_buffers
         As in `HareTortoisePlugin`.
     """
 
@@ -180,12 +183,14 @@ class EMAPlugin(HareTortoisePlugin, supports_distributed=True):  # type: ignore[
         momentum: float | None = None,
         half_life: float | None = None,
         recalibrate_batchnorm: int = 0,
+        average_buffers: Collection[str] = (),
     ) -> None:
         super().__init__(
             momentum=momentum,
             half_life=half_life,
             reset_interval=None,
             recalibrate_batchnorm=recalibrate_batchnorm,
+            average_buffers=average_buffers,
         )
 
 

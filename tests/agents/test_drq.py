@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import spectral_norm
 
 from ht_ray._checks import SettingError
 from ht_ray.agents.augment import augment, to_unit
-from ht_ray.agents.drq import DrQAgent
+from ht_ray.agents.drq import DrQAgent, make_network
 from ht_ray.agents.drq_config import VARIANTS, DrQConfig, drq_variant
 from ht_ray.agents.replay import Batch
 from ht_ray.mechanisms import fresh_weights, generator
@@ -277,3 +279,47 @@ def test_compute_in_bf16_keeps_weights_in_fp32() -> None:
     narrow, wide = learner.update(batch(0)), plain.update(batch(0))
     assert float(narrow["loss"]) == pytest.approx(float(wide["loss"]), rel=0.05)
     assert all(p.dtype == torch.float32 for p in learner.network.parameters())
+
+
+def test_a_network_that_has_just_been_trained_is_taken() -> None:
+    network = make_network(DrQConfig(hidden=8), shape=SHAPE, num_actions=ACTIONS, seed=0)
+    network.features = network(torch.rand(1, *SHAPE))
+    learner = DrQAgent(DrQConfig(momentum=0.9), shape=SHAPE, num_actions=ACTIONS, network=network)
+    assert learner.target is not None
+    assert torch.equal(learner.target.features, network.features)
+    assert learner.target.features.is_leaf and not network.features.is_leaf
+
+
+def test_buffers_of_ones_own_network() -> None:
+    """The target has the mask of the last step, vectors of its own, and averages what is named; resets keep the mask"""
+    network = make_network(DrQConfig(hidden=8), shape=SHAPE, num_actions=ACTIONS, seed=0)
+    hidden = network.head.hidden
+    prune.identity(hidden, "weight")
+    spectral_norm(network.backbone[0])
+    network.register_buffer("codebook", torch.zeros(2))
+    learner = DrQAgent(
+        DrQConfig(momentum=0.5, reset_interval=3, lr=1e-2),
+        shape=SHAPE,
+        num_actions=ACTIONS,
+        network=network,
+        average_buffers=("codebook",),
+    )
+    target = learner.target
+    assert target is not None
+    for step in range(4):
+        if step == 1:
+            prune.l1_unstructured(hidden, "weight", amount=0.5)
+            network.codebook.fill_(4.0)
+        learner.update(batch(step))
+        assert torch.equal(target.head.hidden.weight_mask, hidden.weight_mask)
+    assert learner.tortoise is not None and learner.tortoise.resets == 1
+    assert (hidden.weight_mask == 0).float().mean() == 0.5
+    assert network.codebook.tolist() == target.codebook.tolist() == [3.0, 3.0]  # two steps, then set back to it
+    for module in (network, target):
+        weight = module.eval().backbone[0].weight.detach().flatten(1)
+        assert torch.linalg.matrix_norm(weight, 2).item() == pytest.approx(1, abs=0.01)
+
+
+def test_buffers_that_are_not_there_are_refused() -> None:
+    with pytest.raises(SettingError, match="average_buffers"):
+        DrQAgent(DrQConfig(momentum=0.9), shape=SHAPE, num_actions=ACTIONS, average_buffers=("*.codebook",))

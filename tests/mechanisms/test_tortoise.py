@@ -547,3 +547,32 @@ def test_wrong_settings_are_refused_with_what_is_accepted(chosen: dict, message:
 def test_defaults_are_the_authors() -> None:
     tortoise = Tortoise(nn.Linear(1, 1))
     assert (tortoise.momentum, tortoise.reset_interval) == (0.999, None)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_steps_that_a_grad_scaler_skips_are_none_of_the_tortoises(fused: bool) -> None:
+    """As the documentation shows it; a fused optimiser is called at a skipped step too, and skips it by itself."""
+    torch.manual_seed(0)
+    hare = nn.Linear(4, 2)
+    optimizer = torch.optim.Adam(hare.parameters(), lr=0.1, fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
+    tortoise = Tortoise(hare, momentum=0.5, reset_interval=4, reset_unit="steps")
+    overflows = {0, 3, 4, 9}
+    resets = []
+    for step in range(12):
+        optimizer.zero_grad()
+        loss = hare(torch.randn(8, 4)).square().mean()
+        if step in overflows:
+            loss = loss * float("inf")
+        before = hare.weight.detach().clone()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scale = scaler.get_scale()
+        scaler.update()
+        stepped = scaler.get_scale() >= scale
+        assert stepped == (step not in overflows) == (not torch.equal(before, hare.weight))
+        if stepped and tortoise.step(optimizer):
+            resets.append(step)
+    assert tortoise.updates == 8
+    assert resets == [6, 11]
+    assert all(value.isfinite().all() for value in tortoise.weights.tensors.values())

@@ -201,6 +201,6 @@ def test_table_of_settings_is_true() -> None:
     page = Path(__file__).resolve().parents[2] / "docs" / "rllib.md"
     rows = re.findall(r"^\| `(\w+)` \| `(.+?)` \|", page.read_text(encoding="utf-8"), re.MULTILINE)
     config = HTDQNConfig()
-    assert len(rows) == 13
+    assert len(rows) == 14
     for name, value in rows:
         assert getattr(config, name) == ast.literal_eval(value), name

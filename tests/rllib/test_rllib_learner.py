@@ -28,6 +28,8 @@ from rllib_agents import (
     update,
     weights,
 )
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import spectral_norm
 
 from ht_ray.rllib import (
     HareTortoiseLearner,
@@ -381,3 +383,40 @@ def test_discrete_sac_is_measured_too() -> None:
         result = learner.update(batch=batch(number))[MODULE]
     assert together(learner)
     assert result["weight_distance"].peek() > 0
+
+
+@pytest.mark.parametrize("own", [HTDQNConfig, HTSACConfig])
+def test_buffers_of_the_networks(own: type) -> None:
+    """Masks are the online network's, also past a reset; vectors are the target's own; what is named is averaged."""
+    learner = built(configured(own(), momentum=0.5, reset_interval=3))
+    networks = learner.module[MODULE].get_target_network_pairs()
+    layers = [
+        [next(part for part in network.modules() if isinstance(part, torch.nn.Linear)) for network in both]
+        for both in networks
+    ]
+    (pruned, pruned_target), *_, (normed, normed_target) = layers
+    for layer in (pruned, pruned_target):
+        prune.identity(layer, "weight")
+    torch.manual_seed(0)
+    for layer in (normed, normed_target):
+        spectral_norm(layer)
+    for network in networks[0]:
+        network.register_buffer("codebook", torch.zeros(2))
+    learner.config = learner.config.copy(copy_frozen=False).training(average_buffers=("*codebook",))
+    for step in range(1, 5):
+        if step == 2:
+            prune.l1_unstructured(pruned, "weight", amount=0.5)
+            networks[0][0].codebook.fill_(4.0)
+        update(learner, range(step - 1, step))
+        assert torch.equal(pruned.weight_mask, pruned_target.weight_mask)
+    assert (pruned.weight_mask == 0).float().mean() == 0.5
+    assert networks[0][0].codebook.tolist() == networks[0][1].codebook.tolist() == [3.0, 3.0]
+    for layer in (normed, normed_target):
+        assert torch.linalg.matrix_norm(layer.eval().weight.detach(), 2).item() == pytest.approx(1, abs=0.02)
+
+
+def test_buffers_that_are_not_there_are_refused() -> None:
+    with pytest.raises(SettingError, match=r"HTDQNConfig.average_buffers = 'codebook': accepted is a tuple"):
+        HTDQNConfig().training(average_buffers="codebook").validate()
+    with pytest.raises(SettingError, match=r"'\*.codebook' matches no floating-point buffer"):
+        built(configured(HTDQNConfig(), average_buffers=("*.codebook",)))

@@ -391,6 +391,7 @@ def test_one_tortoise_per_strategy(make_network, make_benchmark) -> None:
         ({"reset_unit": "epoch"}, "Did you mean 'epochs'"),
         ({"optimizer_state": "reset"}, "optimizer_state = 'reset'"),
         ({"recalibrate_batchnorm": -1}, "HareTortoisePlugin: recalibrate_batchnorm = -1"),
+        ({"average_buffers": "*.codebook"}, "HareTortoisePlugin: average_buffers = '.*': accepted is a tuple"),
     ],
 )
 def test_wrong_settings_are_refused_at_construction(settings, message) -> None:
@@ -402,6 +403,28 @@ def test_wrong_settings_of_ema() -> None:
     with pytest.raises(SettingError, match="EMAPlugin: recalibrate_batchnorm"):
         EMAPlugin(recalibrate_batchnorm=0.5)
     assert EMAPlugin(half_life=1).settings["reset_interval"] is None
+
+
+@pytest.mark.parametrize("make", [HareTortoisePlugin, EMAPlugin])
+def test_buffers_are_averaged_by_name(make_network, make_benchmark, make) -> None:
+    network = make_network("plain")
+    network.register_buffer("codebook", torch.zeros(2))
+    network.register_buffer("scale", torch.zeros(2))
+    plugin = make(momentum=0.5, average_buffers=("code*",))
+
+    class Sets(SupervisedPlugin):
+        def after_backward(self, strategy: Any, **kwargs: Any) -> None:
+            network.codebook.add_(1.0)
+            network.scale.add_(1.0)
+
+    strategy = naive(network, [plugin, Sets()], epochs=1)
+    strategy.train(make_benchmark().train_stream[0])
+    assert plugin.tortoise is not None
+    steps = plugin.tortoise.updates
+    assert plugin.tortoise.weights["scale"].tolist() == [steps] * 2
+    assert plugin.tortoise.weights["codebook"].tolist() == pytest.approx([steps - 1 + 0.5**steps] * 2, abs=1e-4)
+    with pytest.raises(SettingError, match=r"'\*.codebok' matches no .* nearest .* 'codebook'"):
+        naive(network, [make(average_buffers=("*.codebok",))], epochs=1).train(make_benchmark().train_stream[0])
 
 
 def test_state_dict_continues_bit_for_bit(make_network, make_benchmark, differing) -> None:

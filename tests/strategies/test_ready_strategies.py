@@ -193,6 +193,16 @@ def test_plugins_of_a_method(name, kinds) -> None:
     assert [type(plugin) for plugin in method_plugins(MethodConfig(name))] == kinds
 
 
+@pytest.mark.parametrize("kind", [HareTortoise, EMA])
+def test_named_buffers_reach_the_plugin(kind) -> None:
+    model = torch.nn.Linear(2, 2)
+    strategy = kind(
+        model=model, optimizer=SGD(model.parameters(), lr=0.1), average_buffers=["codebook"], evaluator=None
+    )
+    (plugin,) = (plugin for plugin in strategy.plugins if isinstance(plugin, HareTortoisePlugin))
+    assert plugin.settings["average_buffers"] == ("codebook",)
+
+
 def test_settings_of_a_method_reach_its_plugins() -> None:
     config = MethodConfig(
         "hare_tortoise+shrink_perturb+head_reset",
@@ -215,6 +225,7 @@ def test_settings_of_a_method_reach_its_plugins() -> None:
         "reset_unit": "steps",
         "optimizer_state": "clear",
         "reset_at_phase_end": False,
+        "average_buffers": (),
     }
     assert tortoise.recalibrate_batchnorm == 3
     assert (shrink.settings["ratio"], shrink.settings["noise"], shrink.settings["toward"]) == (0.25, 0.5, "fresh")
