@@ -688,6 +688,11 @@ def recycle(
         names = {tensor: name for name, tensor in named_tensors(module)}
     for live, index, value in edits:
         for tensor in (live, *([tortoise.weights[names[live]]] if tortoise is not None else [])):
-            tensor[index] = value.to(tensor.device, tensor.dtype) if isinstance(value, Tensor) else value
+            tensor[_on(index, tensor)] = value.to(tensor.device, tensor.dtype) if isinstance(value, Tensor) else value
         if optimizer is not None:
-            forget_entries(optimizer, live, index)
+            forget_entries(optimizer, live, _on(index, live))
+
+
+def _on(index: tuple[slice | Tensor, ...], tensor: Tensor) -> tuple[slice | Tensor, ...]:
+    # Where indices may lie depends on what torch makes of an assignment: where the tensor lies they always may.
+    return tuple(part.to(tensor.device) if isinstance(part, Tensor) else part for part in index)
