@@ -54,7 +54,7 @@ class Captured:
 
     The first calls run as they are, on a stream of their own; then one is captured, and from there on replayed. With
     other shapes, other `fixed` arguments, or when a tensor that it works on was replaced, it starts over. Results are
-    the same in all cases, and new tensors each time.
+    the same in all cases, and those of a replay new tensors each time.
 
     Parameters
     ----------
