@@ -73,7 +73,8 @@ class Agent(ABC):
         ``"fp32"``, or ``"bf16"`` for autocast; weights, average and losses stay in 32 bits.
     graph
         ``"auto"``, ``"on"`` or ``"off"``: whether what an update does on the GPU runs as one CUDA graph, and so does
-        the choice of actions. Results are the same. ``"auto"``: on a GPU. See `ht_ray.agents.graph.Captured`.
+        the choice of actions. Results are the same; the few updates that capture one wait for the GPU. ``"auto"``: on a
+        GPU. See `ht_ray.agents.graph.Captured`.
 
     Raises
     ------

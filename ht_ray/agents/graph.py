@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ht_ray._checks import SettingError, check_choice
+from ht_ray.mechanisms.weight_copy import copy_all
 
 __all__ = ["Captured", "Graph", "use_graph"]
 
@@ -54,7 +55,7 @@ class Captured:
 
     The first calls run as they are, on a stream of their own; then one is captured, and from there on replayed. With
     other shapes, other `fixed` arguments, or when a tensor that it works on was replaced, it starts over. Results are
-    the same in all cases, and new tensors each time.
+    the same in all cases, and those of a replay new tensors each time.
 
     Parameters
     ----------
@@ -118,7 +119,6 @@ class Graph:
         """Give up what was captured, and its memory."""
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: dict[str, Tensor] = {}
-        self._alike: list[list[str]] = []
         self._outputs: Mapping[str, Tensor] = {}
 
     def warm_up(self, function: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -134,17 +134,13 @@ class Graph:
         """Do what ``function(**inputs)`` did when it was captured, which is now if this is the first run."""
         if self._graph is None:
             self._inputs = {name: x.clone() for name, x in inputs.items()}
-            # Of one type each, which takes one kernel.
-            types = {x.dtype for x in inputs.values()}
-            self._alike = [[name for name, x in inputs.items() if x.dtype == of] for of in types]
             graph = torch.cuda.CUDAGraph()
             # Other threads, of Ray or of other trials, may do as they like meanwhile.
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 self._outputs = function(**self._inputs)
             self._graph = graph  # what was captured has not happened yet
         else:
-            for names in self._alike:
-                torch._foreach_copy_([self._inputs[name] for name in names], [inputs[name] for name in names])
+            copy_all([self._inputs[name] for name in inputs], list(inputs.values()))
         self._graph.replay()
         # The next run overwrites them.
         return {name: output.clone() for name, output in self._outputs.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -77,6 +77,20 @@ def _twin_tensors(module: nn.Module, twin: nn.Module) -> dict[str, Tensor]:
     if shared:
         raise ValueError(f"the twin shares the storage of {shared} with the module")
     return {name: held[name] for name in live}
+
+
+def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copy each source into its target, those of the same types at once.
+
+    Given lists of several types, some versions of torch take the first tensor's kernel for all of them on a GPU.
+    """
+    alike: dict[tuple[torch.dtype, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
+    for target, source in zip(targets, sources, strict=True):
+        into, of = alike.setdefault((target.dtype, source.dtype), ([], []))
+        into.append(target)
+        of.append(source)
+    for into, of in alike.values():
+        torch._foreach_copy_(into, of)
 
 
 class _Binding:
@@ -324,14 +338,14 @@ class WeightCopy:
         """Set the copy to the module's values."""
         bound = self._bound(module)
         self._refuse_swapped("copy_from")
-        torch._foreach_copy_(bound.all_copy, bound.all_live)
+        copy_all(bound.all_copy, bound.all_live)
 
     @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:
         """Set the module to the copy's values."""
         bound = self._bound(module)
         self._refuse_swapped("copy_to")
-        torch._foreach_copy_(bound.all_live, bound.all_copy)
+        copy_all(bound.all_live, bound.all_copy)
 
     @torch.no_grad()
     def copy_own_from(self, module: nn.Module) -> None:
@@ -342,7 +356,7 @@ class WeightCopy:
         bound = self._bound(module)
         self._refuse_swapped("copy_own_from")
         if bound.own_copy:
-            torch._foreach_copy_(bound.own_copy, bound.own_live)
+            copy_all(bound.own_copy, bound.own_live)
 
     @torch.no_grad()
     def lerp_from(self, module: nn.Module, weight: float) -> None:
@@ -358,7 +372,7 @@ class WeightCopy:
             wide = [live.to(copy.dtype) for live, copy in zip(bound.wide_live, bound.wide_copy, strict=True)]
             torch._foreach_lerp_(bound.wide_copy, wide, weight)
         if bound.exact_copy or bound.own_copy:
-            torch._foreach_copy_([*bound.exact_copy, *bound.own_copy], [*bound.exact_live, *bound.own_live])
+            copy_all([*bound.exact_copy, *bound.own_copy], [*bound.exact_live, *bound.own_live])
         for layer in bound.spectral:
             layer.fit()
 
@@ -377,8 +391,8 @@ class WeightCopy:
             name: self._values[name] for name, tensor in bound.live.items() if tensor.dtype != self._values[name].dtype
         }
         parked = {name: value.clone() for name, value in wide.items()} if not self._swapped else {}
-        torch._foreach_copy_(live, held)
-        torch._foreach_copy_(held, kept)
+        copy_all(live, held)
+        copy_all(held, kept)
         for name, value in wide.items() if self._swapped else ():
             before = self._parked[name]
             value.copy_(torch.where(value == before.to(bound.live[name].dtype), before, value))

@@ -576,3 +576,19 @@ def test_steps_that_a_grad_scaler_skips_are_none_of_the_tortoises(fused: bool) -
     assert tortoise.updates == 8
     assert resets == [6, 11]
     assert all(value.isfinite().all() for value in tortoise.weights.tensors.values())
+
+
+def test_a_step_that_was_averaged_elsewhere_counts_and_resets_but_moves_nothing() -> None:
+    torch.manual_seed(0)
+    hares = [nn.Linear(2, 2) for _ in range(2)]
+    hares[1].load_state_dict(hares[0].state_dict())
+    whole, parted = (Tortoise(hare, momentum=0.5, reset_interval=2, reset_unit="steps") for hare in hares)
+    for step in range(1, 6):
+        with torch.no_grad():
+            for hare in hares:
+                hare.weight += step
+        parted.average()
+        assert parted.count_step() == whole.step() == (step % 2 == 0)
+        assert torch.equal(whole.weights["weight"], parted.weights["weight"])
+        assert torch.equal(hares[0].weight, hares[1].weight)
+    assert (parted.updates, parted.resets) == (whole.updates, whole.resets) == (5, 2)

@@ -519,7 +519,7 @@ def test_named_tensors_have_the_names_of_the_state_dict_and_come_once() -> None:
 
 @pytest.mark.gpu
 def test_tensors_of_all_types_are_copied_on_a_gpu() -> None:
-    # One list of several types: torch before 2.11 took the kernel of the first for all of them.
+    # In one list: torch has taken the kernel of the first for all of them (pytorch/pytorch#173383).
     net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 3).bfloat16()).cuda()
     net.register_buffer("mask", torch.tensor([True, False, True], device="cuda"))
     net[1].num_batches_tracked.fill_(2**40 + 7)
