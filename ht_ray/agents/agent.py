@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from ht_ray._checks import check_choice, check_number
 from ht_ray.agents.augment import augment_with, draw_augmentation, to_unit
 from ht_ray.agents.device import check_device, upload
-from ht_ray.agents.graph import Captured, use_graph
 from ht_ray.agents.replay.batch import Batch
 from ht_ray.agents.value import Value
 from ht_ray.agents.variants import AgentConfig
+from ht_ray.cuda_graph import Captured, use_graph
 from ht_ray.mechanisms import Tortoise, derive_seed, generator, load_optimizer_state
 from ht_ray.mechanisms.detached_copy import detached_copy
 
@@ -74,7 +74,7 @@ class Agent(ABC):
     graph
         ``"auto"``, ``"on"`` or ``"off"``: whether what an update does on the GPU runs as one CUDA graph, and so does
         the choice of actions. Results are the same; the few updates that capture one wait for the GPU. ``"auto"``: on a
-        GPU. See `ht_ray.agents.graph.Captured`.
+        GPU. See `ht_ray.cuda_graph.Captured`.
 
     Raises
     ------

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ht_ray._checks import SettingError, check_number
 from ht_ray._interrupted import Interrupted
+from ht_ray.cuda_graph import GraphMode, use_graph
 from ht_ray.diagnostics import IndicatorConfig
 from ht_ray.mechanisms import derive_seed, isolated_rng, load_optimizer_state
 from ht_ray.vision.data import ImageData
@@ -26,7 +27,7 @@ from ht_ray.vision.method import Method
 from ht_ray.vision.method_config import MethodConfig
 from ht_ray.vision.optimizer import TrainingConfig, make_optimizer
 from ht_ray.vision.streams import Stream
-from ht_ray.vision.training_step import GraphMode, TrainingStep, use_graph
+from ht_ray.vision.training_step import TrainingStep, obstacle
 
 __all__ = ["Diverged", "Row", "fit", "load_checkpoint", "save_checkpoint", "summarise"]
 
@@ -143,7 +144,7 @@ def fit(
     Interrupted
         Where `stop` said so.
     SettingError
-        If `evaluate_every` is not a positive whole number, `graph` is ``"on"`` and the step cannot be captured, or
+        If `evaluate_every` is not a positive whole number, `graph` is ``"on"`` where there can be none, or
         `stop` is given without a `checkpoint` to go on from.
     ValueError
         If `checkpoint` is that of a run with other settings, seed or stream.
@@ -168,7 +169,7 @@ def fit(
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     model.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
     acting = method if isinstance(method, Method) else Method(acting_config, model, seed=seed)
-    captured = use_graph(graph, device=device, method=acting, forward=forward)
+    captured = use_graph("fit: graph", graph, device, obstacle=obstacle(acting, forward))
     settings = {
         "method": asdict(acting.config),
         "training": asdict(config),
@@ -249,7 +250,7 @@ def fit(
             epochs=phase.epochs,
             forward=forward,
             graph=captured,
-            required=graph == "on",
+            optional=graph == "auto",
         )
         for epoch in range(first, phase.epochs + 1):
             if stop is not None and epoch > first and stop():

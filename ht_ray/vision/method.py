@@ -109,11 +109,6 @@ class Method:
         """Names of the mechanisms that cannot be part of a CUDA graph (see `Mechanism.capturable`)."""
         return tuple(name for name, mechanism in self.mechanisms.items() if not mechanism.capturable)
 
-    @property
-    def keeps_inputs(self) -> bool:
-        """Whether batches are kept beyond their step."""
-        return self.tortoise is not None and bool(self.inputs.maxlen)
-
     def begin_phase(self, phase: int, optimizer: Optimizer, *, steps_per_epoch: int, epochs: int) -> None:
         """Call before the first epoch of a phase (numbered from 0)."""
         if self.tortoise is not None:

@@ -2,58 +2,26 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
-from ht_ray._checks import SettingError, SettingWarning, check_choice
+from ht_ray.cuda_graph import Captured
 from ht_ray.vision.loader import EpochDraws, InMemoryLoader
 from ht_ray.vision.method import Method
 from ht_ray.vision.optimizer import TrainingConfig, set_learning_rate, warmup_factor
 
-__all__ = ["GraphMode", "TrainingStep", "use_graph"]
-
-GraphMode = Literal["auto", "on", "off"]
-
-#: The type of device whose work can be captured.
-_CAPTURING = "cuda"
+__all__ = ["TrainingStep", "obstacle"]
 
 
-def use_graph(graph: str, *, device: torch.device, method: Method, forward: object = None) -> bool:
-    """Return whether steps are replayed from a CUDA graph.
-
-    Parameters
-    ----------
-    graph : {"auto", "on", "off"}
-        ``"auto"`` where it is possible.
-    device : torch.device
-        Where the network is trained.
-    method : Method
-        What acts in a step.
-    forward : object, default None
-        What is called in place of the network, if anything.
-
-    Raises
-    ------
-    SettingError
-        If `graph` is none of the three, or ``"on"`` where it is not possible.
-    """
-    check_choice("fit: graph", graph, ["auto", "on", "off"])
-    reason = ""
-    if device.type != _CAPTURING:
-        reason = f"the device is {str(device)!r}, not a CUDA device"
-    elif method.not_capturable:
-        reason = f"{' and '.join(method.not_capturable)} decides or draws on the host within a step"
-    elif forward is not None:
-        reason = "`forward` is called in place of the network"
-    if graph == "on" and reason:
-        raise SettingError(f"fit: graph = 'on': {reason}. Accepted here is 'auto' or 'off'.")
-    return graph != "off" and not reason
+def obstacle(method: Method, forward: object) -> str:
+    """Return what stands against capturing the steps of `method` as a CUDA graph; `forward` is as in `fit`."""
+    if method.not_capturable:
+        return f"{' and '.join(method.not_capturable)} decides or draws on the host within a step"
+    return "`forward` is called in place of the network" if forward is not None else ""
 
 
 class TrainingStep:
@@ -62,7 +30,7 @@ class TrainingStep:
     On a GPU everything that is launched for a step costs the host some 10 microseconds, however small; a small network
     then waits for the host. So the step is captured as a CUDA graph, one for each size of batch, and replayed: which
     samples, which crops and which learning rate are read from tensors that are written once per epoch. What decides on
-    the host stays outside of the graph: resets, recycling, evaluation. The first step of a size is launched as without
+    the host stays outside of the graph: resets, recycling, evaluation. The first steps of a size are launched as without
     a graph. When the network, the optimiser or the tortoise has other tensors than the graph writes to, it is captured
     anew.
 
@@ -85,9 +53,9 @@ class TrainingStep:
     forward : callable, optional
         Called in place of `model`.
     graph : bool, default False
-        Whether to capture (see `use_graph`).
-    required : bool, default False
-        Whether a step that cannot be captured is an error; otherwise there is a warning, and it is not captured.
+        Whether to capture (see `ht_ray.cuda_graph`).
+    optional : bool, default False
+        Whether a step that torch cannot capture is launched as without a graph, with a warning.
 
     Attributes
     ----------
@@ -110,7 +78,7 @@ class TrainingStep:
         epochs: int,
         forward: Callable[[Tensor], Tensor] | None = None,
         graph: bool = False,
-        required: bool = False,
+        optional: bool = False,
     ) -> None:
         self.model = model
         self.loader = loader
@@ -118,7 +86,6 @@ class TrainingStep:
         self.method = method
         self.config = config
         self.forward = model if forward is None else forward
-        self.required = required
         device = loader.images.device
         self._device = device
         self._autocast = torch.bfloat16 if config.precision == "bf16" else None
@@ -130,7 +97,7 @@ class TrainingStep:
         self._draws: EpochDraws | None = None
         # A method that may be captured reads the learning rate from the device in every step, captured or not, so that
         # both compute alike.
-        self._on_device = device.type == _CAPTURING and not method.not_capturable
+        self._on_device = graph or (device.type == "cuda" and not method.not_capturable)
         rates_on_device(optimizer, device if self._on_device else None)
         if self._on_device:
             factors = [warmup_factor(step, self._total, config.warmup_ratio) for step in range(self._total)]
@@ -140,10 +107,9 @@ class TrainingStep:
             ]
             self._position = torch.zeros(1, dtype=torch.int64, device=device)
             self._step = torch.full((1,), self._steps, device=device)
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] | None = {} if graph else None
-        self._launched: set[int] = set()
-        self._held: list[object] = []
-        self._stream = torch.cuda.Stream(device) if graph else None
+        self._graph = graph
+        self._optional = optional
+        self._captured: dict[int, Captured] = {}
 
     def begin_epoch(self) -> None:
         """Draw the order and the augmentation of the next epoch, and count from zero."""
@@ -157,78 +123,28 @@ class TrainingStep:
         self.loss_sum.zero_()
         self.correct.zero_()
         self.seen = 0
-        self._forget_replaced()
 
     def run(self) -> None:
         """Make one step with each batch of the epoch."""
         for start, size in self.loader.batches():
-            if self._graphs is None:
-                self._launch(start, size)
-            elif size in self._graphs:
-                self._replay(size)
-            elif size in self._launched:
-                self._capture(size)
+            if self._on_device:
+                captured = self._captured.get(size) or self._captured.setdefault(size, self._capturing())
+                batch = captured(size)["batch"]
             else:
-                self._launch_aside(start, size)
+                factor = warmup_factor(self._steps, self._total, self.config.warmup_ratio)
+                set_learning_rate(self.optimizer, factor)
+                batch = self._compute(size, start)["batch"]
+            self.method.after_update(self.optimizer, batch)
             self.seen += size
             self._steps += 1
 
-    def _launch(self, start: int, size: int) -> None:
-        if not self._on_device:
-            set_learning_rate(self.optimizer, warmup_factor(self._steps, self._total, self.config.warmup_ratio))
-        self._after(self._compute(start, size))
+    def _capturing(self) -> Captured:
+        return Captured(
+            self._compute, on=self._graph, held=self._tensors, device=self._device, optional=self._optional
+        )
 
-    def _launch_aside(self, start: int, size: int) -> None:
-        # On the stream of the capture: what autograd and the libraries set up at a first step belongs to it.
-        assert self._stream is not None
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(self._stream):
-            batch = self._compute(start, size)
-        torch.cuda.current_stream(self._device).wait_stream(self._stream)
-        self._launched.add(size)
-        self._held = self._tensors()
-        self._after(batch)
-
-    def _capture(self, size: int) -> None:
-        assert self._graphs is not None
-        graph = torch.cuda.CUDAGraph()
-        self.optimizer.zero_grad()  # so that the gradients lie in the graph's own memory
-        try:
-            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-                batch = self._compute(0, size)
-        except RuntimeError as error:
-            reason = str(error).partition("\n")[0]
-            message = f"the training step cannot be captured as a CUDA graph: {reason}"
-            if self.required:
-                raise SettingError(f"fit: graph = 'on': {message}. Accepted here is 'off'.") from error
-            warnings.warn(f"fit: {message}. Steps are launched one by one.", SettingWarning, stacklevel=4)
-            self._graphs = None
-            self._launch(0, size)
-            return
-        self._graphs[size] = graph, batch
-        self._replay(size)
-
-    def _replay(self, size: int) -> None:
-        assert self._graphs is not None
-        graph, batch = self._graphs[size]
-        graph.replay()
-        self._after(batch.clone() if self.method.keeps_inputs else batch)
-
-    def _after(self, batch: Tensor) -> None:
-        if self.method.after_update(self.optimizer, batch):
-            self._forget_replaced()
-
-    def _forget_replaced(self) -> None:
-        """Drop the graphs if network, optimiser or tortoise have other tensors than they write to."""
-        if self._graphs is None or not self._launched:
-            return
-        held = self._tensors()
-        if len(held) != len(self._held) or any(a is not b for a, b in zip(held, self._held, strict=True)):
-            self._graphs.clear()
-            self._launched.clear()
-
-    def _tensors(self) -> list[object]:
-        tensors: list[object] = [*self.model.parameters(), *self.model.buffers()]
+    def _tensors(self) -> list[Tensor]:
+        tensors = [*self.model.parameters(), *self.model.buffers()]
         tensors += [value for state in self.optimizer.state.values() for value in state.values()]
         if self.method.tortoise is not None:
             tensors += self.method.tortoise.weights.tensors.values()
@@ -242,8 +158,11 @@ class TrainingStep:
         self._position += size
         return self.loader.batch(self._draws, rows)
 
-    def _compute(self, start: int, size: int) -> Tensor:
-        """Launch one step, and return its batch. Nothing in here may wait for the device."""
+    def _compute(self, size: int, start: int = 0) -> dict[str, Tensor]:
+        """Launch one step, and return its batch. Nothing in here may wait for the device.
+
+        On the device `start` is not looked at: where the next batch starts is counted there.
+        """
         if self._on_device:
             for group, rates in zip(self.optimizer.param_groups, self._rates, strict=True):
                 group["lr"].copy_(rates.index_select(0, self._step).squeeze(0))
@@ -265,7 +184,7 @@ class TrainingStep:
         with torch.no_grad():
             self.loss_sum += loss.detach() * size
             self.correct += (logits.detach().argmax(1) == labels).sum()
-        return batch
+        return {"batch": batch.detach()}
 
 
 def rates_on_device(optimizer: Optimizer, device: torch.device | None) -> None:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ht_ray._checks import SettingError, check_number
 from ht_ray.agents.device import upload
-from ht_ray.agents.graph import Captured, use_graph
 from ht_ray.agents.replay.batch import Batch
 from ht_ray.agents.replay.config import ReplayConfig, check_discount, check_steps
 from ht_ray.agents.replay.packing import ReplayFileError, pack, read_file, unpack, write_file
@@ -31,6 +30,7 @@ from ht_ray.agents.replay.section import (
 )
 from ht_ray.agents.replay.storage import FrameStore
 from ht_ray.agents.replay.sum_tree import SumTree
+from ht_ray.cuda_graph import Captured, use_graph
 from ht_ray.mechanisms.rng import generator
 
 __all__ = ["FrameReplay", "ReplayFileError", "make_replay"]

@@ -1,34 +1,43 @@
-"""CUDA graphs: what an update does on the GPU, launched at once."""
+"""CUDA graphs: what a step does on the GPU, launched at once."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ht_ray._checks import SettingError, check_choice
+from ht_ray._checks import SettingError, SettingWarning, check_choice
 from ht_ray.mechanisms.weight_copy import copy_all
 
-__all__ = ["Captured", "Graph", "use_graph"]
+__all__ = ["Captured", "Graph", "GraphMode", "use_graph"]
+
+GraphMode = Literal["auto", "on", "off"]
 
 # Calls that run as they are before one is captured: libraries choose their algorithms and take their memory then.
 _WARM_UP = 3
 
 
-def use_graph(where: str, graph: Literal["auto", "on", "off"], device: torch.device) -> bool:
+def use_graph(where: str, graph: str, device: torch.device, *, obstacle: str = "") -> bool:
     """Return whether to capture CUDA graphs on `device`: ``"auto"`` does so on a GPU.
 
     Parameters
     ----------
-    where
+    where : str
         What is being set, as the user knows it.
+    graph : {"auto", "on", "off"}
+        The setting.
+    device : torch.device
+        Where the work is done.
+    obstacle : str, default ""
+        What else stands against it, if anything.
 
     Raises
     ------
     SettingError
-        If there is no such setting, or it is ``"on"`` and `device` is no GPU.
+        If there is no such setting, or it is ``"on"`` and `device` is no GPU, or there is an obstacle.
 
     Examples
     --------
@@ -41,13 +50,11 @@ def use_graph(where: str, graph: Literal["auto", "on", "off"], device: torch.dev
 there are 'auto' and 'off'.
     """
     check_choice(where, graph, ["auto", "on", "off"])
-    possible = device.type == "cuda" and torch.cuda.is_available()
-    if graph == "on" and not possible:
-        raise SettingError(
-            f"{where} = 'on': CUDA graphs need a GPU, and the device is {str(device)!r}; accepted there are 'auto' "
-            "and 'off'."
-        )
-    return possible and graph != "off"
+    if device.type != "cuda" or not torch.cuda.is_available():
+        obstacle = f"CUDA graphs need a GPU, and the device is {str(device)!r}"
+    if graph == "on" and obstacle:
+        raise SettingError(f"{where} = 'on': {obstacle}; accepted there are 'auto' and 'off'.")
+    return graph != "off" and not obstacle
 
 
 class Captured:
@@ -67,6 +74,10 @@ class Captured:
         Whether there are graphs at all; otherwise every call runs as it is.
     held
         Returns the tensors, besides its arguments, that the function works on and that may be replaced by others.
+    device
+        A GPU; by default that of the tensors it is called with.
+    optional
+        Whether a function that cannot be captured runs as it is, with a warning; otherwise torch's error is raised.
     """
 
     def __init__(
@@ -75,10 +86,14 @@ class Captured:
         *,
         on: bool,
         held: Callable[[], Iterable[Tensor]] = tuple,
+        device: torch.device | None = None,
+        optional: bool = False,
     ) -> None:
         self._function = function
         self._on = on
         self._held = held
+        self._device = device
+        self._optional = optional
         self._known: tuple[Any, ...] = ()
         self._calls = 0
         self._graph: Graph | None = None
@@ -91,14 +106,24 @@ class Captured:
         addresses = tuple(map(Tensor.data_ptr, self._held()))
         known = (fixed, tuple((name, x.shape, x.dtype) for name, x in inputs.items()), addresses)
         if self._graph is None:
-            self._graph = Graph(next(iter(inputs.values())).device)
+            self._graph = Graph(self._device or next(iter(inputs.values())).device)
         if known != self._known:
             self._known, self._calls = known, 0
             self._graph.forget()
         if self._calls < _WARM_UP:
             self._calls += 1
             return self._graph.warm_up(lambda: self._function(*fixed, **inputs))
-        return self._graph.run(lambda **static: self._function(*fixed, **static), inputs)
+        try:
+            return self._graph.run(lambda **static: self._function(*fixed, **static), inputs)
+        except RuntimeError as error:
+            if not self._optional or self._graph.captured:
+                raise
+            reason = str(error).partition("\n")[0]
+            name = getattr(self._function, "__qualname__", "a function")
+            message = f"{name} cannot be captured as a CUDA graph and is launched kernel by kernel: {reason}"
+            warnings.warn(message, SettingWarning, stacklevel=3)
+            self._on, self._graph = False, None
+            return dict(self._function(*fixed, **inputs))
 
 
 class Graph:
@@ -120,6 +145,11 @@ class Graph:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: dict[str, Tensor] = {}
         self._outputs: Mapping[str, Tensor] = {}
+
+    @property
+    def captured(self) -> bool:
+        """Whether there is something to replay."""
+        return self._graph is not None
 
     def warm_up(self, function: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Call `function` on the stream that will capture it."""
