@@ -357,6 +357,8 @@ class _Calls(TorchFunctionMode):
             if at_positions and _is_on_cpu(value) and value.dim() == 0:
                 self.counts.copy_unpinned("assignment of a tensor on the CPU")
             index = tree_map(self._index_on_device, index)
+            if isinstance(value, bool | int | float):
+                value = torch.full((), value, dtype=tensor.dtype, device=CUDA)  # as torch does for a device
         tensor[index] = value
 
     def _index_on_device(self, index: Any) -> Any:
