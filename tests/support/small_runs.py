@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -55,14 +56,20 @@ def train(
     epochs: int = 2,
     training: dict[str, Any] | None = None,
     count: int = 250,
+    plain_steps: bool = False,
     **more: Any,
 ) -> tuple[nn.Module, Method, list[Row]]:
-    """Return the network, the method over it, and the rows of a run; its epochs end in a smaller batch."""
+    """Return the network, the method over it, and the rows of a run; its epochs end in a smaller batch.
+
+    With `plain_steps` no steps are captured as a graph, whatever the device.
+    """
     data = make_data(network, count=count)
     net = make_net(network, method).to(device)
     acting = Method(method, net, seed=0)
     stream = make_stream(data.train_labels, 10, ContinualConfig(phases=phases, epochs=epochs), seed=0)
-    steps = TrainingConfig(batch_size=32, **(training or {}))
+    steps = TrainingConfig(**{"batch_size": 32, **(training or {})})
+    if plain_steps and "graph" in inspect.signature(fit).parameters:
+        more["graph"] = "off"
     return net, acting, fit(net, data, stream, method=acting, training=steps, device=device, **more)
 
 
