@@ -16,6 +16,9 @@ from ht_ray.vision.optimizer import TrainingConfig, set_learning_rate, warmup_fa
 
 __all__ = ["TrainingStep", "obstacle"]
 
+#: The type of device on which steps can be captured.
+_CAPTURING = "cuda"
+
 
 def obstacle(method: Method, forward: object) -> str:
     """Return what stands against capturing the steps of `method` as a CUDA graph; `forward` is as in `fit`."""
@@ -30,8 +33,8 @@ class TrainingStep:
     On a GPU everything that is launched for a step costs the host some 10 microseconds, however small; a small network
     then waits for the host. So the step is captured as a CUDA graph, one for each size of batch, and replayed: which
     samples, which crops and which learning rate are read from tensors that are written once per epoch. What decides on
-    the host stays outside of the graph: resets, recycling, evaluation. The first steps of a size are launched as without
-    a graph. When the network, the optimiser or the tortoise has other tensors than the graph writes to, it is captured
+    the host stays outside of it: resets, recycling, evaluation. The first steps of a size are launched as without a
+    graph. When the network, the optimiser or the tortoise has other tensors than the graph writes to, it is captured
     anew.
 
     Results with and without a graph are the same, bit for bit, where the kernels are deterministic.
@@ -97,7 +100,7 @@ class TrainingStep:
         self._draws: EpochDraws | None = None
         # A method that may be captured reads the learning rate from the device in every step, captured or not, so that
         # both compute alike.
-        self._on_device = graph or (device.type == "cuda" and not method.not_capturable)
+        self._on_device = device.type == _CAPTURING and not method.not_capturable
         rates_on_device(optimizer, device if self._on_device else None)
         if self._on_device:
             factors = [warmup_factor(step, self._total, config.warmup_ratio) for step in range(self._total)]
@@ -139,9 +142,7 @@ class TrainingStep:
             self._steps += 1
 
     def _capturing(self) -> Captured:
-        return Captured(
-            self._compute, on=self._graph, held=self._tensors, device=self._device, optional=self._optional
-        )
+        return Captured(self._compute, on=self._graph, held=self._tensors, device=self._device, optional=self._optional)
 
     def _tensors(self) -> list[Tensor]:
         tensors = [*self.model.parameters(), *self.model.buffers()]

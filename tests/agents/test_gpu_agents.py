@@ -6,24 +6,25 @@ repeats them. Needs torch, numpy and pytest only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from recorded_graph import Recorded
 from torch import Tensor
 
-from ht_ray._checks import SettingError
 from ht_ray import cuda_graph as graphs
+from ht_ray._checks import SettingError
 from ht_ray.agents.agent import Agent
 from ht_ray.agents.bbf_config import BBFConfig
 from ht_ray.agents.drq_config import DrQConfig
-from ht_ray.cuda_graph import Captured
 from ht_ray.agents.make_agent import make_agent
 from ht_ray.agents.replay import FrameReplay, make_replay
 from ht_ray.agents.variants import AgentConfig
+from ht_ray.cuda_graph import Captured
 
 SIDE = 42
 DRQ: dict[str, Any] = {"batch_size": 4, "hidden": 16, "replay_capacity": 300, "n_step": 3}
