@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shlex
 import sys
@@ -21,7 +22,7 @@ from ht_ray._checks import SettingError, SettingWarning
 from ht_ray._storage import StorageError, is_uri
 from ht_ray.diagnostics import IndicatorConfig
 from ht_ray.mechanisms import Tortoise
-from ht_ray.sweep import Study, SweepConfig, TrialSpec, check_before_ray, load_study_settings, run_study
+from ht_ray.sweep import RayStartError, Study, SweepConfig, TrialSpec, check_before_ray, load_study_settings, run_study
 from ht_ray.sweep.config import ray_address
 from ht_ray.vision import ImageData, Method, MethodConfig, load_data, make_model
 from ht_ray.vision.method_config import setting_names
@@ -80,7 +81,7 @@ def main(
     """Run a study from the command line, and return the exit code.
 
     0 when all trials finished (a trial that diverged is a result), 1 when one failed or is missing, 2 for settings
-    that cannot work, 130 after Ctrl-C.
+    that cannot work, 75 where Ray did not start (``EX_TEMPFAIL``: another try may succeed), 130 after Ctrl-C.
 
     Parameters
     ----------
@@ -111,6 +112,9 @@ def main(
     except StorageError as error:
         print(f"{name}.py: error: {error}", file=sys.stderr)
         return 1
+    except RayStartError as error:
+        print(f"{name}.py: error: {error}", file=sys.stderr)
+        return os.EX_TEMPFAIL
     except KeyboardInterrupt:
         print(f"{name}.py: interrupted", file=sys.stderr)
         return 130
