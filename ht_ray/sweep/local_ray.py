@@ -13,6 +13,7 @@ import secrets
 import shutil
 import signal
 import socket
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -238,13 +239,16 @@ def _shut_down(nodes: Sequence[Any], *, grace: float, disconnect: bool = True) -
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         _ended(family, _REAPED)
+    for process in _children(nodes):
+        # So that none stays as a zombie.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_REAPED)
 
 
 def _family(nodes: Sequence[Any]) -> dict[int, str]:
     """Return the processes of `nodes` and all that descend from them, with when each began."""
     processes = _processes()
-    started = [info for node in nodes for infos in getattr(node, "all_processes", {}).values() for info in infos]
-    members = {info.process.pid for info in started}
+    members = {process.pid for process in _children(nodes)}
     # An agent whose raylet has died is nobody's child.
     flags = {f"{flag}={_session(node)}" for node in nodes for flag in ("--session-dir", "--session_dir")}
     members |= {pid for pid in processes if not flags.isdisjoint(_arguments(pid))}
@@ -253,6 +257,11 @@ def _family(nodes: Sequence[Any]) -> dict[int, str]:
         family |= {pid: processes[pid][1] for pid in members if pid in processes}
         members = {pid for pid, (parent, _) in processes.items() if parent in members and pid not in family}
     return family
+
+
+def _children(nodes: Sequence[Any]) -> list[subprocess.Popen[bytes]]:
+    """Return what `nodes` have started themselves; of one whose start failed, what it had started by then."""
+    return [info.process for node in nodes for infos in getattr(node, "all_processes", {}).values() for info in infos]
 
 
 def _processes() -> dict[int, tuple[int, str]]:
