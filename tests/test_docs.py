@@ -175,7 +175,7 @@ def test_ray_commands_exist() -> None:
 
 
 def test_other_commands_exist() -> None:
-    known = {"pip", "pytest", "tensorboard", "export", "ray", "python", "cp", "docker", "helm", "kubectl"}
+    known = {"pip", "chmod", "pytest", "tensorboard", "export", "ray", "python", "cp", "docker", "helm", "kubectl"}
     for place, words in commands():
         assert words[0] in known, f"{place}: {words[0]!r}"
         for word in words:

@@ -13,6 +13,7 @@ import secrets
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import tempfile
 import time
@@ -325,9 +326,9 @@ def _make_token(say: Callable[[str], None]) -> None:
     path = Path.home() / ".ray" / "auth_token"
     try:
         if path.exists() and (status := path.stat()).st_size:
-            if status.st_mode & 0o077:
+            if status.st_mode & stat.S_IROTH and all(folder.stat().st_mode & stat.S_IXOTH for folder in path.parents):
                 say(
-                    f"warning: {path} is open to other users of this machine (mode {status.st_mode & 0o777:o}). "
+                    f"warning: {path} can be read by every user of this machine (mode {status.st_mode & 0o777:o}). "
                     f"Who has that token can run code on your Ray clusters: chmod 600 {path}"
                 )
             return

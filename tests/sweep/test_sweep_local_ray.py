@@ -179,19 +179,25 @@ def test_a_token_is_its_owners_from_the_first_byte(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.usefixtures("_home")
-def test_a_token_that_is_there_stays_and_an_open_one_is_warned_of(tmp_path: Path) -> None:
-    token = token_of(tmp_path)
-    token.parent.mkdir()
+def test_a_token_that_is_there_stays_and_an_open_one_is_warned_of(
+    ray_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(ray_folder))
+    ray_folder.chmod(0o755)
+    token = token_of(ray_folder)
+    token.parent.mkdir(mode=0o755)
     token.write_text("mine")
     token.chmod(0o644)
     said: list[str] = []
     _make_token(said.append)
     assert token.read_text() == "mine"
     (warning,) = said
-    assert f"{token} is open to other users of this machine (mode 644)" in warning
-    token.chmod(0o600)
-    _make_token(said.append)
-    assert len(said) == 1
+    assert f"{token} can be read by every user of this machine (mode 644)" in warning
+    for closed, mode in ((token, 0o600), (ray_folder, 0o700)):
+        token.chmod(0o644)
+        closed.chmod(mode)
+        _make_token(said.append)
+        assert len(said) == 1
     # Ray takes an empty one for none.
     token.write_text("")
     _make_token(said.append)
