@@ -1,6 +1,7 @@
 """A Ray of one's own on this machine: started where the machine is busy, too, and ended with all that it left.
 
-Importing this module does not import Ray. What it needs of Ray's private names is in `_steady_nodes`.
+Importing this module does not import Ray. What it needs of Ray's private names is in `_steady_nodes`, and does
+without where one is gone.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import shutil
 import signal
 import socket
 import stat
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -129,14 +129,24 @@ def start_ray(
 
     connected = ray.is_initialized()
     left = list(pauses)
+    steady = True
     while True:
         tried: list[Any] = []
         try:
-            with _steady_nodes(tried, loopback, say):
+            with _steady_nodes(tried, loopback) if steady else contextlib.nullcontext():
                 result = start()
         except BaseException as error:
             _shut_down(tried, grace=0, disconnect=not connected)
             reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+            if steady and isinstance(error, (ImportError, AttributeError, TypeError)):
+                # A private name of Ray's is gone, or has become another thing.
+                _delete_sessions(tried)
+                steady = False
+                say(
+                    f"warning: how Ray {ray.__version__} starts is not known ({reason}). It may fail on a busy machine"
+                    f"{', and other machines may reach its ports' if loopback else ''}."
+                )
+                continue
             if isinstance(error, Exception) and not (left and _may_pass(error)):
                 logs = f"{_session(tried[-1])}/logs" if tried and _session(tried[-1]) else "its temporary directory"
                 raise RayStartError(
@@ -164,24 +174,20 @@ def _may_pass(error: Exception) -> bool:
 
 
 @contextmanager
-def _steady_nodes(made: list[Any], loopback: bool, say: Callable[[str], None]) -> Iterator[None]:
-    """While the block runs, put the nodes that Ray makes in this process into `made`, and fix their agents' ports."""
-    import ray
+def _steady_nodes(made: list[Any], loopback: bool) -> Iterator[None]:
+    """While the block runs, put the nodes that Ray makes in this process into `made`, and fix their agents' ports.
 
-    try:
-        module: Any = importlib.import_module("ray._private.node")
-        _raylet: Any = importlib.import_module("ray._raylet")
-        plain = module.Node
-        names = {setting: getattr(_raylet, name) for setting, name in _AGENT_PORTS.items()}
-        write_port = _raylet.persist_port
-        _ = plain.start_raylet, plain.get_session_dir_path, plain.is_head
-    except (ImportError, AttributeError) as error:
-        say(
-            f"warning: how Ray {ray.__version__} starts is not known ({error}). It may fail on a busy machine"
-            f"{', and other machines may reach its ports' if loopback else ''}."
-        )
-        yield
-        return
+    Raises
+    ------
+    ImportError, AttributeError
+        If a private name of Ray's is gone.
+    """
+    module: Any = importlib.import_module("ray._private.node")
+    _raylet: Any = importlib.import_module("ray._raylet")
+    plain = module.Node
+    names = {setting: getattr(_raylet, name) for setting, name in _AGENT_PORTS.items()}
+    write_port = _raylet.persist_port
+    _ = plain.start_raylet, plain.get_session_dir_path, plain.is_head
 
     class SteadyNode(plain):  # type: ignore[misc,valid-type]
         def __init__(self, ray_params: Any, *args: Any, **kwargs: Any) -> None:
@@ -190,6 +196,14 @@ def _steady_nodes(made: list[Any], loopback: bool, say: Callable[[str], None]) -
                 # Given to ``ray.init``, Ray would make the machine's own address of it.
                 ray_params.node_ip_address = "127.0.0.1"
             super().__init__(ray_params, *args, **kwargs)
+
+        def start_api_server(self, *args: Any, **kwargs: Any) -> None:
+            if loopback and kwargs.get("include_dashboard") is False:
+                # Without the dashboard it would count how often Ray is used, which this Ray tells nobody; and where the
+                # machine is busy, a minute is waited for it.
+                self._webui_url = ""
+            else:
+                super().start_api_server(*args, **kwargs)
 
         def start_raylet(self, *args: Any, **kwargs: Any) -> None:
             for (setting, name), port in zip(names.items(), _free_ports(len(names)), strict=True):
@@ -240,16 +254,17 @@ def _shut_down(nodes: Sequence[Any], *, grace: float, disconnect: bool = True) -
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         _ended(family, _REAPED)
-    for process in _children(nodes):
-        # So that none stays as a zombie.
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_REAPED)
+    for pid in family.keys() - _alive(family):
+        # So that no child of this process stays as a zombie; the others are not its to wait for.
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
 
 
 def _family(nodes: Sequence[Any]) -> dict[int, str]:
     """Return the processes of `nodes` and all that descend from them, with when each began."""
     processes = _processes()
-    members = {process.pid for process in _children(nodes)}
+    started = [info for node in nodes for infos in getattr(node, "all_processes", {}).values() for info in infos]
+    members = {info.process.pid for info in started}
     # An agent whose raylet has died is nobody's child.
     flags = {f"{flag}={_session(node)}" for node in nodes for flag in ("--session-dir", "--session_dir")}
     members |= {pid for pid in processes if not flags.isdisjoint(_arguments(pid))}
@@ -258,11 +273,6 @@ def _family(nodes: Sequence[Any]) -> dict[int, str]:
         family |= {pid: processes[pid][1] for pid in members if pid in processes}
         members = {pid for pid, (parent, _) in processes.items() if parent in members and pid not in family}
     return family
-
-
-def _children(nodes: Sequence[Any]) -> list[subprocess.Popen[bytes]]:
-    """Return what `nodes` have started themselves; of one whose start failed, what it had started by then."""
-    return [info.process for node in nodes for infos in getattr(node, "all_processes", {}).values() for info in infos]
 
 
 def _processes() -> dict[int, tuple[int, str]]:

@@ -145,6 +145,20 @@ def test_a_ray_that_starts_otherwise_is_started_plainly(monkeypatch: pytest.Monk
     assert "other machines may reach its ports" in warning
 
 
+def test_a_node_that_has_become_another_thing_is_started_plainly() -> None:
+    import ray._private.node as module
+
+    def starts() -> str:
+        if module.Node.__name__ == "SteadyNode":
+            raise AttributeError("'SteadyNode' object has no attribute '_ray_params'")
+        return module.Node.__name__
+
+    said: list[str] = []
+    assert start_ray(starts, say=said.append) == "Node"
+    (warning,) = said
+    assert "has no attribute '_ray_params'" in warning
+
+
 def test_ports_are_free_and_nobody_elses() -> None:
     import socket
 
