@@ -12,6 +12,12 @@ from collections.abc import Iterable
 __all__ = ["SettingError", "SettingWarning", "check_choice", "check_number", "did_you_mean"]
 
 
+# Of float32 (the smallest: with all its digits), and of an index.
+_LARGEST = (2 - 2**-23) * 2.0**127
+_SMALLEST = 2.0**-126
+_LAST_INDEX = 2**63 - 1
+
+
 class SettingError(ValueError):
     """A setting that cannot work.
 
@@ -73,7 +79,9 @@ def check_number(
     high_open: bool = False,
     integer: bool = False,
 ) -> None:
-    """Raise unless `value` is a finite number of the given interval.
+    """Raise unless `value` is a number of the given interval that the package's tensors can hold.
+
+    Those are of float32; counts, which have a lower bound, are indices of 64 bits.
 
     Parameters
     ----------
@@ -96,9 +104,16 @@ def check_number(
     ...
     ht_ray._checks.SettingError: Tortoise: momentum = 1.5: accepted is a number with 0 <= momentum < 1.
     """
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if number and integer:
-        number = isinstance(value, int)
+    number = isinstance(value, int if integer else (int, float)) and not isinstance(value, bool)
+    number = number and -math.inf < value < math.inf
+    # Seeds, which have no bounds, may be of any length.
+    largest = _LARGEST if not integer else _LAST_INDEX if math.isfinite(low) else math.inf
+    if number and value > largest:
+        high = min(high, largest)
+    elif number and not integer and value < -largest:
+        low = max(low, -largest)
+    elif number and not integer and low_open and low == 0 < value < _SMALLEST:
+        low, low_open = _SMALLEST, False
     if number:
         above = value > low if low_open else value >= low
         below = value < high if high_open else value <= high

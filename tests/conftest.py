@@ -55,7 +55,10 @@ def cluster() -> Iterator[str]:
     """A local Ray of two CPUs, shared by all tests; its address."""
     import ray
 
-    context = ray.init(address="local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False)
+    from ht_ray.sweep.local_ray import start_ray
+
+    settings = {"num_cpus": 2, "num_gpus": 0, "include_dashboard": False, "log_to_driver": False}
+    context = start_ray(lambda: ray.init(address="local", **settings))
     yield context.address_info["gcs_address"]
     ray.shutdown()
 

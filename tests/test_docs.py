@@ -176,7 +176,20 @@ def test_ray_commands_exist() -> None:
 
 
 def test_other_commands_exist() -> None:
-    known = {"ht-ray", "pip", "pytest", "tensorboard", "export", "ray", "python", "cp", "docker", "helm", "kubectl"}
+    known = {
+        "ht-ray",
+        "pip",
+        "chmod",
+        "pytest",
+        "tensorboard",
+        "export",
+        "ray",
+        "python",
+        "cp",
+        "docker",
+        "helm",
+        "kubectl",
+    }
     for place, words in commands():
         assert words[0] in known, f"{place}: {words[0]!r}"
         for word in words:

@@ -30,13 +30,14 @@ from ht_ray._checks import SettingError, SettingWarning, check_choice, check_num
 from ht_ray.agents.bbf_config import BBFConfig
 from ht_ray.agents.drq_config import DrQConfig
 from ht_ray.agents.games import ATARI_100K_GAMES, game_name
+from ht_ray.agents.settings import MOST
 from ht_ray.agents.variants import AGENTS, AgentConfig
 from ht_ray.mechanisms import Tortoise
 from ht_ray.report.atari_study import number_text
 from ht_ray.sweep import TrialSpec, load_study_settings
-from tune_configs.command_line import Prepared
+from tune_configs.command_line import Prepared, check_memory
 from tune_configs.command_line import main as run_main
-from tune_configs.settings import StudySettings, check_distinct
+from tune_configs.settings import LAST_SEED, MOST_SEEDS, StudySettings, check_distinct
 
 __all__ = ["AtariSettings", "BBFSettings", "main", "schedule_warnings", "trials"]
 
@@ -127,9 +128,12 @@ class _AtariStudy(_StudyFields):
         where = type(self).__name__
         if check_choice(f"{where}.agent", self.agent, AGENTS) != self.kind:
             raise SettingError(f"{where}.agent = {self.agent!r}: these are the settings of {self.kind!r}.")
-        for name in ("steps", "seeds", "evaluation_episodes", "checkpoint_every", "max_steps"):
+        for name in ("steps", "evaluation_episodes"):
+            check_number(f"{where}.{name}", getattr(self, name), low=1, high=MOST[name], integer=True)
+        for name in ("checkpoint_every", "max_steps"):
             check_number(f"{where}.{name}", getattr(self, name), low=1, integer=True)
-        check_number(f"{where}.first_seed", self.first_seed, low=0, integer=True)
+        check_number(f"{where}.seeds", self.seeds, low=1, high=MOST_SEEDS, integer=True)
+        check_number(f"{where}.first_seed", self.first_seed, low=0, high=LAST_SEED, integer=True)
         if self.evaluate_every is not None:
             check_number(f"{where}.evaluate_every", self.evaluate_every, low=1, integer=True)
             if self.evaluate_every > self.steps:
@@ -486,6 +490,9 @@ def _prepare(settings: _AtariStudy, planned: tuple[TrialSpec, ...]) -> Prepared:
         f"{settings.evaluation_episodes} games",
         file=sys.stderr,
     )
+    for capacity in {agent.config.replay_capacity for agent in settings.agents}:
+        # A byte for each of the 84x84 pixels of a frame.
+        check_memory(f"{type(settings).__name__}.replay_capacity = {capacity}", capacity * 84 * 84)
     return Prepared("tune_configs.atari_trial:AtariTrial", schedule_warnings(settings))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shlex
 import sys
@@ -21,8 +22,8 @@ from ht_ray._checks import SettingError, SettingWarning
 from ht_ray._storage import StorageError, is_uri
 from ht_ray.diagnostics import IndicatorConfig
 from ht_ray.mechanisms import Tortoise
-from ht_ray.sweep import Study, SweepConfig, TrialSpec, check_before_ray, load_study_settings, run_study
-from ht_ray.sweep.config import ray_address
+from ht_ray.sweep import RayStartError, Study, SweepConfig, TrialSpec, check_before_ray, load_study_settings, run_study
+from ht_ray.sweep.config import GIB, ray_address
 from ht_ray.vision import ImageData, Method, MethodConfig, load_data, make_model
 from ht_ray.vision.method_config import setting_names
 from tune_configs.settings import StudySettings, VisionSettings
@@ -31,15 +32,22 @@ from tune_configs.vision_trial import stream_of, trial_config
 __all__ = [
     "Prepared",
     "check_gpus",
+    "check_memory",
+    "check_networks",
     "check_streams",
+    "check_this_machine",
     "device_warnings",
     "main",
     "method_warnings",
     "prepare_vision",
     "schedule_warnings",
+    "size_warnings",
     "unused_settings",
     "with_flag_names",
 ]
+
+# Each is a directory, and a plan in the driver's memory.
+_MOST_TRIALS = 100_000
 
 TSettings = TypeVar("TSettings", bound=StudySettings)
 
@@ -80,7 +88,7 @@ def main(
     """Run a study from the command line, and return the exit code.
 
     0 when all trials finished (a trial that diverged is a result), 1 when one failed or is missing, 2 for settings
-    that cannot work, 130 after Ctrl-C.
+    that cannot work, 75 where Ray did not start (``EX_TEMPFAIL``: another try may succeed), 130 after Ctrl-C.
 
     Parameters
     ----------
@@ -111,6 +119,9 @@ def main(
     except StorageError as error:
         print(f"{name}.py: error: {error}", file=sys.stderr)
         return 1
+    except RayStartError as error:
+        print(f"{name}.py: error: {error}", file=sys.stderr)
+        return os.EX_TEMPFAIL
     except KeyboardInterrupt:
         print(f"{name}.py: interrupted", file=sys.stderr)
         return 130
@@ -193,7 +204,10 @@ def _run(
             "with SweepConfig.gpus_per_trial."
         )
     check_gpus(run)
+    check_this_machine(run)
     planned = trials(settings)
+    if len(planned) > _MOST_TRIALS:
+        raise SettingError(f"{len(planned)} trials would be run: accepted are up to {_MOST_TRIALS} in one study.")
     location = check_before_ray(run, name)
     if run.resume is None:
         run = replace(run, results_dir=location)
@@ -236,8 +250,10 @@ def prepare_vision(settings: VisionSettings, planned: tuple[TrialSpec, ...]) -> 
     """Load the images of a vision study, and check the planned trials against them."""
     data = _load(settings)
     check_streams(planned, data.train_labels, data.num_classes)
+    check_networks(planned, data.shape, data.num_classes)
     said = [*unused_settings(settings, planned), *method_warnings(planned, data.shape, data.num_classes)]
     said += schedule_warnings(planned, data.train_labels, data.num_classes)
+    said += size_warnings(settings, len(data.train_labels))
     return Prepared("tune_configs.vision_trial:VisionTrial", said, data.to_arrays())
 
 
@@ -272,8 +288,7 @@ def check_gpus(run: SweepConfig) -> None:
     SettingError
         If a trial needs more GPUs than this machine has for PyTorch.
     """
-    ray = sys.modules.get("ray")
-    if ray_address(run) != "local" or (ray is not None and ray.is_initialized()):
+    if not _ray_starts_here(run):
         return
     found = torch.cuda.device_count()
     if run.gpus_per_trial > found:
@@ -282,6 +297,62 @@ def check_gpus(run: SweepConfig) -> None:
             f"GPU{'' if found == 1 else 's'} on this machine. Leave it out, or name a cluster that has more with "
             "SweepConfig.address."
         )
+
+
+def check_this_machine(run: SweepConfig) -> None:
+    """Refuse more CPUs and memory than there are, where Ray would be started on this machine.
+
+    Raises
+    ------
+    SettingError
+        If a trial needs more than this machine has.
+    """
+    if not _ray_starts_here(run):
+        return
+    has = {"cpus_per_trial": os.cpu_count() or 1, "memory_per_trial": _memory() / GIB}
+    for name, amount in has.items():
+        value = getattr(run, name)
+        if value is not None and value > amount:
+            raise SettingError(f"SweepConfig.{name} = {value!r}: this machine has {amount:.3g}.")
+
+
+def _ray_starts_here(run: SweepConfig) -> bool:
+    ray = sys.modules.get("ray")
+    return ray_address(run) == "local" and not (ray is not None and ray.is_initialized())
+
+
+def check_memory(what: str, needed: int) -> None:
+    """Refuse `what` a trial is set to where it needs more bytes than this machine has.
+
+    Raises
+    ------
+    SettingError
+        If it does.
+    """
+    if needed > _memory():
+        raise SettingError(
+            f"{what}: that takes {needed / GIB:.3g} GiB of memory; this machine has {_memory() / GIB:.3g}."
+        )
+
+
+def _memory() -> int:
+    """The memory of this machine, in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def check_networks(planned: Sequence[TrialSpec], shape: tuple[int, int, int], num_classes: int) -> None:
+    """Refuse networks that cannot be trained in the memory of this machine, which builds each of them to check it.
+
+    Raises
+    ------
+    SettingError
+        If weights, gradients and the optimiser's two averages need more memory than there is.
+    """
+    for config in {json.dumps(spec.config["model"]): trial_config(spec.config).model for spec in planned}.values():
+        with torch.device("meta"):  # which allocates nothing
+            network = make_model(config, shape=shape, num_classes=num_classes, seed=0)
+        settings = f"hidden = {config.hidden!r}, width = {config.width!r}, head_hidden = {config.head_hidden!r}"
+        check_memory(f"ModelConfig.{settings}", 4 * sum(p.numel() * p.element_size() for p in network.parameters()))
 
 
 def check_streams(planned: Sequence[TrialSpec], labels: Tensor, num_classes: int) -> None:
@@ -388,6 +459,16 @@ def _never_due(method: MethodConfig, epochs: int) -> list[str]:
     ]
 
 
+def size_warnings(settings: VisionSettings, images: int) -> list[str]:
+    """Return which sizes are more than the whole training set, a sentence for each."""
+    means = {"batch_size": "each step sees all of a phase", "buffer_size": "the buffer keeps all that has arrived"}
+    return [
+        f"{_flag(name)} = {value!r}: there are {images} training images, so that {what}."
+        for name, what in means.items()
+        if (value := getattr(settings, name)) is not None and value > images
+    ]
+
+
 def unused_settings(settings: VisionSettings, planned: Sequence[TrialSpec]) -> list[str]:
     """Return which settings were changed and mean nothing to any of the planned trials, a sentence for each."""
     used = {name for spec in planned for name in setting_names(trial_config(spec.config).method.parts)}
@@ -409,6 +490,8 @@ def unused_settings(settings: VisionSettings, planned: Sequence[TrialSpec]) -> l
             for name in ("subset_ratio", "label_noise", "warm_epochs")
             if getattr(settings, name) != defaults[name]
         ]
+    if settings.data == "digits" and settings.data_root is not None:
+        sentences.append(f"--data-root = {settings.data_root!r} changes nothing: digits come with scikit-learn.")
     if not settings.indicators_every and tuple(settings.indicators) != IndicatorConfig.names:
         sentences.append(
             f"--indicators = {tuple(settings.indicators)!r}: nothing is measured with --indicators-every = 0; give it "

@@ -74,6 +74,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+#: The most seeds, and the last first one: beyond are typing errors.
+MOST_SEEDS, LAST_SEED = 1000, 2**32 - 1
+
 # What has no meaning for the other stream, in any study that has the setting.
 _OF_STREAM = {
     "continual": ("phases", "chunk_ratio", "noise", "access", "buffer_size"),
@@ -231,11 +234,11 @@ class VisionSettings(MethodSettings, _StudyFields):
 
     def __post_init__(self) -> None:
         check_choice("VisionSettings.stream", self.stream, _OF_STREAM)
-        check_number("VisionSettings.first_seed", self.first_seed, low=0, integer=True)
+        check_number("VisionSettings.first_seed", self.first_seed, low=0, high=LAST_SEED, integer=True)
         check_number("VisionSettings.evaluate_every", self.evaluate_every, low=1, integer=True)
         check_choice("VisionSettings.device", self.device, ["auto", "cpu", "cuda"])
         self.data_config()
-        check_number("VisionSettings.seeds", self._preset("seeds"), low=1, integer=True)
+        check_number("VisionSettings.seeds", self._preset("seeds"), low=1, high=MOST_SEEDS, integer=True)
         self._model_config()
         self._training_config()
         self._stream_config("full")

@@ -24,7 +24,7 @@ from ht_ray.vision import METHODS, MethodConfig, method_with_settings
 from ht_ray.vision.method import REINITIALISERS
 from ht_ray.vision.method_config import ALIASES, method_parts
 from tune_configs.command_line import main as run_main
-from tune_configs.settings import PRESETS, VisionSettings, check_distinct
+from tune_configs.settings import MOST_SEEDS, PRESETS, VisionSettings, check_distinct
 from tune_configs.trials import trial
 
 __all__ = ["WarmStartSettings", "main", "trials"]
@@ -111,7 +111,13 @@ class WarmStartSettings(VisionSettings):
         for noise in self.label_noises:
             check_number("WarmStartSettings.label_noises", noise, low=0, high=1)
         if self.corner_seeds is not None:
-            check_number("WarmStartSettings.corner_seeds", self.corner_seeds, low=len(self.seed_list), integer=True)
+            check_number(
+                "WarmStartSettings.corner_seeds",
+                self.corner_seeds,
+                low=len(self.seed_list),
+                high=MOST_SEEDS,
+                integer=True,
+            )
         check_number("WarmStartSettings.momentum", self.momentum, low=0, high=1, high_open=True)
         check_number("WarmStartSettings.reset_interval", self.reset_interval, low=1, integer=True)
         for name in ("beta1s", "beta2s"):

@@ -115,6 +115,7 @@ class Agent(ABC):
         self.precision = precision
         #: Whether there are CUDA graphs.
         self.graph = use_graph(f"{name}: graph", graph, self.device)
+        self._graph_optional = graph == "auto"
         # On a GPU half-precision convolutions want channels last; on a CPU results are compared bit for bit.
         self._memory_format = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
         #: Gradient steps so far.
@@ -143,8 +144,8 @@ class Agent(ABC):
             self.tortoise.begin_phase(steps_per_epoch=1)  # which warns of an interval too short for the momentum
         networks = (self.network,) if self.target is None else (self.network, self.target)
         self._tensors = [tensor for each in networks for tensor in chain(each.parameters(), each.buffers())]
-        self._choose = Captured(self._choices, on=self.graph, held=self._networks)
-        self._step = Captured(self._gradient_step, on=self.graph, held=self._trained)
+        self._choose = Captured(self._choices, on=self.graph, held=self._networks, optional=self._graph_optional)
+        self._step = Captured(self._gradient_step, on=self.graph, held=self._trained, optional=self._graph_optional)
 
     def _networks(self) -> list[Tensor]:
         return self._tensors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -12,7 +13,7 @@ from ht_ray.agents.bbf_network import BBFNetworkConfig
 from ht_ray.agents.cycles import HorizonCycle
 from ht_ray.agents.replay.config import ReplayConfig
 from ht_ray.agents.schedules import EpsilonSchedule
-from ht_ray.agents.settings import changed_variant
+from ht_ray.agents.settings import MOST, changed_variant
 
 __all__ = ["BBF_VARIANTS", "BBFConfig", "bbf_variant"]
 
@@ -126,16 +127,16 @@ class BBFConfig:
             check_number(f"BBFConfig.{name}", getattr(self, name), low=0, low_open=True)
         for name in ("batch_size", "updates_per_step", "batches_per_sample", "n_step_start", "n_step", "cycle_updates",
                      "epsilon_decay_steps", "replay_capacity", "spr_steps", "training_steps"):  # fmt: skip
-            check_number(f"BBFConfig.{name}", getattr(self, name), low=1, integer=True)
+            check_number(f"BBFConfig.{name}", getattr(self, name), low=1, high=MOST.get(name, math.inf), integer=True)
         for name in ("epsilon", "evaluation_epsilon", "shrink_perturb_ratio"):
             check_number(f"BBFConfig.{name}", getattr(self, name), low=0, high=1)
         for name in ("discount_start", "discount", "momentum"):
             check_number(f"BBFConfig.{name}", getattr(self, name), low=0, high=1, high_open=True)
         for name in ("learning_starts", "shift"):
-            check_number(f"BBFConfig.{name}", getattr(self, name), low=0, integer=True)
+            check_number(f"BBFConfig.{name}", getattr(self, name), low=0, high=MOST.get(name, math.inf), integer=True)
         for name in ("weight_decay", "intensity", "spr_weight"):
             check_number(f"BBFConfig.{name}", getattr(self, name), low=0)
-        check_number("BBFConfig.bins", self.bins, low=2, integer=True)
+        check_number("BBFConfig.bins", self.bins, low=2, high=MOST["bins"], integer=True)
         check_number("BBFConfig.value_limit", self.value_limit, low=0, low_open=True)
         for name in ("optimizer_state", "restart_optimizer_state"):
             check_choice(f"BBFConfig.{name}", getattr(self, name), ["keep", "clear"])

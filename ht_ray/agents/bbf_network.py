@@ -43,8 +43,8 @@ class BBFNetworkConfig:
     self_prediction: bool = True
 
     def __post_init__(self) -> None:
-        check_number("BBFNetworkConfig.width", self.width, low=0, low_open=True)
-        check_number("BBFNetworkConfig.hidden", self.hidden, low=1, integer=True)
+        check_number("BBFNetworkConfig.width", self.width, low=0, low_open=True, high=64)
+        check_number("BBFNetworkConfig.hidden", self.hidden, low=1, high=100_000, integer=True)
         if min(self.widths) < 1:
             raise SettingError(
                 f"BBFNetworkConfig.width = {self.width}: a stage of {min(_STAGES)} channels would have none; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -11,7 +12,7 @@ from ht_ray._checks import SettingError, check_choice, check_number
 from ht_ray.agents.networks import NetworkConfig
 from ht_ray.agents.replay.config import ReplayConfig
 from ht_ray.agents.schedules import EpsilonSchedule
-from ht_ray.agents.settings import changed_variant
+from ht_ray.agents.settings import MOST, changed_variant
 from ht_ray.agents.value import ValueConfig
 
 __all__ = ["VARIANTS", "DrQConfig", "drq_variant"]
@@ -106,13 +107,13 @@ class DrQConfig:
         for name in ("lr", "adam_epsilon"):
             check_number(f"DrQConfig.{name}", getattr(self, name), low=0, low_open=True)
         for name in ("batch_size", "updates_per_step", "n_step", "epsilon_decay_steps", "hidden", "replay_capacity"):
-            check_number(f"DrQConfig.{name}", getattr(self, name), low=1, integer=True)
+            check_number(f"DrQConfig.{name}", getattr(self, name), low=1, high=MOST.get(name, math.inf), integer=True)
         for name in ("discount", "epsilon", "evaluation_epsilon", "shrink_perturb_ratio"):
             check_number(f"DrQConfig.{name}", getattr(self, name), low=0, high=1)
         for name in ("learning_starts", "shift"):
-            check_number(f"DrQConfig.{name}", getattr(self, name), low=0, integer=True)
+            check_number(f"DrQConfig.{name}", getattr(self, name), low=0, high=MOST.get(name, math.inf), integer=True)
         check_number("DrQConfig.intensity", self.intensity, low=0)
-        check_number("DrQConfig.bins", self.bins, low=2, integer=True)
+        check_number("DrQConfig.bins", self.bins, low=2, high=MOST["bins"], integer=True)
         check_number("DrQConfig.value_limit", self.value_limit, low=0, low_open=True)
         check_choice("DrQConfig.value", self.value, ["scalar", "two_hot", "hl_gauss"])
         check_choice("DrQConfig.padding", self.padding, ["valid", "same"])

@@ -34,7 +34,7 @@ class NetworkConfig:
     padding: Literal["valid", "same"] = "valid"
 
     def __post_init__(self) -> None:
-        check_number("NetworkConfig.hidden", self.hidden, low=1, integer=True)
+        check_number("NetworkConfig.hidden", self.hidden, low=1, high=100_000, integer=True)
         check_choice("NetworkConfig.padding", self.padding, ["valid", "same"])
 
 

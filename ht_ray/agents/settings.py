@@ -8,7 +8,22 @@ from typing import Any, TypeVar
 
 from ht_ray._checks import SettingError, check_choice, did_you_mean
 
-__all__ = ["changed_variant"]
+__all__ = ["MOST", "changed_variant"]
+
+#: The most of what takes memory or time; beyond are typing errors.
+MOST = {
+    "steps": 1_000_000_000,
+    "evaluation_episodes": 100_000,
+    "batch_size": 100_000,
+    "updates_per_step": 10_000,
+    "n_step_start": 1000,
+    "n_step": 1000,
+    "spr_steps": 1000,
+    "hidden": 10_000,
+    "bins": 100_000,
+    "shift": 1000,
+    "replay_capacity": 1_000_000_000,
+}
 
 _Config = TypeVar("_Config", bound=Any)
 

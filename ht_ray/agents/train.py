@@ -34,6 +34,7 @@ from ht_ray.agents.games import game_name
 from ht_ray.agents.indicators import AgentIndicators
 from ht_ray.agents.make_agent import make_agent
 from ht_ray.agents.replay import Batch
+from ht_ray.agents.settings import MOST
 from ht_ray.agents.variants import AGENT_VARIANTS, AgentConfig, agent_variant
 from ht_ray.mechanisms import derive_seed
 
@@ -357,8 +358,9 @@ def train(
     >>> record.steps, record.updates, record.final_score
     (24, 4, None)
     """
-    check_number("train: steps", steps, low=1, integer=True)
-    check_number("train: evaluation_episodes", evaluation_episodes, low=0, integer=True)
+    check_number("train: steps", steps, low=1, high=MOST["steps"], integer=True)
+    most = MOST["evaluation_episodes"]
+    check_number("train: evaluation_episodes", evaluation_episodes, low=0, high=most, integer=True)
     check_number("train: checkpoint_every", checkpoint_every, low=1, integer=True)
     if evaluate_every is not None:
         check_number("train: evaluate_every", evaluate_every, low=1, integer=True)

@@ -7,6 +7,7 @@ Importing this package imports neither Ray nor torch, so that settings are check
 """
 
 from ht_ray.sweep.config import SweepConfig, check_before_ray
+from ht_ray.sweep.local_ray import RayStartError
 from ht_ray.sweep.run import StudyResult, run_study
 from ht_ray.sweep.search import Parameter, Search, SearchConfig, Values, draw_distinct
 from ht_ray.sweep.study_dir import load_study_settings
@@ -16,6 +17,7 @@ __all__ = [
     "Diverged",
     "Interrupted",
     "Parameter",
+    "RayStartError",
     "Report",
     "Search",
     "SearchConfig",

@@ -19,6 +19,10 @@ __all__ = ["GIB", "SweepConfig", "check_before_ray", "ray_address"]
 GIB = 1 << 30
 
 _PROBE = ".try-writing"
+# Ray counts resources in ten-thousandths.
+_GRAIN = 1e-4
+# What clocks can wait for: two years.
+_MOST_MINUTES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -76,8 +80,8 @@ class SweepConfig:
     of trials), or none."""
 
     def __post_init__(self) -> None:
-        check_number("SweepConfig.cpus_per_trial", self.cpus_per_trial, low=0, low_open=True)
-        check_number("SweepConfig.gpus_per_trial", self.gpus_per_trial, low=0)
+        check_number("SweepConfig.cpus_per_trial", self.cpus_per_trial, low=_GRAIN)
+        check_number("SweepConfig.gpus_per_trial", self.gpus_per_trial, low=_GRAIN if self.gpus_per_trial else 0)
         for name in ("cpus_per_trial", "gpus_per_trial"):
             value = getattr(self, name)
             if value > 1 and value != int(value):
@@ -86,10 +90,14 @@ class SweepConfig:
             check_number("SweepConfig.max_concurrent", self.max_concurrent, low=1, integer=True)
         check_number("SweepConfig.max_failures", self.max_failures, low=0, integer=True)
         check_choice("SweepConfig.tensorboard", self.tensorboard, ["trials", "configurations", "none"])
-        for name in ("memory_per_trial", "gpu_memory_per_trial", "checkpoint_minutes"):
+        for name in ("memory_per_trial", "gpu_memory_per_trial"):
             if getattr(self, name) is not None:
-                check_number(f"SweepConfig.{name}", getattr(self, name), low=0, low_open=True)
-        check_number("SweepConfig.storage_minutes", self.storage_minutes, low=0)
+                check_number(f"SweepConfig.{name}", getattr(self, name), low=_GRAIN)
+        if self.checkpoint_minutes is not None:
+            check_number(
+                "SweepConfig.checkpoint_minutes", self.checkpoint_minutes, low=0, low_open=True, high=_MOST_MINUTES
+            )
+        check_number("SweepConfig.storage_minutes", self.storage_minutes, low=0, high=_MOST_MINUTES)
         if self.gpu_memory_per_trial is not None and not self.gpus_per_trial:
             raise SettingError(
                 f"SweepConfig.gpu_memory_per_trial = {self.gpu_memory_per_trial!r}: trials have no GPU; give them a "
@@ -157,7 +165,7 @@ class SweepConfig:
             amount = float(text)
         except ValueError as error:
             raise SettingError(f"{where} = {text!r}: accepted is a number above 0.") from error
-        check_number(where, amount, low=0, low_open=True)
+        check_number(where, amount, low=_GRAIN)
         return amount
 
 

@@ -27,6 +27,8 @@ __all__ = ["TRIAL_WORKER", "Raylet", "leave", "main", "raylets", "trial_workers"
 #: How Ray's workers call themselves while they run a study's trials.
 TRIAL_WORKER = "HTRayTrial"
 
+_LOOPBACK = "127.0.0.1:"
+
 
 @dataclass(frozen=True)
 class Raylet:
@@ -114,11 +116,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _drain(node: Raylet, grace: float) -> subprocess.Popen[str]:
     """Have Ray start nothing more on the node; without that, its trials would be started here again."""
     command = [
-        *(sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", node.address),
+        *(sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", _outside(node.address)),
         *("--node-id", node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION"),
         *("--reason-message", "told to leave", "--deadline-remaining-seconds", str(max(1, round(grace)))),
     ]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def _outside(address: str) -> str:
+    """Return `address` as another process may give it to Ray, which makes this machine's own of 127.0.0.1 (2.60)."""
+    return f"[::ffff:127.0.0.1]:{address.removeprefix(_LOOPBACK)}" if address.startswith(_LOOPBACK) else address
 
 
 def _signal(pid: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shlex
@@ -22,6 +23,7 @@ from ht_ray._checks import SettingError
 from ht_ray._storage import StorageError, is_uri, storage_errors
 from ht_ray.sweep.config import GIB, SweepConfig, check_before_ray, ray_address
 from ht_ray.sweep.leave import TRIAL_WORKER
+from ht_ray.sweep.local_ray import local_ray
 from ht_ray.sweep.place import Place, open_place
 from ht_ray.sweep.progress import Console, StudyProgress
 from ht_ray.sweep.scratch import scratch_folder
@@ -132,6 +134,8 @@ def run_study(
     ------
     SettingError
         If the study cannot run as configured.
+    RayStartError
+        If Ray does not start on this machine.
     StorageError
         If what the driver wrote could not be brought to the study's URI; the message says where it is kept.
     """
@@ -142,9 +146,10 @@ def run_study(
     resuming = config.resume is not None
     if resuming:
         load_plan(location).check_same(study, location)
-    stopped, interrupted = None, False
+    stopped, interrupted, complete = None, False, False
     with (
-        _ray(config, console) as slots,
+        # What Ray's logs say is of use where something is missing.
+        _ray(config, console, keep_logs=lambda: not complete) as slots,
         open_place(location, patience=60 * config.storage_minutes, say=console.say) as place,
     ):
         if not resuming:
@@ -168,6 +173,7 @@ def run_study(
                     finish(place.directory)
         except StorageError as error:
             stopped = stopped or str(error)
+        complete = stopped is None and all(r.status in ("finished", "diverged", "stopped") for r in records)
     count = Counter(record.status for record in records)
     return StudyResult(
         location,
@@ -313,53 +319,37 @@ def _this_process() -> str:
 
 
 @contextmanager
-def _ray(config: SweepConfig, console: Console) -> Iterator[int]:
+def _ray(config: SweepConfig, console: Console, keep_logs: Callable[[], bool]) -> Iterator[int]:
     """Have Ray running, and yield how many trials fit at a time."""
     # Under `uv run` Ray would re-create the whole environment for its workers. Read when Ray is imported.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     import ray
 
-    ours = not ray.is_initialized()
-    if ours:
-        address = ray_address(config)
-        console.say("Starting Ray" if address == "local" else f"Connecting to Ray at {address}")
-        local: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    if ray.is_initialized():
+        yield _slots(config, ray.nodes())
+        return
+    address = ray_address(config)
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    console.say("Starting Ray" if address == "local" else f"Connecting to Ray at {address}")
+    if address == "local":
         # Workers of a Ray started here inherit the import path; elsewhere the job's working directory is theirs.
         path = os.pathsep.join(_import_path())
-        with _environment({"PYTHONPATH": path} if local and path else {}):
-            try:
-                _init(console, address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
-            except ConnectionError as error:
-                raise SettingError(
-                    f"SweepConfig.address = {address!r}: no Ray cluster can be used there ({error}). "
-                    "A cluster that asks for a token needs RAY_AUTH_MODE=token, here and there."
-                ) from error
+        with contextlib.ExitStack() as stack:
+            with _environment({"PYTHONPATH": path} if path else {}):
+                stack.enter_context(local_ray(console.say, keep_logs=keep_logs, **settings))
+            yield _slots(config, ray.nodes())
+        return
+    try:
+        ray.init(address=address, **settings)
+    except ConnectionError as error:
+        raise SettingError(
+            f"SweepConfig.address = {address!r}: no Ray cluster can be used there ({error}). "
+            "A cluster that asks for a token needs RAY_AUTH_MODE=token, here and there."
+        ) from error
     try:
         yield _slots(config, ray.nodes())
     finally:
-        if ours:
-            ray.shutdown()
-
-
-def _init(console: Console, **settings: Any) -> None:
-    """Start Ray, or connect to it; a busy machine may take longer than Ray waits, and is given more than one chance."""
-    import ray
-
-    for tries_left in (2, 1, 0):
-        try:
-            ray.init(**settings)
-            return
-        # Ray has no class for it.
-        except Exception as error:
-            if "timed out during startup" not in str(error):
-                raise
-            if not tries_left:
-                raise SettingError(
-                    "Ray did not start within its own limit of 30 s, three times: this machine is too busy, or has too "
-                    "little memory or shared memory. What Ray says of it is in /tmp/ray/session_latest/logs."
-                ) from error
-            console.say("Ray has not started within its limit of 30 s; trying again")
-            ray.shutdown()
+        ray.shutdown()
 
 
 def _slots(config: SweepConfig, nodes: Sequence[dict[str, Any]]) -> int:

@@ -11,6 +11,7 @@ import hashlib
 import http.client
 import os
 import re
+import stat
 import struct
 import tarfile
 import zipfile
@@ -24,7 +25,7 @@ from io import BufferedReader, BytesIO
 from itertools import pairwise
 from lzma import LZMAError, LZMAFile
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Literal, NamedTuple, cast
+from typing import IO, Any, Literal, NamedTuple, Self, cast
 
 import numpy as np
 import torch
@@ -46,6 +47,11 @@ _LAYOUTS = (
     "ImageNet's train/<class>/images/<image> and val/images with val/val_annotations.txt), or a folder that holds one "
     "such archive named after the data set"
 )
+# The most bytes of one file, of all files of a data set (and of all its images), and of a header in a tar archive: far
+# more than any has, and what a machine can read.
+_MOST_OF_FILE = 1 << 26
+_MOST_OF_ALL = 1 << 35
+_MOST_OF_HEADER = 1 << 20
 _EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV")
 
 
@@ -95,7 +101,7 @@ def find_source(name: str, root: Path, download: bool) -> Source:
         return Source("folder", root)
     # "cifar10" must not find "cifar100.tar".
     named = re.compile(re.escape(name) + r"([^0-9A-Za-z].*)?(" + "|".join(map(re.escape, _ARCHIVES)) + ")")
-    archives = sorted(p for p in root.iterdir() if named.fullmatch(p.name)) if root.is_dir() else []
+    archives = sorted(p for p in root.iterdir() if named.fullmatch(p.name) and p.is_file()) if root.is_dir() else []
     if len(archives) > 1:
         raise SettingError(
             f"DataConfig.root = {str(root)!r} holds several archives for {name!r}: "
@@ -147,6 +153,9 @@ def read_torchvision(name: str, root: Path, download: bool) -> ImageSets:
     from torchvision import datasets
 
     reader = getattr(datasets, _TORCHVISION[name][0])
+    for file in (root / _TORCHVISION[name][1]).glob("*"):
+        if not file.is_file() and not file.is_dir():
+            raise SettingError(f"{file} is no regular file; accepted are files, and links to some.")
     try:
         train = reader(str(root), train=True, download=download)
         test = reader(str(root), train=False)
@@ -359,7 +368,38 @@ def _folder_files(root: Path) -> Iterator[tuple[str, Path]]:
                 path = Path(folder, file)
                 name = path.relative_to(root).as_posix()
                 if _place(name) is not None:
+                    _check_file(path)
                     yield name, path
+
+
+def _check_file(path: Path) -> None:
+    """Raise where reading `path` would wait for ever, or fill the memory."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise SettingError(f"{path} cannot be read ({error.strerror}).") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise SettingError(f"{path} is no regular file; accepted are files, and links to some.")
+    if status.st_size > _MOST_OF_FILE:
+        raise SettingError(f"{path} has {status.st_size} bytes; accepted are up to {_MOST_OF_FILE} for one file.")
+
+
+class _Measure:
+    """Adds up what an archive unpacks to, and raises before it is too much."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._sum = 0
+
+    def add(self, size: int, name: str | None) -> None:
+        """Add `size` bytes, of the file `name` of the data set, or of what is not kept."""
+        if name is not None and size > _MOST_OF_FILE:
+            raise SettingError(
+                f"{self._path}: {name} unpacks to {size} bytes; accepted are up to {_MOST_OF_FILE} for one file."
+            )
+        self._sum += size
+        if self._sum > _MOST_OF_ALL:
+            raise SettingError(f"{self._path} unpacks to more than {_MOST_OF_ALL} bytes, which is the most accepted.")
 
 
 # --- archives ---
@@ -400,17 +440,46 @@ def _zip_files(path: Path) -> Iterator[tuple[str, bytes]]:
         count = int.from_bytes(tail[tail.rfind(b"PK\x05\x06") + 10 :][:2], "little")
         if count not in (0xFFFF, len(archive.infolist()) & 0xFFFF):
             raise zipfile.BadZipFile(f"{len(archive.infolist())} members are listed, the end record says {count}")
+        measure = _Measure(path)
         for member in archive.infolist():
             if member.flag_bits & 0x1:
                 raise SettingError(f"{path}: {member.filename} is encrypted; unpack the archive first.")
+            needed = not member.is_dir() and _place(member.filename) is not None
+            kind = stat.S_IFMT(member.external_attr >> 16)
+            if needed and kind not in (0, stat.S_IFREG):  # 0 where it was packed on a system without kinds
+                raise _special(path, member.filename)
+            measure.add(member.file_size, member.filename if needed else None)
             # Read what is not needed as well: a damaged name must not make an image disappear.
-            content = archive.read(member)
-            if not member.is_dir() and _place(member.filename) is not None:
-                yield member.filename, content
+            with archive.open(member) as content:
+                if needed:
+                    yield member.filename, content.read()
+                while content.read(1 << 20):
+                    pass
+
+
+def _special(path: Path, name: str) -> SettingError:
+    return SettingError(
+        f"{path}: {name} is a link or a special file. Pack the images themselves "
+        "(tar --dereference --hard-dereference)."
+    )
+
+
+_LONG_HEADERS = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
 
 
 class _StrictMember(tarfile.TarInfo):
     """A member whose header must be sound: tarfile takes a broken one, past the first, for the archive's end."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        member = super().frombuf(buf, encoding, errors)
+        # What such a header holds, as a long name, is read as a whole.
+        if member.type in _LONG_HEADERS and member.size > _MOST_OF_HEADER:
+            raise tarfile.ReadError(f"a header of {member.size} bytes")
+        return member
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> _StrictMember:
@@ -424,19 +493,20 @@ class _StrictMember(tarfile.TarInfo):
 
 def _tar_files(path: Path) -> Iterator[tuple[str, bytes]]:
     with _decompressed(path) as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=_StrictMember) as archive:
+        measure = _Measure(path)
         for member in archive:
-            if member.isdir() or _place(member.name) is None:
+            needed = not member.isdir() and _place(member.name) is not None
+            measure.add(member.size, member.name if needed else None)
+            if not needed:
                 continue
-            content = archive.extractfile(member) if member.isreg() else None
+            content = archive.extractfile(member) if member.isreg() and not member.issparse() else None
             if content is None:
-                raise SettingError(
-                    f"{path}: {member.name} is a link or a special file. Pack the images themselves "
-                    "(tar --dereference --hard-dereference)."
-                )
+                raise _special(path, member.name)
             yield member.name, content.read()
         # The rest is padding; only at its end does the decompressor compare checksums.
         rest = cast(IO[bytes], archive.fileobj)
         while block := rest.read(1 << 20):
+            measure.add(len(block), None)
             if block.strip(b"\0"):
                 raise tarfile.ReadError("there is more after the end marker")
 
@@ -484,6 +554,11 @@ def _is_crc32(crc: bytes, data: bytes) -> bool:
 def _decode_all(items: Sequence[_Item], channels: int, path: Path) -> torch.Tensor:
     """Return the images as one uint8 tensor ``(N, C, H, W)``."""
     height, width = _pixels(items[0], channels, path).shape[:2]
+    if len(items) * channels * height * width > _MOST_OF_ALL:
+        raise SettingError(
+            f"{path}: {len(items)} images of {height}x{width} (height x width) take more than {_MOST_OF_ALL} bytes, "
+            "which is the most accepted."
+        )
     images = np.empty((len(items), channels, height, width), dtype=np.uint8)
 
     def fill(start: int) -> None:

@@ -26,6 +26,9 @@ __all__ = [
     "warm_start",
 ]
 
+# Beyond are typing errors.
+_MOST_PHASES, _MOST_EPOCHS = 100_000, 1_000_000
+
 NoiseRule = Literal["uniform", "other"]
 
 
@@ -209,8 +212,8 @@ class ContinualConfig:
     noise_rule: NoiseRule = "uniform"
 
     def __post_init__(self) -> None:
-        check_number("ContinualConfig: phases", self.phases, low=1, integer=True)
-        check_number("ContinualConfig: epochs", self.epochs, low=1, integer=True)
+        check_number("ContinualConfig: phases", self.phases, low=1, high=_MOST_PHASES, integer=True)
+        check_number("ContinualConfig: epochs", self.epochs, low=1, high=_MOST_EPOCHS, integer=True)
         if self.chunk_ratio is not None:
             check_number("ContinualConfig: chunk_ratio", self.chunk_ratio, low=0, low_open=True, high=1 / self.phases)
         check_choice("ContinualConfig: access", self.access, ["full", "buffer", "new"])
@@ -250,9 +253,9 @@ class WarmStartConfig:
     def __post_init__(self) -> None:
         check_number("WarmStartConfig: subset_ratio", self.subset_ratio, low=0, low_open=True, high=1)
         check_number("WarmStartConfig: label_noise", self.label_noise, low=0, high=1)
-        check_number("WarmStartConfig: epochs", self.epochs, low=1, integer=True)
+        check_number("WarmStartConfig: epochs", self.epochs, low=1, high=_MOST_EPOCHS, integer=True)
         if self.warm_epochs is not None:
-            check_number("WarmStartConfig: warm_epochs", self.warm_epochs, low=1, integer=True)
+            check_number("WarmStartConfig: warm_epochs", self.warm_epochs, low=1, high=_MOST_EPOCHS, integer=True)
         check_choice("WarmStartConfig: noise_rule", self.noise_rule, ["uniform", "other"])
 
 

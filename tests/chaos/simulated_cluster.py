@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ht_ray.sweep.leave import Raylet, raylets, trial_workers
+from ht_ray.sweep.local_ray import start_ray
 
 
 class SimulatedCluster:
@@ -26,9 +27,12 @@ class SimulatedCluster:
     def __init__(self, nodes: int = 3, **node: Any) -> None:
         from ray.cluster_utils import Cluster
 
-        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        head = {"num_cpus": 0, "include_dashboard": False}
+        self._cluster = start_ray(lambda: Cluster(initialize_head=True, head_node_args=head))
         self._settings = {"num_cpus": 1, **node}
-        self._nodes = [self._cluster.add_node(**self._settings) for _ in range(nodes)]
+        self._nodes: list[Any] = []
+        for _ in range(nodes):
+            self.add_node()
 
     @property
     def address(self) -> str:
@@ -64,7 +68,7 @@ class SimulatedCluster:
             self.add_node()
 
     def add_node(self) -> None:
-        self._nodes.append(self._cluster.add_node(**self._settings))
+        self._nodes.append(start_ray(lambda: self._cluster.add_node(**self._settings)))
 
     def close(self) -> None:
         self._cluster.shutdown()

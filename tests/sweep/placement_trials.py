@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ht_ray.sweep import Report, Study, SweepConfig, TrialSpec, run_study
+from ht_ray.sweep.local_ray import start_ray
 
 
 class Placed:
@@ -65,9 +66,10 @@ def main(root: Path) -> None:
     import ray
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    fast = cluster.add_node(num_cpus=2, resources={"fast": 1}, labels={"kind": "a100"})
-    slow = cluster.add_node(num_cpus=2, labels={"kind": "t4"})
+    head = {"num_cpus": 1, "include_dashboard": False}
+    cluster = start_ray(lambda: Cluster(initialize_head=True, head_node_args=head))
+    fast = start_ray(lambda: cluster.add_node(num_cpus=2, resources={"fast": 1}, labels={"kind": "a100"}))
+    slow = start_ray(lambda: cluster.add_node(num_cpus=2, labels={"kind": "t4"}))
     ray.init(address=cluster.address, log_to_driver=False)
     called = {cluster.head_node.node_id: "head", fast.node_id: "fast", slow.node_id: "slow"}
     for name, config in {

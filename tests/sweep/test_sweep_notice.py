@@ -21,6 +21,7 @@ from sweep_trials import spec, study
 
 from ht_ray.sweep import Study, StudyResult, SweepConfig, run_study
 from ht_ray.sweep.leave import Raylet, main, raylets, trial_workers
+from ht_ray.sweep.local_ray import start_ray
 from ht_ray.sweep.progress import Console
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -34,9 +35,10 @@ def slow_study() -> Study:
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Cluster]:
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    head = {"num_cpus": 0, "include_dashboard": False}
+    cluster = start_ray(lambda: Cluster(initialize_head=True, head_node_args=head))
     for _ in range(2):
-        cluster.add_node(num_cpus=1)
+        start_ray(lambda: cluster.add_node(num_cpus=1))
     yield cluster
     cluster.shutdown()
 

@@ -21,6 +21,7 @@ from ht_ray.diagnostics import INDICATORS
 from ht_ray.report import load_study, paper_scores
 from ht_ray.report.atari_study import variants_of
 from ht_ray.sweep import Report
+from ht_ray.sweep.local_ray import start_ray
 from tune_configs import atari100k
 from tune_configs.atari100k import AtariSettings, BBFSettings, schedule_warnings, trials
 from tune_configs.atari_trial import AtariTrial
@@ -190,9 +191,9 @@ def test_a_study_on_two_nodes_has_its_report_beside_the_papers(tmp_path: Path) -
     from ray.cluster_utils import Cluster
 
     node = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80_000_000, "include_dashboard": False}
-    nodes = Cluster(initialize_head=True, head_node_args=node)
+    nodes = start_ray(lambda: Cluster(initialize_head=True, head_node_args=node))
     try:
-        nodes.add_node(num_cpus=1, num_gpus=0, object_store_memory=80_000_000)
+        start_ray(lambda: nodes.add_node(num_cpus=1, num_gpus=0, object_store_memory=80_000_000))
         flags = {**AGENT, **STUDY, "games": "breakout", "address": nodes.address, "results_dir": tmp_path / "study"}
         line = [part for name, value in flags.items() for part in ("--" + name.replace("_", "-"), str(value))]
         line += ["--agent", "bbf", "--variants", "bbf", "bbf-spr0+ht", "--reset-interval", "7"]

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ht_ray.sweep import Study
+from ht_ray.sweep import RayStartError, Study
 from ht_ray.sweep.study_dir import create_study
-from tune_configs import ablation
+from tune_configs import ablation, command_line
 from tune_configs.ablation import AblationSettings
 
 CHECKOUT = Path(__file__).parents[2]
@@ -205,3 +205,12 @@ def test_ctrl_c_before_the_trials(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setattr(ablation, "trials", interrupted)
     assert ablation.main([]) == 130
     assert capsys.readouterr().err == "ablation.py: interrupted\n"
+
+
+def test_ray_that_does_not_start(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def busy(*arguments: Any, **settings: Any) -> Any:
+        raise RayStartError("Ray did not start on this machine.")
+
+    monkeypatch.setattr(command_line, "run_study", busy)
+    assert ablation.main(["--momenta", "0.5"]) == 75
+    assert capsys.readouterr().err.splitlines()[-1] == "ablation.py: error: Ray did not start on this machine."

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import shutil
+import stat
 import subprocess
 import sys
 import tarfile
@@ -27,7 +28,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ht_ray._checks import SettingError
-from ht_ray.vision import _cache
+from ht_ray.vision import _cache, _sources
 from ht_ray.vision.data import DATA_SETS, DataConfig, ImageData, image_encoding, load_data
 
 needs_data = pytest.mark.skipif("HT_RAY_DATA" not in os.environ, reason="HT_RAY_DATA names no folder of real images")
@@ -822,3 +823,111 @@ def test_real_tiny_imagenet_matches_pillow_image_by_image():
             with Image.open(archive.extractfile(names[index])) as image:
                 pixels = np.asarray(image.convert("RGB"))
             np.testing.assert_array_equal(data.test_images[index].permute(1, 2, 0), pixels)
+
+
+# --- files that are no images ---
+
+
+def sizes(monkeypatch: pytest.MonkeyPatch, *, file: int = 1 << 26, all_: int = 1 << 35, header: int = 1 << 20) -> None:
+    monkeypatch.setattr(_sources, "_MOST_OF_FILE", file)
+    monkeypatch.setattr(_sources, "_MOST_OF_ALL", all_)
+    monkeypatch.setattr(_sources, "_MOST_OF_HEADER", header)
+
+
+@pytest.mark.parametrize("suffix", ["", *SUFFIXES])
+def test_a_file_and_the_sum_of_all_have_limits(suffix, tmp_path, monkeypatch):
+    files = encoded(pictures())
+    path = pack(tmp_path / f"set{suffix}", {**files, "train/ape/large.png": bytes(9000)})
+    sizes(monkeypatch, file=8999)
+    with pytest.raises(SettingError, match=r"large\.png.* 9000 bytes; accepted are up to 8999"):
+        load(path)
+    if suffix:
+        sizes(monkeypatch, all_=9000 + sum(map(len, files.values())) - 1)
+        with pytest.raises(SettingError, match=r"unpacks to more than \d+ bytes"):
+            load(path)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_what_an_archive_holds_besides_counts_for_the_sum_only(suffix, tmp_path, monkeypatch):
+    files = encoded(pictures())
+    path = pack(tmp_path / f"set{suffix}", {**files, "notes.bin": bytes(1 << 20)})
+    sizes(monkeypatch, file=9000)
+    assert_holds(load(path), pictures())
+    sizes(monkeypatch, file=9000, all_=1 << 20)
+    shutil.rmtree(path.parent / "cache", ignore_errors=True)
+    other = path.rename(path.with_name(f"other{suffix}"))
+    with pytest.raises(SettingError, match="unpacks to more than 1048576 bytes"):
+        load(other)
+
+
+def test_images_that_decode_to_too_much_are_refused(tmp_path, monkeypatch):
+    path = pack(tmp_path / "set.zip", encoded(pictures(shape=(40, 40, 3))))
+    sizes(monkeypatch, all_=18 * 3 * 40 * 40 - 1)
+    monkeypatch.setattr(_sources._Measure, "add", lambda self, size, name: None)
+    with pytest.raises(SettingError, match="18 images of 40x40"):
+        load(path)
+
+
+def test_a_sparse_member_is_refused_without_being_unpacked(tmp_path):
+    # GNU's old format: a megabyte of which nothing is stored.
+    path = pack(tmp_path / "set.tar", encoded(pictures()))
+    member = tarfile.TarInfo("train/ape/sparse.png")
+    member.type = tarfile.GNUTYPE_SPARSE
+    header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    header[483:495] = b"%011o\0" % (1 << 20)  # its size once unpacked
+    header[148:156] = b"%06o\0 " % tarfile.calc_chksums(bytes(header))[0]
+    content = path.read_bytes().rstrip(b"\0")
+    content += bytes(-len(content) % 512)
+    path.write_bytes(content + bytes(header) + bytes(1024))
+    with pytest.raises(SettingError, match=r"sparse\.png is a link or a special file"):
+        load(path)
+
+
+def test_a_long_header_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    path = tmp_path / "set.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(tarfile.TarInfo("train/ape/" + 4000 * "x"))
+    sizes(monkeypatch, header=4000)
+    with pytest.raises(SettingError, match="a header of 4"):
+        load(path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "link"])
+def test_special_members_are_refused(kind, tmp_path):
+    files = encoded(pictures())
+    with tarfile.open(pack(tmp_path / "set.tar", files), "a") as archive:
+        special = tarfile.TarInfo("train/ape/special.png")
+        special.type = {"pipe": tarfile.FIFOTYPE, "device": tarfile.CHRTYPE, "link": tarfile.SYMTYPE}[kind]
+        archive.addfile(special)
+    with zipfile.ZipFile(pack(tmp_path / "set.zip", files), "a") as archive:
+        info = zipfile.ZipInfo("train/ape/special.png")
+        info.external_attr = {"pipe": stat.S_IFIFO, "device": stat.S_IFCHR, "link": stat.S_IFLNK}[kind] << 16
+        archive.writestr(info, b"/etc/hostname")
+    for suffix in (".tar", ".zip"):
+        with pytest.raises(SettingError, match=r"special\.png is a link or a special file"):
+            load(tmp_path / f"set{suffix}")
+
+
+def test_a_pipe_among_files_is_refused_and_not_read(tmp_path):
+    folder = pack(tmp_path / "set", encoded(pictures()))
+    os.mkfifo(folder / "train" / "ape" / "pipe.png")
+    with pytest.raises(SettingError, match=r"pipe\.png is no regular file"):
+        load(folder)
+    layout = tmp_path / "cifar-10-batches-py"
+    layout.mkdir()
+    os.mkfifo(layout / "data_batch_1")
+    with pytest.raises(SettingError, match="data_batch_1 is no regular file"):
+        load(tmp_path)
+    (tmp_path / "other").mkdir()
+    os.mkfifo(tmp_path / "other" / "cifar10.tar")
+    with pytest.raises(SettingError, match="holds no 'cifar10'"):
+        load(tmp_path / "other")
+
+
+def test_links_to_files_are_followed_in_folders(tmp_path):
+    images = pictures()
+    folder = pack(tmp_path / "set", encoded(images))
+    real = folder / "train" / "ape" / "0.png"
+    real.rename(tmp_path / "elsewhere.png")
+    real.symlink_to(tmp_path / "elsewhere.png")
+    assert_holds(load(folder), images)

@@ -164,8 +164,9 @@ class FrameReplay:
             self._rows = torch.from_numpy(self._table)
         self._back = torch.arange(stack - 1, -1, -1, device=self.device)
         on = use_graph("FrameReplay: graph", graph, self.device)
-        self._assemble = Captured(self._columns, on=on, held=self._weighing)
-        self._prioritise = Captured(self._set_priorities, on=on, held=self._weighing)
+        optional = graph == "auto"
+        self._assemble = Captured(self._columns, on=on, held=self._weighing, optional=optional)
+        self._prioritise = Captured(self._set_priorities, on=on, held=self._weighing, optional=optional)
         self._clear()
 
     def _clear(self) -> None:

@@ -18,6 +18,8 @@ from ht_ray.vision.models.vit import VisionTransformer
 
 __all__ = ["ModelConfig", "Network", "make_model"]
 
+# Beyond are typing errors.
+_MOST_UNITS = 1_000_000
 _NAMES = ("mlp", "resnet18", "vit_tiny", "vgg16")
 _PAPER_DROPOUT = {"vit_tiny": 0.1}
 _PAPER_HEAD = {"vgg16": (1024, 1024)}
@@ -109,17 +111,17 @@ Did you mean 'resnet18'?
     def __post_init__(self) -> None:
         check_choice("ModelConfig.name", self.name, _NAMES)
         for units in self.hidden:
-            check_number("ModelConfig.hidden", units, low=1, integer=True)
+            check_number("ModelConfig.hidden", units, low=1, high=_MOST_UNITS, integer=True)
         if self.name != "mlp" and tuple(self.hidden) != ModelConfig.hidden:
             raise SettingError(
                 f"ModelConfig.hidden = {self.hidden!r}: accepted for name='mlp' only; narrow or widen {self.name} "
                 f"with ModelConfig.width."
             )
-        check_number("ModelConfig.width", self.width, low=0, low_open=True)
+        check_number("ModelConfig.width", self.width, low=0.001, high=100)
         if self.dropout is not None:
             check_number("ModelConfig.dropout", self.dropout, low=0, high=1, high_open=True)
         for units in self.head_hidden or ():
-            check_number("ModelConfig.head_hidden", units, low=1, integer=True)
+            check_number("ModelConfig.head_hidden", units, low=1, high=_MOST_UNITS, integer=True)
         check_choice("ModelConfig.activation", self.activation, ("relu", "crelu"))
         if self.activation == "crelu" and self.head_hidden == () and self.name != "mlp":
             raise SettingError(
