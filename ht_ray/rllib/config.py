@@ -206,7 +206,14 @@ class PairConfig(AlgorithmConfig):
             )
         if ours:
             check_number(f"{self._name}.gamma", self.gamma, low=0, high=1)
-            cls(**{name: value for name, value in buffer.items() if name != "type"}).check_size(greatest)
+            made = cls(**{name: value for name, value in buffer.items() if name != "type"})
+            made.check_size(greatest)
+            if made.stack - 1 > self.episode_lookback_horizon:
+                raise SettingError(
+                    f"{self._name}.episode_lookback_horizon = {self.episode_lookback_horizon!r}: accepted is "
+                    f"{made.stack - 1} or more with stack = {made.stack} in replay_buffer_config: what is further back "
+                    "RLlib takes for zeros when it acts."
+                )
         elif greatest > 1 and getattr(cls, "__module__", "").startswith("ray."):
             _warn_once(
                 f"{self._name}.n_step = {self.n_step!r} with RLlib's {cls.__name__}: its transitions of several steps "
@@ -363,7 +370,7 @@ class HareTortoiseConfig(PairConfig):
         check_number(f"{self._name}.tau", self.tau, low=0, high=1, low_open=True)
         if self.tortoise_momentum == 1.0:
             raise SettingError(
-                f"{self._name}.tau = {self.tau!r}: accepted is a number of more than 1e-16: 1 - tau must be below 1."
+                f"{self._name}.tau = {self.tau!r}: accepted is a number of 1e-16 or more: 1 - tau has to be below 1."
             )
         if self.target_network_update_freq != 0:
             raise SettingError(

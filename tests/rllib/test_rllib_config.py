@@ -55,6 +55,7 @@ class OwnConfig(DQNConfig):
         ({"act_with_tortoise": 1}, "act_with_tortoise = 1: accepted are True and False"),
         ({"momentum": 1.0}, "momentum = 1.0: accepted is a number with 0 <= momentum < 1"),
         ({"tau": 0.0}, r"tau = 0.0: accepted is a number with 0 < tau <= 1"),
+        ({"tau": 1e-30}, "tau = 1e-30: accepted is a number of 1e-16 or more"),
         ({"optimizer_state": "cleared"}, "Did you mean 'clear'"),
         ({"toward": "zero"}, "toward = 'zero': accepted are 'fresh', 'initial'"),
         ({"shrink_perturb_ratio": 1.5}, "shrink_perturb_ratio = 1.5"),
@@ -81,6 +82,18 @@ def test_momentum_and_tau_are_the_same_setting() -> None:
         HTDQNConfig().training(tau=0.1).training(momentum=0.5).validate()
     with pytest.raises(SettingError, match="one of the two"):
         HTDQNConfig().update_from_dict({"momentum": 0.5, "tau": 0.1}).validate()
+
+
+@pytest.mark.parametrize("tau", [1e-15, 2e-16, 1e-16, 1e-17, 1e-30, 5e-324])
+def test_a_tau_is_refused_by_validate_or_can_be_built(tau: float) -> None:
+    config = configured(HTDQNConfig(), tau=tau, reset_interval=None)
+    try:
+        config.validate()
+    except SettingError:
+        assert tau < 1e-16
+    else:
+        assert tau >= 1e-16
+        config.build_learner(spaces={MODULE: DISCRETE})
 
 
 def test_unknown_settings_are_told_with_the_nearest() -> None:
