@@ -42,7 +42,6 @@ class LimitedBufferPlugin(SupervisedPlugin, supports_distributed=True):  # type:
         self.reservoir = Reservoir(size, seed=seed)
         #: The samples kept; None before the end of the first experience.
         self.dataset: AvalancheDataset | None = None
-        self._seed = seed
         self._seen = 0
         self._batch_size: int | None = None  # the strategy's, while its loader is made with another
 
@@ -54,7 +53,7 @@ class LimitedBufferPlugin(SupervisedPlugin, supports_distributed=True):  # type:
         if isinstance(strategy.experience, OnlineCLExperience):
             new = len(strategy.adapted_dataset)
             steps = -(-new // strategy.train_mb_size)
-            draws = generator(self._seed, "older samples", self._seen)
+            draws = generator(self.reservoir.seed, "older samples", self._seen)
             old = old.subset(torch.randperm(len(old), generator=draws)[:new].tolist())
             self._batch_size = strategy.train_mb_size
             strategy.train_mb_size = -(-(new + len(old)) // steps)

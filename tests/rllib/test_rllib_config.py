@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from ht_ray.rllib import (
     HeadResetLearner,
     HTDQNConfig,
     HTSACConfig,
+    NStepEpisodeReplayBuffer,
     SettingError,
     ShrinkPerturbLearner,
     with_hare_tortoise,
@@ -213,7 +215,8 @@ def test_ready_algorithms_have_their_own_class() -> None:
 def test_table_of_settings_is_true() -> None:
     page = Path(__file__).resolve().parents[2] / "docs" / "rllib.md"
     rows = re.findall(r"^\| `(\w+)` \| `(.+?)` \|", page.read_text(encoding="utf-8"), re.MULTILINE)
-    config = HTDQNConfig()
-    assert len(rows) == 13
+    config, buffer = HTDQNConfig(), inspect.signature(NStepEpisodeReplayBuffer).parameters
+    assert len(rows) == 13 + 6
     for name, value in rows:
-        assert getattr(config, name) == ast.literal_eval(value), name
+        default = buffer[name].default if name in buffer else getattr(config, name)
+        assert default == ast.literal_eval(value), name
