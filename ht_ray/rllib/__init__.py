@@ -21,6 +21,7 @@ from ht_ray.rllib.drq import DrQ, DrQAlgorithmConfig
 from ht_ray.rllib.learner import HareTortoiseLearner, HeadResetLearner, PairLearner, ShrinkPerturbLearner
 from ht_ray.rllib.module import ActWithTortoise
 from ht_ray.rllib.pair import network_pair
+from ht_ray.rllib.replay import NStepEpisodeReplayBuffer, ReplayAlgorithm
 
 __all__ = [
     "BBF",
@@ -36,7 +37,9 @@ __all__ = [
     "HareTortoiseLearner",
     "HeadResetConfig",
     "HeadResetLearner",
+    "NStepEpisodeReplayBuffer",
     "PairLearner",
+    "ReplayAlgorithm",
     "SettingError",
     "SettingWarning",
     "ShrinkPerturbConfig",

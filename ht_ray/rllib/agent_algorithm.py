@@ -24,6 +24,7 @@ from ht_ray.agents.variants import AGENTS, AgentConfig
 from ht_ray.mechanisms import derive_seed
 from ht_ray.rllib.agent_learner import AgentLearner, AgentModule, as_learner_batch
 from ht_ray.rllib.agent_runner import AgentEnvRunner, log_game
+from ht_ray.rllib.last_value import LAST
 
 __all__ = ["AgentAlgorithm", "AgentAlgorithmConfig"]
 
@@ -229,7 +230,7 @@ class AgentAlgorithm(Algorithm):
 
     def _update(self, batch: Batch) -> Tensor:
         if self._indicators is not None and self._indicators.due:
-            self.agent_learner.metrics.log_dict(self._indicators.measure(), key=DEFAULT_MODULE_ID, window=1)
+            self.agent_learner.metrics.log_dict(self._indicators.measure(), key=DEFAULT_MODULE_ID, reduce=LAST)
         self.learner_group.update(
             batch=as_learner_batch(batch),
             timesteps={"num_env_steps_sampled_lifetime": self.env_runner.collector.steps},

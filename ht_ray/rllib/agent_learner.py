@@ -17,6 +17,7 @@ from ht_ray.agents import to_unit
 from ht_ray.agents.make_agent import make_agent
 from ht_ray.agents.replay import Batch
 from ht_ray.agents.variants import agent_from_dict
+from ht_ray.rllib.last_value import LAST
 from ht_ray.rllib.learner import DISTANCE, HEAD_RESETS, RESETS, SHRINK_PERTURBS, UPDATES
 
 __all__ = ["COMPONENT_AGENT", "AgentLearner", "AgentModule", "as_learner_batch"]
@@ -110,7 +111,7 @@ class AgentLearner(TorchLearner):
         counts = {"gradient_steps": agent.updates}
         if agent.tortoise is not None:
             counts |= {UPDATES: agent.tortoise.updates, RESETS: agent.tortoise.resets}
-            self.metrics.log_value((DEFAULT_POLICY_ID, DISTANCE), agent.tortoise.distance(), window=1)
+            self.metrics.log_value((DEFAULT_POLICY_ID, DISTANCE), agent.tortoise.distance(), reduce=LAST)
         for name, attribute in _APPLIED.items():
             if (method := getattr(agent, attribute, None)) is not None:
                 counts[name] = method.applications
@@ -120,7 +121,7 @@ class AgentLearner(TorchLearner):
         latest = {"n_step": sampling.n_step, "discount": sampling.discount, **self.measured}
         for name in ("n_step", "discount", "target", "spr_loss"):
             if latest.get(name) is not None:
-                self.metrics.log_value((DEFAULT_POLICY_ID, name), latest[name], window=1)
+                self.metrics.log_value((DEFAULT_POLICY_ID, name), latest[name], reduce=LAST)
 
     def get_state(
         self,

@@ -83,6 +83,7 @@ class AgentEnvRunner(EnvRunner, Checkpointable):
             raise RuntimeError("AgentEnvRunner.sample: no agent to act; sample through the algorithm")
         game = self.collector.step(self.act)
         self.metrics.log_value(NUM_ENV_STEPS_SAMPLED, 1, reduce="sum")
+        self.metrics.log_value(NUM_EPISODES, 0, reduce="sum")  # of nothing, RLlib's sum is NaN
         self.metrics.log_value(NUM_ENV_STEPS_SAMPLED_LIFETIME, 1, reduce="lifetime_sum", with_throughput=True)
         if game is None:
             return []

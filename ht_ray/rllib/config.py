@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import functools
+import importlib
 import inspect
+import warnings
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
@@ -16,10 +18,11 @@ from ray.rllib.algorithms.sac.sac import SAC, SACConfig
 from ray.rllib.core.rl_module.apis import QNetAPI, TargetNetworkAPI
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 
-from ht_ray._checks import SettingError, check_choice, check_number, did_you_mean
+from ht_ray._checks import SettingError, SettingWarning, check_choice, check_number, did_you_mean
 from ht_ray.mechanisms.buffers import check_patterns
 from ht_ray.rllib.learner import HareTortoiseLearner, HeadResetLearner, PairLearner, ShrinkPerturbLearner
 from ht_ray.rllib.module import ActWithTortoise
+from ht_ray.rllib.replay import NStepEpisodeReplayBuffer, ReplayAlgorithm, check_n_step
 
 __all__ = [
     "HTDQN",
@@ -49,6 +52,22 @@ def _check_interval(where: str, interval: int | None) -> None:
 def _check_flag(where: str, value: bool) -> None:
     if not isinstance(value, bool):
         raise SettingError(f"{where} = {value!r}: accepted are True and False.")
+
+
+def _named_class(kind: Any) -> Any:
+    """Return the class that `kind` is or names by its path, as RLlib finds it; None if there is none."""
+    if not isinstance(kind, str):
+        return kind
+    module, _, name = kind.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module or "ray.rllib.utils.replay_buffers"), name, None)
+    except ImportError:
+        return None  # which RLlib says when it builds the algorithm
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, SettingWarning, stacklevel=4)
 
 
 def _settings(classes: Iterable[type]) -> list[str]:
@@ -163,7 +182,46 @@ class PairConfig(AlgorithmConfig):
         self._check_settings()
         for overrides in self.algorithm_config_overrides_per_module.values():
             self.copy(copy_frozen=False).update_from_dict(overrides)._check_settings()
-        super().validate()
+        if not self._check_replay():
+            super().validate()
+            return
+        # RLlib's SAC knows the names of RLlib's own buffers only.
+        own = self.replay_buffer_config["type"]
+        self.replay_buffer_config["type"] = "PrioritizedEpisodeReplayBuffer"
+        try:
+            super().validate()
+        finally:
+            self.replay_buffer_config["type"] = own
+
+    def _check_replay(self) -> bool:
+        """Check the replay buffer, and return whether it is a `NStepEpisodeReplayBuffer`."""
+        buffer = getattr(self, "replay_buffer_config", None)
+        if not buffer:
+            return False
+        _, greatest = check_n_step(f"{self._name}.n_step", self.n_step)
+        cls = _named_class(buffer.get("type"))
+        ours = isinstance(cls, type) and NStepEpisodeReplayBuffer in cls.__mro__
+        if ours and self.is_multi_agent:
+            raise SettingError(
+                f"{self._name}.replay_buffer_config: {cls.__name__} is for one agent; multi_agent was set."
+            )
+        if ours:
+            check_number(f"{self._name}.gamma", self.gamma, low=0, high=1)
+            made = cls(**{name: value for name, value in buffer.items() if name != "type"})
+            made.check_size(greatest)
+            if made.stack - 1 > self.episode_lookback_horizon:
+                raise SettingError(
+                    f"{self._name}.episode_lookback_horizon = {self.episode_lookback_horizon!r}: accepted is "
+                    f"{made.stack - 1} or more with stack = {made.stack} in replay_buffer_config: what is further back "
+                    "RLlib takes for zeros when it acts."
+                )
+        elif greatest > 1 and getattr(cls, "__module__", "").startswith("ray."):
+            _warn_once(
+                f"{self._name}.n_step = {self.n_step!r} with RLlib's {cls.__name__}: its transitions of several steps "
+                "are wrong at the ends of episodes: terminal states are bootstrapped from, or last steps never drawn. "
+                "Set replay_buffer_config={'type': 'ht_ray.rllib.NStepEpisodeReplayBuffer'}, which is for one agent."
+            )
+        return ours
 
     def _check_algorithm(self) -> None:
         if not self.enable_rl_module_and_learner or self.framework_str != "torch":
@@ -318,6 +376,10 @@ class HareTortoiseConfig(PairConfig):
             if self.tau not in (self._default_tau, 1.0 - self.momentum):
                 raise self._both(self.momentum, self.tau)
         check_number(f"{self._name}.tau", self.tau, low=0, high=1, low_open=True)
+        if self.tortoise_momentum == 1.0:
+            raise SettingError(
+                f"{self._name}.tau = {self.tau!r}: accepted is a number of 1e-16 or more: 1 - tau has to be below 1."
+            )
         if self.target_network_update_freq != 0:
             raise SettingError(
                 f"{self._name}.target_network_update_freq = {self.target_network_update_freq!r}: accepted is 0: the "
@@ -441,7 +503,7 @@ class HTDQNConfig(HareTortoiseConfig, ShrinkPerturbConfig, HeadResetConfig, DQNC
         super().__init__(algo_class=algo_class or HTDQN)
 
 
-class HTDQN(DQN):
+class HTDQN(ReplayAlgorithm, DQN):
     """The algorithm of `HTDQNConfig`; its training step is DQN's."""
 
     @classmethod
@@ -460,7 +522,7 @@ class HTSACConfig(HareTortoiseConfig, ShrinkPerturbConfig, HeadResetConfig, SACC
         super().__init__(algo_class=algo_class or HTSAC)
 
 
-class HTSAC(SAC):
+class HTSAC(ReplayAlgorithm, SAC):
     """The algorithm of `HTSACConfig`; its training step is SAC's."""
 
     @classmethod
@@ -503,8 +565,9 @@ def with_hare_tortoise(config_class: type[AlgorithmConfig]) -> type[AlgorithmCon
 
     algorithm: type[Algorithm] | None = None
     if base is not None:
+        mixins = (base,) if issubclass(base, ReplayAlgorithm) else (ReplayAlgorithm, base)
 
-        class OwnAlgorithm(base):  # type: ignore[misc,valid-type]
+        class OwnAlgorithm(*mixins):  # type: ignore[misc]
             @classmethod
             def get_default_config(cls) -> Any:
                 return Config()

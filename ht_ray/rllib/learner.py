@@ -25,6 +25,7 @@ from torch import nn
 from ht_ray._checks import SettingError
 from ht_ray.mechanisms import HeadReset, ShrinkPerturb, Tortoise
 from ht_ray.rllib.indicators import OnlineNetwork, RecentSamples, measure_indicators
+from ht_ray.rllib.last_value import LAST
 from ht_ray.rllib.pair import Pair, head_parts, network_pair
 
 __all__ = [
@@ -181,11 +182,12 @@ class PairLearner(TorchLearner):
 
     def _measure(self, module_id: str, pair: Pair) -> None:
         if pair.steps % _DISTANCE_INTERVAL == 0:
-            self.metrics.log_value((module_id, DISTANCE), pair.tortoise.distance(), window=1)
+            self.metrics.log_value((module_id, DISTANCE), pair.tortoise.distance(), reduce=LAST)
         interval = self.config.get_config_for_module(module_id).indicators_interval
         if interval is not None and pair.steps % interval == 0:
             network, samples = self._online[module_id]
-            self.metrics.log_dict(measure_indicators(network, samples.inputs(), pair.initial), key=module_id, window=1)
+            measured = measure_indicators(network, samples.inputs(), pair.initial)
+            self.metrics.log_dict(measured, key=module_id, reduce=LAST)
 
     def after_gradient_based_update(self, *, timesteps: Mapping[str, Any]) -> None:
         """Log what was counted."""

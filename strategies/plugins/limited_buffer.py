@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from avalanche.benchmarks import OnlineCLExperience
 from avalanche.benchmarks.utils import AvalancheDataset, concat_datasets
 from avalanche.training.plugins import SupervisedPlugin
 
+from ht_ray.mechanisms import generator
 from ht_ray.vision.reservoir import Reservoir
 
 __all__ = ["LimitedBufferPlugin"]
@@ -18,6 +20,9 @@ class LimitedBufferPlugin(SupervisedPlugin, supports_distributed=True):  # type:
 
     The older samples are a uniform sample of everything seen before. Unlike Avalanche's ``ReplayPlugin``, which
     fills half of every batch from memory, both form one data set: each sample is used once per epoch.
+
+    In online streams, a sub-experience is trained on in as many steps as without the buffer, as with ``ReplayPlugin``:
+    together with as many older samples, drawn from those kept, in batches of twice the size.
 
     Parameters
     ----------
@@ -38,10 +43,28 @@ class LimitedBufferPlugin(SupervisedPlugin, supports_distributed=True):  # type:
         #: The samples kept; None before the end of the first experience.
         self.dataset: AvalancheDataset | None = None
         self._seen = 0
+        self._batch_size: int | None = None  # the strategy's, while its loader is made with another
 
     def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
-        if self.dataset is not None:
-            strategy.adapted_dataset = concat_datasets([strategy.adapted_dataset, self.dataset.train()])
+        self._restore_batch_size(strategy)
+        if self.dataset is None:
+            return
+        old = self.dataset
+        if isinstance(strategy.experience, OnlineCLExperience):
+            new = len(strategy.adapted_dataset)
+            steps = -(-new // strategy.train_mb_size)
+            draws = generator(self.reservoir.seed, "older samples", self._seen)
+            old = old.subset(torch.randperm(len(old), generator=draws)[:new].tolist())
+            self._batch_size = strategy.train_mb_size
+            strategy.train_mb_size = -(-(new + len(old)) // steps)
+        strategy.adapted_dataset = concat_datasets([strategy.adapted_dataset, old.train()])
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        self._restore_batch_size(strategy)
+
+    def _restore_batch_size(self, strategy: Any) -> None:
+        if self._batch_size is not None:
+            strategy.train_mb_size, self._batch_size = self._batch_size, None
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         new = strategy.experience.dataset

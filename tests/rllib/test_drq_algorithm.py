@@ -62,6 +62,7 @@ def test_it_is_the_plain_loop_and_goes_on_in_a_new_process(cluster: str, tmp_pat
     for _ in range(5):
         result = algorithm.train()
         lengths.append(result["env_runners"].get("episode_len_mean"))
+        assert result["env_runners"]["num_episodes"] == (lengths[-1] == 45)
     plain.advance(160)
     expected = {"agent": plain.agent.state_dict(), "collector": plain.collector.state_dict()}
     assert equal(state(algorithm), expected)

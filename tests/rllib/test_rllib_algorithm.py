@@ -70,6 +70,34 @@ class Pong(gymnasium.ObservationWrapper):
         return observation.astype(np.float32) / 255
 
 
+class FourSteps(gymnasium.Env):
+    """Episodes of four steps, each worth 1."""
+
+    observation_space = gymnasium.spaces.Box(0, 9, (1,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, config: Any = None) -> None:
+        self.steps = 0
+
+    def reset(self, **kwargs: Any) -> Any:
+        self.steps = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        return np.full(1, self.steps, np.float32), 1.0, self.steps == 4, False, {}
+
+
+def test_returns_count_every_step_of_every_episode() -> None:
+    # Which gymnasium's own statistics of vector environments do not, when they reset in the same step.
+    algorithm = small(HTDQNConfig(), FourSteps).env_runners(num_envs_per_env_runner=2).build_algo()
+    result = algorithm.train()["env_runners"]
+    assert result["num_episodes"] > 4
+    for name in ("episode_return_min", "episode_return_mean", "episode_return_max", "episode_len_mean"):
+        assert result[name] == 4, name
+    algorithm.stop()
+
+
 class Watched:
     """What was so right after each optimiser step."""
 

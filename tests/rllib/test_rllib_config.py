@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from ht_ray.rllib import (
     HeadResetLearner,
     HTDQNConfig,
     HTSACConfig,
+    NStepEpisodeReplayBuffer,
     SettingError,
     ShrinkPerturbLearner,
     with_hare_tortoise,
@@ -55,6 +57,7 @@ class OwnConfig(DQNConfig):
         ({"act_with_tortoise": 1}, "act_with_tortoise = 1: accepted are True and False"),
         ({"momentum": 1.0}, "momentum = 1.0: accepted is a number with 0 <= momentum < 1"),
         ({"tau": 0.0}, r"tau = 0.0: accepted is a number with 0 < tau <= 1"),
+        ({"tau": 1e-30}, "tau = 1e-30: accepted is a number of 1e-16 or more"),
         ({"optimizer_state": "cleared"}, "Did you mean 'clear'"),
         ({"toward": "zero"}, "toward = 'zero': accepted are 'fresh', 'initial'"),
         ({"shrink_perturb_ratio": 1.5}, "shrink_perturb_ratio = 1.5"),
@@ -81,6 +84,18 @@ def test_momentum_and_tau_are_the_same_setting() -> None:
         HTDQNConfig().training(tau=0.1).training(momentum=0.5).validate()
     with pytest.raises(SettingError, match="one of the two"):
         HTDQNConfig().update_from_dict({"momentum": 0.5, "tau": 0.1}).validate()
+
+
+@pytest.mark.parametrize("tau", [1e-15, 2e-16, 1e-16, 1e-17, 1e-30, 5e-324])
+def test_a_tau_is_refused_by_validate_or_can_be_built(tau: float) -> None:
+    config = configured(HTDQNConfig(), tau=tau, reset_interval=None)
+    try:
+        config.validate()
+    except SettingError:
+        assert tau < 1e-16
+    else:
+        assert tau >= 1e-16
+        config.build_learner(spaces={MODULE: DISCRETE})
 
 
 def test_unknown_settings_are_told_with_the_nearest() -> None:
@@ -200,7 +215,8 @@ def test_ready_algorithms_have_their_own_class() -> None:
 def test_table_of_settings_is_true() -> None:
     page = Path(__file__).resolve().parents[2] / "docs" / "rllib.md"
     rows = re.findall(r"^\| `(\w+)` \| `(.+?)` \|", page.read_text(encoding="utf-8"), re.MULTILINE)
-    config = HTDQNConfig()
-    assert len(rows) == 14
+    config, buffer = HTDQNConfig(), inspect.signature(NStepEpisodeReplayBuffer).parameters
+    assert len(rows) == 14 + 6
     for name, value in rows:
-        assert getattr(config, name) == ast.literal_eval(value), name
+        default = buffer[name].default if name in buffer else getattr(config, name)
+        assert default == ast.literal_eval(value), name

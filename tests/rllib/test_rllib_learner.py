@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from ray.rllib.algorithms.dqn.torch.dqn_torch_learner import DQNTorchLearner
 from ray.rllib.algorithms.sac.sac import SACConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchDDPRLModule
+from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 from rllib_agents import (
     CONTINUOUS,
     DISCRETE,
@@ -40,6 +42,8 @@ from ht_ray.rllib import (
     ShrinkPerturbLearner,
     with_hare_tortoise,
 )
+from ht_ray.rllib.indicators import measure_indicators
+from ht_ray.rllib.last_value import LAST
 from ht_ray.rllib.learner import COMPONENT_PAIRS
 
 pytestmark = pytest.mark.filterwarnings("ignore:Tortoise. the hare is reset every")
@@ -269,7 +273,7 @@ def test_indicators_are_measured_when_due_and_change_nothing() -> None:
         update(plain, range(number, number + 1))
         torch.manual_seed(number)
         result = measured.update(batch=batch(number))[MODULE]
-        assert ("weight_distance" in result) == (number >= 1)
+        assert ("weight_distance" in result) == (number >= 1)  # then the last value stays
         assert torch.equal(torch.get_rng_state(), torch.Generator().manual_seed(number).get_state())
     assert same(weights(plain), weights(measured))
     values = {name: result[name].peek() for name in ("weight_distance", "srank", "dormant_ratio", "tortoise_resets")}
@@ -294,6 +298,58 @@ def test_distance_is_logged_before_the_reset() -> None:
     result = learner.update(batch=batch(0))[MODULE]
     assert result["hare_tortoise_distance"].peek() > 0
     assert together(learner)
+
+
+def test_what_is_measured_at_an_interval_keeps_its_last_value() -> None:
+    learner = built(configured(HTDQNConfig(), momentum=0.9, reset_interval=None, indicators_interval=70))
+    # As an algorithm aggregates updates and reduces iterations.
+    root = MetricsLogger(root=True)
+    seen: dict[str, list[Any]] = {"hare_tortoise_distance": [], "weight_distance": []}
+    truth: dict[str, list[Any]] = {name: [] for name in seen}
+    (network, samples), measured = learner._online[MODULE], {}
+    for iteration in range(8):
+        for number in range(40 * iteration, 40 * (iteration + 1)):
+            torch.manual_seed(number)
+            root.aggregate([learner.update(batch=batch(number))])
+            step = number + 1
+            if step % 100 == 0:
+                squares = sum((one - two).detach().square().sum() for one, two in pairs(learner))
+                measured["hare_tortoise_distance"] = float(squares.sqrt())
+            if step % 70 == 0:
+                now = measure_indicators(network, samples.inputs(), learner._pairs[MODULE].initial)
+                measured["weight_distance"] = now["weight_distance"]
+        result = root.reduce(compile=True)[MODULE]
+        for name in seen:
+            seen[name].append(result.get(name))
+            truth[name].append(measured.get(name))
+    assert truth["hare_tortoise_distance"][:2] == [None, None]
+    for name, values in seen.items():
+        assert [None if value is None else pytest.approx(value, rel=1e-4) for value in truth[name]] == values, name
+    restored = MetricsLogger(root=True)
+    restored.set_state(root.get_state())
+    restored.aggregate([built(configured(HTDQNConfig())).update(batch=batch(0))])
+    assert restored.reduce(compile=True)[MODULE]["hare_tortoise_distance"] == seen["hare_tortoise_distance"][-1]
+
+
+def test_several_learners_report_their_mean_and_a_checkpoint_of_before_can_be_continued() -> None:
+    def learner(value: float) -> Any:
+        logger = MetricsLogger(root=False)
+        logger.log_value("distance", value, reduce=LAST)
+        return logger.reduce()
+
+    root = MetricsLogger(root=True)
+    root.aggregate([learner(1.0), learner(2.0)])
+    root.aggregate([learner(3.0), learner(5.0)])
+    assert root.reduce(compile=True)["distance"] == root.reduce(compile=True)["distance"] == 4
+    before = MetricsLogger(root=True)  # which held what was logged with window=1
+    old = MetricsLogger(root=False)
+    old.log_value("distance", 7.0, window=1)
+    before.aggregate([old.reduce()])
+    before.reduce()
+    root = MetricsLogger(root=True)
+    root.set_state(before.get_state())
+    root.aggregate([learner(2.0)])
+    assert root.reduce(compile=True)["distance"] == 2
 
 
 def test_modules_are_counted_apart() -> None:

@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from avalanche.benchmarks import split_online_stream
 from avalanche.core import SupervisedPlugin
 from avalanche.training import Naive
+from avalanche.training.plugins import ReplayPlugin
 from torch.optim import SGD
 
 from ht_ray._checks import SettingError
@@ -18,7 +20,7 @@ from ht_ray.vision import (
     make_model,
     make_stream,
 )
-from strategies import LimitedBufferPlugin, make_strategy, stream_benchmark
+from strategies import LimitedBufferPlugin, Plain, make_strategy, stream_benchmark
 
 
 class Samples(SupervisedPlugin):
@@ -63,6 +65,58 @@ def test_each_sample_once_per_epoch_and_old_ones_from_all_that_was_seen(make_net
         seen |= new
     assert len({label for _, label in samples.epochs[-1]}) >= 4
     strategy.eval(benchmark.test_stream)
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+@pytest.mark.parametrize(("batch_size", "steps"), [(8, 1), (3, 3), (20, 1)])
+def test_online_streams_are_trained_on_in_as_many_steps_as_without_it(
+    make_network, make_benchmark, batch_size, steps, in_memory
+) -> None:
+    stream = split_online_stream(make_benchmark(4, per_class=16).train_stream, experience_size=8, seed=0)
+    experiences = list(stream)
+    plugins: list[Any] = [LimitedBufferPlugin(20, seed=1), ReplayPlugin(mem_size=20)]
+    seen = []
+    for plugin in plugins:
+        network, samples = make_network(), Samples()
+        strategy = (Plain if in_memory else Naive)(
+            model=network,
+            optimizer=SGD(network.parameters(), lr=0.1),
+            train_mb_size=batch_size,
+            train_epochs=1,
+            plugins=[plugin, samples],
+            evaluator=None,
+            **({"in_memory": True} if in_memory else {}),
+        )
+        for number, experience in enumerate(experiences, start=1):
+            new = {(tuple(item[0].tolist()), int(item[1])) for item in experience.dataset}
+            held = {(tuple(i[0].tolist()), int(i[1])) for i in getattr(plugin, "dataset", None) or []}
+            strategy.train(experience)
+            assert strategy.clock.train_iterations == number * steps
+            assert strategy.train_mb_size == batch_size
+            if plugin is plugins[0]:
+                counts = Counter(samples.epochs[-1])
+                assert max(counts.values()) == 1
+                assert len(held & set(counts)) == min(8, len(held))
+                assert set(counts) == new | (held & set(counts))
+                seen.append(held & set(counts))
+    assert len(set.union(*seen)) > 20  # they are drawn each time
+
+
+def test_online_batch_size_is_put_back_after_a_loader_that_failed(make_network, make_benchmark) -> None:
+    stream = list(split_online_stream(make_benchmark(2).train_stream, experience_size=8, seed=0))
+    network = make_network()
+    strategy = Naive(
+        model=network,
+        optimizer=SGD(network.parameters(), lr=0.1),
+        train_mb_size=8,
+        plugins=[LimitedBufferPlugin(20)],
+        evaluator=None,
+    )
+    strategy.train(stream[0])
+    with pytest.raises(ValueError, match="num_workers"):
+        strategy.train(stream[1], num_workers=-1)
+    strategy.train(stream[1])
+    assert (strategy.train_mb_size, strategy.clock.train_iterations) == (8, 2)
 
 
 def test_the_buffer_is_a_uniform_sample() -> None:

@@ -39,6 +39,8 @@ class Batch:
     #: With ``sequence=K``: (B, K) float32, 1 where the future observation is of the same episode (its last one
     #: included), 0 past its end.
     future_mask: Tensor | None = None
+    #: (B,) int64: the number of steps m, which is below n at an episode's end.
+    steps: Tensor | None = None
 
     def split(self, size: int) -> Iterator[Batch]:
         """Yield the transitions in batches of `size`, in their order; weights are left as they are."""

@@ -251,7 +251,7 @@ class FrameReplay:
         return sum(high - low for low, high in ready) >= transitions
 
     def sample(
-        self, batch_size: int, *, n_step: int | None = None, discount: float | None = None, sequence: int = 0
+        self, batch_size: int, *, n_step: int | Tensor | None = None, discount: float | None = None, sequence: int = 0
     ) -> Batch:
         """Draw transitions, with replacement.
 
@@ -260,7 +260,8 @@ class FrameReplay:
         batch_size
             How many.
         n_step, discount
-            Of this batch; those of the replay by default.
+            Of this batch; those of the replay by default. `n_step` may also be one for each transition, int64 of shape
+            ``(B,)``, on the CPU; what is drawn then has the steps of the greatest behind it.
         sequence
             How many of the observations that follow are returned too; transitions whose episode may still bring some
             of them are not drawn. Default 0.
@@ -276,6 +277,10 @@ class FrameReplay:
         discount = self.discount if discount is None else discount
         check_number("FrameReplay.sample: batch_size", batch_size, low=1, integer=True)
         check_number("FrameReplay.sample: sequence", sequence, low=0, integer=True)
+        each = None
+        if isinstance(n_step, Tensor):
+            check_steps("FrameReplay.sample: n_step", int(n_step.min()))
+            each, n_step = upload(n_step.numpy(), self.device), int(n_step.max())
         check_steps("FrameReplay.sample: n_step", n_step)
         check_discount("FrameReplay.sample: discount", discount)
         window = max(n_step, sequence)
@@ -314,6 +319,8 @@ class FrameReplay:
         # Step k is the episode's if none before it ended it.
         alive = ended.cumsum(1) - ended.long() == 0
         taken = alive[:, :n_step]
+        if each is not None:
+            taken = taken & (steps[:n_step] < each.unsqueeze(1))
         lengths = taken.sum(1)
         powers = torch.pow(discount, steps[:n_step].double())
         returns = torch.where(taken, rows[:, :n_step, REWARD] * powers, 0).sum(1)
@@ -332,6 +339,7 @@ class FrameReplay:
             "discounts": discounts.float(),
             "indices": slots,
             "weights": weights.float(),
+            "steps": lengths,
         }
         if not sequence:
             return columns
