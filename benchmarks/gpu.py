@@ -604,7 +604,7 @@ class Learner:
 
     @staticmethod
     def make(name: str, device: torch.device | str, *, tiny: bool, **settings: Any) -> Learner:
-        """Return an agent of that name and size; the settings are its constructor's."""
+        """Return an agent of that name and size; the settings are its constructor's, `graph` the replay's as well."""
         kind, chosen = AGENTS[name]
         config: DrQConfig | BBFConfig
         if kind is DrQAgent:
@@ -612,8 +612,9 @@ class Learner:
         else:
             config = BBFConfig(**({"batch_size": 2, "width": 0.25, "hidden": 16} if tiny else {}), **chosen)
         agent = kind(config, shape=OBSERVATION, num_actions=6, seed=0, device=device, **settings)
+        graph = {"graph": settings["graph"]} if "graph" in settings else {}
         replay = make_replay(
-            config.replay_config(stack=OBSERVATION[0], device=str(device)), frame_shape=OBSERVATION[1:], seed=0
+            config.replay_config(stack=OBSERVATION[0], device=str(device), **graph), frame_shape=OBSERVATION[1:], seed=0
         )
         draw = np.random.default_rng(0)
 
@@ -746,7 +747,7 @@ def updates_per_second(machine: Machine, name: str, precision: str, graph: str) 
         learner = Learner.make(
             name, machine.device, tiny=machine.tiny, precision=precision, **_graph_setting(name, graph)
         )
-        learner.learn(8)
+        learner.learn(16)  # after which everything is captured
         machine.wait()
         updates = 4 if machine.tiny else 300 if graph == "on" else 100 if name == "drq" else 40
         began = time.perf_counter()
@@ -829,7 +830,7 @@ def waits_of_steps(machine: Machine, network: str, name: str, settings: Values, 
 def waits_of_agent(machine: Machine, name: str, graph: str) -> Values:
     """Return what waits in sampling, an update, setting priorities, and acting."""
     learner = Learner.make(name, machine.device, tiny=True, **_graph_setting(name, graph))
-    learner.learn(8)  # allocates, and captures
+    learner.learn(16)  # allocates, and captures
     machine.wait()
     observation = torch.zeros(1, *OBSERVATION, dtype=torch.uint8)
     with Waits(machine) as sampling:

@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     elsewhere = os.environ.get("HT_RAY_TEST_DEVICE", "cuda") != "cuda"
     for item in items:
         for marker, reason in reasons.items():
-            if marker == "gpu" and elsewhere and "device" in getattr(item, "fixturenames", ()):
+            if marker == "gpu" and elsewhere and item.path.parent.name == "gpu" and "device" in item.fixturenames:
                 continue
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
