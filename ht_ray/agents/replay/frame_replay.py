@@ -277,10 +277,10 @@ class FrameReplay:
         discount = self.discount if discount is None else discount
         check_number("FrameReplay.sample: batch_size", batch_size, low=1, integer=True)
         check_number("FrameReplay.sample: sequence", sequence, low=0, integer=True)
-        each = None
+        own_steps = {}
         if isinstance(n_step, Tensor):
             check_steps("FrameReplay.sample: n_step", int(n_step.min()))
-            each, n_step = upload(n_step.numpy(), self.device), int(n_step.max())
+            own_steps["each"], n_step = upload(n_step, self.device), int(n_step.max())
         check_steps("FrameReplay.sample: n_step", n_step)
         check_discount("FrameReplay.sample: discount", discount)
         window = max(n_step, sequence)
@@ -301,10 +301,11 @@ class FrameReplay:
             places = self._draw_uniform(batch_size, window, draws)
         # One transfer: float64 holds any slot exactly.
         given = self._sent(np.append(places, discount))
-        return Batch(**self._assemble(n_step, sequence, given=given))
+        return Batch(**self._assemble(n_step, sequence, given=given, **own_steps))
 
-    def _columns(self, n_step: int, sequence: int, *, given: Tensor) -> dict[str, Tensor]:
+    def _columns(self, n_step: int, sequence: int, *, given: Tensor, each: Tensor | None = None) -> dict[str, Tensor]:
         # What happens on the device alone. `given`: slots, or points of the sum of all weights; and the discount.
+        # `each`: the steps of each transition, where they differ.
         places, discount = given[:-1], given[-1]
         if self.prioritised:
             slots = self._tree.find(places * self._tree.total)
