@@ -22,7 +22,7 @@ from ht_ray._checks import SettingError, SettingWarning, check_choice, check_num
 from ht_ray.mechanisms.buffers import check_patterns
 from ht_ray.rllib.learner import HareTortoiseLearner, HeadResetLearner, PairLearner, ShrinkPerturbLearner
 from ht_ray.rllib.module import ActWithTortoise
-from ht_ray.rllib.replay import NStepEpisodeReplayBuffer, ReplayAlgorithm, check_n_step
+from ht_ray.rllib.replay import NStepEpisodeReplayBuffer, ReplayAlgorithm, check_n_step, environments
 
 __all__ = [
     "HTDQN",
@@ -208,6 +208,7 @@ class PairConfig(AlgorithmConfig):
         if ours:
             check_number(f"{self._name}.gamma", self.gamma, low=0, high=1)
             made = cls(**{name: value for name, value in buffer.items() if name != "type"})
+            made.envs = made.envs or environments(self)
             made.check_size(greatest)
             if made.stack - 1 > self.episode_lookback_horizon:
                 raise SettingError(
@@ -480,7 +481,8 @@ class HeadResetConfig(PairConfig):
         super()._check_settings()
         _check_interval(f"{self._name}.head_reset_interval", self.head_reset_interval)
         parts = self.reset_parts
-        if parts is not None and (isinstance(parts, str) or not parts or not all(isinstance(p, str) for p in parts)):
+        named = isinstance(parts, (tuple, list)) and parts and all(isinstance(part, str) for part in parts)
+        if parts is not None and not named:
             raise SettingError(
                 f"{self._name}.reset_parts = {parts!r}: accepted are one or more names, ('af', 'vf'), or None."
             )

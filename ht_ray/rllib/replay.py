@@ -32,7 +32,7 @@ from ht_ray.agents.replay import FrameReplay
 from ht_ray.mechanisms.rng import generator
 from ht_ray.rllib.last_value import LAST
 
-__all__ = ["COMPONENT_REPLAY", "NStepEpisodeReplayBuffer", "ReplayAlgorithm", "check_n_step"]
+__all__ = ["COMPONENT_REPLAY", "NStepEpisodeReplayBuffer", "ReplayAlgorithm", "check_n_step", "environments"]
 
 #: The replay buffer's part of an algorithm's state.
 COMPONENT_REPLAY = "replay_buffer"
@@ -49,6 +49,11 @@ def check_n_step(where: str, n_step: Any) -> tuple[int, int]:
             f"{where} = {n_step!r}: accepted is a whole number of at least 1, or an interval's two ends, as (1, 5)."
         )
     return pair
+
+
+def environments(config: Any) -> int:
+    """Return how many environments an algorithm of `config` steps."""
+    return int(max(1, config.num_env_runners) * config.num_envs_per_env_runner)
 
 
 class _Named(ABCMeta):
@@ -412,7 +417,7 @@ class ReplayAlgorithm(Algorithm):
         buffer = self.local_replay_buffer
         if isinstance(buffer, NStepEpisodeReplayBuffer):
             if buffer.envs is None:
-                buffer.envs = max(1, self.config.num_env_runners) * self.config.num_envs_per_env_runner
+                buffer.envs = environments(self.config)
             if buffer.seed is None:
                 buffer.seed = self.config.seed
 

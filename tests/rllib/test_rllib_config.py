@@ -63,6 +63,8 @@ class OwnConfig(DQNConfig):
         ({"shrink_perturb_ratio": 1.5}, "shrink_perturb_ratio = 1.5"),
         ({"shrink_perturb_noise": -1.0}, "shrink_perturb_noise = -1.0"),
         ({"reset_parts": "vf"}, "reset_parts = 'vf': accepted are one or more names"),
+        ({"reset_parts": 5}, "reset_parts = 5: accepted are one or more names"),
+        ({"reset_parts": ()}, r"reset_parts = \(\): accepted are one or more names"),
         ({"target_network_update_freq": 500}, "target_network_update_freq = 500: accepted is 0"),
         ({"target_network_update_freq": 1}, "follows every optimiser step"),
     ],

@@ -398,6 +398,13 @@ def test_its_settings_are_checked_by_validate(settings: dict[str, Any], message:
         HTDQNConfig().training(**settings).validate()
 
 
+def test_each_environment_needs_its_share() -> None:
+    config = HTDQNConfig().training(n_step=5, replay_buffer_config={"type": PATH, "capacity": 40})
+    config.env_runners(num_env_runners=2, num_envs_per_env_runner=3).validate()
+    with pytest.raises(SettingError, match=r"capacity = 40: each of 8 environment\(s\) needs at least .* = 6"):
+        config.env_runners(num_envs_per_env_runner=4).validate()
+
+
 def test_it_is_for_one_agent() -> None:
     config = HTDQNConfig().training(replay_buffer_config={"type": PATH})
     config.multi_agent(policies={"a"}, policy_mapping_fn=lambda agent, episode, **kwargs: "a")

@@ -360,6 +360,35 @@ def test_refuses_wrong_calls() -> None:
         replay.sample(2, n_step=0)
 
 
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("prioritised", [False, True])
+def test_an_n_for_each_transition(prioritised: bool, apart: bool) -> None:
+    with staged(apart):
+        replay = FrameReplay(
+            60, frame_shape=SHAPE, frame_dtype=np.int32, stack=2, prioritised=prioritised, discount=0.5
+        )
+        for episode in range(5):
+            replay.start(np.full(SHAPE, 100 * episode, np.int32))
+            for t in range(1, 8):
+                frame = np.full(SHAPE, 100 * episode + t, np.int32)
+                replay.add(t, float(t), frame, terminated=t == 7 and episode % 2 == 0, truncated=t == 7)
+        ns = torch.arange(64) % 4 + 1
+        batch = replay.sample(64, n_step=ns)
+    assert batch.steps is not None
+    starts = batch.observations[:, -1, 0, 0]
+    lengths = torch.minimum(ns, 7 - starts % 100)
+    assert torch.equal(batch.steps, lengths)
+    assert torch.equal(batch.next_observations[:, -1, 0, 0] - starts, lengths.int())
+    for start, m, total, discount in zip(
+        starts.tolist(), lengths.tolist(), batch.returns, batch.discounts, strict=True
+    ):
+        t, episode = start % 100, start // 100
+        assert total == sum(0.5**k * (t + k + 1) for k in range(m))
+        assert discount == (0 if t + m == 7 and episode % 2 == 0 else 0.5**m)
+    with pytest.raises(SettingError, match="n_step = 0"):
+        replay.sample(2, n_step=torch.tensor([0, 3]))
+
+
 @pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf")])
 def test_refuses_priorities(bad: float) -> None:
     replay = filled(prioritised=True)
@@ -373,7 +402,8 @@ def test_refuses_priorities(bad: float) -> None:
 def test_gpu_gives_what_the_cpu_gives_without_waiting(prioritised: bool) -> None:
     pair = [filled(prioritised=prioritised, device=device) for device in ("cpu", "cuda")]
     for t in range(300):
-        batches = [replay.sample(16, sequence=t % 3) for replay in pair]
+        each = 3 if t % 2 else torch.arange(16) % 3 + 1
+        batches = [replay.sample(16, n_step=each, sequence=t % 3) for replay in pair]
         for name, value in vars(batches[0]).items():
             theirs = getattr(batches[1], name)
             assert value is theirs is None or torch.allclose(value, theirs.cpu()), name
