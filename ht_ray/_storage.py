@@ -5,6 +5,7 @@ This is the ground floor: the standard library only, until a folder that is not 
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import time
@@ -17,7 +18,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ht_ray._checks import SettingError, check_choice
 
-__all__ = ["Storage", "StorageError", "is_uri", "patiently", "storage_errors", "write_atomic"]
+__all__ = ["Storage", "StorageError", "is_uri", "locked", "patiently", "storage_errors", "write_atomic", "write_whole"]
 
 T = TypeVar("T")
 
@@ -65,6 +66,36 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         # On a full disk half a file only takes more room.
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_whole(file: io.FileIO, content: bytes) -> None:
+    """Write `content` at the end of an open file: all of it, or on an error nothing."""
+    end = file.seek(0, os.SEEK_END)
+    rest = memoryview(content)
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError:
+        # A full disk takes part of it.
+        file.truncate(end)
+        raise
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Hold the lock of a file, which is made, while the block runs; yield whether it was free.
+
+    It goes with the process, so a killed one leaves none behind.
+    """
+    import fcntl
+
+    with path.open("a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 def patiently(

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from ht_ray._checks import SettingError
-from ht_ray._storage import is_uri
+from ht_ray._storage import StorageError, is_uri
 from ht_ray.report.study import load_study
 from ht_ray.report.write import write_report, write_reports
 
@@ -17,7 +17,7 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Report the studies named on the command line; return 0, or 2 if one cannot be read or written."""
+    """Report the studies named on the command line; return 0, 1 on a full disk, 2 if one cannot be read or written."""
     parser = argparse.ArgumentParser(prog="python -m ht_ray.report", description=__doc__)
     parser.add_argument("directory", nargs="+", help="a study's directory, or its URI, as written by a sweep")
     parser.add_argument(
@@ -39,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             written = [path for study in studies for path in write_report(study, say=_say, out=chosen.out)]
         for path in written:
             _say(f"wrote {path}")
+    except StorageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except (SettingError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
