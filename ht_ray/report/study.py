@@ -257,7 +257,7 @@ def _load_study(root: Path) -> StudyData:
         raise SettingError(
             f"{root / 'config.json'}: format = {config['format']!r}: this version of ht_ray reads format {FORMAT}."
         )
-    _read(root / "config.json", {**CONFIG, "settings?": dict})
+    _read(root / "config.json", CONFIG)
     planned, content = _read(root / "trials.json", PLAN)
     if config.get("plan", sum_of(content)) != sum_of(content):
         raise SettingError(f"{root / 'trials.json'}: the check sum in config.json says that it was changed. {ADVICE}")
