@@ -5,6 +5,7 @@ This is the ground floor: the standard library only, until a folder that is not 
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shutil
@@ -18,7 +19,17 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ht_ray._checks import SettingError, check_choice
 
-__all__ = ["Storage", "StorageError", "is_uri", "locked", "patiently", "storage_errors", "write_atomic", "write_whole"]
+__all__ = [
+    "PASSING",
+    "Storage",
+    "StorageError",
+    "is_uri",
+    "locked",
+    "patiently",
+    "storage_errors",
+    "write_atomic",
+    "write_whole",
+]
 
 T = TypeVar("T")
 
@@ -28,6 +39,10 @@ _OBJECT_STORES = ("s3", "gcs", "abfs")
 _S3_OPTIONS = ("region", "scheme", "endpoint_override", "tls_ca_file_path")
 # A store that is away is to be noticed; waiting for it is `patiently`'s business.
 _S3_CONNECT, _S3_REQUEST, _S3_ATTEMPTS = 5.0, 10.0, 3
+
+
+#: What a disk says that may have room, or be back, later.
+PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)
 
 
 class StorageError(OSError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,15 +11,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from ht_ray._checks import SettingError
-from ht_ray._storage import StorageError, patiently
+from ht_ray._storage import PASSING, StorageError, patiently
 
 __all__ = ["remove", "waited", "waiting", "write_bytes", "write_text"]
 
 T = TypeVar("T")
 Say = Callable[[str], object]
-
-#: What a disk says that may have room, or be back, later.
-PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)
 
 _patience: ContextVar[tuple[float, Say]] = ContextVar("patience", default=(0.0, lambda text: None))
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ht_ray._schema import Damaged, check_form, parse
-from ht_ray._storage import Storage, StorageError, storage_errors
+from ht_ray._storage import PASSING, Storage, StorageError, storage_errors
 from ht_ray._study_files import MANIFEST
 from ht_ray.sweep.plain import to_json
 from ht_ray.sweep.scratch import scratch_folder
@@ -33,7 +33,7 @@ _FORMAT = 2
 _CUT_OFF = "it was not written to its end: it has no manifest"
 
 # What a full, lost or broken disk says, whatever a library makes of it.
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
+_DISK = (*PASSING, errno.EROFS)
 # What reading one checkpoint says, on a storage that answers.
 _UNREADABLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.EISDIR)
 

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from ht_ray._checks import SettingError, check_choice, check_number
-from ht_ray._storage import Storage, is_uri
+from ht_ray._storage import PASSING, Storage, StorageError, is_uri
 from ht_ray.sweep.study_dir import PROBE, is_free, is_study, load_study_settings
 
 __all__ = ["GIB", "SweepConfig", "check_before_ray", "ray_address"]
@@ -180,6 +180,8 @@ def check_before_ray(config: SweepConfig, study_name: str = "study") -> str:
         If ``config.resume`` is no study, the place holds something already (other than what the making of a study that
         was never begun has left), cannot be written, or would vanish with a submitted job; or the cluster's address is
         of the wrong kind or does not answer.
+    StorageError
+        If the disk is full or lost.
     """
     config = config.located()
     _check_address(ray_address(config))
@@ -266,6 +268,8 @@ def _try_writing(where: str, location: str) -> None:
         with tempfile.NamedTemporaryFile(dir=directory, prefix=f"{PROBE}-"):
             pass
     except OSError as error:
+        if error.errno in PASSING:
+            raise StorageError(f"{where} = {str(directory)!r}: it cannot be written ({error}).") from error
         raise SettingError(
             f"{where} = {str(directory)!r}: a directory that can be written is needed, and this one cannot ({error})."
         ) from error

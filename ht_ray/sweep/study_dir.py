@@ -140,7 +140,8 @@ def _is_left_over(storage: Storage, name: str) -> bool:
     if _HALF_WRITTEN.fullmatch(name) or (name == LOCK and storage.local is not None):
         return True
     if name in ("trials", CHECKPOINTS):
-        return next(storage.files(name), None) is None
+        folder = storage.local is None or (storage.local / name).is_dir()
+        return folder and next(storage.files(name), None) is None
     forms = {_TRIALS: PLAN} if storage.local is not None else {_TRIALS: PLAN, LEASE_FILE: LEASE}
     if name in forms or name.startswith(PROBE):
         content = storage.read(name)
