@@ -240,11 +240,14 @@ def _events(
     from ht_ray.sweep.tensorboard_means import study_events
 
     events = study_events(config.tensorboard, place.directory, records, console.say)
-    # Of those on storage elsewhere this machine has the names only.
-    if place.mirror is None:
-        mended = events.mend([record for record in records if record not in due])
-        if mended:
-            console.say(f"event files of {mended} trials that have ended were damaged or missing: written again")
+    running = set(due)
+    ended = [record for record in records if record not in running]
+    if place.mirror is not None:
+        # Of those on storage elsewhere this machine has the names only.
+        ended = [record for record in ended if not any(record.directory.glob("events.out.*"))]
+    mended = events.mend(ended)
+    if mended:
+        console.say(f"event files of {mended} trials that have ended were damaged or missing: written again")
     return events
 
 

@@ -45,6 +45,11 @@ def save_checkpoint(state: Mapping[str, Any], path: Path) -> None:
         with temporary.open("wb") as file:
             torch.save(dict(state), file)
         temporary.replace(path)
+    except RuntimeError as error:
+        # PyTorch's own complaint, as it closes its archive, hides the reason.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
