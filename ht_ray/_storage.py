@@ -5,6 +5,8 @@ This is the ground floor: the standard library only, until a folder that is not 
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import shutil
 import time
@@ -17,7 +19,17 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ht_ray._checks import SettingError, check_choice
 
-__all__ = ["Storage", "StorageError", "is_uri", "patiently", "storage_errors", "write_atomic"]
+__all__ = [
+    "PASSING",
+    "Storage",
+    "StorageError",
+    "is_uri",
+    "locked",
+    "patiently",
+    "storage_errors",
+    "write_atomic",
+    "write_whole",
+]
 
 T = TypeVar("T")
 
@@ -27,6 +39,10 @@ _OBJECT_STORES = ("s3", "gcs", "abfs")
 _S3_OPTIONS = ("region", "scheme", "endpoint_override", "tls_ca_file_path")
 # A store that is away is to be noticed; waiting for it is `patiently`'s business.
 _S3_CONNECT, _S3_REQUEST, _S3_ATTEMPTS = 5.0, 10.0, 3
+
+
+#: What a disk says that may have room, or be back, later.
+PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)
 
 
 class StorageError(OSError):
@@ -65,6 +81,36 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         # On a full disk half a file only takes more room.
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_whole(file: io.FileIO, content: bytes) -> None:
+    """Write `content` at the end of an open file: all of it, or on an error nothing."""
+    end = file.seek(0, os.SEEK_END)
+    rest = memoryview(content)
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError:
+        # A full disk takes part of it.
+        file.truncate(end)
+        raise
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Hold the lock of a file, which is made, while the block runs; yield whether it was free.
+
+    It goes with the process, so a killed one leaves none behind.
+    """
+    import fcntl
+
+    with path.open("a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 def patiently(

@@ -229,7 +229,10 @@ def _run(
         nonlocal methods
         from ht_ray.report import write_report
 
-        files = [path.relative_to(directory) for path in write_report(directory, say=print)]
+        files = [
+            path.relative_to(directory)
+            for path in write_report(directory, say=print, patience=60 * run.storage_minutes)
+        ]
         methods = (directory / "report").is_dir()
         for path in files:
             print(f"{location}/{path}")

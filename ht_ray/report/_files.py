@@ -4,11 +4,43 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from ht_ray._checks import SettingError
+from ht_ray._storage import PASSING, StorageError, patiently
 
-__all__ = ["remove", "say", "write_bytes", "write_text"]
+__all__ = ["remove", "say", "waited", "waiting", "write_bytes", "write_text"]
+
+T = TypeVar("T")
+Say = Callable[[str], object]
+
+_patience: ContextVar[tuple[float, Say]] = ContextVar("patience", default=(0.0, lambda text: None))
+
+
+@contextmanager
+def waiting(patience: float, say: Say) -> Iterator[None]:
+    """Let what is written in the block wait up to `patience` seconds for a disk that is full or lost, and say so."""
+    token = _patience.set((patience, say))
+    try:
+        yield
+    finally:
+        _patience.reset(token)
+
+
+def waited(what: Callable[[], T]) -> T:
+    """Return ``what()``, tried again while it raises `StorageError` for as long as `waiting` says."""
+    patience, say = _patience.get()
+
+    def trouble(error: StorageError) -> None:
+        if patience:
+            say(f"{error}; waiting up to {patience / 60:g} minutes for it")
+
+    return patiently(what, patience=patience, trouble=trouble)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -18,7 +50,13 @@ def write_bytes(path: Path, content: bytes) -> None:
     ------
     SettingError
         If that is not possible there.
+    StorageError
+        If the disk is full or lost, after the time of `waiting`.
     """
+    waited(partial(_write_bytes, path, content))
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,7 +66,10 @@ def write_bytes(path: Path, content: bytes) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise SettingError(f"{path} cannot be written: {error.strerror or error}.") from error
+        told = f"{path} cannot be written: {error.strerror or error}"
+        if error.errno in PASSING:
+            raise StorageError(told) from error
+        raise SettingError(f"{told}.") from error
 
 
 def write_text(path: Path, content: str) -> None:

@@ -11,9 +11,11 @@ from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
+from ht_ray._schema import SUM, Damaged, parse
+from ht_ray._study_files import JOURNAL
+
 __all__ = ["JOURNAL", "Event", "Journal", "Run", "load_journal", "telling_line"]
 
-JOURNAL = "journal.jsonl"
 #: Letters of an error's telling line that are kept.
 WIDTH = 160
 
@@ -37,7 +39,7 @@ class Event:
     ----------
     name
         ``"run started"``, ``"run ended"``, ``"fault"``, ``"resumed"``, ``"node joined"``, ``"node lost"``,
-        ``"checkpoint damaged"``, ``"storage"``, ``"waiting"``, or what a later version adds.
+        ``"checkpoint damaged"``, ``"file damaged"``, ``"storage"``, ``"waiting"``, or what a later version adds.
     time
         When the driver wrote it, in ISO 8601; ``""`` where it has none.
     values
@@ -150,7 +152,7 @@ def load_journal(directory: Path) -> Journal | None:
         if not whole:
             continue
         event = next(_events(whole), None)
-        damaged += event is None or _event(whole) is None
+        damaged += event is None or not _is_whole(whole)
         events += [event] if event is not None else []
     return Journal(tuple(events), damaged)
 
@@ -186,6 +188,14 @@ def _events(line: str) -> Iterator[Event]:
     yield from (event for start in starts if (event := _event(line[start:])) is not None)
 
 
+def _is_whole(line: str) -> bool:
+    try:
+        parse(line.encode(), {"event": str})
+    except Damaged:
+        return False
+    return True
+
+
 def _event(text: str) -> Event | None:
     try:
         content = json.loads(text)
@@ -193,6 +203,7 @@ def _event(text: str) -> Event | None:
         return None
     if not isinstance(content, dict) or not isinstance(name := content.pop("event", None), str):
         return None
+    content.pop(SUM, None)
     time = content.pop("time", None)
     return Event(_printable(name), time if isinstance(time, str) else "", content)
 

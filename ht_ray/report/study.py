@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ht_ray._checks import SettingError, did_you_mean
+from ht_ray._schema import Damaged, parse, sum_of
 from ht_ray._storage import is_uri
+from ht_ray._study_files import CONFIG, FORMAT, PLAN, REPORT, SETTLED, STATUS
 from ht_ray.report.fetch import fetched, without_secrets
 from ht_ray.report.journal import Journal, load_journal
 
@@ -30,7 +32,9 @@ __all__ = [
     "split_by_access",
 ]
 
-FORMAT = 1
+ADVICE = (
+    "Restore it from a copy; if it was edited on purpose, delete the check sum ('sum' there, 'plan' in config.json)."
+)
 #: So many labels, of which the same seeds are wanting for the same cause, share a sentence.
 MANY_ALIKE = 5
 #: So many labels with stopped trials are named.
@@ -162,7 +166,9 @@ class StudyData:
     @property
     def problems(self) -> tuple[str, ...]:
         """Plain sentences: which trials were stopped or are missing, failed, diverged or unfinished; damaged files."""
-        damage = (text for trial in self.trials for text in trial.damage)
+        damage = [text for trial in self.trials for text in trial.damage]
+        if damage:
+            damage.append("What is damaged of a trial is repaired, or run again, when the study is resumed (--resume).")
         return (*_stopped_sentences(self.trials), *_missing_sentences(self.trials), *damage, *self.strays)
 
     @property
@@ -246,18 +252,15 @@ def _load_study(root: Path) -> StudyData:
         studies = sorted(path.parent.name for path in root.glob("*/trials.json"))
         inside = f" It holds the studies {', '.join(studies[:4])}: name one of them." if studies else ""
         raise SettingError(f"{root} is no study directory: it has no {' and no '.join(missing)}.{inside}")
-    config = _read_object(root / "config.json", ("format", "study", "metric", "mode"))
+    config, _ = _read(root / "config.json", {"format": int})
     if config["format"] != FORMAT:
         raise SettingError(
             f"{root / 'config.json'}: format = {config['format']!r}: this version of ht_ray reads format {FORMAT}."
         )
-    if config["mode"] not in ("max", "min"):
-        raise SettingError(f"{root / 'config.json'}: mode = {config['mode']!r}: accepted are 'max', 'min'.")
-    planned = _read_json(root / "trials.json")
-    if not isinstance(planned, list) or not all(_is_plan(plan) for plan in planned):
-        raise SettingError(
-            f"{root / 'trials.json'}: expected a list of trials, each with an id, a label and its settings."
-        )
+    _read(root / "config.json", CONFIG)
+    planned, content = _read(root / "trials.json", PLAN)
+    if config.get("plan", sum_of(content)) != sum_of(content):
+        raise SettingError(f"{root / 'trials.json'}: the check sum in config.json says that it was changed. {ADVICE}")
     trials = tuple(_load_trial(plan, root / "trials" / plan["id"]) for plan in planned)
     ids = {trial.id for trial in trials}
     strays = sorted(
@@ -338,28 +341,15 @@ def seed_values(trials: Iterable[TrialData], metric: str) -> dict[Scalar, float]
     return values
 
 
-def _read_json(path: Path) -> Any:
+def _read(path: Path, form: Any) -> tuple[Any, bytes]:
+    """Return the JSON of a file, and its bytes."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SettingError(f"{path}: cannot be read as JSON: {error}.") from error
-
-
-def _read_object(path: Path, needed: Sequence[str]) -> dict[str, Any]:
-    content = _read_json(path)
-    absent = [name for name in needed if not isinstance(content, dict) or name not in content]
-    if absent:
-        raise SettingError(f"{path}: it has no {', '.join(map(repr, absent))}.")
-    return dict(content)
-
-
-def _is_plan(plan: object) -> bool:
-    return (
-        isinstance(plan, dict)
-        and isinstance(plan.get("id"), str)
-        and isinstance(plan.get("label"), str)
-        and isinstance(plan.get("settings"), dict)
-    )
+        content = path.read_bytes()
+        return parse(content, form), content
+    except OSError as error:
+        raise SettingError(f"{path}: cannot be read: {error.strerror or error}.") from error
+    except Damaged as damage:
+        raise SettingError(f"{path}: {damage}. {ADVICE}") from damage
 
 
 def _load_trial(plan: Mapping[str, Any], folder: Path) -> TrialData:
@@ -369,22 +359,22 @@ def _load_trial(plan: Mapping[str, Any], folder: Path) -> TrialData:
     if settled.is_file():
         # What a search chose while the study ran.
         try:
-            plan = {**plan, **_read_object(settled, ("label", "settings", "config"))}
+            plan = {**plan, **_read(settled, SETTLED)[0]}
         except SettingError as damage:
             sentences.append(f"{name}: {damage}")
     status, error = "missing", ""
     status_file = folder / "status.json"
-    restarts = 0
+    restarts = expected = 0
     if os.path.lexists(status_file):
         try:
-            state = _read_object(status_file, ("status",))
+            state, _ = _read(status_file, STATUS)
         except SettingError as damage:
             status = "damaged"
             sentences.append(f"{name}: {damage}")
         else:
             status = str(state["status"])
             error = (str(state.get("error") or "").strip().splitlines() or [""])[-1].strip()
-            restarts = state["restarts"] if isinstance(state.get("restarts"), int) else 0
+            restarts, expected = state.get("restarts", 0), state.get("reports", 0)
     reports, damage_found = _read_reports(folder / "results.jsonl")
     sentences += [f"{name}: {text}" for text in damage_found]
     progress = reports[-1].progress if reports else 0.0
@@ -395,6 +385,9 @@ def _load_trial(plan: Mapping[str, Any], folder: Path) -> TrialData:
         status = "damaged"
         sentences.append(f"{name}: it says finished, and its results end at {progress:.0%}.")
     elif status == "finished" and any("skipped" in text for text in damage_found):
+        status = "damaged"
+    elif len(reports) < expected and status in ("finished", "diverged", "stopped"):
+        sentences.append(f"{name}: results.jsonl has {len(reports)} reports, and should have {expected}.")
         status = "damaged"
     return TrialData(
         id=plan["id"],
@@ -423,19 +416,19 @@ class _Report:
 def _read_reports(path: Path) -> tuple[list[_Report], list[str]]:
     """Return the reports up to the first that is missing or unreadable, and sentences on what was found."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace").rstrip("\n")
+        content = path.read_bytes().rstrip(b"\n")
     except FileNotFoundError:
-        text = ""
+        content = b""
     except OSError as error:
         return [], [f"results.jsonl cannot be read ({error.strerror or error}); all of it is skipped."]
-    lines = text.split("\n") if text else []
+    lines = content.split(b"\n") if content else []
     reports: list[_Report] = []
     reached: dict[str, float] = {}
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
+            row = parse(line, REPORT)
             report = _Report(
-                curves={str(name): [_numbers(point) for point in points] for name, points in row["curves"].items()},
+                curves={name: [_numbers(point) for point in points] for name, points in row["curves"].items()},
                 summary=_numbers(row["summary"]),
                 progress=_number(row["progress"]),
                 seconds=_number(row["seconds"]),
@@ -443,13 +436,12 @@ def _read_reports(path: Path) -> tuple[list[_Report], list[str]]:
             index = row["index"]
             if index == len(reports):
                 reached |= {name: _last_step(name, points, reached) for name, points in report.curves.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            if number == len(lines) and isinstance(error, json.JSONDecodeError):
+        except ValueError as error:
+            if number == len(lines) and isinstance(error.__cause__, json.JSONDecodeError):
                 return reports, [
                     f"the last line of results.jsonl is torn; what stood in it is lost ({number - 1} are whole)."
                 ]
-            found = f"no {error}" if isinstance(error, KeyError) else str(error)
-            return reports, [f"line {number} of results.jsonl is damaged ({found}); it and what follows are skipped."]
+            return reports, [f"line {number} of results.jsonl is damaged ({error}); it and what follows are skipped."]
         if index != len(reports):
             found = f"line {number} of results.jsonl has index {index!r} instead of {len(reports)}"
             return reports, [f"{found}; it and what follows are skipped."]
@@ -468,16 +460,12 @@ def _last_step(curve: str, points: Sequence[Mapping[str, float]], before: Mappin
     return last
 
 
-def _number(value: object) -> float:
-    if value is None:
-        return math.nan
-    if isinstance(value, (int, float)):
-        return float(value)
-    raise TypeError(f"{value!r} is no number")
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
 
 
-def _numbers(values: Mapping[str, object]) -> dict[str, float]:
-    return {str(name): _number(value) for name, value in values.items()}
+def _numbers(values: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: _number(value) for name, value in values.items()}
 
 
 def _join_curves(reports: Sequence[_Report]) -> dict[str, Curve]:

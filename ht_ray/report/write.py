@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from ht_ray._checks import SettingError
-from ht_ray.report._files import write_text
+from ht_ray.report._files import waiting, write_text
 from ht_ray.report.adam_map import adam_map, has_adam_grid
 from ht_ray.report.atari_curves import efficiency_figure, game_curves_figure
 from ht_ray.report.atari_figures import aggregates_figure, profile_figure
@@ -34,6 +34,7 @@ from ht_ray.report.search_figures import population_figure, search_figure, searc
 from ht_ray.report.study import MissingDataError, StudyData, group, load_study, split_by_access
 from ht_ray.report.tables import Table, drops_table, summary_table
 from ht_ray.report.tensorboard import write_events
+from ht_ray.report.trial_events import mend_trial_events
 
 __all__ = ["write_report", "write_reports"]
 
@@ -41,6 +42,8 @@ METRICS = ("average_accuracy", "final_accuracy")
 #: Of a warm start the first phase is a means, and its accuracy no result.
 WARM_METRICS = ("final_accuracy", "final_train_accuracy")
 PAGE = "report.html"
+#: Seconds, as a sweep waits for its storage.
+PATIENCE = 600.0
 TABLES = (
     *("atari_aggregates", "atari_improvement", "atari_games"),
     *("search", "table", "grid", "cells", "drops", "indicators", "correlations"),
@@ -50,7 +53,11 @@ Say = Callable[[str], object]
 
 
 def write_report(
-    study: StudyData | str | os.PathLike[str], *, say: Say | None = None, out: str | os.PathLike[str] | None = None
+    study: StudyData | str | os.PathLike[str],
+    *,
+    say: Say | None = None,
+    out: str | os.PathLike[str] | None = None,
+    patience: float = PATIENCE,
 ) -> list[Path]:
     """Write a study's tables and figures.
 
@@ -61,7 +68,8 @@ def write_report(
     `ht_ray.report.atari_study`) ``atari_aggregates.csv``, ``atari_improvement.csv``, ``atari_games.csv`` and figures of
     them, without ``table.csv`` and ``drops.csv``. Where a study has both access modes, each has its own tables (told
     apart by the CSV column ``access``) and figures (by the end of their name).
-    In the study's directory files of these names are replaced, each at once; no other is touched.
+    In the study's directory files of these names are replaced, each at once. No others are touched but the event
+    files of trials that have ended: those that are damaged or gone are written again, unless the study is at work.
 
     Parameters
     ----------
@@ -73,6 +81,8 @@ def write_report(
     out
         The directory to write into; by default the study's, which one at a URI has not. Of what another has, only an
         earlier report is replaced.
+    patience
+        Seconds for which a disk that is full or lost is waited for.
 
     Returns
     -------
@@ -81,6 +91,8 @@ def write_report(
 
     Raises
     ------
+    StorageError
+        If the disk is full or lost for longer than that.
     SettingError
         If `study` is no study directory, it holds two trials of one label and seed, the files cannot be written, or
         `out` is another study's, or holds files of these names that no report wrote.
@@ -92,15 +104,23 @@ def write_report(
     if not _same(root, study.directory):
         _check_free(root, (PAGE, "table.md", *(f"{key}.csv" for key in TABLES), "figures", "report"))
         _begin(root / PAGE)
-    report, written = _write_files(study, root, say or (lambda text: None))
-    command = _command([study], out)
-    page = root / PAGE
-    write_text(page, html_page([report], command=command))
+    tell = say or (lambda text: None)
+    with waiting(patience, tell):
+        if _same(root, study.directory):
+            mend_trial_events(study, tell)
+        report, written = _write_files(study, root, tell)
+        command = _command([study], out)
+        page = root / PAGE
+        write_text(page, html_page([report], command=command))
     return [page, *written]
 
 
 def write_reports(
-    studies: Sequence[StudyData | str | os.PathLike[str]], out: str | os.PathLike[str], *, say: Say | None = None
+    studies: Sequence[StudyData | str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    say: Say | None = None,
+    patience: float = PATIENCE,
 ) -> list[Path]:
     """Write the reports of several studies into one directory, with a page of all of them.
 
@@ -115,7 +135,7 @@ def write_reports(
         The studies, or their directories or URIs.
     out
         The directory to write into. Of what is there already, only an earlier report is replaced.
-    say
+    say, patience
         As in `write_report`.
 
     Returns
@@ -125,6 +145,8 @@ def write_reports(
 
     Raises
     ------
+    StorageError
+        If the disk is full or lost for longer than `patience`.
     SettingError
         If one is no study directory, two have directories of the same name, the files cannot be written, or `out` is a
         study's directory, or holds files of these names that no report wrote.
@@ -150,6 +172,13 @@ def write_reports(
     _check_free(Path(out), (PAGE, *elsewhere))
     for name in elsewhere:
         _check_free(Path(out) / name)
+    with waiting(patience, tell):
+        return _write_reports(loaded, named, out, tell)
+
+
+def _write_reports(
+    loaded: Sequence[StudyData], named: Iterable[str], out: str | os.PathLike[str], tell: Say
+) -> list[Path]:
     _begin(Path(out) / PAGE)
     reports, written = [], []
     for name, study in zip(named, loaded, strict=True):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import shutil
 import uuid
 from collections.abc import Callable
@@ -18,7 +17,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ht_ray._storage import Storage, StorageError, storage_errors
+from ht_ray._schema import Damaged, check_form, parse
+from ht_ray._storage import PASSING, Storage, StorageError, storage_errors
+from ht_ray._study_files import MANIFEST
 from ht_ray.sweep.plain import to_json
 from ht_ray.sweep.scratch import scratch_folder
 from ht_ray.sweep.trial import Trial
@@ -32,7 +33,7 @@ _FORMAT = 2
 _CUT_OFF = "it was not written to its end: it has no manifest"
 
 # What a full, lost or broken disk says, whatever a library makes of it.
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
+_DISK = (*PASSING, errno.EROFS)
 # What reading one checkpoint says, on a storage that answers.
 _UNREADABLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.EISDIR)
 
@@ -71,10 +72,6 @@ class _Manifest:
     seconds: float
     extra: dict[str, Any]
     files: dict[str, list[int | str]]  # size in bytes and check sum, by path
-
-
-class _Damaged(Exception):
-    """A checkpoint that is not what was saved."""
 
 
 class CheckpointStore:
@@ -182,7 +179,7 @@ class CheckpointStore:
                 try:
                     with storage_errors(self._storage.location):
                         folder, checkpoint = self._fetched(name, cleaning)
-                except _Damaged as damage:
+                except Damaged as damage:
                     self._damaged.add(name)
                     path = self._storage.child(name)
                     say(f"its checkpoint {path} is damaged ({damage}); going back to the one before")
@@ -200,11 +197,11 @@ class CheckpointStore:
                 checkpoint = self._checked(folder)
             except OSError as error:
                 if error.errno in _UNREADABLE:
-                    raise _Damaged(f"it cannot be read: {error}") from error
+                    raise Damaged(f"it cannot be read: {error}") from error
                 raise
         else:
             if not self._complete(name):
-                raise _Damaged(_CUT_OFF)
+                raise Damaged(_CUT_OFF)
             folder = cleaning.enter_context(scratch_folder())
             for path in self._storage.files(name):
                 self._storage.download(f"{name}/{path}", folder / path)
@@ -260,27 +257,28 @@ class CheckpointStore:
         """What the checkpoint in `folder` holds beside the trial's files, all of which are compared first."""
         manifest = _manifest(folder)
         if manifest.trial != self._trial_id:
-            raise _Damaged(f"it is one of the trial {manifest.trial!r}")
+            raise Damaged(f"it is one of the trial {manifest.trial!r}")
         for name, (size, checksum) in manifest.files.items():
             file = folder / name
             if not file.is_file() or file.stat().st_size != size or _checksum(file) != checksum:
-                raise _Damaged(f"its file {name} is not what was saved")
+                raise Damaged(f"its file {name} is not what was saved")
         lines = tuple((folder / _LINES).read_text().splitlines())
         if len(lines) != manifest.reports:
-            raise _Damaged(f"it has {len(lines)} reports and should have {manifest.reports}")
+            raise Damaged(f"it has {len(lines)} reports and should have {manifest.reports}")
         return Checkpoint((manifest.reports, manifest.part), lines, manifest.seconds, manifest.extra)
 
 
 def _manifest(folder: Path) -> _Manifest:
     path = folder / _MANIFEST
     if not path.is_file():
-        raise _Damaged(_CUT_OFF)
+        raise Damaged(_CUT_OFF)
     content, _, rest = path.read_bytes().partition(b"\n")
     if rest.decode("ascii", "replace") != f"{hashlib.blake2b(content).hexdigest()}\n":
-        raise _Damaged("its manifest is not what was written")
-    values: dict[str, Any] = json.loads(content)
+        raise Damaged("its manifest is not what was written")
+    values: dict[str, Any] = parse(content, {"format": int})
     if values["format"] != _FORMAT:
-        raise _Damaged(f"its format is {values['format']!r}, and this version reads {_FORMAT}")
+        raise Damaged(f"its format is {values['format']!r}, and this version reads {_FORMAT}")
+    check_form(values, MANIFEST)
     return _Manifest(**values)
 
 
@@ -302,6 +300,9 @@ def _disk_trouble(error: BaseException, folder: Path) -> str | None:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in _DISK:
+            return str(cause)
+        # What PyTorch says of any disk that does not take a file, where it was given a path.
+        if isinstance(cause, RuntimeError) and "iostream error" in str(cause):
             return str(cause)
         cause = cause.__cause__ or cause.__context__
     probe = folder / ".probe"

@@ -11,14 +11,13 @@ from datetime import datetime
 from pathlib import Path
 
 from ht_ray._checks import SettingError, check_choice, check_number
-from ht_ray._storage import Storage, is_uri
-from ht_ray.sweep.study_dir import is_study, load_study_settings
+from ht_ray._storage import PASSING, Storage, StorageError, is_uri
+from ht_ray.sweep.study_dir import PROBE, is_free, is_study, load_study_settings
 
 __all__ = ["GIB", "SweepConfig", "check_before_ray", "ray_address"]
 
 GIB = 1 << 30
 
-_PROBE = ".try-writing"
 # Ray counts resources in ten-thousandths.
 _GRAIN = 1e-4
 # What clocks can wait for: two years.
@@ -43,8 +42,8 @@ class SweepConfig:
     """The directory or URI of an earlier study to continue: finished trials are kept, the others go on from their
     newest checkpoint."""
     resume_or_start: str | None = None
-    """As resume if there is a study at that directory or URI, otherwise as results_dir: for jobs that are started again
-    with the same command after a failure."""
+    """As resume if a study was begun at that directory or URI, otherwise as results_dir: for jobs that are started
+    again with the same command after a failure, whenever that came."""
     cpus_per_trial: float = 1.0
     """CPUs of one trial, which is also its number of threads; a fraction lets several trials share one."""
     gpus_per_trial: float = 0.0
@@ -187,8 +186,11 @@ def check_before_ray(config: SweepConfig, study_name: str = "study") -> str:
     Raises
     ------
     SettingError
-        If ``config.resume`` is no study, the place holds something already, cannot be written, or would vanish
-        with a submitted job; or the cluster's address is of the wrong kind or does not answer.
+        If ``config.resume`` is no study, the place holds something already (other than what the making of a study that
+        was never begun has left), cannot be written, or would vanish with a submitted job; or the cluster's address is
+        of the wrong kind or does not answer.
+    StorageError
+        If the disk is full or lost.
     """
     config = config.located()
     _check_address(ray_address(config))
@@ -210,16 +212,12 @@ def check_before_ray(config: SweepConfig, study_name: str = "study") -> str:
             f"{where} = {location!r}: that is Ray's temporary copy of the job's working directory, "
             "which is deleted after the job. Give an absolute path outside it."
         )
-    path = Path(location)
     try:
-        if is_uri(location):
-            taken = bool(Storage(location).names())
-        else:
-            taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
+        free = is_free(location)
+        advice = f"To continue it: resume={location!r}." if is_study(location) else "Give a new directory."
     except OSError as error:
         raise SettingError(f"{where} = {location!r}: it cannot be read ({error}).") from error
-    if taken:
-        advice = f"To continue it: resume={location!r}." if is_study(location) else "Give a new directory."
+    if not free:
         raise SettingError(f"{where} = {location!r}: it exists and nothing is ever overwritten. {advice}")
     _try_writing(where, location)
     return location
@@ -267,8 +265,8 @@ def _unused(root: str, study_name: str) -> str:
 def _try_writing(where: str, location: str) -> None:
     if is_uri(location):
         try:
-            Storage(location).write(_PROBE, b"")
-            Storage(location).remove(_PROBE)
+            Storage(location).write(PROBE, b"")
+            Storage(location).remove(PROBE)
         except OSError as error:
             raise SettingError(f"{where} = {location!r}: it cannot be written ({error}).") from error
         return
@@ -276,9 +274,11 @@ def _try_writing(where: str, location: str) -> None:
     missing = [parent for parent in (directory, *directory.parents) if not parent.exists()]
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=directory, prefix=".try-writing-"):
+        with tempfile.NamedTemporaryFile(dir=directory, prefix=f"{PROBE}-"):
             pass
     except OSError as error:
+        if error.errno in PASSING:
+            raise StorageError(f"{where} = {str(directory)!r}: it cannot be written ({error}).") from error
         raise SettingError(
             f"{where} = {str(directory)!r}: a directory that can be written is needed, and this one cannot ({error})."
         ) from error

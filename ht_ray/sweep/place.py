@@ -6,7 +6,6 @@ file that changes to the storage, through outages, and the copy is deleted when 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import socket
@@ -20,14 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from ht_ray._checks import SettingError
+from ht_ray._schema import Damaged, parse
 from ht_ray._storage import Storage, StorageError, is_uri, patiently, storage_errors
+from ht_ray._study_files import LEASE
 from ht_ray.sweep.plain import to_json
 from ht_ray.sweep.scratch import scratch_folder
-from ht_ray.sweep.study_dir import lock_study, note
+from ht_ray.sweep.study_dir import LEASE_FILE, lock_study, note
 
 __all__ = ["Lease", "Mirror", "Place", "open_place"]
 
-_LEASE = "lease.json"
 _BEAT = 10.0
 # A driver that has not renewed its lease for so long is gone.
 _LEASE_ENDS = 45.0
@@ -337,7 +337,7 @@ class Lease:
         with storage_errors(self._storage.location):
             found = self._read()
             if found is not None and found["token"] == self._token:
-                self._storage.remove(_LEASE)
+                self._storage.remove(LEASE_FILE)
 
     def _write(self) -> None:
         lease = {
@@ -347,12 +347,12 @@ class Lease:
             "token": self._token,
             "beat": time.time(),
         }
-        self._storage.write(_LEASE, to_json(lease).encode())
+        self._storage.write(LEASE_FILE, to_json(lease).encode())
 
     def _read(self) -> dict[str, Any] | None:
         try:
-            lease: dict[str, Any] = json.loads(self._storage.read(_LEASE))
-        except (FileNotFoundError, json.JSONDecodeError):
+            lease: dict[str, Any] = parse(self._storage.read(LEASE_FILE), LEASE)
+        except (FileNotFoundError, Damaged):
             return None  # half of it was written by a driver that is dead
         return lease
 

@@ -8,7 +8,9 @@ import numbers
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-__all__ = ["Scalar", "to_json", "to_plain"]
+from ht_ray._schema import SUM, sealed
+
+__all__ = ["Scalar", "to_json", "to_plain", "to_sealed_json"]
 
 Scalar: TypeAlias = bool | int | float | str | None
 
@@ -46,3 +48,8 @@ def to_plain(value: object) -> Any:
 def to_json(value: object, *, indent: int | None = None) -> str:
     """Return `value` (see `to_plain`) as strict JSON."""
     return json.dumps(to_plain(value), indent=indent, allow_nan=False)
+
+
+def to_sealed_json(value: Mapping[str, object], *, indent: int | None = None) -> str:
+    """Return an object as strict JSON that ends with its check sum, which `ht_ray._schema.parse` compares."""
+    return sealed(to_json({**value, SUM: ""}, indent=indent))

@@ -8,15 +8,16 @@ is done. So a population that was interrupted, at whatever moment, is the one th
 
 from __future__ import annotations
 
-import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ht_ray.sweep.plain import to_json
+from ht_ray._schema import Damaged, parse
+from ht_ray._study_files import DECISION
+from ht_ray.sweep.plain import to_sealed_json
 from ht_ray.sweep.search import Search, Values, random_stream
 from ht_ray.sweep.study_dir import append_line
 
@@ -132,7 +133,14 @@ class PopulationLog:
         The study's.
     first
         The settings that each member starts with.
+
+    Attributes
+    ----------
+    damage
+        A sentence on the first line that is damaged; it and what follows is left out.
     """
+
+    damage: str | None = None
 
     def __init__(self, directory: Path, search: Search, first: Mapping[str, Values]) -> None:
         self._path = directory / POPULATION
@@ -140,12 +148,18 @@ class PopulationLog:
         self._legs = {trial: [Leg(0, None, dict(first[trial]))] for trial in search.trials}
         self._decided = dict.fromkeys(search.groups.values(), 0)
         content = self._path.read_bytes() if self._path.exists() else b""
-        *lines, torn = content.split(b"\n")
-        for line in lines:
-            self._take(json.loads(line))
-        if torn:
-            # Nothing was done yet of what a kill cut off, and it will be decided alike.
-            os.truncate(self._path, len(content) - len(torn))
+        *lines, _ = content.split(b"\n")
+        whole = 0
+        for number, line in enumerate(lines, start=1):
+            try:
+                self._take(self._checked(line))
+            except Damaged as damage:
+                self.damage = f"{self._path} is damaged: line {number}: {damage}"
+                break
+            whole += len(line) + 1
+        if whole < len(content):
+            # Nothing was done yet of what a kill cut off. What was lost otherwise is decided again, and alike.
+            os.truncate(self._path, whole)
 
     @property
     def interval(self) -> int:
@@ -186,9 +200,36 @@ class PopulationLog:
             "scores": dict(scores),
             "legs": {trial: asdict(leg) for trial, leg in legs.items()},
         }
-        append_line(self._path, to_json(line))
+        append_line(self._path, to_sealed_json(line))
         self._take(line)
         return legs
+
+    def catch_up(self, history: Mapping[str, Sequence[float]]) -> None:
+        """Decide again what members have acted on already and the file has lost.
+
+        Parameters
+        ----------
+        history
+            The scores of each member after each of its reports, the higher the better.
+
+        Raises
+        ------
+        StorageError
+            If it cannot be written down.
+        """
+        for group in self._decided:
+            members = self._search.members(group)
+            while (due := self.due(group)) is not None and any(len(history[trial]) > due for trial in members):
+                self.decide(group, {trial: history[trial][due - 1] for trial in members if len(history[trial]) >= due})
+
+    def _checked(self, line: bytes) -> dict[str, Any]:
+        decision: dict[str, Any] = parse(line, DECISION)
+        group, reports = decision["group"], decision["reports"]
+        if group not in self._decided or not decision["legs"].keys() <= self._legs.keys():
+            raise Damaged("it is on trials that belong to no population")
+        if reports != self.due(group):
+            raise Damaged(f"it is on {group!r} after {reports} reports, where {self.due(group)} were due")
+        return decision
 
     def _take(self, line: Mapping[str, Any]) -> None:
         self._decided[line["group"]] = line["reports"]

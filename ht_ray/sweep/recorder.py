@@ -207,7 +207,7 @@ class StudyRecorder(tune.Callback):
 
     def tune_options(self) -> dict[str, Any]:
         """Return the arguments of ``tune.run`` that the study's search decides."""
-        return self._searching.tune_options(self._write, self._note)
+        return self._searching.tune_options(self._write, self._note, self._console.say)
 
     def _record(self, trial: Any) -> TrialRecord:
         number: int = trial.config["trial"]

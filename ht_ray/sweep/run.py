@@ -17,10 +17,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ht_ray._checks import SettingError
-from ht_ray._storage import StorageError, is_uri, storage_errors
+from ht_ray._storage import StorageError, is_uri, patiently, storage_errors
 from ht_ray.sweep.config import GIB, SweepConfig, check_before_ray, ray_address
 from ht_ray.sweep.leave import TRIAL_WORKER
 from ht_ray.sweep.local_ray import local_ray
@@ -31,15 +31,24 @@ from ht_ray.sweep.searching import Searching
 from ht_ray.sweep.study_dir import (
     CHECKPOINTS,
     TrialRecord,
+    check_plan,
     create_study,
-    load_plan,
     note,
     this_command,
+    write_plan,
     write_results_csv,
 )
 from ht_ray.sweep.trial import Study
 
+if TYPE_CHECKING:
+    from ht_ray.sweep.tensorboard import StudyEvents
+
 __all__ = ["StudyResult", "run_study"]
+
+T = TypeVar("T")
+
+# A node that has not answered after so many seconds is gone; a busy one may take its time to start a worker.
+_NODE_ANSWERS = 60.0
 
 _TUNE_ENVIRONMENT = {
     # The study directory holds what Tune's own loggers would write.
@@ -144,26 +153,34 @@ def run_study(
     config = config.located()
     location = check_before_ray(config, study.name)
     resuming = config.resume is not None
-    if resuming:
-        load_plan(location).check_same(study, location)
+    lost_plan = check_plan(location, study) if resuming else None
     stopped, interrupted, complete = None, False, False
+
+    def waiting(what: Callable[[], T]) -> T:
+        def trouble(error: StorageError) -> None:
+            console.say(f"{error}; waiting up to {config.storage_minutes:g} minutes for it, nothing is lost meanwhile")
+
+        return patiently(what, patience=60 * config.storage_minutes, trouble=trouble)
+
     with (
         # What Ray's logs say is of use where something is missing.
         _ray(config, console, keep_logs=lambda: not complete) as slots,
         open_place(location, patience=60 * config.storage_minutes, say=console.say) as place,
     ):
         if not resuming:
-            create_study(place.directory, study)
-        _check_shared(config, place)
-        with storage_errors(location):
-            for name in ("trials", CHECKPOINTS):
-                (place.directory / name).mkdir(exist_ok=True)
-            records = [TrialRecord(place.directory, spec) for spec in study.trials]
-            due = _prepare(place.directory, records, console)
+            waiting(lambda: create_study(place.directory, study))
+        if lost_plan is not None:
+            console.say(f"{lost_plan} It is written again.")
+            waiting(lambda: write_plan(place.directory, study))
+        # What workers write there is not to be the first that is at a URI.
+        place.sync()
+        _check_shared(config, place, console)
+        records, due = waiting(lambda: _prepare(place.directory, study, console))
+        events = waiting(lambda: _events(config, place, records, due, console))
         if due:
-            interrupted, stopped = _run(study, config, place, records, due, slots, console)
+            interrupted, stopped = _run(study, config, place, records, due, slots, events, console)
         try:
-            write_results_csv(place.directory, records)
+            waiting(lambda: write_results_csv(place.directory, records))
             if (
                 finish is not None
                 and stopped is None
@@ -188,25 +205,56 @@ def run_study(
     )
 
 
-def _prepare(directory: Path, records: Sequence[TrialRecord], console: Console) -> list[TrialRecord]:
-    """Return the trials to run. From where each goes on, its worker finds out."""
+def _prepare(directory: Path, study: Study, console: Console) -> tuple[list[TrialRecord], list[TrialRecord]]:
+    """Return the records of all trials, and of those to run. From where each goes on, its worker finds out."""
+    with storage_errors(directory):
+        for name in ("trials", CHECKPOINTS):
+            (directory / name).mkdir(exist_ok=True)
+        records = [TrialRecord(directory, spec) for spec in study.trials]
     if next(directory.glob("ray/attempt-*"), None) is not None:
         console.say("This study was begun by an earlier version, whose checkpoints are not used: trials begin anew.")
     due = []
     for record in records:
-        # Of a trial that has finished nothing may be missing.
-        if record.status in ("diverged", "stopped") or (record.status == "finished" and record.progress >= 1):
-            continue
+        for text in record.damage:
+            console.say(f"trial {record.spec.id}: {text}")
+            note(directory, "file damaged", trial=record.spec.id, detail=text)
         if record.torn:
-            console.say(f"trial {record.spec.id}: a line of its results.jsonl was torn; it is left out")
+            if not record.damage:
+                console.say(f"trial {record.spec.id}: a line of its results.jsonl was torn; it is left out")
             record.cut(record.reports)
+        if record.status in ("finished", "diverged", "stopped"):
+            continue
         if record.progress >= 1:
             # Killed between the last report and its note.
             record.end("finished")
             continue
+        if record.damage:
+            console.say(f"trial {record.spec.id}: it is repaired from its newest checkpoint, or run again")
         record.status = "unfinished"
         due.append(record)
-    return due
+    return records, due
+
+
+def _events(
+    config: SweepConfig,
+    place: Place,
+    records: Sequence[TrialRecord],
+    due: Sequence[TrialRecord],
+    console: Console,
+) -> StudyEvents:
+    """Return what writes the event files, once those of the trials that have ended are whole."""
+    from ht_ray.sweep.tensorboard_means import study_events
+
+    events = study_events(config.tensorboard, place.directory, records, console.say)
+    running = set(due)
+    ended = [record for record in records if record not in running]
+    if place.mirror is not None:
+        # Of those on storage elsewhere this machine has the names only.
+        ended = [record for record in ended if not any(record.directory.glob("events.out.*"))]
+    mended = events.mend(ended)
+    if mended:
+        console.say(f"event files of {mended} trials that have ended were damaged or missing: written again")
+    return events
 
 
 def _run(
@@ -216,6 +264,7 @@ def _run(
     records: Sequence[TrialRecord],
     due: Sequence[TrialRecord],
     slots: int,
+    events: StudyEvents,
     console: Console,
 ) -> tuple[bool, str | None]:
     """Run the trials that are due, and return whether a signal stopped them, and why they could not go on if so."""
@@ -223,7 +272,6 @@ def _run(
 
     from ht_ray.sweep.metrics import StudyMetrics
     from ht_ray.sweep.recorder import StopEarly, StudyRecorder
-    from ht_ray.sweep.tensorboard_means import study_events
     from ht_ray.sweep.trainable import Assignment, StudyTrainable, WorkerPlan
     from ht_ray.sweep.tune_repair import every_death_is_a_trials
 
@@ -241,7 +289,7 @@ def _run(
         config,
         progress,
         console,
-        study_events(config.tensorboard, directory, records, console.say),
+        events,
         StudyMetrics(study.name, study.metric),
         searching,
         stopping=lambda: stop.requested,
@@ -267,7 +315,13 @@ def _run(
 
     name = _TrialNames(record.spec.id for record in due)
     note(
-        directory, "run started", trials=len(due), command=this_command(), driver=_this_process(), nodes=recorder.nodes
+        directory,
+        "run started",
+        trials=len(due),
+        command=this_command(),
+        driver=_this_process(),
+        nodes=recorder.nodes,
+        tensorboard=config.tensorboard,
     )
     console.status(progress.lines())
     with (
@@ -392,14 +446,16 @@ def _describe(config: SweepConfig, node: dict[str, Any]) -> str:
     return text
 
 
-def _check_shared(config: SweepConfig, place: Place) -> None:
+def _check_shared(config: SweepConfig, place: Place, console: Console) -> None:
     """Raise if a node that would run trials does not see the study's directory, where their checkpoints go."""
     import ray
 
     if is_uri(place.location):
         return
     nodes = [node for node in ray.nodes() if _fit(config, node)]
-    blind = _nodes_without(place.directory, nodes) if len(nodes) > 1 else []
+    blind, silent = _nodes_without(place.directory, nodes) if len(nodes) > 1 else ([], [])
+    for name in silent:
+        console.say(f"{name} does not answer, and is taken for lost")
     if blind:
         raise SettingError(
             f"SweepConfig.results_dir = {place.location!r}: trials would run on {', '.join(blind)}, where that "
@@ -407,15 +463,34 @@ def _check_shared(config: SweepConfig, place: Place) -> None:
         )
 
 
-def _nodes_without(directory: Path, nodes: Sequence[dict[str, Any]]) -> list[str]:
+def _nodes_without(
+    directory: Path, nodes: Sequence[dict[str, Any]], *, patience: float = _NODE_ANSWERS
+) -> tuple[list[str], list[str]]:
+    """Return which nodes do not see `directory`, and which did not say: gone, though Ray may not have noticed yet."""
     import ray
+    from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from ht_ray.sweep.faults import node_name
 
     # A function that every Python has.
     sees = ray.remote(num_cpus=0)(os.path.isdir)
     where = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
-    seen = ray.get([sees.options(scheduling_strategy=node).remote(str(directory)) for node in where])
-    return [node["NodeManagerHostname"] for node, found in zip(nodes, seen, strict=True) if not found]
+    asked = [sees.options(scheduling_strategy=node, max_retries=0).remote(str(directory)) for node in where]
+    answered, _ = ray.wait(asked, num_returns=len(asked), timeout=patience)
+    blind, silent = [], []
+    for node, answer in zip(nodes, asked, strict=True):
+        name = node_name(node["NodeManagerHostname"], node["NodeID"])
+        if answer not in answered:
+            ray.cancel(answer, force=True)
+            silent.append(name)
+            continue
+        try:
+            if not ray.get(answer):
+                blind.append(name)
+        except RayError:
+            silent.append(name)
+    return blind, silent
 
 
 class _TrialNames:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -71,7 +72,7 @@ class Searching:
         population = self.search is not None and self.search.config.scheduler == "pbt"
         return self.search.config.perturbation_interval if self.search is not None and population else None
 
-    def tune_options(self, write: _Write, note: Callable[..., None]) -> dict[str, Any]:
+    def tune_options(self, write: _Write, note: Callable[..., None], say: Callable[[str], None]) -> dict[str, Any]:
         """Return the arguments of ``tune.run`` that say which trials there are, and who decides on them.
 
         Parameters
@@ -80,6 +81,8 @@ class Searching:
             Does what writes files, and waits for a storage that does not answer.
         note
             Adds an event to the journal.
+        say
+            Prints a text that stays.
         """
         from ray import tune
 
@@ -104,7 +107,7 @@ class Searching:
             scheduler = HalvingScheduler(search, study.metric, study.mode, self._records, self._record_of)
             self._halving = scheduler
         elif search.config.scheduler == "pbt":
-            scheduler = self._populations(search, write, note)
+            scheduler = self._populations(search, write, note, say)
             searcher = SuggestionSearcher(
                 self._due,
                 course_of,
@@ -115,7 +118,7 @@ class Searching:
         # One more than there are: the searcher says when it has come to its end.
         return {"config": {}, "scheduler": scheduler, "search_alg": searcher, "num_samples": len(self._due) + 1}
 
-    def _populations(self, search: Search, write: _Write, note: Callable[..., None]) -> Any:
+    def _populations(self, search: Search, write: _Write, note: Callable[..., None], say: Callable[[str], None]) -> Any:
         """The scheduler of a study with populations."""
         from ht_ray.sweep.schedulers import PopulationScheduler
 
@@ -126,6 +129,16 @@ class Searching:
             for trial in search.trials
         }
         log = PopulationLog(self._place.directory, search, first)
+        if log.damage is not None:
+            say(f"{log.damage}; what was decided from there on is decided again")
+            note("file damaged", detail=log.damage)
+        sign = 1 if study.mode == "max" else -1
+        history = {
+            record.spec.id: [_score(report["summary"].get(study.metric), sign) for report in record.read()]
+            for record in self._records
+            if record.spec.id in search.groups
+        }
+        write(lambda: log.catch_up(history))
 
         def decide(group: str, scores: dict[str, float]) -> bool:
             legs = write(lambda: log.decide(group, scores))
@@ -212,6 +225,10 @@ class Searching:
                 config=placed(record.spec.config, search.parameters, values),
             )
         )
+
+
+def _score(value: float | None, sign: int) -> float:
+    return math.nan if value is None else sign * value
 
 
 def _changes(before: Values, leg: Leg) -> str:

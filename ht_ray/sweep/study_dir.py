@@ -2,10 +2,10 @@
 
 This is the truth about a study; Ray Tune only executes it. The driver alone writes here::
 
-    config.json                  format, name, command, creation time, versions, metric, mode, settings
+    config.json                  format, name, command, creation time, versions, metric, mode, settings, sum of the plan
     trials.json                  all planned trials, in order
     trials/ID/results.jsonl      a line per report: index, curves, summary, progress, seconds
-    trials/ID/status.json        status, error, restarts, node
+    trials/ID/status.json        status, error, restarts, node, number of reports
     trials/ID/events.out.*       for TensorBoard
     results.csv                  a row per planned trial
     journal.jsonl                what happened: runs, nodes that came and went, faults, damage; a line each
@@ -14,12 +14,13 @@ This is the truth about a study; Ray Tune only executes it. The driver alone wri
 
 Beside that, the workers write ``checkpoints/ID/`` (see `ht_ray.sweep.checkpoints`). Files are replaced whole or
 appended to. A kill can tear only the last line of a ``results.jsonl`` or of the journal, which then does not count.
+Objects and lines end with a check sum, ``"sum"``; those without one, of earlier versions, are taken as they are. What
+each file must be is in `ht_ray._study_files`.
 """
 
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import json
 import os
@@ -36,32 +37,44 @@ from pathlib import Path
 from typing import Any
 
 from ht_ray._checks import SettingError
-from ht_ray._storage import Storage, storage_errors, write_atomic
+from ht_ray._schema import SUM, Damaged, check_form, parse, sum_of
+from ht_ray._storage import Storage, locked, storage_errors, write_atomic, write_whole
+from ht_ray._study_files import CONFIG, FORMAT, JOURNAL, LEASE, LOCK, PLAN, SETTLED, STATUS, Reports, read_file
 from ht_ray.sweep.failures import last_line
-from ht_ray.sweep.plain import Scalar, to_json, to_plain
+from ht_ray.sweep.plain import Scalar, to_json, to_plain, to_sealed_json
 from ht_ray.sweep.trial import RESERVED_COLUMNS, Study, TrialSpec
 
 __all__ = [
     "CHECKPOINTS",
     "JOURNAL",
+    "LEASE_FILE",
+    "LOCK",
+    "PROBE",
     "StudyPlan",
     "TrialRecord",
     "append_line",
+    "check_plan",
     "create_study",
+    "is_free",
     "is_study",
     "load_plan",
     "load_study_settings",
     "lock_study",
     "note",
     "this_command",
+    "write_plan",
     "write_results_csv",
 ]
 
 CHECKPOINTS = "checkpoints"
-JOURNAL = "journal.jsonl"
+LEASE_FILE = "lease.json"
+#: With this begins the name of a file, empty, with which a place is tried.
+PROBE = ".try-writing"
 _SETTLED = "settled.json"
+_CONFIG, _TRIALS, _STATUS = "config.json", "trials.json", "status.json"
+# The names under which files are written before they are renamed.
+_HALF_WRITTEN = re.compile(r"\.(config|trials|lease)\.json\.\w+\.tmp")
 
-_FORMAT = 1
 # Threads of the driver share the journal.
 _appending = threading.Lock()
 _FINAL = ("finished", "failed", "diverged", "stopped")
@@ -83,6 +96,8 @@ class StudyPlan:
         planned, given = [spec.id for spec in self.trials], [spec.id for spec in study.trials]
         if self.name != study.name:
             difference = f"it is the study {self.name!r}, not {study.name!r}"
+        elif (self.metric, self.mode) != (study.metric, study.mode):
+            difference = f"it takes the {self.mode} of {self.metric!r}, not the {study.mode} of {study.metric!r}"
         elif planned != given:
             only_there = [name for name in planned if name not in given]
             only_here = [name for name in given if name not in planned]
@@ -105,9 +120,36 @@ class StudyPlan:
 
 
 def is_study(location: str | Path) -> bool:
-    """Return whether there is a study, made by `create_study`, at a path or URI."""
+    """Return whether a study was begun at a path or URI: its ``config.json`` is what is written last."""
+    return Storage(location).exists(_CONFIG)
+
+
+def is_free(location: str | Path) -> bool:
+    """Return whether a study may be made at a path or URI: nothing is there, or what the making of one left.
+
+    That is what a full disk or a kill leaves before the study is begun: locks, empty folders, files that were tried or
+    half-written, a plan without a ``config.json``.
+    """
     storage = Storage(location)
-    return storage.exists("config.json") and storage.exists("trials.json")
+    if storage.local is not None and storage.local.exists() and not storage.local.is_dir():
+        return False
+    return all(_is_left_over(storage, name) for name in storage.names())
+
+
+def _is_left_over(storage: Storage, name: str) -> bool:
+    if _HALF_WRITTEN.fullmatch(name) or (name == LOCK and storage.local is not None):
+        return True
+    if name in ("trials", CHECKPOINTS):
+        folder = storage.local is None or (storage.local / name).is_dir()
+        return folder and next(storage.files(name), None) is None
+    forms = {_TRIALS: PLAN} if storage.local is not None else {_TRIALS: PLAN, LEASE_FILE: LEASE}
+    if name in forms or name.startswith(PROBE):
+        content = storage.read(name)
+        try:
+            return not content.strip(b"\0") or (name in forms and parse(content, forms[name]) is not None)
+        except Damaged:
+            return False
+    return False
 
 
 def load_study_settings(location: str | Path) -> dict[str, Any]:
@@ -123,8 +165,7 @@ def load_study_settings(location: str | Path) -> dict[str, Any]:
     SettingError
         If there is no study; the message says what is missing.
     """
-    settings: dict[str, Any] = _load(location, "config.json")["settings"]
-    _load(location, "trials.json")
+    settings: dict[str, Any] = _load_config(location)["settings"]
     return settings
 
 
@@ -134,17 +175,58 @@ def load_plan(location: str | Path) -> StudyPlan:
     Raises
     ------
     SettingError
-        If there is none.
+        If there is none, or its files are damaged.
     """
-    config, trials = _load(location, "config.json"), _load(location, "trials.json")
-    specs = tuple(TrialSpec(**trial) for trial in trials)
+    config = _load_config(location)
+    content = _load(location, _TRIALS)
+    try:
+        trials = parse(content, PLAN)
+        if config.get("plan", sum_of(content)) != sum_of(content):
+            raise Damaged("the check sum in config.json says that it was changed")
+        specs = tuple(TrialSpec(plan["id"], plan["label"], plan["settings"], plan.get("config", {})) for plan in trials)
+    except (Damaged, SettingError) as damage:
+        raise SettingError(
+            f"{_file(location, _TRIALS)} is damaged: {damage}. Restore it from a copy, or resume with the command that "
+            "the study was started with: it is written again."
+        ) from damage
     return StudyPlan(config["study"], config["metric"], config["mode"], config["settings"], specs)
 
 
+def check_plan(location: str, study: Study) -> str | None:
+    """Return what is wrong with the ``trials.json`` of the study at `location`, if it can be written again; or None.
+
+    Raises
+    ------
+    SettingError
+        If `study` is not what was planned there.
+    """
+    config = _load_config(location)
+    try:
+        load_plan(location).check_same(study, location)
+    except SettingError as error:
+        planned = (config["study"], config["metric"], config["mode"], config.get("plan"))
+        if planned != (study.name, study.metric, study.mode, sum_of(_plan(study).encode())):
+            raise
+        return str(error)
+    return None
+
+
+def write_plan(directory: Path, study: Study) -> None:
+    """Write ``trials.json``: all planned trials."""
+    with storage_errors(directory):
+        write_atomic(directory / _TRIALS, _plan(study))
+
+
 def create_study(directory: Path, study: Study) -> None:
-    """Write what `study` plans into `directory`, which must not exist or be empty."""
+    """Write what `study` plans into `directory`, in which no study was begun.
+
+    Raises
+    ------
+    SettingError
+        If one was.
+    """
     config = {
-        "format": _FORMAT,
+        "format": FORMAT,
         "study": study.name,
         "command": this_command(),
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -152,12 +234,19 @@ def create_study(directory: Path, study: Study) -> None:
         "metric": study.metric,
         "mode": study.mode,
         "settings": study.settings,
+        "plan": sum_of(_plan(study).encode()),
     }
     with storage_errors(directory):
+        if is_study(directory):
+            raise SettingError(f"{str(directory)!r}: another process has begun a study there; nothing is overwritten.")
         for folder in ("trials", CHECKPOINTS):
             (directory / folder).mkdir(parents=True, exist_ok=True)
-        write_atomic(directory / "trials.json", to_json([asdict(spec) for spec in study.trials], indent=1) + "\n")
-        write_atomic(directory / "config.json", to_json(config, indent=1) + "\n")
+        write_plan(directory, study)
+        write_atomic(directory / _CONFIG, to_sealed_json(config, indent=1) + "\n")
+
+
+def _plan(study: Study) -> str:
+    return to_json([asdict(spec) for spec in study.trials], indent=1) + "\n"
 
 
 def this_command() -> list[str]:
@@ -180,8 +269,6 @@ def _without_passwords(arguments: Sequence[str]) -> list[str]:
 def lock_study(directory: Path) -> Iterator[None]:
     """Keep every other driver off the study while the block runs.
 
-    The lock goes with the process, so a killed driver leaves none behind.
-
     Raises
     ------
     SettingError
@@ -189,13 +276,11 @@ def lock_study(directory: Path) -> Iterator[None]:
     """
     with ExitStack() as closing:
         with storage_errors(directory):
-            file = closing.enter_context((directory / ".lock").open("a+b"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise SettingError(
-                    f"The study {str(directory)!r} is being run by another process; wait for it or stop it first."
-                ) from error
+            free = closing.enter_context(locked(directory / LOCK))
+        if not free:
+            raise SettingError(
+                f"The study {str(directory)!r} is being run by another process; wait for it or stop it first."
+            )
         yield
 
 
@@ -209,31 +294,7 @@ def append_line(path: Path, line: str) -> None:
     """
     with _appending, storage_errors(path), path.open("a+b", buffering=0) as file:
         _cut_torn_line(file)
-        _write_whole(file, line.encode() + b"\n")
-
-
-def append(path: Path, content: bytes) -> None:
-    """Add `content`, all of it or nothing, to the file at `path`.
-
-    Raises
-    ------
-    StorageError
-        If that cannot be done.
-    """
-    with storage_errors(path), path.open("ab", buffering=0) as file:
-        _write_whole(file, content)
-
-
-def _write_whole(file: io.FileIO, content: bytes) -> None:
-    end = file.seek(0, os.SEEK_END)
-    rest = memoryview(content)
-    try:
-        while rest:
-            rest = rest[file.write(rest) :]
-    except OSError:
-        # A full disk takes part of it.
-        file.truncate(end)
-        raise
+        write_whole(file, line.encode() + b"\n")
 
 
 def _cut_torn_line(file: io.FileIO) -> None:
@@ -255,7 +316,7 @@ def note(directory: Path, event: str, **values: Scalar | Sequence[str]) -> None:
         If it cannot be written.
     """
     now = datetime.now().astimezone().isoformat(timespec="seconds")
-    append_line(directory / JOURNAL, to_json({"time": now, "event": event, **values}))
+    append_line(directory / JOURNAL, to_sealed_json({"time": now, "event": event, **values}))
 
 
 class TrialRecord:
@@ -275,7 +336,9 @@ class TrialRecord:
     seconds
         The worker's time, over all reports.
     torn
-        Whether a line that a kill had torn was left out.
+        Whether lines were left out: one that a kill had torn, or those from the first that is damaged.
+    damage
+        Sentences on what is damaged of its files. What was lost with it is not part of the record.
     on_change
         If set, told of each change made here.
     """
@@ -290,9 +353,11 @@ class TrialRecord:
         self.restarts = 0
         self.node: str | None = None
         self.summary: dict[str, float | None] = {}
+        self.damage: list[str] = []
         self._read_settled()
-        self._read_status()
+        expected = self._read_status()
         self._read_reports()
+        self._compare(expected)
 
     @property
     def final(self) -> bool:
@@ -309,7 +374,7 @@ class TrialRecord:
         content = {"label": spec.label, "settings": spec.settings, "config": spec.config}
         self._make_folder()
         with storage_errors(self.directory):
-            write_atomic(self.directory / _SETTLED, to_json(content, indent=1) + "\n")
+            write_atomic(self.directory / _SETTLED, to_sealed_json(content, indent=1) + "\n")
         self.spec = spec
         self._changed()
 
@@ -390,38 +455,65 @@ class TrialRecord:
     def _read_reports(self) -> None:
         self.reports, self.progress, self.seconds, self.torn = 0, 0.0, 0.0, False
         self.summary = {}
-        content = self._results.read_bytes() if self._results.exists() else b""
-        # Without its newline a line may be short of its end, even if it reads as JSON.
-        *lines, rest = content.split(b"\n")
-        self.torn = bool(rest)
-        for line in lines:
-            try:
-                self._count(json.loads(line))
-            except (ValueError, KeyError, TypeError):
-                self.torn = True
-                break
+        reports = Reports(self._results.read_bytes() if self._results.exists() else b"")
+        for report in reports:
+            self._count(report)
+        if reports.damage is not None:
+            self.torn = True
+            if not reports.torn:
+                self.damage.append(f"{self._results} is damaged: {reports.damage}; that and what follows is left out")
+                if self.final:
+                    self.status = "unfinished"
+
+    def _compare(self, expected: int | None) -> None:
+        """Find out whether a trial that is said to have ended has all its reports, `expected` many if that is known."""
+        short = expected is not None and self.reports < expected
+        if short or (self.status == "finished" and self.progress < 1):
+            if not self.damage:
+                told = f"{self.reports} reports, up to {self.progress:.0%} of the trial"
+                self.damage.append(f"{self._results} is damaged: it has {told}, and the trial is {self.status}")
+            self.status = "unfinished"
 
     def _read_settled(self) -> None:
-        path = self.directory / _SETTLED
-        if path.exists():
-            self.spec = TrialSpec(self.spec.id, **json.loads(path.read_bytes()))
+        try:
+            saved = read_file(self.directory / _SETTLED, SETTLED)
+        except FileNotFoundError:
+            return
+        except Damaged as damage:
+            # With other settings than it began with a trial would not be itself.
+            raise SettingError(
+                f"{damage}. Restore it from a copy; or delete {self.directory} and the trial's folder in "
+                f"{CHECKPOINTS}: then it begins anew, with other settings."
+            ) from damage
+        self.spec = TrialSpec(self.spec.id, saved["label"], saved["settings"], saved["config"])
 
-    def _read_status(self) -> None:
-        path = self.directory / "status.json"
-        if path.exists():
-            try:
-                saved = json.loads(path.read_bytes())
-            except ValueError:
-                return  # a machine that lost its power; how the trial stands is found from its reports
-            # "running" is what a driver that was killed left behind.
-            self.status = saved["status"] if saved["status"] in _FINAL else "unfinished"
-            self.error, self.restarts, self.node = saved["error"], saved["restarts"], saved["node"]
+    def _read_status(self) -> int | None:
+        """Read how the trial stands, and return how many reports it must have for that, if it has ended."""
+        try:
+            saved = read_file(self.directory / _STATUS, STATUS)
+        except FileNotFoundError:
+            return None
+        except Damaged as damage:
+            self.damage.append(f"{damage}; how the trial stands is found from its reports")
+            return None
+        self.error, self.restarts, self.node = saved.get("error"), saved.get("restarts", 0), saved.get("node")
+        if saved["status"] not in _FINAL:
+            return None  # "running" is what a driver that was killed left behind
+        self.status = saved["status"]
+        reports: int | None = saved.get("reports")
+        return reports
 
     def _write_status(self) -> None:
-        status = {"status": self.status, "error": self.error, "restarts": self.restarts, "node": self.node}
+        status = {
+            "status": self.status,
+            "error": self.error,
+            "restarts": self.restarts,
+            "node": self.node,
+            "reports": self.reports,
+        }
         self._make_folder()
         with storage_errors(self.directory):
-            write_atomic(self.directory / "status.json", to_json(status) + "\n")
+            write_atomic(self.directory / _STATUS, to_sealed_json(status) + "\n")
 
 
 def write_results_csv(directory: Path, records: Sequence[TrialRecord]) -> None:
@@ -454,23 +546,38 @@ def _versions() -> Iterator[tuple[str, str]]:
             continue
 
 
-def _load(location: str | Path, name: str) -> Any:
+def _load(location: str | Path, name: str) -> bytes:
     where, storage = repr(str(location)), Storage(location)
     try:
         if not storage.exists():
             raise SettingError(f"{where} is no study: there is no such directory.")
         if not storage.exists(name):
             raise SettingError(f"{where} is no study: it has no {name}.")
-        content = json.loads(storage.read(name))
+        return storage.read(name)
     except OSError as error:
         raise SettingError(f"{where} cannot be read: {error}.") from error
-    except ValueError as error:
-        if isinstance(error, SettingError):
-            raise
-        raise SettingError(f"{where} is no study: its {name} is not JSON ({error}).") from error
-    if name == "config.json":
-        if not isinstance(content, dict) or "study" not in content or "settings" not in content:
+
+
+def _load_config(location: str | Path) -> dict[str, Any]:
+    where, content = repr(str(location)), _load(location, _CONFIG)
+    try:
+        config: dict[str, Any] = parse(content)
+        if not {"study", "settings"} & config.keys():
             raise SettingError(f"{where} is no study: its config.json belongs to something else.")
-        if content.get("format") != _FORMAT:
-            raise SettingError(f"{where}: its format is {content.get('format')!r}, and this version reads {_FORMAT}.")
-    return content
+        if config.get("format") != FORMAT:
+            raise SettingError(
+                f"{_file(location, _CONFIG)}: its format is {config.get('format')!r}, and this version reads {FORMAT}."
+            )
+        check_form(config, CONFIG)
+    except Damaged as damage:
+        raise SettingError(
+            f"{_file(location, _CONFIG)} is damaged: {damage}. Restore it from a copy; if it was edited on purpose, "
+            f"delete its {SUM!r}."
+        ) from damage
+    return config
+
+
+def _file(location: str | Path, name: str) -> str:
+    """What a file of a study is called, by path or URI."""
+    storage = Storage(location)
+    return str(storage.local / name) if storage.local is not None else storage.child(name).location

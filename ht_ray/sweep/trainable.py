@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import signal
 import socket
@@ -24,7 +25,7 @@ from ht_ray._storage import Storage, StorageError
 from ht_ray.sweep.checkpoints import Checkpoint, CheckpointStore
 from ht_ray.sweep.faults import node_name
 from ht_ray.sweep.gpu_memory import wait_for_gpu_memory
-from ht_ray.sweep.plain import to_json
+from ht_ray.sweep.plain import to_sealed_json
 from ht_ray.sweep.population import Course, Leg
 from ht_ray.sweep.search import Parameter, placed
 from ht_ray.sweep.trial import Diverged, Interrupted, Report, Trial, load_factory
@@ -100,6 +101,8 @@ class StudyTrainable(tune.Trainable):
     _taken: int
     """After how many reports the trial last took over another's state."""
     _lines: list[str]
+    _reached: dict[str, float]
+    """The last step of each curve."""
     _part: int
     _seconds: float
     _notes: list[Mapping[str, str]]
@@ -185,11 +188,13 @@ class StudyTrainable(tune.Trainable):
     def _reported(self, report: Report, seconds: float) -> dict[str, Any]:
         """Take in a report, and return what the driver is told of it."""
         row = self._course.row(len(self._lines)) if self._course is not None else None
+        curves = {**report.curves, **({"schedule": [row]} if row is not None else {})}
+        self._go_to(curves)
         self._lines.append(
-            to_json(
+            to_sealed_json(
                 {
                     "index": len(self._lines),
-                    "curves": {**report.curves, **({"schedule": [row]} if row is not None else {})},
+                    "curves": curves,
                     "summary": report.summary,
                     "progress": report.progress,
                     "seconds": round(seconds, 6),
@@ -206,6 +211,15 @@ class StudyTrainable(tune.Trainable):
             **self._position,
         }
 
+    def _go_to(self, curves: Mapping[str, list[dict[str, float]]]) -> None:
+        """Take in how far the curves are; raise if one goes back, which on disk could not be told from damage."""
+        for curve, rows in curves.items():
+            for row in rows:
+                reached = self._reached.get(curve, -math.inf)
+                if row["step"] < reached:
+                    raise ValueError(f"the curve {curve!r} goes back from step {reached:g} to step {row['step']:g}")
+                self._reached[curve] = row["step"]
+
     def _begin(self) -> dict[str, Any] | None:
         """Build the trial, and return a result if it goes on from a checkpoint."""
         if self._plan.gpu_memory is not None:
@@ -217,6 +231,8 @@ class StudyTrainable(tune.Trainable):
             return None
         self._trial, checkpoint = found
         self._lines, self._seconds = list(checkpoint.lines), checkpoint.seconds
+        for line in self._lines:
+            self._go_to(json.loads(line)["curves"])
         self._part = checkpoint.position[1]
         # Its worker may have died between the last report and the driver's note of it.
         finished = bool(self._lines) and json.loads(self._lines[-1])["progress"] >= 1
@@ -293,6 +309,7 @@ class StudyTrainable(tune.Trainable):
         self._taken = -1
         self._store = CheckpointStore(self._plan.checkpoints, self._assignment.id, every=self._plan.keep_every)
         self._lines = []
+        self._reached = {}
         self._part = 0
         self._seconds = 0.0
         self._notes = []

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import importlib
 import json
-import re
+import math
+import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 
 from ht_ray._checks import SettingError, check_choice, check_number, did_you_mean
 from ht_ray._interrupted import Interrupted
+from ht_ray._study_files import ID
 from ht_ray.sweep.plain import Scalar, to_plain
 from ht_ray.sweep.search import Search
 
@@ -20,8 +22,6 @@ __all__ = ["RESERVED_COLUMNS", "Diverged", "Interrupted", "Report", "Study", "Tr
 
 # The columns of results.csv that are not a trial's settings or summary.
 RESERVED_COLUMNS = ("id", "label", "status", "restarts", "seconds", "error")
-
-_SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+@-]{0,119}")
 
 
 class Diverged(RuntimeError):
@@ -51,7 +51,7 @@ class Report:
     Raises
     ------
     SettingError
-        If `progress` is outside [0, 1], `samples` is negative, or a row has no ``"step"``.
+        If `progress` is outside [0, 1], `samples` is negative, a row has no ``"step"``, or a value is no number.
     """
 
     curves: Mapping[str, list[dict[str, float]]]
@@ -64,10 +64,13 @@ class Report:
         check_number("Report: samples", self.samples, low=0, integer=True)
         for curve, rows in self.curves.items():
             for row in rows:
-                if "step" not in row:
+                step = row.get("step")
+                if not isinstance(step, numbers.Real) or not math.isfinite(step):
                     raise SettingError(
                         f"Report.curves[{curve!r}]: the row {row!r} has no 'step', its place on the x-axis."
                     )
+                _check_numbers(f"Report.curves[{curve!r}]", row)
+        _check_numbers("Report.summary", self.summary)
 
 
 class Trial(Protocol):
@@ -127,7 +130,7 @@ class TrialSpec:
     config: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not _SAFE_ID.fullmatch(self.id):
+        if not ID.fullmatch(self.id):
             raise SettingError(
                 f"TrialSpec.id = {self.id!r}: accepted are 1 to 120 letters, digits and ._=+@-, "
                 "starting with a letter or digit."
@@ -187,7 +190,7 @@ class Study:
     search: Search | None = None
 
     def __post_init__(self) -> None:
-        if not _SAFE_ID.fullmatch(self.name):
+        if not ID.fullmatch(self.name):
             raise SettingError(
                 f"Study.name = {self.name!r}: accepted are 1 to 120 letters, digits and ._=+@-, "
                 "starting with a letter or digit."
@@ -227,6 +230,12 @@ def load_factory(factory: str) -> Callable[[dict[str, Any], Any], Trial]:
     module, _, name = factory.partition(":")
     found: Callable[[dict[str, Any], Any], Trial] = getattr(importlib.import_module(module), name)
     return found
+
+
+def _check_numbers(where: str, values: Mapping[str, object]) -> None:
+    for name, value in values.items():
+        if value is not None and not isinstance(value, numbers.Real):
+            raise SettingError(f"{where}: {name} = {value!r}: accepted is a number.")
 
 
 def _check_json(where: str, value: object) -> None:

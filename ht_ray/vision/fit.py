@@ -42,8 +42,18 @@ class Diverged(ArithmeticError):
 def save_checkpoint(state: Mapping[str, Any], path: Path) -> None:
     """Write tensors and plain data to `path` at once: to a temporary name, then renamed."""
     temporary = path.with_name(path.name + ".tmp")
-    torch.save(dict(state), temporary)
-    temporary.replace(path)
+    try:
+        # Given a path, PyTorch does not say why it could not write: that a disk was full, say, and may have room again.
+        with temporary.open("wb") as file:
+            torch.save(dict(state), file)
+        temporary.replace(path)
+    except RuntimeError as error:
+        # PyTorch's own complaint, as it closes its archive, hides the reason.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

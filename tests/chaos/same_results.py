@@ -14,7 +14,7 @@ _OF_THE_RUN = ("seconds", "restarts")
 def reports(directory: Path) -> dict[str, list[dict[str, Any]]]:
     """All report lines by trial, without the time they took."""
     return {
-        path.parent.name: [{**json.loads(line), "seconds": None} for line in path.read_text().splitlines()]
+        path.parent.name: [{**json.loads(line), "seconds": None, "sum": None} for line in path.read_text().splitlines()]
         for path in sorted(directory.glob("trials/*/results.jsonl"))
     }
 

@@ -141,16 +141,16 @@ def test_refuses_what_is_no_study(tmp_path, write_study, planned):
     with pytest.raises(SettingError, match="It holds the studies study: name one of them"):
         load_study(tmp_path)
     config = json.loads((root / "config.json").read_text())
-    for change, message in [({"format": 2}, "format = 2"), ({"mode": "best"}, "mode = 'best'")]:
+    for change, message in [({"format": 2}, "format = 2"), ({"mode": "best"}, 'mode is "best"')]:
         (root / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(SettingError, match=message):
             load_study(root)
     (root / "config.json").write_text("[]")
-    with pytest.raises(SettingError, match="it has no 'format'"):
+    with pytest.raises(SettingError, match=r"config\.json: it is a list, and should be an object"):
         load_study(root)
     (root / "config.json").write_text(json.dumps(config))
     (root / "trials.json").write_text('[{"id": "a"}]')
-    with pytest.raises(SettingError, match="expected a list of trials"):
+    with pytest.raises(SettingError, match=r"trials\.json: \[0\] has no .label."):
         load_study(root)
     (root / "trials.json").write_text("[")
     with pytest.raises(SettingError, match="cannot be read as JSON"):
@@ -209,12 +209,12 @@ def step(value):
     ("change", "told"),
     [
         (lambda row: row["curves"]["epoch"][0].pop("step"), "no 'step'"),
-        (step(None), "steps are whole numbers that increase"),
+        (step(None), "step is null, and should be a number"),
         (step(1), "steps are whole numbers that increase"),
         (step(-3), "steps are whole numbers that increase"),
         (step(3.5), "steps are whole numbers that increase"),
         (step(10**17), "steps are whole numbers that increase"),
-        (lambda row: row["summary"].update(final_accuracy=10**400), "too large"),
+        (lambda row: row["summary"].update(final_accuracy=10**400), "final_accuracy is 1000"),
         (lambda row: row.pop("summary"), "no 'summary'"),
     ],
 )

@@ -2,12 +2,14 @@
 
 import csv
 import io
+import shutil
 import subprocess
 import sys
 
 import pytest
 
 from ht_ray._checks import SettingError
+from ht_ray._storage import StorageError
 from ht_ray.report import write_report
 from ht_ray.report.__main__ import main
 
@@ -168,3 +170,47 @@ def test_names_that_utf8_cannot_hold_are_written(write_study, planned, tmp_path)
     root = root.rename(root.with_name("caf\udce9 π"))
     assert main([str(root)]) == 0
     assert "caf\\udce9 π" in (root / "report.html").read_text(encoding="utf-8")
+
+
+def fill(disk):
+    with (disk / "filler").open("ab", buffering=0) as file:
+        try:
+            while file.write(bytes(4096)):
+                pass
+        except OSError:
+            return
+
+
+def test_a_full_disk_is_waited_for(write_study, grid_trials, small_disk, monkeypatch):
+    root = write_study(grid_trials)
+    expected = {path.relative_to(root).as_posix() for path in write_report(root)}
+    shutil.rmtree(root / "figures")
+    disk = small_disk / "study"
+    shutil.copytree(root, disk, ignore=shutil.ignore_patterns("report*", "table*", "drops*"))
+    fill(small_disk)
+    said = []
+
+    def say(text):
+        said.append(text)
+        if "waiting up to 1 minutes" in text:
+            (small_disk / "filler").unlink()
+
+    # Figures are larger than this disk.
+    monkeypatch.setattr("ht_ray.report.write._figures", lambda part: {})
+    written = {path.relative_to(disk).as_posix() for path in write_report(disk, say=say, patience=60)}
+    made = {name for name in expected if not name.startswith(("figures/", "report/"))}
+    assert made <= written and any(name.startswith("report/") for name in written)
+    assert sum("No space left on device; waiting up to 1 minutes for it" in text for text in said) == 1
+    assert not list(disk.rglob("*.tmp"))
+
+
+def test_a_disk_that_stays_full_is_exit_code_one(write_study, planned, small_disk, capsys):
+    disk = small_disk / "study"
+    shutil.copytree(write_study([planned("Plain", 0, [[0.5]])]), disk)
+    fill(small_disk)
+    with pytest.raises(StorageError, match="cannot be written: No space left on device"):
+        write_report(disk, patience=0.3)
+    assert main([str(disk), "--storage-minutes", "0.005"]) == 1
+    told = capsys.readouterr()
+    assert "waiting up to 0.005 minutes for it" in told.out
+    assert told.err.startswith("error: ") and told.err.count("\n") == 1

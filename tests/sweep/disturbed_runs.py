@@ -49,9 +49,9 @@ def run(
 
 
 def reports(location: str | Path, trial: str) -> list[dict[str, Any]]:
-    """A trial's reports, without the time they took."""
+    """A trial's reports, without the time they took and what depends on it."""
     lines = Storage(location).read(f"trials/{trial}/results.jsonl").splitlines()
-    return [{**json.loads(line), "seconds": None} for line in lines]
+    return [{**json.loads(line), "seconds": None, "sum": None} for line in lines]
 
 
 def journal(location: str | Path) -> list[dict[str, Any]]:

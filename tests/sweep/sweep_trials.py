@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import signal
 import time
 from dataclasses import replace
@@ -199,3 +200,31 @@ def climbing(
 
 def _hill(momentum: float, interval: float, seed: int, parts: int) -> dict[str, Any]:
     return {"method": {"momentum": momentum, "interval": interval}, "seed": seed, "parts": parts}
+
+
+class Pretending:
+    """A trial of a vision study that trains nothing: what it measures comes from its settings and its seed."""
+
+    def __init__(self, config: dict[str, Any], shared: Any) -> None:
+        self.config = config
+        self.gained: list[float] = []
+
+    def advance(self) -> Report:
+        method, stream = self.config["method"], self.config["stream"]
+        draw = random.Random(json.dumps([method["name"], self.config["seed"], len(self.gained)]))
+        worth = 1.0 - abs(method["momentum"] - 0.97) - (method["reset_interval"] or 0) / 100
+        self.gained.append(worth * (0.5 + 0.4 * draw.random()))
+        phase, epochs = len(self.gained), stream["epochs"]
+        rows = [
+            {"step": (phase - 1) * epochs + epoch, "phase": phase, "epoch": epoch, "test_accuracy": self.gained[-1]}
+            for epoch in range(1, epochs + 1)
+        ]
+        average = sum(self.gained) / phase
+        summary = {"average_accuracy": average, "final_accuracy": self.gained[-1]}
+        return Report({"epoch": rows, "phase": [{**rows[-1], "step": phase}]}, summary, phase / stream["phases"])
+
+    def save(self, directory: Path) -> None:
+        (directory / "gained.json").write_text(json.dumps(self.gained))
+
+    def load(self, directory: Path) -> None:
+        self.gained = json.loads((directory / "gained.json").read_text())

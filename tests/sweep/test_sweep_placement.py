@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from disturbed_runs import reports, run
+from node_deaths import MOMENTS
 from placement_trials import placed
 
 from ht_ray._checks import SettingError
@@ -41,17 +42,32 @@ def test_a_resource_that_the_cluster_has_not_is_refused(cluster: str, tmp_path: 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_trials_run_only_where_they_may(tmp_path: Path) -> None:
-    script = Path(__file__).with_name("placement_trials.py")
+    done = in_a_process_of_its_own("placement_trials.py", tmp_path)
+    told = [line for line in done.splitlines() if line.startswith(("labels", "resources", "both"))]
+    assert told == ["labels 2 ['slow']", "resources 2 ['fast']", "both 2 ['fast']"]
+    assert json.loads((tmp_path / "both/trials/trial-0/status.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_node_may_die_at_any_moment_of_a_drivers_start(tmp_path: Path) -> None:
+    done = in_a_process_of_its_own("node_deaths.py", tmp_path)
+    assert [line for line in done.splitlines() if line.startswith(("ht_ray", "ray"))] == [
+        f"{moment} 2 0" for moment in MOMENTS
+    ]
+
+
+def in_a_process_of_its_own(name: str, directory: Path) -> str:
+    """Run a script that has a cluster of several nodes, and return what it printed."""
+    script = Path(__file__).with_name(name)
     path = os.pathsep.join([str(script.parent), *filter(None, sys.path)])
     kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)],
+        [sys.executable, str(script), str(directory)],
         env={**kept, "PYTHONPATH": path, "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    told = [line for line in done.stdout.splitlines() if line.startswith(("labels", "resources", "both"))]
-    assert told == ["labels 2 ['slow']", "resources 2 ['fast']", "both 2 ['fast']"]
-    assert json.loads((tmp_path / "both/trials/trial-0/status.json").read_text())["status"] == "finished"
+    return done.stdout

@@ -21,6 +21,7 @@ from sweep_trials import spec, study
 
 from ht_ray._checks import SettingError
 from ht_ray.sweep import Study, StudyResult, SweepConfig, TrialSpec, load_study_settings, run_study
+from ht_ray.sweep.faults import NodeWatch
 from ht_ray.sweep.progress import Console
 from ht_ray.sweep.run import _nodes_without
 from ht_ray.sweep.study_dir import create_study, lock_study
@@ -42,7 +43,7 @@ def run(what: Study, directory: Path, **config: Any) -> tuple[StudyResult, str]:
 
 def reports(directory: Path, trial: str) -> list[dict[str, Any]]:
     lines = (directory / "trials" / trial / "results.jsonl").read_text().splitlines()
-    return [{**json.loads(line), "seconds": None} for line in lines]
+    return [{**json.loads(line), "seconds": None, "sum": None} for line in lines]
 
 
 def status(directory: Path, trial: str) -> dict[str, Any]:
@@ -356,8 +357,22 @@ def test_nodes_that_do_not_see_the_directory_are_named(tmp_path: Path) -> None:
     import ray
 
     nodes = ray.nodes()
-    assert _nodes_without(tmp_path, nodes) == []
-    assert _nodes_without(tmp_path / "missing", nodes) == [nodes[0]["NodeManagerHostname"]]
+    assert _nodes_without(tmp_path, nodes) == ([], [])
+    (name,) = NodeWatch(lambda event, node: None).nodes
+    assert _nodes_without(tmp_path / "missing", nodes) == ([name], [])
+
+
+def test_nodes_that_are_gone_or_do_not_answer_are_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    (node,) = ray.nodes()
+    gone = {**node, "NodeID": "ab" * 28, "NodeManagerHostname": "gone"}
+    assert _nodes_without(tmp_path, [node, gone]) == ([], ["gone (abababab)"])
+    monkeypatch.setattr("os.path.isdir", lambda path: time.sleep(60))
+    (name,) = NodeWatch(lambda event, node: None).nodes
+    assert _nodes_without(tmp_path, [node], patience=1.0) == ([], [name])
 
 
 def test_more_than_any_node_has_is_refused(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def run(what: Study, directory: Path, **config: Any) -> StudyResult:
 
 def reports(directory: Path) -> dict[str, list[dict[str, Any]]]:
     return {
-        path.parent.name: [{**json.loads(line), "seconds": None} for line in path.read_text().splitlines()]
+        path.parent.name: [{**json.loads(line), "seconds": None, "sum": None} for line in path.read_text().splitlines()]
         for path in sorted(directory.glob("trials/*/results.jsonl"))
     }
 

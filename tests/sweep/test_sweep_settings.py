@@ -128,10 +128,9 @@ def test_resume_or_start_is_one_of_the_two(tmp_path: Path) -> None:
     create_study(tmp_path / "study", study(spec("one")))
     assert config.located() == SweepConfig(resume=str(tmp_path / "study"))
     assert check_before_ray(config) == str(tmp_path / "study")
-    # What is no study is not taken for one that is to be started.
+    # What was begun is not taken for one that is to be started.
     (tmp_path / "study" / "trials.json").unlink()
-    with pytest.raises(SettingError, match="nothing is ever overwritten"):
-        check_before_ray(config)
+    assert config.located() == SweepConfig(resume=str(tmp_path / "study"))
     with pytest.raises(SettingError, match="a study has one place"):
         SweepConfig(resume_or_start="a", results_dir="b")
 

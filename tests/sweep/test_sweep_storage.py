@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from disturbed_runs import assert_same, journal, reports, run, wait_for
+from small_disks import fill, make_room
 from sweep_trials import spec, study
 
 from ht_ray._checks import SettingError
@@ -30,22 +31,6 @@ def undisturbed(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of a megabyte."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)
-
-
 def running(directory: Path) -> Callable[[], bool]:
     """Whether one trial has finished and the others have saved something."""
 
@@ -55,20 +40,6 @@ def running(directory: Path) -> Callable[[], bool]:
         return done and all(list(directory.glob(f"checkpoints/long-{seed}/*/manifest.json")) for seed in (1, 2))
 
     return far_enough
-
-
-def fill(disk: Path) -> None:
-    """Leave no room, though what is there already be deleted or grow a little."""
-    with (disk / "filler").open("ab", buffering=0) as file:
-        try:
-            while file.write(bytes(4096)):
-                pass
-        except OSError:
-            return
-
-
-def make_room(disk: Path) -> None:
-    (disk / "filler").unlink()
 
 
 @pytest.mark.slow

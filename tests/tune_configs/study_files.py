@@ -24,7 +24,7 @@ from ht_ray.vision import (
 def reports(directory: Path, trial: str) -> list[dict[str, Any]]:
     """A trial's reports without the time they took."""
     lines = (directory / "trials" / trial / "results.jsonl").read_text().splitlines()
-    return [{**json.loads(line), "seconds": None} for line in lines]
+    return [{**json.loads(line), "seconds": None, "sum": None} for line in lines]
 
 
 def all_reports(directory: Path) -> dict[str, list[dict[str, Any]]]:

@@ -1,0 +1,205 @@
+"""TensorBoard's event files of trials: curves, summaries, and settings for the HParams tab; one for each trial.
+
+This is the ground floor: a sweep writes them, and a report makes damaged ones again. The files are written with
+TensorBoard's own record writer. PyTorch's ``SummaryWriter`` writes the same events, but imports torch and starts a
+thread per trial. No file is kept open: a study may have thousands.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import struct
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams import api_pb2, metadata
+from tensorboard.plugins.hparams.plugin_data_pb2 import (
+    HParamsPluginData,
+    SessionEndInfo,
+    SessionStartInfo,
+)
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from ht_ray._storage import storage_errors, write_whole
+
+__all__ = ["EventFile", "HParams", "ended_events", "mend", "report_events", "scalars"]
+
+_FILES = "events.out.tfevents.*"
+_HEADER, _FOOTER = 12, 4
+
+_Scalar: TypeAlias = bool | int | float | str | None
+
+# A setting with more values is told by their range: all values in the file of each trial would be files that grow with
+# the square of the study.
+_VALUES_LISTED = 40
+
+
+class HParams:
+    """What the HParams tab is told about a whole study: its settings and their values.
+
+    Parameters
+    ----------
+    settings
+        The settings of each run.
+    """
+
+    def __init__(self, settings: Sequence[Mapping[str, _Scalar]]) -> None:
+        values: dict[str, dict[_Scalar, None]] = {}
+        for trial in settings:
+            for name, value in trial.items():
+                values.setdefault(name, {})[value] = None
+        self._infos = [self._info(name, list(of_name)) for name, of_name in values.items()]
+
+    @staticmethod
+    def _info(name: str, values: list[_Scalar]) -> api_pb2.HParamInfo:
+        given = [value for value in values if value is not None]
+        if given and all(isinstance(value, bool) for value in given):
+            kind = api_pb2.DATA_TYPE_BOOL
+        elif all(isinstance(value, (int, float)) for value in given):
+            kind = api_pb2.DATA_TYPE_FLOAT64
+        else:
+            kind = api_pb2.DATA_TYPE_STRING
+        info = api_pb2.HParamInfo(name=name, type=kind)
+        if len(given) <= _VALUES_LISTED:
+            if kind != api_pb2.DATA_TYPE_STRING or all(isinstance(value, str) for value in given):
+                info.domain_discrete.extend(given)
+        elif kind == api_pb2.DATA_TYPE_FLOAT64:
+            numbers = [float(value) for value in given if value is not None]
+            info.domain_interval.min_value, info.domain_interval.max_value = min(numbers), max(numbers)
+        return info
+
+    def start(self, settings: Mapping[str, _Scalar], metrics: Iterable[str]) -> list[Event]:
+        """Describe the study, and a run of it with `settings`; runs are compared by the scalars tagged `metrics`."""
+        named = [api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in metrics]
+        study = HParamsPluginData(experiment=api_pb2.Experiment(hparam_infos=self._infos, metric_infos=named))
+        start = SessionStartInfo(start_time_secs=time.time())
+        for name, value in settings.items():
+            if isinstance(value, bool):
+                start.hparams[name].bool_value = value
+            elif isinstance(value, (int, float)):
+                start.hparams[name].number_value = value
+            elif value is not None:
+                start.hparams[name].string_value = value
+        return [
+            self._event(metadata.EXPERIMENT_TAG, study),
+            self._event(metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=start)),
+        ]
+
+    def end(self, status: str) -> Event:
+        """Say that a run has "finished", or ended otherwise: "failed" or "diverged"."""
+        ended = api_pb2.STATUS_SUCCESS if status == "finished" else api_pb2.STATUS_FAILURE
+        end = SessionEndInfo(status=ended, end_time_secs=time.time())
+        return self._event(metadata.SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=end))
+
+    @staticmethod
+    def _event(tag: str, content: HParamsPluginData) -> Event:
+        value = Summary.Value(tag=tag, metadata=metadata.create_summary_metadata(content), tensor=metadata.NULL_TENSOR)
+        return Event(wall_time=time.time(), summary=Summary(value=[value]))
+
+
+class EventFile:
+    """An event file, begun anew. Others in its folder are removed.
+
+    Parameters
+    ----------
+    folder
+        Where; made if it is missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        with storage_errors(folder):
+            # Not the study's own directory: if that is gone, it is not to be begun anew.
+            folder.parent.mkdir(exist_ok=True)
+            folder.mkdir(exist_ok=True)
+            for old in folder.glob(_FILES):
+                old.unlink()
+        now = time.time()
+        self._path = folder / f"events.out.tfevents.{now:.6f}.{socket.gethostname()}.{os.getpid()}"
+        # With the session's start a TensorBoard that is looking on drops what it had from the file before.
+        start = Event(wall_time=now, step=0, session_log=SessionLog(status=SessionLog.START))
+        self.append([Event(wall_time=now, file_version="brain.Event:2"), start])
+
+    def append(self, events: Iterable[Event]) -> None:
+        """Write events to the file's end, all or none.
+
+        Raises
+        ------
+        StorageError
+            If that cannot be done.
+        """
+        stream = io.BytesIO()
+        writer = RecordWriter(stream)
+        for event in events:
+            writer.write(event.SerializeToString())
+        with storage_errors(self._path), self._path.open("ab", buffering=0) as file:
+            write_whole(file, stream.getvalue())
+
+
+def scalars(values: Mapping[str, float | None], step: int) -> Event:
+    """Return the event of scalars, by tag, at one step; None, which stands for what is not finite, is a NaN."""
+    told = [
+        Summary.Value(tag=tag, simple_value=float("nan") if value is None else value) for tag, value in values.items()
+    ]
+    return Event(wall_time=time.time(), step=step, summary=Summary(value=told))
+
+
+def report_events(hparams: HParams, settings: Mapping[str, _Scalar], report: Mapping[str, Any]) -> Iterator[Event]:
+    """Yield what a trial's file says of one of its reports: ``CURVE/METRIC`` at the rows' steps, ``summary/METRIC``."""
+    summary = {f"summary/{name}": value for name, value in report["summary"].items()}
+    if report["index"] == 0:
+        yield from hparams.start(settings, summary)
+    for curve, rows in report["curves"].items():
+        for row in rows:
+            values = {f"{curve}/{name}": value for name, value in row.items() if name != "step"}
+            yield scalars(values, int(row["step"]))
+    yield scalars(summary, report["index"] + 1)
+
+
+def ended_events(
+    hparams: HParams, settings: Mapping[str, _Scalar], reports: Iterable[Mapping[str, Any]], status: str
+) -> list[Event]:
+    """Return what the file of a trial that has ended says; nothing if it has not reported."""
+    events = [event for report in reports for event in report_events(hparams, settings, report)]
+    return [*events, hparams.end(status)] if events else []
+
+
+def mend(folder: Path, events: Sequence[Event]) -> bool:
+    """Write the event file in `folder` again unless it holds the scalars of `events`, whole; return whether it was.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be written.
+    """
+    with storage_errors(folder):
+        files = list(folder.glob(_FILES))
+        found = _read(files[0].read_bytes()) if len(files) == 1 else None
+    # Those of the file's own beginning say nothing; and times differ.
+    if found is not None and [_told(event) for event in found[2:]] == [_told(event) for event in events]:
+        return False
+    EventFile(folder).append(events)
+    return True
+
+
+def _told(event: Event) -> tuple[Any, ...]:
+    # As bytes: a NaN differs from itself.
+    return event.step, *((value.tag, struct.pack("<f", value.simple_value)) for value in event.summary.value)
+
+
+def _read(content: bytes) -> list[Event] | None:
+    """The events of a file; None if it is damaged."""
+    stream = io.BytesIO()
+    writer = RecordWriter(stream)
+    records = []
+    while (place := stream.tell()) + _HEADER <= len(content):
+        (length,) = struct.unpack_from("<Q", content, place)
+        records.append(content[place + _HEADER : place + _HEADER + length])
+        # With its check sums.
+        writer.write(records[-1])
+    return [Event.FromString(record) for record in records] if stream.getvalue() == content else None

@@ -1,0 +1,151 @@
+"""JSON that is read back: what it must be, and a check sum that tells damage from what was written.
+
+This is the ground floor: the standard library only. What a file must be is a *form*:
+
+- a type (``str``, ``int``, ``bool``, ``dict``; ``float`` takes whole numbers, too, and nothing infinite), or ``None``;
+- a set of texts, of which it is one; a compiled pattern that the whole text matches;
+- a tuple of forms, of which one fits;
+- ``[form]``, a list;
+- a dict, an object: the form of each key, ``"key?"`` for one that may be missing, and ``str`` for all further keys,
+  which without that are let alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import zlib
+from typing import Any
+
+__all__ = ["SUM", "Damaged", "check_form", "parse", "sealed", "sum_of"]
+
+#: The last key of an object that was written with its check sum.
+SUM = "sum"
+_MARK = f'"{SUM}": "'
+_TYPES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", dict: "an object"}
+
+
+class Damaged(ValueError):
+    """A file that is not what was written; the message says what is wrong with it."""
+
+
+def sealed(text: str) -> str:
+    """Return the JSON object `text`, whose last entry is ``"sum": ""``, with its check sum there.
+
+    Examples
+    --------
+    >>> line = sealed('{"index": 0, "sum": ""}')
+    >>> line
+    '{"index": 0, "sum": "2304b955"}'
+    >>> parse(line.replace("0,", "1,").encode())
+    Traceback (most recent call last):
+    ...
+    ht_ray._schema.Damaged: its check sum says that it was changed
+    """
+    head, mark, tail = text.rpartition(_MARK)
+    return f"{head}{mark}{sum_of(head.encode())}{tail}"
+
+
+def parse(content: bytes, form: Any = dict) -> Any:
+    """Return the JSON in `content`, if it is of the form and, where it has a check sum, unchanged.
+
+    Raises
+    ------
+    Damaged
+        If it is not.
+    """
+    try:
+        value = json.loads(content, parse_constant=_refuse)
+    except UnicodeDecodeError as error:
+        raise Damaged("it is no text in UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise Damaged(f"it is no JSON: {error}") from error
+    except RecursionError as error:
+        raise Damaged("it is no JSON of ours: it is nested too deeply") from error
+    except ValueError as error:
+        raise Damaged(f"it is no JSON: {error}") from error
+    if isinstance(value, dict) and SUM in value:
+        head, _, rest = content.rpartition(_MARK.encode())
+        if rest[:8] != sum_of(head).encode():
+            raise Damaged("its check sum says that it was changed")
+    check_form(value, form)
+    return value
+
+
+def sum_of(content: bytes) -> str:
+    """Return the check sum of `content`, which tells any single error apart; it guards against nobody's intent."""
+    return f"{zlib.crc32(content):08x}"
+
+
+def check_form(value: object, form: Any, where: str = "") -> None:
+    """Raise `Damaged`, naming the place, unless `value` is of the form.
+
+    Examples
+    --------
+    >>> check_form({"trials": [{"id": 3}]}, {"trials": [{"id": str}]})
+    Traceback (most recent call last):
+    ...
+    ht_ray._schema.Damaged: trials[0].id is 3, and should be a text
+    """
+    if not _fits(value, form):
+        raise Damaged(f"{where or 'it'} is {_shown(value)}, and should be {_expected(form)}")
+    if isinstance(form, list):
+        for place, item in enumerate(value):  # type: ignore[var-annotated, arg-type]
+            check_form(item, form[0], f"{where}[{place}]")
+    elif isinstance(form, dict):
+        assert isinstance(value, dict)
+        known = {key.removesuffix("?"): of for key, of in form.items() if key is not str}
+        missing = [key for key in form if key is not str and not key.endswith("?") and key not in value]
+        if missing:
+            raise Damaged(f"{where or 'it'} has no {missing[0]!r}")
+        for key, item in value.items():
+            if (of := known.get(key, form.get(str, ...))) is not ...:
+                check_form(item, of, f"{where}.{key}" if where else key)
+
+
+def _fits(value: object, form: Any) -> bool:
+    """Whether `value` is of the form, but for what is inside of lists and objects."""
+    if isinstance(form, tuple):
+        return any(_fits(value, one) for one in form)
+    if isinstance(form, (set, frozenset)):
+        return isinstance(value, str) and value in form
+    if isinstance(form, re.Pattern):
+        return isinstance(value, str) and form.fullmatch(value) is not None
+    if isinstance(form, (list, dict)):
+        return isinstance(value, type(form))
+    if form is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and _finite(value)
+    if form is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return value is None if form is None else isinstance(value, form)
+
+
+def _finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def _expected(form: Any) -> str:
+    if isinstance(form, tuple):
+        return " or ".join(map(_expected, form))
+    if isinstance(form, (set, frozenset)):
+        return " or ".join(map(repr, sorted(form)))
+    if isinstance(form, re.Pattern):
+        return "a name"
+    if isinstance(form, list):
+        return "a list"
+    return "null" if form is None else _TYPES[dict if isinstance(form, dict) else form]
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, (dict, list)):
+        return "an object" if isinstance(value, dict) else "a list"
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."
+
+
+def _refuse(constant: str) -> float:
+    raise Damaged(f"it has the number {constant}")
