@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from ht_ray._checks import check_choice, check_number
 from ht_ray.agents.augment import augment_with, draw_augmentation, to_unit
-from ht_ray.agents.device import check_device, upload
+from ht_ray.agents.device import check_device
 from ht_ray.agents.replay.batch import Batch
 from ht_ray.agents.value import Value
 from ht_ray.agents.variants import AgentConfig
 from ht_ray.cuda_graph import Captured, use_graph
 from ht_ray.mechanisms import Tortoise, derive_seed, generator, load_optimizer_state
 from ht_ray.mechanisms.detached_copy import detached_copy
+from ht_ray.mechanisms.transfer import upload
 
 __all__ = ["Agent", "Sampling"]
 

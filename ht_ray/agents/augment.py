@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ht_ray._checks import SettingError, check_number
-from ht_ray.agents.device import upload
+from ht_ray.mechanisms.transfer import upload
 
 __all__ = ["augment", "augment_with", "draw_augmentation", "shift", "to_unit"]
 

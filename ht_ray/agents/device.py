@@ -1,13 +1,12 @@
-"""Devices, checked before anything is put on them, and the way there."""
+"""Devices, checked before anything is put on them."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from ht_ray._checks import SettingError
 
-__all__ = ["check_device", "upload"]
+__all__ = ["check_device"]
 
 
 def check_device(where: str, device: torch.device | str) -> torch.device:
@@ -35,11 +34,3 @@ def check_device(where: str, device: torch.device | str) -> torch.device:
         reason = str(error).partition("\n")[0]
         raise SettingError(f"{where} = {str(device)!r}: there is no such device here: {reason}") from error
     return found
-
-
-def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return `tensor` on `device`, without waiting for a GPU; itself, if it is there."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        # Pinned memory comes from an allocator that knows when the copy is done.
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=device.type == "cuda")

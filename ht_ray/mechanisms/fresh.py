@@ -12,7 +12,7 @@ from ht_ray.mechanisms.detached_copy import detached_copy
 from ht_ray.mechanisms.rng import isolated_rng
 from ht_ray.mechanisms.weight_copy import named_tensors
 
-__all__ = ["HEAD_NAMES", "find_head", "fresh_weights"]
+__all__ = ["HEAD_NAMES", "FreshWeights", "find_head", "fresh_weights"]
 
 #: Where `find_head` looks when no head is named, in this order.
 HEAD_NAMES = ("head", "classifier", "fc", "linear", "output")
@@ -55,31 +55,57 @@ def fresh_weights(module: nn.Module, *, seed: int, factory: Callable[[], nn.Modu
         If a trainable parameter has no initialiser (and no `factory` is given), or what `factory` makes has other
         names or shapes.
     """
-    with isolated_rng(seed):
-        if factory is not None:
-            made = dict(named_tensors(factory()))
-            wanted = {name: tensor.shape for name, tensor in named_tensors(module)}
-            if {name: tensor.shape for name, tensor in made.items()} != wanted:
-                differing = sorted(n for n in made.keys() | wanted.keys() if n not in made or n not in wanted
-                                   or made[n].shape != wanted[n])  # fmt: skip
-                raise ValueError(f"the factory makes a network that differs in {differing}")
-            return {name: tensor.detach().cpu().clone() for name, tensor in made.items()}
-        twin = detached_copy(module).cpu()
-        with torch.no_grad():
-            for _, tensor in named_tensors(twin):
+    return FreshWeights(module, factory=factory).draw(seed)
+
+
+class FreshWeights:
+    """Draws new initial weights of one module again and again; see `fresh_weights`.
+
+    The module is copied once, here; drawing leaves it alone and does not wait for a GPU.
+
+    Parameters
+    ----------
+    module, factory
+        As for `fresh_weights`.
+    """
+
+    def __init__(self, module: nn.Module, *, factory: Callable[[], nn.Module] | None = None) -> None:
+        self._factory = factory
+        self._wanted = {name: tensor.shape for name, tensor in named_tensors(module)}
+        self._copy: nn.Module | None = None
+        if factory is None:
+            self._copy = detached_copy(module).cpu()
+            for _, tensor in named_tensors(self._copy):
                 # Initialisers fill a tensor in the order of its memory, and some raise unless it is contiguous.
                 tensor.data = tensor.data.contiguous()
-            for parameter in twin.parameters():
-                if parameter.requires_grad:
-                    parameter.fill_(float("nan"))  # so that what no initialiser reaches can be told
-            twin.apply(_reinitialise)
-    missed = [name for name, p in twin.named_parameters() if p.requires_grad and bool(torch.isnan(p).any())]
-    if missed:
-        raise ValueError(
-            f"no reset_parameters() initialises {missed}: add that method to the module that owns them, "
-            "or pass a factory that makes the network anew"
-        )
-    return {name: tensor.detach() for name, tensor in named_tensors(twin)}
+
+    def draw(self, seed: int) -> dict[str, Tensor]:
+        """Return the weights of this `seed`; raises as `fresh_weights`."""
+        with isolated_rng(seed):
+            if self._copy is not None:
+                return self._reinitialised(self._copy)
+            assert self._factory is not None
+            made = dict(named_tensors(self._factory()))
+        if {name: tensor.shape for name, tensor in made.items()} != self._wanted:
+            differing = sorted(n for n in made.keys() | self._wanted.keys() if n not in made or n not in self._wanted
+                               or made[n].shape != self._wanted[n])  # fmt: skip
+            raise ValueError(f"the factory makes a network that differs in {differing}")
+        return {name: tensor.detach().cpu().clone() for name, tensor in made.items()}
+
+    @staticmethod
+    @torch.no_grad()
+    def _reinitialised(module: nn.Module) -> dict[str, Tensor]:
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.fill_(float("nan"))  # so that what no initialiser reaches can be told
+        module.apply(_reinitialise)
+        missed = [name for name, p in module.named_parameters() if p.requires_grad and bool(torch.isnan(p).any())]
+        if missed:
+            raise ValueError(
+                f"no reset_parameters() initialises {missed}: add that method to the module that owns them, "
+                "or pass a factory that makes the network anew"
+            )
+        return {name: tensor.clone() for name, tensor in named_tensors(module)}
 
 
 def find_head(module: nn.Module, head: str | nn.Module | None = None) -> str:

@@ -12,9 +12,10 @@ from torch.optim import Optimizer
 
 from ht_ray._checks import SettingError, check_choice, check_number
 from ht_ray.mechanisms._groups import stepped_groups
-from ht_ray.mechanisms.fresh import fresh_weights
+from ht_ray.mechanisms.fresh import FreshWeights
 from ht_ray.mechanisms.mechanism import Mechanism
 from ht_ray.mechanisms.rng import derive_seed
+from ht_ray.mechanisms.transfer import upload
 from ht_ray.mechanisms.weight_copy import WeightCopy
 
 __all__ = ["L2", "Regenerative", "SpectralDecoupling"]
@@ -189,7 +190,7 @@ class Regenerative(Mechanism):
         passed over. That variant is ours.
     toward
         ``"initial"`` (default), or ``"fresh"``: ``w0`` is drawn anew at every step from the distribution of the
-        initialisation (the ablation "L2 Init + Resample"). Slow: each draw copies the network on the CPU.
+        initialisation (the ablation "L2 Init + Resample"). Slow: each draw initialises a network on the CPU.
     seed
         Of fresh weights.
     factory
@@ -250,7 +251,7 @@ class Regenerative(Mechanism):
         self.draws = 0
         if toward == "fresh":
             try:
-                fresh_weights(module, seed=seed, factory=factory)
+                FreshWeights(module, factory=factory).draw(seed)
             except ValueError as error:
                 raise SettingError(f"Regenerative: toward = 'fresh': {error}") from error
         self.initial = WeightCopy(module) if toward == "initial" else None
@@ -260,6 +261,8 @@ class Regenerative(Mechanism):
         """Find the network's parameters and note the initial weights of units that it has grown."""
         if self.initial is not None:
             self.initial.sync(self.module)
+        elif self.strength:
+            self._fresh = FreshWeights(self.module, factory=self.factory)
         self._names: dict[Tensor, str] = {parameter: name for name, parameter in self.module.named_parameters()}
 
     def _anchor(self) -> Mapping[str, Tensor]:
@@ -267,7 +270,7 @@ class Regenerative(Mechanism):
             return self.initial.tensors
         draw = derive_seed(self.seed, "regenerative: fresh weights", self.draws)
         self.draws += 1
-        return fresh_weights(self.module, seed=draw, factory=self.factory)
+        return self._fresh.draw(draw)
 
     def loss(self, outputs: Tensor) -> Tensor | None:
         """Return the distance from the initial weights with ``coupling="loss"``."""
@@ -275,7 +278,7 @@ class Regenerative(Mechanism):
             return None
         anchor = self._anchor()
         trained = [p for p in self._names if p.requires_grad]
-        anchors = [anchor[self._names[p]].to(p.device) for p in trained]
+        anchors = [upload(anchor[self._names[p]], p.device) for p in trained]
         return self.strength * _deviation(1 if self.norm == "l1" else 2, anchors, trained) if trained else None
 
     @torch.no_grad()
@@ -285,7 +288,7 @@ class Regenerative(Mechanism):
             return
         anchor = self._anchor()
         for group, own in stepped_groups(optimizer, self._names):
-            targets = [anchor[self._names[p]].to(p.device, p.dtype) for p in own]
+            targets = [upload(anchor[self._names[p]].to(p.dtype), p.device) for p in own]
             torch._foreach_lerp_(own, targets, min(1.0, group["lr"] * self.strength))
 
     def state_dict(self) -> dict[str, Any]:

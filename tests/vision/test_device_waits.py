@@ -53,10 +53,7 @@ def test_a_step_waits_for_nothing(method: str, network: str) -> None:
         MethodConfig("l2", l2_coupling="loss"),
         MethodConfig("regenerative", regenerative_norm="l1"),
         MethodConfig("regenerative", regenerative_coupling="decoupled"),
-        pytest.param(
-            MethodConfig("regenerative", regenerative_toward="fresh"),
-            marks=pytest.mark.xfail(strict=True, reason="fresh weights are drawn on the CPU, for every step"),
-        ),
+        MethodConfig("regenerative", regenerative_toward="fresh"),
     ],
     ids=lambda config: config.name,
 )

@@ -13,7 +13,6 @@ from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 from ht_ray._checks import SettingError, check_number
-from ht_ray.agents.device import upload
 from ht_ray.agents.replay.batch import Batch
 from ht_ray.agents.replay.config import ReplayConfig, check_discount, check_steps
 from ht_ray.agents.replay.packing import ReplayFileError, pack, read_file, unpack, write_file
@@ -32,6 +31,7 @@ from ht_ray.agents.replay.storage import FrameStore
 from ht_ray.agents.replay.sum_tree import SumTree
 from ht_ray.cuda_graph import Captured, use_graph
 from ht_ray.mechanisms.rng import generator
+from ht_ray.mechanisms.transfer import upload
 
 __all__ = ["FrameReplay", "ReplayFileError", "make_replay"]
 

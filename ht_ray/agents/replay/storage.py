@@ -8,7 +8,7 @@ from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 from ht_ray._checks import SettingError
-from ht_ray.agents.device import upload
+from ht_ray.mechanisms.transfer import upload
 
 __all__ = ["FrameStore"]
 
