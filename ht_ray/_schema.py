@@ -16,9 +16,9 @@ import json
 import math
 import re
 import zlib
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
-__all__ = ["SUM", "Damaged", "check_form", "parse", "sealed", "sum_of"]
+__all__ = ["SUM", "Damaged", "check_form", "form_of", "parse", "sealed", "sum_of"]
 
 #: The last key of an object that was written with its check sum.
 SUM = "sum"
@@ -90,6 +90,8 @@ def check_form(value: object, form: Any, where: str = "") -> None:
     """
     if not _fits(value, form):
         raise Damaged(f"{where or 'it'} is {_shown(value)}, and should be {_expected(form)}")
+    if isinstance(form, tuple):
+        form = next(one for one in form if _fits(value, one))
     if isinstance(form, list):
         for place, item in enumerate(value):  # type: ignore[var-annotated, arg-type]
             check_form(item, form[0], f"{where}[{place}]")
@@ -102,6 +104,22 @@ def check_form(value: object, form: Any, where: str = "") -> None:
         for key, item in value.items():
             if (of := known.get(key, form.get(str, ...))) is not ...:
                 check_form(item, of, f"{where}.{key}" if where else key)
+
+
+def form_of(hint: Any) -> Any:
+    """Return the form of what JSON makes of a value with this type annotation.
+
+    Examples
+    --------
+    >>> form_of(tuple[int, ...] | None)
+    ([(<class 'int'>,)], None)
+    """
+    arguments = get_args(hint)
+    if get_origin(hint) is Literal:
+        return set(arguments)
+    if get_origin(hint) is tuple:
+        return [tuple(form_of(argument) for argument in arguments if argument is not ...)]
+    return tuple(map(form_of, arguments)) or (None if hint is type(None) else hint)
 
 
 def _fits(value: object, form: Any) -> bool:

@@ -506,7 +506,7 @@ def _settings_class(arguments: Sequence[str] | None) -> type[_AtariStudy]:
     if agent is None and given.resume is not None:
         with suppress(SettingError):  # which is told, as of every study, when the flags are parsed
             agent = load_study_settings(Path(given.resume).expanduser()).get("agent")
-    return _SETTINGS.get(agent, AtariSettings)
+    return _SETTINGS.get(str(agent), AtariSettings)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,9 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_type_hints
 
 from ht_ray._checks import SettingError, check_choice, check_number
+from ht_ray._schema import Damaged, check_form, form_of
 from ht_ray.diagnostics import IndicatorConfig
 from ht_ray.sweep import Search, TrialSpec
 from ht_ray.vision import (
@@ -111,7 +112,7 @@ class StudySettings(ABC):
         Raises
         ------
         SettingError
-            If they are of another study, or of another version.
+            If they are of another study, or of another version, or damaged.
         """
         known = {field.name for field in fields(cls)}
         if saved.keys() - known:
@@ -119,6 +120,13 @@ class StudySettings(ABC):
                 f"the study has settings that {cls.__name__} does not know: {', '.join(sorted(saved.keys() - known))}. "
                 "It was made by another script, or another version."
             )
+        hints = get_type_hints(cls)
+        try:
+            check_form(saved, {f"{name}?": form_of(hints[name]) for name in known})
+        except Damaged as damage:
+            raise SettingError(
+                f"its config.json is damaged: in the settings, {damage}. Restore it from a copy."
+            ) from damage
         values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in saved.items()}
         return cls(**values)
 

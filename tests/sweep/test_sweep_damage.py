@@ -15,14 +15,18 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_tune import fake_tune
 
+from ht_ray._checks import SettingError
 from ht_ray.report.__main__ import main as report_main
 from tune_configs.ablation import AblationSettings, trials
+from tune_configs.atari100k import AtariSettings
 from tune_configs.command_line import Prepared
 from tune_configs.command_line import main as study_main
 
@@ -230,6 +234,17 @@ def test_a_study_of_an_earlier_version_is_resumed_and_repaired(studies: Studies,
             assert f"{path} is damaged: line" in err
             assert "repaired from its newest checkpoint, or run again" in err
             assert results(directory) == studies.results[name]
+
+
+@pytest.mark.parametrize("settings_class", [AblationSettings, AtariSettings])
+def test_settings_of_the_wrong_type_are_refused(settings_class: Any) -> None:
+    saved = json.loads(json.dumps(asdict(settings_class().resolved())))
+    assert settings_class.from_json(saved) == settings_class().resolved()
+    for name, wrong in product(saved, [{}, [[]], [{}], 1.5, "x", -1, True, None]):
+        try:
+            settings_class.from_json({**saved, name: wrong}).resolved()
+        except SettingError as refused:
+            assert "\n" not in str(refused)
 
 
 def test_a_finished_trial_without_its_checkpoint_is_run_again(studies: Studies, tmp_path: Path) -> None:
