@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from ht_ray._checks import SettingWarning
+from ht_ray.agents import train
 from ht_ray.agents.bbf_config import BBF_VARIANTS
 from ht_ray.agents.drq_config import VARIANTS
 from ht_ray.agents.variants import AGENT_VARIANTS
@@ -203,7 +204,8 @@ def test_other_commands_exist() -> None:
 def test_flags_in_the_text_are_flags() -> None:
     names = {field.name for _, settings in STUDIES.values() for field in (*fields(settings), *fields(SweepConfig))}
     flags = {f"--{negation}{name.replace('_', '-')}" for name in names for negation in ("", "no-")} | FOREIGN_FLAGS
-    flags |= set(re.findall(r"--[a-z][a-z-]*", make_parser().format_help()))
+    for parser in (make_parser(), train.make_parser()):
+        flags |= set(re.findall(r"--[a-z][a-z-]*", parser.format_help()))
     for document in DOCUMENTS:
         prose = re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
         for code in re.findall(r"`([^`]+)`", prose):

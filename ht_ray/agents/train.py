@@ -432,7 +432,7 @@ def _check_record(path: Path, *, checkpoint_dir: Path | None, **run: Any) -> Non
     )
 
 
-def _arguments() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m ht_ray.agents.train", description="Train DrQ(eps) or BBF on one game of Atari-100k."
     )
@@ -457,7 +457,7 @@ def _arguments() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return its exit status."""
-    given = vars(_arguments().parse_args(arguments))
+    given = vars(make_parser().parse_args(arguments))
     variant, path, game = given.pop("variant"), given.pop("record"), given.pop("game")
 
     def show(played: Evaluation) -> None:

@@ -153,7 +153,7 @@ def test_refuses_what_is_no_study(tmp_path, write_study, planned):
     with pytest.raises(SettingError, match=r"trials\.json: \[0\] has no .label."):
         load_study(root)
     (root / "trials.json").write_text("[")
-    with pytest.raises(SettingError, match="cannot be read as JSON"):
+    with pytest.raises(SettingError, match="it is no JSON"):
         load_study(root)
 
 
