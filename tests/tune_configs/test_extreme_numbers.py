@@ -79,6 +79,7 @@ def test_numbers_that_no_flag_takes(tmp_path: Path) -> None:
     assert not wrong
 
 
+@pytest.mark.slow  # hundreds of command lines
 def test_numbers_that_are_taken_or_refused(tmp_path: Path) -> None:
     lines = _lines({"whole": PERHAPS_WHOLE, "real": PERHAPS_REAL})
     wrong = {
