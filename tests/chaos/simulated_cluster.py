@@ -6,8 +6,9 @@ import contextlib
 import os
 import random
 import signal
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +55,28 @@ class SimulatedCluster:
         workers = sorted(self.workers)
         return bool(workers) and _kill(draw.choice(workers))
 
+    def stop_worker(self, draw: random.Random, seconds: float) -> bool:
+        """Let a worker that runs a trial stand still for so many seconds; False if there is none."""
+        workers = sorted(self.workers)
+        if not workers or not _kill(pid := draw.choice(workers), signal.SIGSTOP):
+            return False
+        timer = threading.Timer(seconds, _kill, (pid, signal.SIGCONT))
+        timer.daemon = True
+        timer.start()
+        return True
+
     def kill_node(self, draw: random.Random, *, replace: bool = True) -> None:
         """Kill a node with all that runs on it, as a power cut would, and let another take its place."""
+        self._kill_raylet(draw, _children, replace)
+
+    def kill_raylet(self, draw: random.Random, *, replace: bool = True) -> None:
+        """Kill a node's raylet alone, and let another node take its place: what the raylet ran has to notice."""
+        self._kill_raylet(draw, lambda raylet: [], replace)
+
+    def _kill_raylet(self, draw: random.Random, also: Callable[[int], list[int]], replace: bool) -> None:
         node = draw.choice(self._nodes)
         raylet = node.all_processes["raylet"][0].process.pid
-        children = _children(raylet)
-        _kill(raylet)
-        for pid in children:
+        for pid in [raylet, *also(raylet)]:
             _kill(pid)
         self._nodes.remove(node)
         self._cluster.remove_node(node, allow_graceful=False)
@@ -98,9 +114,9 @@ def memory() -> tuple[int, int]:
     return whole - free, whole
 
 
-def _kill(pid: int) -> bool:
+def _kill(pid: int, number: int = signal.SIGKILL) -> bool:
     try:
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)
     except ProcessLookupError:
         return False
     return True
