@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import re
 import shlex
 import warnings
@@ -155,7 +156,8 @@ def test_study_commands_are_accepted(script: str, arguments: list[str], monkeypa
         return 0
 
     monkeypatch.setattr(command_line, "_run", accept)
-    monkeypatch.setattr(command_line, "load_study_settings", lambda directory: asdict(settings().resolved()))
+    written = json.loads(json.dumps(asdict(settings().resolved())))
+    monkeypatch.setattr(command_line, "load_study_settings", lambda directory: written)
     assert module.main(arguments) == 0
     assert seen == [Path(script).stem]
 
