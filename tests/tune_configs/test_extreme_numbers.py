@@ -68,6 +68,8 @@ def _results(lines: list[tuple[str, str]], home: Path) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_numbers_that_no_flag_takes(tmp_path: Path) -> None:
     lines = _lines({"whole": NEVER_WHOLE, "real": NEVER_REAL})
     assert len(lines) > 400
@@ -79,6 +81,8 @@ def test_numbers_that_no_flag_takes(tmp_path: Path) -> None:
     assert not wrong
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_numbers_that_are_taken_or_refused(tmp_path: Path) -> None:
     lines = _lines({"whole": PERHAPS_WHOLE, "real": PERHAPS_REAL})
     wrong = {
@@ -89,23 +93,36 @@ def test_numbers_that_are_taken_or_refused(tmp_path: Path) -> None:
     assert not wrong
 
 
-@pytest.mark.parametrize(
-    ("study", "arguments", "words"),
-    [
-        ("ablation", "--cpus-per-trial 0.000001", "--cpus-per-trial = 1e-06: accepted is a number with 0.0001 <= cpus"),
-        ("ablation", "--cpus-per-trial 100000", "--cpus-per-trial = 100000.0: this machine has"),
-        ("ablation", "--memory-per-trial 1e9", "--memory-per-trial = 1000000000.0: this machine has"),
-        ("ablation", "--resources tape=0.00001", "'tape' = 1e-05: accepted is a number with 0.0001 <="),
-        ("ablation", "--hidden 1000000000", "--hidden = 1000000000: accepted is a whole number with 1 <= hidden <="),
-        ("ablation", "--hidden 1000000 1000000", "--hidden = (1000000, 1000000), "),
-        ("continual", "--seeds 100000000", "--seeds = 100000000: accepted is a whole number with 1 <= seeds <= 1000."),
-        ("continual", "--batch-size 12345678901234567890", "--batch-size = 12345678901234567890: accepted is a whole"),
-        ("continual", "--phases 1000000", "--phases = 1000000: accepted is a whole number with 1 <= phases <= 100000."),
-        ("atari100k", "--replay-capacity 1000000000", "--replay-capacity = 1000000000: that takes 6.57e+03 GiB"),
-    ],
-)
-def test_what_is_refused(study: str, arguments: str, words: str, tmp_path: Path) -> None:
-    (found,) = _results([(study, arguments)], tmp_path)
+# Study, arguments, and what the message must hold.
+REFUSED = [
+    ("ablation", "--cpus-per-trial 0.000001", "--cpus-per-trial = 1e-06: accepted is a number with 0.0001 <= cpus"),
+    ("ablation", "--cpus-per-trial 100000", "--cpus-per-trial = 100000.0: this machine has"),
+    ("ablation", "--memory-per-trial 1e9", "--memory-per-trial = 1000000000.0: this machine has"),
+    ("ablation", "--resources tape=0.00001", "'tape' = 1e-05: accepted is a number with 0.0001 <="),
+    ("ablation", "--hidden 1000000000", "--hidden = 1000000000: accepted is a whole number with 1 <= hidden <="),
+    ("ablation", "--hidden 1000000 1000000", "--hidden = (1000000, 1000000), "),
+    ("continual", "--seeds 100000000", "--seeds = 100000000: accepted is a whole number with 1 <= seeds <= 1000."),
+    ("continual", "--batch-size 12345678901234567890", "--batch-size = 12345678901234567890: accepted is a whole"),
+    ("continual", "--phases 1000000", "--phases = 1000000: accepted is a whole number with 1 <= phases <= 100000."),
+    ("atari100k", "--replay-capacity 1000000000", "--replay-capacity = 1000000000: that takes 6.57e+03 GiB"),
+]
+WARNED = [
+    ("continual", "--data digits --data-root /nowhere", "--data-root = '/nowhere' changes nothing"),
+    ("continual", "--batch-size 1000000", "--batch-size = 1000000: there are 1437 training images"),
+    ("continual", "--buffer-size 1000000", "--buffer-size = 1000000: there are 1437 training images"),
+]
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    cases = [(study, arguments) for study, arguments, _ in REFUSED + WARNED]
+    found = _results(cases, tmp_path_factory.mktemp("home"))
+    return {arguments: outcome for (_, arguments), outcome in zip(cases, found, strict=True)}
+
+
+@pytest.mark.parametrize(("study", "arguments", "words"), REFUSED)
+def test_what_is_refused(study: str, arguments: str, words: str, outcomes: dict[str, dict[str, Any]]) -> None:
+    found = outcomes[arguments]
     assert found["code"] == 2
     # The Atari study says first what it is.
     assert found["err"].splitlines()[-1].startswith(f"{study}.py: error: ")
@@ -113,18 +130,11 @@ def test_what_is_refused(study: str, arguments: str, words: str, tmp_path: Path)
     assert found["err"].count("\n") == 1 + (study == "atari100k")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ("--data digits --data-root /nowhere", "--data-root = '/nowhere' changes nothing"),
-        ("--batch-size 1000000", "--batch-size = 1000000: there are 1437 training images"),
-        ("--buffer-size 1000000", "--buffer-size = 1000000: there are 1437 training images"),
-    ],
-)
-def test_what_is_warned_of(arguments: str, words: str, tmp_path: Path) -> None:
-    (found,) = _results([("continual", arguments)], tmp_path)
+@pytest.mark.parametrize(("study", "arguments", "words"), WARNED)
+def test_what_is_warned_of(study: str, arguments: str, words: str, outcomes: dict[str, dict[str, Any]]) -> None:
+    found = outcomes[arguments]
     assert found["code"] == "ray"
-    assert f"continual.py: warning: {words}" in found["err"]
+    assert f"{study}.py: warning: {words}" in found["err"]
 
 
 @pytest.mark.parametrize("value", [str(10**20), "-1"])
