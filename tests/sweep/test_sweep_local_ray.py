@@ -91,6 +91,7 @@ def test_what_a_failed_start_left_is_gone_before_the_next(driver: Driver, ray_fo
     assert len(found["sessions"]) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_last_failed_start_leaves_the_logs_it_names(driver: Driver, ray_folder: Path) -> None:
     found = driver("fail", "9")
@@ -106,6 +107,7 @@ def test_the_last_failed_start_leaves_the_logs_it_names(driver: Driver, ray_fold
     assert any(logs.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_agents_that_come_late_delay_nothing(driver: Driver) -> None:
     # Ray's own node waits 17 seconds for them, and gives up.

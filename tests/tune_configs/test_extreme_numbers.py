@@ -68,6 +68,8 @@ def _results(lines: list[tuple[str, str]], home: Path) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_numbers_that_no_flag_takes(tmp_path: Path) -> None:
     lines = _lines({"whole": NEVER_WHOLE, "real": NEVER_REAL})
     assert len(lines) > 400
@@ -79,7 +81,8 @@ def test_numbers_that_no_flag_takes(tmp_path: Path) -> None:
     assert not wrong
 
 
-@pytest.mark.slow  # hundreds of command lines
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_numbers_that_are_taken_or_refused(tmp_path: Path) -> None:
     lines = _lines({"whole": PERHAPS_WHOLE, "real": PERHAPS_REAL})
     wrong = {
@@ -90,11 +93,7 @@ def test_numbers_that_are_taken_or_refused(tmp_path: Path) -> None:
     assert not wrong
 
 
-WARNED = [
-    ("--data digits --data-root /nowhere", "--data-root = '/nowhere' changes nothing"),
-    ("--batch-size 1000000", "--batch-size = 1000000: there are 1437 training images"),
-    ("--buffer-size 1000000", "--buffer-size = 1000000: there are 1437 training images"),
-]
+# Study, arguments, and what the message must hold.
 REFUSED = [
     ("ablation", "--cpus-per-trial 0.000001", "--cpus-per-trial = 1e-06: accepted is a number with 0.0001 <= cpus"),
     ("ablation", "--cpus-per-trial 100000", "--cpus-per-trial = 100000.0: this machine has"),
@@ -107,18 +106,23 @@ REFUSED = [
     ("continual", "--phases 1000000", "--phases = 1000000: accepted is a whole number with 1 <= phases <= 100000."),
     ("atari100k", "--replay-capacity 1000000000", "--replay-capacity = 1000000000: that takes 6.57e+03 GiB"),
 ]
+WARNED = [
+    ("continual", "--data digits --data-root /nowhere", "--data-root = '/nowhere' changes nothing"),
+    ("continual", "--batch-size 1000000", "--batch-size = 1000000: there are 1437 training images"),
+    ("continual", "--buffer-size 1000000", "--buffer-size = 1000000: there are 1437 training images"),
+]
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], dict[str, Any]]:
-    """What came of each of `REFUSED` and `WARNED`, all in one process."""
-    lines = [(study, given) for study, given, _ in REFUSED] + [("continual", given) for given, _ in WARNED]
-    return dict(zip(lines, _results(lines, tmp_path_factory.mktemp("home")), strict=True))
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    cases = [(study, arguments) for study, arguments, _ in REFUSED + WARNED]
+    found = _results(cases, tmp_path_factory.mktemp("home"))
+    return {arguments: outcome for (_, arguments), outcome in zip(cases, found, strict=True)}
 
 
 @pytest.mark.parametrize(("study", "arguments", "words"), REFUSED)
-def test_what_is_refused(study: str, arguments: str, words: str, outcomes: dict[tuple[str, str], Any]) -> None:
-    found = outcomes[study, arguments]
+def test_what_is_refused(study: str, arguments: str, words: str, outcomes: dict[str, dict[str, Any]]) -> None:
+    found = outcomes[arguments]
     assert found["code"] == 2
     # The Atari study says first what it is.
     assert found["err"].splitlines()[-1].startswith(f"{study}.py: error: ")
@@ -126,11 +130,11 @@ def test_what_is_refused(study: str, arguments: str, words: str, outcomes: dict[
     assert found["err"].count("\n") == 1 + (study == "atari100k")
 
 
-@pytest.mark.parametrize(("arguments", "words"), WARNED)
-def test_what_is_warned_of(arguments: str, words: str, outcomes: dict[tuple[str, str], Any]) -> None:
-    found = outcomes["continual", arguments]
+@pytest.mark.parametrize(("study", "arguments", "words"), WARNED)
+def test_what_is_warned_of(study: str, arguments: str, words: str, outcomes: dict[str, dict[str, Any]]) -> None:
+    found = outcomes[arguments]
     assert found["code"] == "ray"
-    assert f"continual.py: warning: {words}" in found["err"]
+    assert f"{study}.py: warning: {words}" in found["err"]
 
 
 @pytest.mark.parametrize("value", [str(10**20), "-1"])
