@@ -100,7 +100,7 @@ def fake_tune(results: int | None = None) -> Iterator[None]:
     """Let studies run without Ray while the block runs; each is cut off after so many results, if that is given."""
 
     @contextmanager
-    def ray(config: Any, console: Any) -> Iterator[int]:
+    def ray(config: Any, console: Any, **settings: Any) -> Iterator[int]:
         yield 1
 
     def with_parameters(trainable: Any, plan: Any, shared: Any) -> Any:
