@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,8 @@ class Planned:
     @property
     def id(self) -> str:
         access = self.settings.get("access", "")
-        return f"{self.label}-{access}-s{self.seed}".lower().replace(" ", "-").replace("&", "and")
+        name = f"{self.label}-{access}-s{self.seed}".lower().replace(" ", "-").replace("&", "and")
+        return re.sub(r"[^\w.=+-]", "_", name)
 
 
 def report_line(trial: Planned, index: int, of: int) -> str:
