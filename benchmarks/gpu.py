@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import copy
 import gc
-import inspect
 import json
 import math
 import os
@@ -112,7 +111,6 @@ PRECISIONS: dict[str, tuple[bool | None, Values]] = {
     "bf16": (True, {"precision": "bf16"}),
     "bf16 channels_last": (True, {"precision": "bf16", "channels_last": True}),
 }
-FIT_HAS_GRAPHS = "graph" in inspect.signature(fit).parameters
 OBSERVATION = (4, 84, 84)
 
 
@@ -327,10 +325,8 @@ def train(
     config = acting.model(ModelConfig(network, width=1.0 if network == "mlp" else 0.125, dropout=0.0))
     model = make_model(config, shape=shape, num_classes=10, seed=0)
     stream = make_stream(data.train_labels, 10, ContinualConfig(phases=2, epochs=2), seed=0)
-    if FIT_HAS_GRAPHS:
-        more["graph"] = graph
     steps = TrainingConfig(batch_size=32, **(training or {}))
-    return fit(model, data, stream, method=acting, training=steps, device=device, **more)
+    return fit(model, data, stream, method=acting, training=steps, device=device, graph=graph, **more)
 
 
 def loss_gap(rows: Sequence[Row], expected: Sequence[Row]) -> float:
@@ -465,7 +461,7 @@ def compare_method(machine: Machine, name: str, settings: Values) -> Values:
 @part(limit=90)
 def graphs(machine: Machine) -> Iterator[Case]:
     """Steps replayed from a graph against steps launched one by one: the same bits, with deterministic kernels."""
-    if not (FIT_HAS_GRAPHS and machine.cuda):
+    if not machine.cuda:
         return
     for name, settings in METHODS:
         yield Case(
@@ -519,7 +515,7 @@ def throughput(machine: Machine) -> Iterator[Case]:
 
 
 def _graph_modes(machine: Machine) -> list[str]:
-    return ["off", "on"] if FIT_HAS_GRAPHS and machine.cuda else ["off"]
+    return ["off", "on"] if machine.cuda else ["off"]
 
 
 def samples_per_second(
@@ -550,7 +546,7 @@ def samples_per_second(
     model = make_model(ModelConfig(network, width=width), shape=shape, num_classes=classes, seed=0)
     stream = make_stream(data.train_labels, classes, ContinualConfig(phases=1, epochs=3), seed=0)
     marks = [time.perf_counter()]
-    more: Values = {"graph": graph} if FIT_HAS_GRAPHS else {}
+    more: Values = {"graph": graph}
     if compiled:
         more["forward"] = torch.compile(model)
 
@@ -667,12 +663,11 @@ class Learner:
 
 
 def _agent_graph_modes(machine: Machine, name: str) -> list[str]:
-    captured = machine.cuda and "graph" in inspect.signature(AGENTS[name][0]).parameters
-    return ["off", "on"] if captured else ["off"]
+    return ["off", "on"] if machine.cuda else ["off"]
 
 
 def _graph_setting(name: str, graph: str) -> Values:
-    return {"graph": graph} if "graph" in inspect.signature(AGENTS[name][0]).parameters else {}
+    return {"graph": graph}
 
 
 def tensor_gap(values: Sequence[Tensor], expected: Sequence[Tensor]) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import math
 import platform
@@ -21,6 +20,7 @@ import torch
 import ht_ray
 from ht_ray._checks import SettingError, SettingWarning
 from ht_ray._interrupted import Interrupted
+from ht_ray.cuda_graph import GraphMode
 from ht_ray.report._files import write_text
 from ht_ray.reproduce.cells import IMAGES, Cell, Run
 from ht_ray.reproduce.records import FORMAT, Record, columns
@@ -45,8 +45,8 @@ __all__ = ["Bench", "Clock", "DataSets", "Estimate", "Timings", "choose", "forge
 TEST_SHARE = 1 / 3
 #: What a run takes beyond its steps and tests: shuffling, the start of its kernels.
 MARGIN = 1.1
-#: Whether steps are captured as CUDA graphs, where the plain loop can do that.
-GRAPH = "auto" if "graph" in inspect.signature(fit).parameters else "off"
+#: Whether steps are captured as CUDA graphs.
+GRAPH: GraphMode = "auto"
 
 
 class Clock:
@@ -310,8 +310,7 @@ def forget(run: Run, bench: Bench) -> None:
 
 def _fit(cell: Cell, seed: int, data: ImageData, stream: Stream, bench: Bench, **chosen: Any) -> list[Row]:
     model = make_model(cell.model_config, shape=data.shape, num_classes=data.num_classes, seed=seed)
-    if GRAPH != "off":
-        chosen["graph"] = GRAPH
+    chosen["graph"] = GRAPH
     return fit(
         model,
         data,

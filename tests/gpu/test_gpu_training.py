@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import inspect
 import warnings
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 from small_runs import HARE_TORTOISE, assert_close_rows, deterministic, train
 
-from ht_ray.vision import MethodConfig, fit
+from ht_ray.vision import MethodConfig
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore::ht_ray._checks.SettingWarning")]
 
@@ -94,10 +93,7 @@ def test_the_optimizers_fresh_start_and_its_continuation_are_those_of_the_cpu(de
 
 # ------------------------------------------------------------------------------------ what needs CUDA itself
 
-with_graphs = pytest.mark.skipif("graph" not in inspect.signature(fit).parameters, reason="fit has no graphs")
 
-
-@with_graphs
 @pytest.mark.parametrize("network", ["mlp", "resnet18", "vgg16", "vit_tiny"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_replayed_steps_are_launched_steps_bit_for_bit(network: str, precision: str) -> None:
@@ -107,7 +103,6 @@ def test_replayed_steps_are_launched_steps_bit_for_bit(network: str, precision: 
     assert rows["on"] == rows["off"]
 
 
-@with_graphs
 @pytest.mark.parametrize(
     "config",
     [
