@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from ht_ray.agents.drq_config import drq_variant
-from ht_ray.agents.train import TrainingRun
+from ht_ray.agents.drq.config import drq_variant
+from ht_ray.agents.training.train import TrainingRun
 
 GAME, LATE, ROUND = "Freeway", 1500, 10
 

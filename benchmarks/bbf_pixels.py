@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 
-from ht_ray.agents.bbf_config import BBFConfig, bbf_variant
-from ht_ray.agents.catch import CatchConfig
-from ht_ray.agents.train import TrainingRun
+from ht_ray.agents.bbf.config import BBFConfig, bbf_variant
+from ht_ray.agents.envs.catch import CatchConfig
+from ht_ray.agents.training.train import TrainingRun
 
 Row = tuple[str, int, int, int, float]
 GAME = CatchConfig(cells=8, pixels=2, balls=3)

@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 
-from ht_ray.agents.bbf import BBFAgent
-from ht_ray.agents.bbf_config import BBF_VARIANTS, BBFConfig, bbf_variant
-from ht_ray.agents.train import TrainingRun
+from ht_ray.agents.bbf.agent import BBFAgent
+from ht_ray.agents.bbf.config import BBF_VARIANTS, BBFConfig, bbf_variant
+from ht_ray.agents.training.train import TrainingRun
 
 GAME, STARTS = "Freeway", 100
 

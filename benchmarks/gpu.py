@@ -43,10 +43,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ht_ray.agents.bbf import BBFAgent
-from ht_ray.agents.bbf_config import BBFConfig
-from ht_ray.agents.drq import DrQAgent
-from ht_ray.agents.drq_config import DrQConfig
+from ht_ray.agents.bbf.agent import BBFAgent
+from ht_ray.agents.bbf.config import BBFConfig
+from ht_ray.agents.drq.agent import DrQAgent
+from ht_ray.agents.drq.config import DrQConfig
 from ht_ray.agents.replay import FrameReplay, make_replay
 from ht_ray.diagnostics import INDICATOR_GROUPS, IndicatorConfig
 from ht_ray.mechanisms import SettingWarning

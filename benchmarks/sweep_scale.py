@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from ht_ray.sweep import Report, Study, SweepConfig, TrialSpec, run_study
-from ht_ray.sweep.progress import Console, StudyProgress
-from ht_ray.sweep.study_dir import TrialRecord, load_plan, write_results_csv
+from ht_ray.sweep.records.progress import Console, StudyProgress
+from ht_ray.sweep.records.study_dir import TrialRecord, load_plan, write_results_csv
 
 SEEDS = 5
 # What a row of the table shows: heading, key of the measurement, format.

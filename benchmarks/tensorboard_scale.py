@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from ht_ray.sweep import TrialSpec
-from ht_ray.sweep.plain import to_json
-from ht_ray.sweep.study_dir import TrialRecord
-from ht_ray.sweep.tensorboard_means import study_events
+from ht_ray.sweep.records.study_dir import TrialRecord
+from ht_ray.sweep.records.tensorboard_means import study_events
+from ht_ray.sweep.study.jsonable import to_json
 
 SEEDS = 5
 PHASES = 10

@@ -9,20 +9,15 @@ import difflib
 import math
 from collections.abc import Iterable
 
-__all__ = ["SettingError", "SettingWarning", "check_choice", "check_number", "did_you_mean"]
+from ht_ray.errors import SettingError
+
+__all__ = ["check_choice", "check_number", "did_you_mean"]
 
 
 # Of float32 (the smallest: with all its digits), and of an index.
 _LARGEST = (2 - 2**-23) * 2.0**127
 _SMALLEST = 2.0**-126
 _LAST_INDEX = 2**63 - 1
-
-
-class SettingError(ValueError):
-    """A setting that cannot work.
-
-    Command lines print its message, without a traceback, and exit with status 2.
-    """
 
 
 def did_you_mean(name: object, options: Iterable[str]) -> str:
@@ -40,6 +35,18 @@ def did_you_mean(name: object, options: Iterable[str]) -> str:
     wanted = str(name).lower().replace("-", "_")
     near = difflib.get_close_matches(wanted, folded, n=1, cutoff=0.5)
     return f" Did you mean {folded[near[0]]!r}?" if near else ""
+
+
+def owner_and_field(where: str) -> tuple[str | None, str]:
+    """Return whose setting ``"Owner: field"`` or ``"Owner.field"`` is, and its name; the owner may be missing.
+
+    Examples
+    --------
+    >>> owner_and_field("DataConfig.name"), owner_and_field("Tortoise: momentum"), owner_and_field("variant")
+    (('DataConfig', 'name'), ('Tortoise', 'momentum'), (None, 'variant'))
+    """
+    owner, _, field = where.replace(": ", ".").rpartition(".")
+    return owner or None, field
 
 
 def check_choice(where: str, value: object, options: Iterable[str]) -> str:
@@ -60,13 +67,21 @@ def check_choice(where: str, value: object, options: Iterable[str]) -> str:
     >>> check_choice("Tortoise: reset_unit", "epoch", ["steps", "epochs"])
     Traceback (most recent call last):
     ...
-    ht_ray._checks.SettingError: Tortoise: reset_unit = 'epoch': accepted are 'steps', 'epochs'. Did you mean 'epochs'?
+    ht_ray.errors.SettingError: Tortoise: reset_unit = 'epoch': accepted are 'steps', 'epochs'. Did you mean 'epochs'?
     """
     options = list(options)
     if isinstance(value, str) and value in options:
         return value
-    accepted = ", ".join(map(repr, options))
-    raise SettingError(f"{where} = {value!r}: accepted are {accepted}.{did_you_mean(value, options)}")
+    accepted, hint = ", ".join(map(repr, options)), did_you_mean(value, options)
+    owner, field = owner_and_field(where)
+    raise SettingError(
+        f"{where} = {value!r}: accepted are {accepted}.{hint}",
+        owner=owner,
+        field=field,
+        value=value,
+        accepted=accepted,
+        hint=hint.strip(),
+    )
 
 
 def check_number(
@@ -102,7 +117,7 @@ def check_number(
     >>> check_number("Tortoise: momentum", 1.5, low=0, high=1, high_open=True)
     Traceback (most recent call last):
     ...
-    ht_ray._checks.SettingError: Tortoise: momentum = 1.5: accepted is a number with 0 <= momentum < 1.
+    ht_ray.errors.SettingError: Tortoise: momentum = 1.5: accepted is a number with 0 <= momentum < 1.
     """
     number = isinstance(value, int if integer else (int, float)) and not isinstance(value, bool)
     number = number and -math.inf < value < math.inf
@@ -119,13 +134,15 @@ def check_number(
         below = value < high if high_open else value <= high
         if above and below:
             return
-    name = where.replace(":", " ").replace(".", " ").split()[-1]
+    owner, name = owner_and_field(where)
     kind = "a whole number" if integer else "a number"
     left = f"{low:g} {'<' if low_open else '<='} " if math.isfinite(low) else ""
     right = f" {'<' if high_open else '<='} {high:g}" if math.isfinite(high) else ""
     bounds = f" with {left}{name}{right}" if left or right else ""
-    raise SettingError(f"{where} = {value!r}: accepted is {kind}{bounds}.")
-
-
-class SettingWarning(UserWarning):
-    """Settings that are accepted but can hardly do what they are for."""
+    raise SettingError(
+        f"{where} = {value!r}: accepted is {kind}{bounds}.",
+        owner=owner,
+        field=name,
+        value=value,
+        accepted=f"{kind}{bounds}",
+    )

@@ -17,7 +17,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from ht_ray._checks import SettingError, check_choice
+from ht_ray._checks import check_choice
+from ht_ray.errors import SettingError
 
 __all__ = [
     "PASSING",

@@ -9,8 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ht_ray._checks import SettingError, SettingWarning, check_choice
-from ht_ray.mechanisms.weight_copy import copy_all
+from ht_ray._checks import check_choice
+from ht_ray.errors import SettingError, SettingWarning
+from ht_ray.mechanisms.weights.weight_copy import copy_all
 
 __all__ = ["Captured", "Graph", "GraphMode", "use_graph"]
 
@@ -46,7 +47,7 @@ def use_graph(where: str, graph: str, device: torch.device, *, obstacle: str = "
     >>> use_graph("DrQAgent: graph", "on", torch.device("cpu"))
     Traceback (most recent call last):
     ...
-    ht_ray._checks.SettingError: DrQAgent: graph = 'on': CUDA graphs need a GPU, and the device is 'cpu'; accepted \
+    ht_ray.errors.SettingError: DrQAgent: graph = 'on': CUDA graphs need a GPU, and the device is 'cpu'; accepted \
 there are 'auto' and 'off'.
     """
     check_choice(where, graph, ["auto", "on", "off"])

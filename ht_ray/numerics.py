@@ -9,7 +9,8 @@ from typing import Literal
 
 import torch
 
-from ht_ray._checks import SettingError, check_choice
+from ht_ray._checks import check_choice
+from ht_ray.errors import SettingError
 
 __all__ = ["TF32", "numerics"]
 

@@ -3,7 +3,7 @@
 Importing this package imports avalanche, which takes several seconds.
 """
 
-from ht_ray._interrupted import Interrupted
+from ht_ray.errors import Interrupted
 from strategies.benchmark import ImagePool, PoolDataset, stream_benchmark
 from strategies.checkpoint import load_strategy, save_strategy
 from strategies.loading import InMemoryLoading

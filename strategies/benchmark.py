@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ht_ray._checks import check_choice
-from ht_ray.vision.augment import random_crop_flip
-from ht_ray.vision.data import ImageData
-from ht_ray.vision.loader import Normalise
-from ht_ray.vision.optimizer import AUGMENTATIONS
-from ht_ray.vision.streams import Stream
+from ht_ray.vision.data.augment import random_crop_flip
+from ht_ray.vision.data.dataset import ImageData
+from ht_ray.vision.data.loader import Normalise
+from ht_ray.vision.data.streams import Stream
+from ht_ray.vision.training.optimizer import AUGMENTATIONS
 
 __all__ = ["ImagePool", "PoolDataset", "stream_benchmark"]
 

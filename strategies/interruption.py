@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ht_ray._interrupted import Interrupted
+from ht_ray.errors import Interrupted
 from strategies.loading import TaskLoader
 from strategies.plugins import OrderedPlugin
 

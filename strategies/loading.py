@@ -17,8 +17,8 @@ from torch.utils.data import default_collate
 
 from ht_ray._checks import check_choice, check_number
 from ht_ray.mechanisms import isolated_rng
-from ht_ray.vision.loader import InMemoryLoader, Normalise
-from ht_ray.vision.optimizer import AUGMENTATIONS
+from ht_ray.vision.data.loader import InMemoryLoader, Normalise
+from ht_ray.vision.training.optimizer import AUGMENTATIONS
 from strategies.benchmark import PoolDataset
 
 if TYPE_CHECKING:

@@ -11,13 +11,13 @@ from torch import nn
 
 from ht_ray.diagnostics import IndicatorConfig, Indicators
 from ht_ray.mechanisms import load_optimizer_state
-from ht_ray.vision.data import ImageData
-from ht_ray.vision.fit import Row
-from ht_ray.vision.indicators import make_indicators
-from ht_ray.vision.loader import Normalise
+from ht_ray.vision.data.dataset import ImageData
+from ht_ray.vision.data.loader import Normalise
 from ht_ray.vision.method import check_architecture
 from ht_ray.vision.method_config import MethodConfig
-from ht_ray.vision.optimizer import TrainingConfig, make_optimizer
+from ht_ray.vision.training.fit import Row
+from ht_ray.vision.training.indicators import make_indicators
+from ht_ray.vision.training.optimizer import TrainingConfig, make_optimizer
 from strategies.interruption import Interruptible
 from strategies.plugins import (
     ContinualBackpropPlugin,

@@ -18,8 +18,9 @@ from avalanche.evaluation.metric_utils import get_metric_name
 from avalanche.models.utils import is_multi_task_module
 from torch import Tensor, nn
 
-from ht_ray._checks import SettingError, SettingWarning, check_number
+from ht_ray._checks import check_number
 from ht_ray.diagnostics import IndicatorConfig, Indicators
+from ht_ray.errors import SettingError, SettingWarning
 from ht_ray.mechanisms import derive_seed, generator, isolated_rng
 
 __all__ = ["PlasticityIndicators", "indicator_metrics"]
@@ -82,7 +83,7 @@ class PlasticityIndicators(PluginMetric):
     >>> PlasticityIndicators(IndicatorConfig())
     Traceback (most recent call last):
     ...
-    ht_ray._checks.SettingError: PlasticityIndicators: config.every = 0: accepted is a whole number with 1 <= every.
+    ht_ray.errors.SettingError: PlasticityIndicators: config.every = 0: accepted is a whole number with 1 <= every.
     """
 
     def __init__(

@@ -56,7 +56,7 @@ def cluster() -> Iterator[str]:
     """A local Ray of two CPUs, shared by all tests; its address."""
     import ray
 
-    from ht_ray.sweep.local_ray import start_ray
+    from ht_ray.sweep.driver.local_ray import start_ray
 
     settings = {"num_cpus": 2, "num_gpus": 0, "include_dashboard": False, "log_to_driver": False}
     context = start_ray(lambda: ray.init(address="local", **settings))

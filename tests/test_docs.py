@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 import torch
 
-from ht_ray._checks import SettingWarning
-from ht_ray.agents import train
-from ht_ray.agents.bbf_config import BBF_VARIANTS
-from ht_ray.agents.drq_config import VARIANTS
+from ht_ray.agents.bbf.config import BBF_VARIANTS
+from ht_ray.agents.drq.config import VARIANTS
+from ht_ray.agents.training import train
 from ht_ray.agents.variants import AGENT_VARIANTS
 from ht_ray.diagnostics import INDICATOR_GROUPS, INDICATORS, IndicatorConfig
-from ht_ray.mechanisms import Tortoise, half_life
+from ht_ray.errors import SettingWarning
+from ht_ray.methods import Tortoise, half_life
 from ht_ray.reproduce.__main__ import make_parser
 from ht_ray.sweep import SweepConfig
 from ht_ray.vision import METHODS, MethodConfig, MethodSettings, display_name, method_parts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ht_ray._checks import SettingError
+from ht_ray.errors import SettingError
 from ht_ray.numerics import numerics
 
 

@@ -21,7 +21,8 @@ from typing import Any, Self
 if __package__ in (None, ""):  # run as a script: the checkout need not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ht_ray._checks import SettingError, check_choice, check_number
+from ht_ray._checks import check_choice, check_number
+from ht_ray.errors import SettingError
 from ht_ray.sweep import Parameter, Search, SearchConfig, TrialSpec, Values, draw_distinct
 from ht_ray.vision import MethodConfig, display_name
 from tune_configs.command_line import Prepared, prepare_vision

@@ -26,14 +26,15 @@ if __package__ in (None, ""):  # run as a script: the checkout need not be insta
 import tyro
 from torch import nn
 
-from ht_ray._checks import SettingError, SettingWarning, check_choice, check_number
-from ht_ray.agents.bbf_config import BBFConfig
-from ht_ray.agents.drq_config import DrQConfig
-from ht_ray.agents.games import ATARI_100K_GAMES, game_name
-from ht_ray.agents.settings import MOST
+from ht_ray._checks import check_choice, check_number
+from ht_ray.agents.base_config import MOST
+from ht_ray.agents.bbf.config import BBFConfig
+from ht_ray.agents.drq.config import DrQConfig
+from ht_ray.agents.envs.games import ATARI_100K_GAMES, game_name
 from ht_ray.agents.variants import AGENTS, AgentConfig
-from ht_ray.mechanisms import Tortoise
-from ht_ray.report.atari_study import number_text
+from ht_ray.errors import SettingError, SettingWarning
+from ht_ray.methods import Tortoise
+from ht_ray.report.atari.study import number_text
 from ht_ray.sweep import TrialSpec, load_study_settings
 from tune_configs.command_line import Prepared, check_memory
 from tune_configs.command_line import main as run_main

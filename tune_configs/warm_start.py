@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 if __package__ in (None, ""):  # run as a script: the checkout need not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ht_ray._checks import SettingError, check_choice, check_number
+from ht_ray._checks import check_choice, check_number
+from ht_ray.errors import SettingError
 from ht_ray.sweep import TrialSpec
 from ht_ray.vision import METHODS, MethodConfig, method_with_settings
 from ht_ray.vision.method import REINITIALISERS

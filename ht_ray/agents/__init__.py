@@ -1,19 +1,19 @@
 """DQN-style agents on Atari-100k, without Ray.
 
-What is imported here needs torch and numpy; environments (`ht_ray.agents.atari`, `ht_ray.agents.evaluate`: gymnasium,
-ale_py, OpenCV) and the replay (`ht_ray.agents.replay`) are imported by name.
+Environments (`ht_ray.agents.envs.atari`, `ht_ray.agents.training.evaluate`: gymnasium, ale_py, OpenCV) and the replay
+(`ht_ray.agents.replay`) are imported by name.
 """
 
 from ht_ray.agents.augment import augment, shift, to_unit
-from ht_ray.agents.bbf_network import BBFNetwork, BBFNetworkConfig
-from ht_ray.agents.c51 import C51Value
-from ht_ray.agents.cycles import HorizonCycle
-from ht_ray.agents.games import ATARI_100K_GAMES, game_name
-from ht_ray.agents.losses import bootstrap_targets, td_loss
-from ht_ray.agents.networks import NetworkConfig, QNetwork
-from ht_ray.agents.schedules import EpsilonSchedule
-from ht_ray.agents.spr import spr_loss
-from ht_ray.agents.value import HLGaussValue, ScalarValue, TwoHotValue, Value, ValueConfig, make_value
+from ht_ray.agents.bbf.horizon import HorizonCycle
+from ht_ray.agents.bbf.spr import spr_loss
+from ht_ray.agents.envs.games import ATARI_100K_GAMES, game_name
+from ht_ray.agents.epsilon import EpsilonSchedule
+from ht_ray.agents.networks.bbf_network import BBFNetwork, BBFNetworkConfig
+from ht_ray.agents.networks.q_network import NetworkConfig, QNetwork
+from ht_ray.agents.values.c51 import C51Value
+from ht_ray.agents.values.losses import bootstrap_targets, td_loss
+from ht_ray.agents.values.value import HLGaussValue, ScalarValue, TwoHotValue, Value, ValueConfig, make_value
 
 __all__ = [
     "ATARI_100K_GAMES",

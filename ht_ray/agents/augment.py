@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ht_ray._checks import SettingError, check_number
-from ht_ray.mechanisms.transfer import upload
+from ht_ray._checks import check_number
+from ht_ray.errors import SettingError
+from ht_ray.mechanisms.weights.transfer import upload
 
 __all__ = ["augment", "augment_with", "draw_augmentation", "shift", "to_unit"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ht_ray._checks import SettingError
+from ht_ray.errors import SettingError
 
 __all__ = ["check_device"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ht_ray.agents.agent import Agent
-from ht_ray.agents.bbf import BBFAgent
-from ht_ray.agents.bbf_config import BBFConfig
-from ht_ray.agents.drq import DrQAgent
+from ht_ray.agents.base import Agent
+from ht_ray.agents.bbf.agent import BBFAgent
+from ht_ray.agents.bbf.config import BBFConfig
+from ht_ray.agents.drq.agent import DrQAgent
 from ht_ray.agents.variants import AgentConfig
 
 __all__ = ["make_agent"]

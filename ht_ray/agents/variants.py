@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from ht_ray._checks import SettingError
-from ht_ray.agents.bbf_config import BBF_VARIANTS, BBFConfig
-from ht_ray.agents.drq_config import VARIANTS, DrQConfig
-from ht_ray.agents.settings import changed_variant
+from ht_ray.agents.base_config import changed_variant
+from ht_ray.agents.bbf.config import BBF_VARIANTS, BBFConfig
+from ht_ray.agents.drq.config import VARIANTS, DrQConfig
+from ht_ray.errors import SettingError
 
 __all__ = ["AGENTS", "AGENT_VARIANTS", "AgentConfig", "AgentKind", "agent_from_dict", "agent_variant"]
 

@@ -8,8 +8,8 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from ht_ray.mechanisms.mechanism import Inputs
-from ht_ray.mechanisms.rng import isolated_rng
+from ht_ray.mechanisms.weights.rng import isolated_rng
+from ht_ray.methods.method import Inputs
 
 __all__ = [
     "Loss",

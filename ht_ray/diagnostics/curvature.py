@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
-from ht_ray._checks import SettingError, check_number
+from ht_ray._checks import check_number
 from ht_ray.diagnostics._measuring import Loss, call, chunks, count, measuring, trainable, widened
-from ht_ray.mechanisms.mechanism import Inputs
-from ht_ray.mechanisms.rng import generator
+from ht_ray.errors import SettingError
+from ht_ray.mechanisms.weights.rng import generator
+from ht_ray.methods.method import Inputs
 
 __all__ = ["HessianEigenvalues", "hessian_eigenvalues", "hessian_vector_product"]
 

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ht_ray._checks import SettingError, check_number, did_you_mean
+from ht_ray._checks import check_number, did_you_mean
 from ht_ray.diagnostics._measuring import accumulator, measuring, run, widened
-from ht_ray.mechanisms.fresh import find_head
-from ht_ray.mechanisms.mechanism import Inputs
+from ht_ray.errors import SettingError
+from ht_ray.mechanisms.weights.fresh import find_head
+from ht_ray.methods.method import Inputs
 
 __all__ = [
     "FeatureRecord",

@@ -23,7 +23,7 @@ from ht_ray.diagnostics._measuring import (
     widened,
 )
 from ht_ray.diagnostics.features import feature_recorder
-from ht_ray.mechanisms.mechanism import Inputs
+from ht_ray.methods.method import Inputs
 
 __all__ = [
     "GradientCovariance",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ht_ray._checks import SettingError, check_choice, check_number
+from ht_ray._checks import check_choice, check_number
 from ht_ray.diagnostics._measuring import Loss, accumulator, count, measuring, run, take, trainable
 from ht_ray.diagnostics.curvature import hessian_eigenvalues
 from ht_ray.diagnostics.features import FeatureRecord, feature_recorder, ranks, zero_activation_ratio
@@ -19,9 +19,10 @@ from ht_ray.diagnostics.gradients import gradient_covariance, loss_gradients
 from ht_ray.diagnostics.probe import OptimizerMaker, probe_loss
 from ht_ray.diagnostics.units import ActivationRecord, activation_recorder
 from ht_ray.diagnostics.weights import weight_distance, weight_magnitude
-from ht_ray.mechanisms.fresh import fresh_weights
-from ht_ray.mechanisms.mechanism import Inputs
-from ht_ray.mechanisms.rng import generator
+from ht_ray.errors import SettingError
+from ht_ray.mechanisms.weights.fresh import fresh_weights
+from ht_ray.mechanisms.weights.rng import generator
+from ht_ray.methods.method import Inputs
 
 __all__ = ["INDICATORS", "INDICATOR_GROUPS", "IndicatorConfig", "Indicators"]
 
@@ -87,7 +88,7 @@ class IndicatorConfig:
     >>> IndicatorConfig(names=("weights", "feature"))
     Traceback (most recent call last):
     ...
-    ht_ray._checks.SettingError: IndicatorConfig.names = 'feature': accepted are 'weights', 'features', 'units', \
+    ht_ray.errors.SettingError: IndicatorConfig.names = 'feature': accepted are 'weights', 'features', 'units', \
 'gradients', 'curvature', 'covariance', 'probe'. Did you mean 'features'?
     """
 

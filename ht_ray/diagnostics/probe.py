@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
-from ht_ray._checks import SettingError, check_choice, check_number
+from ht_ray._checks import check_choice, check_number
 from ht_ray.diagnostics._measuring import (
     Loss,
     accumulator,
@@ -25,11 +25,12 @@ from ht_ray.diagnostics._measuring import (
     trainable,
     widened,
 )
-from ht_ray.mechanisms.detached_copy import computes_weight, detached_copy
-from ht_ray.mechanisms.fresh import fresh_weights
-from ht_ray.mechanisms.mechanism import Inputs
-from ht_ray.mechanisms.rng import derive_seed, generator, isolated_rng
-from ht_ray.mechanisms.weight_copy import named_tensors
+from ht_ray.errors import SettingError
+from ht_ray.mechanisms.weights.detached_copy import computes_weight, detached_copy
+from ht_ray.mechanisms.weights.fresh import fresh_weights
+from ht_ray.mechanisms.weights.rng import derive_seed, generator, isolated_rng
+from ht_ray.mechanisms.weights.weight_copy import named_tensors
+from ht_ray.methods.method import Inputs
 
 __all__ = ["OptimizerMaker", "Probe", "plasticity_probe", "probe_loss"]
 

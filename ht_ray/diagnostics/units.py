@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ht_ray._checks import check_number
 from ht_ray.diagnostics._measuring import accumulator, measuring, run
-from ht_ray.mechanisms.crelu import CReLU
-from ht_ray.mechanisms.mechanism import Inputs
+from ht_ray.mechanisms.units.crelu import CReLU
+from ht_ray.methods.method import Inputs
 
 __all__ = ["ACTIVATIONS", "ActivationRecord", "activation_recorder", "dormant_ratios"]
 

@@ -11,12 +11,11 @@ neither torch nor ray is needed, so that results can be read on a machine that c
 ``python -m ht_ray.report DIRECTORY`` does it all.
 """
 
-from ht_ray.report.adam_map import adam_map
-from ht_ray.report.atari_curves import efficiency_figure, game_curves_figure
-from ht_ray.report.atari_figures import aggregates_figure, profile_figure
-from ht_ray.report.atari_map import atari_heat_map
-from ht_ray.report.atari_reference import atari_games, human_normalised, paper_scores
-from ht_ray.report.atari_scores import (
+from ht_ray.report.atari.curves import efficiency_figure, game_curves_figure
+from ht_ray.report.atari.figures import aggregates_figure, profile_figure
+from ht_ray.report.atari.map import atari_heat_map
+from ht_ray.report.atari.reference import atari_games, human_normalised, paper_scores
+from ht_ray.report.atari.scores import (
     AtariAggregates,
     Bounded,
     PerformanceProfile,
@@ -25,18 +24,16 @@ from ht_ray.report.atari_scores import (
     performance_profile,
     probability_of_improvement,
 )
-from ht_ray.report.atari_tables import aggregates_table, games_table, improvement_table
-from ht_ray.report.combine import combine
-from ht_ray.report.curves import epoch_curves, phase_curves
-from ht_ray.report.grid_figure import grid_figure
-from ht_ray.report.grid_tables import grid_cells_table, grid_table
-from ht_ray.report.heat_map import heat_map
-from ht_ray.report.indicator_curves import indicator_curves
-from ht_ray.report.indicator_scatter import indicator_scatter
-from ht_ray.report.indicator_tables import correlation_table, indicator_table
-from ht_ray.report.method_bars import method_bars
-from ht_ray.report.paper import PaperValue, grid_value, method_value
-from ht_ray.report.statistics import (
+from ht_ray.report.atari.tables import aggregates_table, games_table, improvement_table
+from ht_ray.report.continual.adam_map import adam_map
+from ht_ray.report.continual.curves import epoch_curves, phase_curves
+from ht_ray.report.continual.grid_figure import grid_figure
+from ht_ray.report.continual.grid_tables import grid_cells_table, grid_table
+from ht_ray.report.continual.heat_map import heat_map
+from ht_ray.report.continual.method_bars import method_bars
+from ht_ray.report.data.combine import combine
+from ht_ray.report.data.paper import PaperValue, grid_value, method_value
+from ht_ray.report.data.statistics import (
     Difference,
     Drops,
     Estimate,
@@ -48,8 +45,19 @@ from ht_ray.report.statistics import (
     paired_difference,
     t_quantile,
 )
-from ht_ray.report.study import MissingDataError, StudyData, TrialData, group, load_study, seed_values, split_by_access
-from ht_ray.report.tables import Cell, Column, Table, drops_table, summary_table
+from ht_ray.report.data.study import (
+    MissingDataError,
+    StudyData,
+    TrialData,
+    group,
+    load_study,
+    seed_values,
+    split_by_access,
+)
+from ht_ray.report.indicators.curves import indicator_curves
+from ht_ray.report.indicators.scatter import indicator_scatter
+from ht_ray.report.indicators.tables import correlation_table, indicator_table
+from ht_ray.report.style.tables import Cell, Column, Table, drops_table, summary_table
 from ht_ray.report.write import write_report, write_reports
 
 __all__ = [

@@ -7,10 +7,11 @@ import io
 import sys
 from collections.abc import Sequence
 
-from ht_ray._checks import SettingError, check_number
+from ht_ray._checks import check_number
 from ht_ray._storage import StorageError, is_uri
-from ht_ray.report._files import say
-from ht_ray.report.study import load_study
+from ht_ray.errors import SettingError
+from ht_ray.report.data.files import say
+from ht_ray.report.data.study import load_study
 from ht_ray.report.write import PATIENCE, write_report, write_reports
 
 __all__ = ["main"]

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ht_ray.report.happened import Happened
-from ht_ray.report.names import describe, worded
-from ht_ray.report.study import StudyData
-from ht_ray.report.tables import Table
+from ht_ray.report.data.run_history import Happened
+from ht_ray.report.data.study import StudyData
+from ht_ray.report.style.names import describe, worded
+from ht_ray.report.style.tables import Table
 
 __all__ = ["GENERATOR", "StudyReport", "html_page"]
 

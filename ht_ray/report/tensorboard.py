@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from ht_ray.report._files import remove, write_bytes
-from ht_ray.report.atari_curves import efficiency_lines, game_lines
-from ht_ray.report.atari_study import is_atari, variants_of
-from ht_ray.report.lines import Line, lines_of
-from ht_ray.report.names import indicator_title, shown_indicators, shown_unit
-from ht_ray.report.study import MissingDataError, StudyData, split_by_access
+from ht_ray.report.atari.curves import efficiency_lines, game_lines
+from ht_ray.report.atari.study import is_atari, variants_of
+from ht_ray.report.data.files import remove, write_bytes
+from ht_ray.report.data.study import MissingDataError, StudyData, split_by_access
+from ht_ray.report.style.curve_lines import Line, lines_of
+from ht_ray.report.style.names import indicator_title, shown_indicators, shown_unit
 
 __all__ = ["write_events"]
 

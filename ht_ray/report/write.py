@@ -9,32 +9,32 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from ht_ray._checks import SettingError
-from ht_ray.report._files import waiting, write_text
-from ht_ray.report.adam_map import adam_map, has_adam_grid
-from ht_ray.report.atari_curves import efficiency_figure, game_curves_figure
-from ht_ray.report.atari_figures import aggregates_figure, profile_figure
-from ht_ray.report.atari_map import atari_heat_map, grid_methods
-from ht_ray.report.atari_study import is_atari
-from ht_ray.report.atari_tables import aggregates_table, games_table, improvement_table
-from ht_ray.report.combine import combine
-from ht_ray.report.curves import epoch_curves, phase_curves
-from ht_ray.report.grid_figure import grid_figure
-from ht_ray.report.grid_tables import grid_cells_table, grid_metrics, grid_table, is_grid
-from ht_ray.report.happened import what_happened
-from ht_ray.report.heat_map import heat_map
-from ht_ray.report.indicator_curves import indicator_curves
-from ht_ray.report.indicator_scatter import indicator_scatter
-from ht_ray.report.indicator_tables import correlation_table, indicator_table
-from ht_ray.report.lines import BASELINE
-from ht_ray.report.method_bars import method_bars
+from ht_ray.errors import SettingError
+from ht_ray.report.atari.curves import efficiency_figure, game_curves_figure
+from ht_ray.report.atari.figures import aggregates_figure, profile_figure
+from ht_ray.report.atari.map import atari_heat_map, grid_methods
+from ht_ray.report.atari.study import is_atari
+from ht_ray.report.atari.tables import aggregates_table, games_table, improvement_table
+from ht_ray.report.continual.adam_map import adam_map, has_adam_grid
+from ht_ray.report.continual.curves import epoch_curves, phase_curves
+from ht_ray.report.continual.grid_figure import grid_figure
+from ht_ray.report.continual.grid_tables import grid_cells_table, grid_metrics, grid_table, is_grid
+from ht_ray.report.continual.heat_map import heat_map
+from ht_ray.report.continual.method_bars import method_bars
+from ht_ray.report.data.combine import combine
+from ht_ray.report.data.files import waiting, write_text
+from ht_ray.report.data.run_history import what_happened
+from ht_ray.report.data.study import MissingDataError, StudyData, group, load_study, split_by_access
+from ht_ray.report.data.trial_events import mend_trial_events
+from ht_ray.report.indicators.curves import indicator_curves
+from ht_ray.report.indicators.scatter import indicator_scatter
+from ht_ray.report.indicators.tables import correlation_table, indicator_table
 from ht_ray.report.page import GENERATOR, StudyReport, html_page
-from ht_ray.report.search import is_population, is_search, search_table, source_of
-from ht_ray.report.search_figures import population_figure, search_figure, search_map
-from ht_ray.report.study import MissingDataError, StudyData, group, load_study, split_by_access
-from ht_ray.report.tables import Table, drops_table, summary_table
+from ht_ray.report.search.figures import population_figure, search_figure, search_map
+from ht_ray.report.search.search import is_population, is_search, search_table, source_of
+from ht_ray.report.style.curve_lines import BASELINE
+from ht_ray.report.style.tables import Table, drops_table, summary_table
 from ht_ray.report.tensorboard import write_events
-from ht_ray.report.trial_events import mend_trial_events
 
 __all__ = ["write_report", "write_reports"]
 
@@ -65,7 +65,7 @@ def write_report(
     ``drops.csv`` the unrounded numbers behind them, ``figures/`` each figure as PNG and PDF, ``report/`` event files
     for TensorBoard. A study over subset ratio and label noise has ``grid.csv`` and figures of it, one that measured
     plasticity indicators ``indicators.csv`` and ``correlations.csv`` and their figures, one of Atari games (see
-    `ht_ray.report.atari_study`) ``atari_aggregates.csv``, ``atari_improvement.csv``, ``atari_games.csv`` and figures of
+    `ht_ray.report.atari.study`) ``atari_aggregates.csv``, ``atari_improvement.csv``, ``atari_games.csv`` and figures of
     them, without ``table.csv`` and ``drops.csv``. Where a study has both access modes, each has its own tables (told
     apart by the CSV column ``access``) and figures (by the end of their name).
     In the study's directory files of these names are replaced, each at once. No others are touched but the event

@@ -15,14 +15,15 @@ from typing import NoReturn
 
 import torch
 
-from ht_ray._checks import SettingError, check_choice, check_number
-from ht_ray.report._files import say
+from ht_ray._checks import check_choice, check_number
+from ht_ray.errors import SettingError
+from ht_ray.report.data.files import say
 from ht_ray.reproduce.cells import SEEDS, Cell, Run, all_cells, plan
 from ht_ray.reproduce.page import write_page
 from ht_ray.reproduce.records import Record, file_name, read_records, write_record
 from ht_ray.reproduce.run import Bench, Clock, DataSets, Timings, choose, forget, run_once
 from ht_ray.vision import Diverged
-from ht_ray.vision.data import user_cache
+from ht_ray.vision.data.dataset import user_cache
 
 __all__ = ["main", "make_parser"]
 

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from ht_ray.report.paper import METHODS_AT, OPTIMISER, SETTINGS
+from ht_ray.report.data.paper import METHODS_AT, OPTIMISER, SETTINGS
 from ht_ray.vision import ContinualConfig, MethodConfig, ModelConfig, TrainingConfig, WarmStartConfig
 
 __all__ = ["ACCESS", "COMPARED", "CONTINUAL", "IMAGES", "NOISES", "RATIOS", "SEEDS", "Cell", "Run", "all_cells", "plan"]

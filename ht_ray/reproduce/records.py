@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ht_ray._checks import SettingError
-from ht_ray.report._files import write_text
+from ht_ray.errors import SettingError
+from ht_ray.report.data.files import write_text
 from ht_ray.vision import Row
 
 __all__ = ["Record", "columns", "read_records", "write_record"]

@@ -18,10 +18,9 @@ from typing import Any, NamedTuple
 import torch
 
 import ht_ray
-from ht_ray._checks import SettingError, SettingWarning
-from ht_ray._interrupted import Interrupted
 from ht_ray.cuda_graph import GraphMode
-from ht_ray.report._files import write_text
+from ht_ray.errors import Interrupted, SettingError, SettingWarning
+from ht_ray.report.data.files import write_text
 from ht_ray.reproduce.cells import IMAGES, Cell, Run
 from ht_ray.reproduce.records import FORMAT, Record, columns
 from ht_ray.vision import (

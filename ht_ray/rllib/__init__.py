@@ -5,9 +5,10 @@ mixins decide when, counted in optimiser steps; what is done is in `ht_ray.mecha
 of `ht_ray.agents` on Atari-100k.
 """
 
-from ht_ray._checks import SettingError, SettingWarning
-from ht_ray.rllib.bbf import BBF, BBFAlgorithmConfig
-from ht_ray.rllib.config import (
+from ht_ray.errors import SettingError, SettingWarning
+from ht_ray.rllib.agents.bbf import BBF, BBFAlgorithmConfig
+from ht_ray.rllib.agents.drq import DrQ, DrQAlgorithmConfig
+from ht_ray.rllib.hare_tortoise.config import (
     HTDQN,
     HTSAC,
     HareTortoiseConfig,
@@ -17,10 +18,9 @@ from ht_ray.rllib.config import (
     ShrinkPerturbConfig,
     with_hare_tortoise,
 )
-from ht_ray.rllib.drq import DrQ, DrQAlgorithmConfig
-from ht_ray.rllib.learner import HareTortoiseLearner, HeadResetLearner, PairLearner, ShrinkPerturbLearner
-from ht_ray.rllib.module import ActWithTortoise
-from ht_ray.rllib.pair import network_pair
+from ht_ray.rllib.hare_tortoise.learner import HareTortoiseLearner, HeadResetLearner, PairLearner, ShrinkPerturbLearner
+from ht_ray.rllib.hare_tortoise.module import ActWithTortoise
+from ht_ray.rllib.hare_tortoise.network_pair import network_pair
 from ht_ray.rllib.replay import NStepEpisodeReplayBuffer, ReplayAlgorithm
 
 __all__ = [

@@ -13,8 +13,8 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.models.base import ENCODER_OUT
 from torch import Tensor, nn
 
-from ht_ray._checks import SettingError
 from ht_ray.diagnostics import IndicatorConfig, Indicators
+from ht_ray.errors import SettingError
 
 __all__ = ["OnlineNetwork", "RecentSamples", "measure_indicators"]
 

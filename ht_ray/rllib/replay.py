@@ -27,9 +27,10 @@ from ray.rllib.utils.replay_buffers.base import ReplayBufferInterface
 from ray.tune.result import TRAINING_ITERATION
 from torch import Tensor
 
-from ht_ray._checks import SettingError, SettingWarning, check_number, did_you_mean
+from ht_ray._checks import check_number, did_you_mean
 from ht_ray.agents.replay import FrameReplay
-from ht_ray.mechanisms.rng import generator
+from ht_ray.errors import SettingError, SettingWarning
+from ht_ray.mechanisms.weights.rng import generator
 from ht_ray.rllib.last_value import LAST
 
 __all__ = ["COMPONENT_REPLAY", "NStepEpisodeReplayBuffer", "ReplayAlgorithm", "check_n_step", "environments"]

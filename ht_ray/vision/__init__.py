@@ -3,13 +3,22 @@
 torchvision and scikit-learn are imported when a data set is read.
 """
 
-from ht_ray._interrupted import Interrupted
-from ht_ray.vision.augment import random_crop_flip
-from ht_ray.vision.data import DATA_SETS, DataConfig, ImageData, image_encoding, load_data
-from ht_ray.vision.evaluate import Evaluation, evaluate, evaluating
-from ht_ray.vision.fit import Diverged, Row, fit, load_checkpoint, save_checkpoint, summarise
-from ht_ray.vision.indicators import make_indicators
-from ht_ray.vision.loader import InMemoryLoader, Normalise
+from ht_ray.errors import Interrupted
+from ht_ray.vision.data.augment import random_crop_flip
+from ht_ray.vision.data.dataset import DATA_SETS, DataConfig, ImageData, image_encoding, load_data
+from ht_ray.vision.data.loader import InMemoryLoader, Normalise
+from ht_ray.vision.data.reservoir import Reservoir
+from ht_ray.vision.data.streams import (
+    ContinualConfig,
+    Phase,
+    Stream,
+    WarmStartConfig,
+    continual,
+    make_stream,
+    noise_schedule,
+    noisy_labels,
+    warm_start,
+)
 from ht_ray.vision.method import Method
 from ht_ray.vision.method_config import (
     METHODS,
@@ -20,24 +29,15 @@ from ht_ray.vision.method_config import (
     method_with_settings,
 )
 from ht_ray.vision.models import ModelConfig, Network, make_model
-from ht_ray.vision.optimizer import (
+from ht_ray.vision.training.evaluate import Evaluation, evaluate, evaluating
+from ht_ray.vision.training.fit import Diverged, Row, fit, load_checkpoint, save_checkpoint, summarise
+from ht_ray.vision.training.indicators import make_indicators
+from ht_ray.vision.training.optimizer import (
     AUGMENTATIONS,
     TrainingConfig,
     make_optimizer,
     set_learning_rate,
     warmup_factor,
-)
-from ht_ray.vision.reservoir import Reservoir
-from ht_ray.vision.streams import (
-    ContinualConfig,
-    Phase,
-    Stream,
-    WarmStartConfig,
-    continual,
-    make_stream,
-    noise_schedule,
-    noisy_labels,
-    warm_start,
 )
 
 __all__ = [

@@ -10,12 +10,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ht_ray._checks import SettingError
-from ht_ray.mechanisms import (
+from ht_ray.errors import SettingError
+from ht_ray.mechanisms import CReLU
+from ht_ray.methods import (
     L2,
     UPGD,
     ContinualBackprop,
-    CReLU,
     HeadReset,
     Mechanism,
     OptimizerReset,
@@ -28,7 +28,7 @@ from ht_ray.mechanisms import (
     Tortoise,
     WeightClipping,
 )
-from ht_ray.vision.loader import InMemoryLoader
+from ht_ray.vision.data.loader import InMemoryLoader
 from ht_ray.vision.method_config import MethodConfig
 
 __all__ = ["MECHANISMS", "REINITIALISERS", "Method"]

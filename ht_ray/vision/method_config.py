@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from ht_ray._checks import SettingError, check_choice, check_number
+from ht_ray._checks import check_choice, check_number
+from ht_ray.errors import SettingError
 from ht_ray.vision.models import ModelConfig
-from ht_ray.vision.optimizer import TrainingConfig
+from ht_ray.vision.training.optimizer import TrainingConfig
 
 __all__ = [
     "METHODS",

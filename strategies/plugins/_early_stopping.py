@@ -8,7 +8,7 @@ import torch
 from avalanche.training.plugins import EarlyStoppingPlugin
 from torch import Tensor
 
-from ht_ray.mechanisms import Tortoise
+from ht_ray.methods import Tortoise
 
 __all__ = ["BestTortoise"]
 

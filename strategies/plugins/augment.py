@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from avalanche.training.plugins import SupervisedPlugin
 
-from ht_ray._checks import SettingError, check_choice, check_number
+from ht_ray._checks import check_choice, check_number
+from ht_ray.errors import SettingError
 from ht_ray.mechanisms import generator
-from ht_ray.vision.augment import random_crop_flip
-from ht_ray.vision.loader import InMemoryLoader
+from ht_ray.vision.data.augment import random_crop_flip
+from ht_ray.vision.data.loader import InMemoryLoader
 
 __all__ = ["AugmentPlugin"]
 

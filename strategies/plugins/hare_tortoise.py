@@ -12,8 +12,9 @@ from avalanche.models.utils import is_multi_task_module
 from torch import Tensor, nn
 
 from ht_ray._checks import check_number
-from ht_ray.mechanisms import SettingError, Tortoise
-from ht_ray.mechanisms.buffers import check_patterns
+from ht_ray.mechanisms import SettingError
+from ht_ray.mechanisms.weights.buffers import check_patterns
+from ht_ray.methods import Tortoise
 from strategies.plugins._early_stopping import BestTortoise
 from strategies.plugins.ordered import OrderedPlugin
 
@@ -37,7 +38,7 @@ class HareTortoisePlugin(OrderedPlugin, supports_distributed=True):  # type: ign
     Parameters
     ----------
     momentum, half_life, reset_interval, reset_unit, optimizer_state, reset_at_phase_end, average_buffers
-        As in `ht_ray.mechanisms.Tortoise`, with the authors' values as defaults: momentum 0.999, a reset every 10
+        As in `ht_ray.methods.Tortoise`, with the authors' values as defaults: momentum 0.999, a reset every 10
         epochs. Epochs are counted from 1 in each experience.
     recalibrate_batchnorm
         From how many of an epoch's last batches the tortoise's BatchNorm statistics are recomputed after the epoch; 0

@@ -10,7 +10,7 @@ from avalanche.benchmarks.utils import AvalancheDataset, concat_datasets
 from avalanche.training.plugins import SupervisedPlugin
 
 from ht_ray.mechanisms import generator
-from ht_ray.vision.reservoir import Reservoir
+from ht_ray.vision.data.reservoir import Reservoir
 
 __all__ = ["LimitedBufferPlugin"]
 

@@ -11,9 +11,9 @@ import torch
 
 from ht_ray._checks import check_number
 from ht_ray.diagnostics import Indicators
-from ht_ray.vision.data import ImageData
-from ht_ray.vision.evaluate import evaluate
-from ht_ray.vision.fit import Diverged, Row
+from ht_ray.vision.data.dataset import ImageData
+from ht_ray.vision.training.evaluate import evaluate
+from ht_ray.vision.training.fit import Diverged, Row
 from strategies.benchmark import ImagePool
 from strategies.plugins.hare_tortoise import find_tortoise
 from strategies.plugins.ordered import OrderedPlugin

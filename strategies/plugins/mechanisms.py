@@ -11,8 +11,9 @@ from avalanche.models import IncrementalClassifier, MultiHeadClassifier
 from avalanche.models.utils import is_multi_task_module
 from torch import Tensor, nn
 
-from ht_ray._checks import SettingError, SettingWarning
-from ht_ray.mechanisms import (
+from ht_ray.errors import SettingError, SettingWarning
+from ht_ray.mechanisms import isolated_rng
+from ht_ray.methods import (
     L2,
     UPGD,
     ContinualBackprop,
@@ -23,7 +24,6 @@ from ht_ray.mechanisms import (
     SelfDistillation,
     SpectralDecoupling,
     WeightClipping,
-    isolated_rng,
 )
 from strategies.loading import InMemoryLoading
 from strategies.plugins.hare_tortoise import find_tortoise
@@ -48,7 +48,7 @@ UnitLayers = Sequence[Any] | Callable[[nn.Module], Sequence[Any]]
 
 
 class MechanismPlugin(OrderedPlugin):
-    """Calls a `ht_ray.mechanisms.Mechanism` at its moments; base of the plugins below.
+    """Calls a `ht_ray.methods.Mechanism` at its moments; base of the plugins below.
 
     The mechanism is made before the first experience, when the model and its initial weights are there. Several act in
     the order of their rank, wherever they stand in the list of plugins.
@@ -186,10 +186,10 @@ class L2Plugin(MechanismPlugin):
     Parameters
     ----------
     strength
-        As in `ht_ray.mechanisms.L2`. Default 0.1, that of `ht_ray.vision.MethodConfig`; with coupling ``"loss"`` take
+        As in `ht_ray.methods.L2`. Default 0.1, that of `ht_ray.vision.MethodConfig`; with coupling ``"loss"`` take
         about 1e-4.
     coupling
-        As in `ht_ray.mechanisms.L2`.
+        As in `ht_ray.methods.L2`.
     """
 
     kind = L2
@@ -206,7 +206,7 @@ class SpectralDecouplingPlugin(MechanismPlugin):
     Parameters
     ----------
     strength
-        As in `ht_ray.mechanisms.SpectralDecoupling`.
+        As in `ht_ray.methods.SpectralDecoupling`.
     """
 
     kind = SpectralDecoupling
@@ -234,7 +234,7 @@ class RegenerativePlugin(MechanismPlugin):
     Parameters
     ----------
     strength, norm, coupling, toward, seed
-        As in `ht_ray.mechanisms.Regenerative`.
+        As in `ht_ray.methods.Regenerative`.
     """
 
     kind = Regenerative
@@ -259,7 +259,7 @@ class SelfDistillationPlugin(MechanismPlugin):
     Parameters
     ----------
     strength, temperature
-        As in `ht_ray.mechanisms.SelfDistillation`.
+        As in `ht_ray.methods.SelfDistillation`.
 
     Raises
     ------
@@ -286,7 +286,7 @@ class UPGDPlugin(MechanismPlugin):
     Parameters
     ----------
     utility_decay, noise, seed
-        As in `ht_ray.mechanisms.UPGD`.
+        As in `ht_ray.methods.UPGD`.
     """
 
     kind = UPGD
@@ -301,7 +301,7 @@ class WeightClippingPlugin(MechanismPlugin):
     Parameters
     ----------
     factor
-        As in `ht_ray.mechanisms.WeightClipping`.
+        As in `ht_ray.methods.WeightClipping`.
     """
 
     kind = WeightClipping
@@ -316,7 +316,7 @@ class ContinualBackpropPlugin(MechanismPlugin):
     Parameters
     ----------
     replacement_rate, maturity, utility_decay, seed
-        As in `ht_ray.mechanisms.ContinualBackprop`.
+        As in `ht_ray.methods.ContinualBackprop`.
     layers
         As there, or a function that returns them for the model, called before each experience. Models with a head for
         each task cannot be traced: name all their heads.
@@ -352,7 +352,7 @@ class ReDoPlugin(MechanismPlugin):
     Parameters
     ----------
     threshold, interval, unit, batches, seed
-        As in `ht_ray.mechanisms.ReDo`.
+        As in `ht_ray.methods.ReDo`.
     layers
         As in `ContinualBackpropPlugin`.
     reinitialise_tortoise
@@ -404,7 +404,7 @@ class OptimizerResetPlugin(MechanismPlugin):
     Parameters
     ----------
     interval, unit
-        As in `ht_ray.mechanisms.OptimizerReset`.
+        As in `ht_ray.methods.OptimizerReset`.
     """
 
     kind = OptimizerReset

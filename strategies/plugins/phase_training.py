@@ -10,7 +10,7 @@ from torch import nn
 
 from ht_ray._checks import check_number
 from ht_ray.mechanisms import derive_seed, isolated_rng
-from ht_ray.vision.optimizer import set_learning_rate, warmup_factor
+from ht_ray.vision.training.optimizer import set_learning_rate, warmup_factor
 
 __all__ = ["PhaseTrainingPlugin"]
 

@@ -9,8 +9,9 @@ from typing import Any, Literal
 from avalanche.benchmarks import OnlineCLExperience
 from torch import nn
 
-from ht_ray._checks import SettingWarning, check_choice, check_number
-from ht_ray.mechanisms import HeadReset, InjectedHead, PlasticityInjection, ShrinkPerturb
+from ht_ray._checks import check_choice, check_number
+from ht_ray.errors import SettingWarning
+from ht_ray.methods import HeadReset, InjectedHead, PlasticityInjection, ShrinkPerturb
 from strategies.plugins.hare_tortoise import find_tortoise
 from strategies.plugins.ordered import OrderedPlugin
 
@@ -100,7 +101,7 @@ class ShrinkPerturbPlugin(ReinitialisePlugin, supports_distributed=True):  # typ
     Parameters
     ----------
     ratio, noise, toward, perturb, optimizer_state, seed, factory
-        As in `ht_ray.mechanisms.ShrinkPerturb`; the initial weights are those before the first experience.
+        As in `ht_ray.methods.ShrinkPerturb`; the initial weights are those before the first experience.
     reinitialise_tortoise
         As in `ReinitialisePlugin`.
 
@@ -148,7 +149,7 @@ class HeadResetPlugin(ReinitialisePlugin, supports_distributed=True):  # type: i
     head
         Name of the head in the model; None finds it (see `ht_ray.mechanisms.find_head`).
     toward, seed, factory
-        As in `ht_ray.mechanisms.HeadReset`; the initial weights are those before the first experience.
+        As in `ht_ray.methods.HeadReset`; the initial weights are those before the first experience.
     reinitialise_tortoise
         As in `ReinitialisePlugin`.
 
@@ -192,7 +193,7 @@ class PlasticityInjectionPlugin(ReinitialisePlugin, supports_distributed=True): 
     times
         Before how many experiences a head is added; None means before each. Default 1.
     seed, factory
-        Of the new head, as in `ht_ray.mechanisms.PlasticityInjection`.
+        Of the new head, as in `ht_ray.methods.PlasticityInjection`.
     reinitialise_tortoise
         As in `ReinitialisePlugin`: whether the tortoise keeps its own average of the old head.
 

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ht_ray._checks import SettingError
 from ht_ray.agents.augment import augment, shift, to_unit
+from ht_ray.errors import SettingError
 
 
 @settings(max_examples=25, deadline=None)

@@ -12,11 +12,11 @@ import torch
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 from torch import Tensor
 
-from ht_ray._checks import SettingError
-from ht_ray.agents.atari import AtariConfig, AtariGame
-from ht_ray.agents.drq_config import DrQConfig
-from ht_ray.agents.evaluate import EvaluationRun, evaluate, play_random
-from ht_ray.agents.train import TrainingRun
+from ht_ray.agents.drq.config import DrQConfig
+from ht_ray.agents.envs.atari import AtariConfig, AtariGame
+from ht_ray.agents.training.evaluate import EvaluationRun, evaluate, play_random
+from ht_ray.agents.training.train import TrainingRun
+from ht_ray.errors import SettingError
 
 SHORT = AtariConfig(max_steps=80)
 

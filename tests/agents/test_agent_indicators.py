@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from ht_ray._checks import SettingError
-from ht_ray.agents.atari import AtariConfig
 from ht_ray.agents.augment import to_unit
-from ht_ray.agents.drq_config import DrQConfig
+from ht_ray.agents.drq.config import DrQConfig
+from ht_ray.agents.envs.atari import AtariConfig
 from ht_ray.agents.replay import FrameReplay
-from ht_ray.agents.train import TrainingRun
+from ht_ray.agents.training.train import TrainingRun
 from ht_ray.diagnostics import dormant_ratios, weight_distance
+from ht_ray.errors import SettingError
 
 SMALL: dict[str, Any] = {"learning_starts": 20, "n_step": 3, "hidden": 8, "batch_size": 2, "replay_capacity": 100}
 

@@ -11,11 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ht_ray._interrupted import Interrupted
-from ht_ray.agents.catch import CatchConfig
-from ht_ray.agents.drq_config import DrQConfig
+from ht_ray.agents.drq.config import DrQConfig
+from ht_ray.agents.envs.catch import CatchConfig
 from ht_ray.agents.replay.packing import read_file
-from ht_ray.agents.train import Diverged, TrainingRun
+from ht_ray.agents.training.train import Diverged, TrainingRun
+from ht_ray.errors import Interrupted
 
 GAME = CatchConfig(balls=1)
 CONFIG = DrQConfig(

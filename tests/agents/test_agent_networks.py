@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ht_ray._checks import SettingError
-from ht_ray.agents.networks import NetworkConfig, QNetwork
-from ht_ray.mechanisms import HeadReset, fresh_weights
+from ht_ray.agents.networks.q_network import NetworkConfig, QNetwork
+from ht_ray.errors import SettingError
+from ht_ray.mechanisms import fresh_weights
+from ht_ray.methods import HeadReset
 
 CONFIGS = [
     NetworkConfig(),

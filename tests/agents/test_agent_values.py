@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ht_ray._checks import SettingError
-from ht_ray.agents.losses import bootstrap_targets, td_loss
-from ht_ray.agents.schedules import EpsilonSchedule
-from ht_ray.agents.value import HLGaussValue, ScalarValue, TwoHotValue, Value, ValueConfig, make_value
+from ht_ray.agents.epsilon import EpsilonSchedule
+from ht_ray.agents.values.losses import bootstrap_targets, td_loss
+from ht_ray.agents.values.value import HLGaussValue, ScalarValue, TwoHotValue, Value, ValueConfig, make_value
+from ht_ray.errors import SettingError
 
 
 def two_hot(target: float, bins: int, limit: float) -> np.ndarray:

@@ -7,13 +7,13 @@ import pytest
 import torch
 from simulated_cuda import Counts, simulated_cuda
 
-from ht_ray.agents.bbf import BBFAgent
-from ht_ray.agents.bbf_config import BBFConfig
-from ht_ray.agents.drq import DrQAgent
-from ht_ray.agents.drq_config import DrQConfig
+from ht_ray.agents.bbf.agent import BBFAgent
+from ht_ray.agents.bbf.config import BBFConfig
+from ht_ray.agents.drq.agent import DrQAgent
+from ht_ray.agents.drq.config import DrQConfig
 from ht_ray.agents.replay import FrameReplay, make_replay
 
-pytestmark = pytest.mark.filterwarnings("ignore::ht_ray._checks.SettingWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::ht_ray.errors.SettingWarning")
 
 SHAPE = (4, 84, 84)
 AGENTS = {

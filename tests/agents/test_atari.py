@@ -14,9 +14,9 @@ import torch
 from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 
-from ht_ray._checks import SettingError
-from ht_ray.agents.atari import AtariConfig, AtariGame
-from ht_ray.agents.games import ATARI_100K_GAMES, game_name, rom_name
+from ht_ray.agents.envs.atari import AtariConfig, AtariGame
+from ht_ray.agents.envs.games import ATARI_100K_GAMES, game_name, rom_name
+from ht_ray.errors import SettingError
 
 
 def reference(game: str, *, life_loss: bool) -> gymnasium.Env:
@@ -192,7 +192,7 @@ def test_observations_are_not_changed_later() -> None:
 
 CONTINUE = """
 import sys, torch, numpy as np
-from ht_ray.agents.atari import AtariConfig, AtariGame
+from ht_ray.agents.envs.atari import AtariConfig, AtariGame
 for path in sys.argv[1:]:
     saved = torch.load(path, weights_only=True)
     env = AtariGame(saved["state"]["game"], AtariConfig(**saved["state"]["config"]))

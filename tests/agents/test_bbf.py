@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ht_ray.agents.agent import Sampling
 from ht_ray.agents.augment import augment
-from ht_ray.agents.bbf import BBFAgent
-from ht_ray.agents.bbf_config import BBFConfig, bbf_variant
+from ht_ray.agents.base import Sampling
+from ht_ray.agents.bbf.agent import BBFAgent
+from ht_ray.agents.bbf.config import BBFConfig, bbf_variant
 from ht_ray.agents.replay import Batch
 from ht_ray.mechanisms import generator
 

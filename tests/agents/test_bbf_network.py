@@ -10,10 +10,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ht_ray._checks import SettingError
-from ht_ray.agents.bbf_network import BBFNetwork, BBFNetworkConfig
-from ht_ray.agents.impala import ImpalaEncoder, renormalise
-from ht_ray.mechanisms import HeadReset, fresh_weights
+from ht_ray.agents.networks.bbf_network import BBFNetwork, BBFNetworkConfig
+from ht_ray.agents.networks.impala import ImpalaEncoder, renormalise
+from ht_ray.errors import SettingError
+from ht_ray.mechanisms import fresh_weights
+from ht_ray.methods import HeadReset
 
 NARROW = BBFNetworkConfig(width=0.25, hidden=16)
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from ht_ray._checks import SettingError
-from ht_ray.agents.bbf_config import BBF_VARIANTS, BBFConfig, bbf_variant
-from ht_ray.agents.cycles import HorizonCycle
-from ht_ray.agents.drq_config import VARIANTS
+from ht_ray.agents.bbf.config import BBF_VARIANTS, BBFConfig, bbf_variant
+from ht_ray.agents.bbf.horizon import HorizonCycle
+from ht_ray.agents.bbf.spr import spr_loss
+from ht_ray.agents.drq.config import VARIANTS
 from ht_ray.agents.replay import make_replay
-from ht_ray.agents.spr import spr_loss
 from ht_ray.agents.variants import AGENT_VARIANTS, agent_variant
+from ht_ray.errors import SettingError
 
 
 @pytest.mark.parametrize("update", [0, 1, 437, 438, 1234, 5000, 9999, 10_000, 39_999])

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from ht_ray._checks import SettingError
-from ht_ray.agents.catch import CatchConfig, CatchGame
-from ht_ray.agents.environment import Environment, EnvironmentConfig
-from ht_ray.agents.evaluate import evaluate
+from ht_ray.agents.envs.base import Environment, EnvironmentConfig
+from ht_ray.agents.envs.catch import CatchConfig, CatchGame
+from ht_ray.agents.training.evaluate import evaluate
+from ht_ray.errors import SettingError
 
 
 def follow(observations: torch.Tensor) -> torch.Tensor:

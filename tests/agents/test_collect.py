@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from ht_ray.agents.atari import AtariConfig
-from ht_ray.agents.collect import make_collector
-from ht_ray.agents.drq_config import DrQConfig
+from ht_ray.agents.drq.config import DrQConfig
+from ht_ray.agents.envs.atari import AtariConfig
+from ht_ray.agents.training.collector import make_collector
 
 N, GAMMA = 4, 0.9
 

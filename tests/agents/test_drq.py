@@ -12,11 +12,11 @@ from torch.nn import functional
 from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import spectral_norm
 
-from ht_ray._checks import SettingError
 from ht_ray.agents.augment import augment, to_unit
-from ht_ray.agents.drq import DrQAgent, make_network
-from ht_ray.agents.drq_config import VARIANTS, DrQConfig, drq_variant
+from ht_ray.agents.drq.agent import DrQAgent, make_network
+from ht_ray.agents.drq.config import VARIANTS, DrQConfig, drq_variant
 from ht_ray.agents.replay import Batch
+from ht_ray.errors import SettingError
 from ht_ray.mechanisms import fresh_weights, generator
 
 SHAPE, ACTIONS = (2, 36, 36), 3
@@ -242,7 +242,7 @@ def test_the_tortoise_acts_if_told() -> None:
     assert not torch.equal(slow, other.act(observations))
 
 
-@pytest.mark.filterwarnings("ignore::ht_ray._checks.SettingWarning")
+@pytest.mark.filterwarnings("ignore::ht_ray.errors.SettingWarning")
 @pytest.mark.parametrize("name", ["drq", "drq+sp", "drq+hr40k+ht"])
 def test_continued_from_a_state_it_does_the_same(name: str) -> None:
     intervals = {key: 2 for key, value in vars(VARIANTS[name]).items() if key.endswith("interval") and value}

@@ -17,14 +17,14 @@ from recorded_graph import Recorded
 from torch import Tensor
 
 from ht_ray import cuda_graph as graphs
-from ht_ray._checks import SettingError
-from ht_ray.agents.agent import Agent
-from ht_ray.agents.bbf_config import BBFConfig
-from ht_ray.agents.drq_config import DrQConfig
+from ht_ray.agents.base import Agent
+from ht_ray.agents.bbf.config import BBFConfig
+from ht_ray.agents.drq.config import DrQConfig
 from ht_ray.agents.make_agent import make_agent
 from ht_ray.agents.replay import FrameReplay, make_replay
 from ht_ray.agents.variants import AgentConfig
 from ht_ray.cuda_graph import Captured
+from ht_ray.errors import SettingError
 
 SIDE = 42
 DRQ: dict[str, Any] = {"batch_size": 4, "hidden": 16, "replay_capacity": 300, "n_step": 3}

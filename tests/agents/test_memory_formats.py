@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from ht_ray.agents.agent import Agent
-from ht_ray.agents.bbf import BBFAgent
-from ht_ray.agents.bbf_config import BBFConfig
-from ht_ray.agents.drq import DrQAgent
-from ht_ray.agents.drq_config import DrQConfig
+from ht_ray.agents.base import Agent
+from ht_ray.agents.bbf.agent import BBFAgent
+from ht_ray.agents.bbf.config import BBFConfig
+from ht_ray.agents.bbf.restart import Restart
+from ht_ray.agents.drq.agent import DrQAgent
+from ht_ray.agents.drq.config import DrQConfig
 from ht_ray.agents.replay import Batch
-from ht_ray.agents.restart import Restart
-from ht_ray.mechanisms import HeadReset, ShrinkPerturb, fresh_weights
+from ht_ray.mechanisms import fresh_weights
+from ht_ray.methods import HeadReset, ShrinkPerturb
 
 SHAPE, ACTIONS, STEPS = (2, 36, 36), 3, 2
 DRQ: dict[str, Any] = {"hidden": 8, "momentum": 0.9, "shift": 1, "lr": 1e-2}

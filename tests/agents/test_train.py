@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from ht_ray._checks import SettingError
-from ht_ray.agents.atari import AtariConfig
-from ht_ray.agents.checkpoint import CheckpointError
-from ht_ray.agents.drq import DrQAgent
-from ht_ray.agents.drq_config import DrQConfig, drq_variant
+from ht_ray.agents.drq.agent import DrQAgent
+from ht_ray.agents.drq.config import DrQConfig, drq_variant
+from ht_ray.agents.envs.atari import AtariConfig
 from ht_ray.agents.replay.packing import read_file
-from ht_ray.agents.train import Diverged, TrainingRun, main, train
+from ht_ray.agents.training.checkpoint import CheckpointError
+from ht_ray.agents.training.train import Diverged, TrainingRun, main, train
+from ht_ray.errors import SettingError
 
 SMALL: dict[str, Any] = {
     "learning_starts": 20,
@@ -50,9 +50,9 @@ def equal(one: Any, two: Any) -> bool:
 def in_a_new_process(directory: Path, steps: int) -> None:
     code = (
         "import torch; torch.set_num_threads(1)\n"
-        "from ht_ray.agents.atari import AtariConfig\n"
-        "from ht_ray.agents.drq_config import DrQConfig\n"
-        "from ht_ray.agents.train import train\n"
+        "from ht_ray.agents.envs.atari import AtariConfig\n"
+        "from ht_ray.agents.drq.config import DrQConfig\n"
+        "from ht_ray.agents.training.train import train\n"
         f"train('Breakout', DrQConfig(**{SMALL!r}), steps={steps}, seed=4, env=AtariConfig(max_steps=45),\n"
         f"      evaluation_episodes=0, checkpoint_dir={str(directory)!r})\n"
     )
@@ -116,7 +116,7 @@ def test_the_record_tells_what_was_done(tmp_path: Path) -> None:
 
 
 def test_losses_are_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ht_ray.agents.train._LOSS_STEPS", 4)
+    monkeypatch.setattr("ht_ray.agents.training.train._LOSS_STEPS", 4)
     run = TrainingRun("Pong", DrQConfig(**SMALL))
     losses: list[float] = []
     update = run.agent.update

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from ht_ray.agents.bbf import BBFAgent
-from ht_ray.agents.bbf_config import BBFConfig
-from ht_ray.agents.catch import CatchConfig
+from ht_ray.agents.bbf.agent import BBFAgent
+from ht_ray.agents.bbf.config import BBFConfig
+from ht_ray.agents.envs.catch import CatchConfig
 from ht_ray.agents.replay import Batch
 from ht_ray.agents.replay.packing import read_file
-from ht_ray.agents.train import TrainingRun, main, train
+from ht_ray.agents.training.train import TrainingRun, main, train
 
 GAME = CatchConfig(cells=4, balls=2)
 SMALL: dict[str, Any] = {

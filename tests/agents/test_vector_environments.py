@@ -14,11 +14,11 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from torch import Tensor
 
-from ht_ray.agents.atari import AtariConfig
-from ht_ray.agents.collect import Collector
-from ht_ray.agents.drq_config import DrQConfig
-from ht_ray.agents.evaluate import evaluate
-from ht_ray.agents.train import TrainingRun
+from ht_ray.agents.drq.config import DrQConfig
+from ht_ray.agents.envs.atari import AtariConfig
+from ht_ray.agents.training.collector import Collector
+from ht_ray.agents.training.evaluate import evaluate
+from ht_ray.agents.training.train import TrainingRun
 
 SMALL = {"n_step": 3, "hidden": 8, "batch_size": 2, "learning_starts": 10_000}
 

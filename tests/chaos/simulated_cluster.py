@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ht_ray.sweep.leave import Raylet, raylets, trial_workers
-from ht_ray.sweep.local_ray import start_ray
+from ht_ray.sweep.driver.local_ray import start_ray
+from ht_ray.sweep.worker.drain_node import Raylet, raylets, trial_workers
 
 
 class SimulatedCluster:

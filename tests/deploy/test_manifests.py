@@ -586,7 +586,7 @@ def exported_metrics() -> set[str]:
 
 
 def study_metrics_source() -> str:
-    spec = importlib.util.find_spec("ht_ray.sweep.metrics")
+    spec = importlib.util.find_spec("ht_ray.sweep.records.prometheus")
     assert spec
     assert spec.origin
     return Path(spec.origin).read_text(encoding="utf-8")

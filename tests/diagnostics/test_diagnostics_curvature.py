@@ -11,8 +11,8 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from ht_ray._checks import SettingError
 from ht_ray.diagnostics import hessian_eigenvalues, hessian_vector_product
+from ht_ray.errors import SettingError
 from ht_ray.vision.models import ModelConfig, make_model
 
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import nn
 
-from ht_ray._checks import SettingError
 from ht_ray.diagnostics import (
     effective_rank,
     feature_matrix,
@@ -23,6 +22,7 @@ from ht_ray.diagnostics import (
     stable_rank,
     zero_activation_ratio,
 )
+from ht_ray.errors import SettingError
 
 matrices = arrays(
     np.float64,

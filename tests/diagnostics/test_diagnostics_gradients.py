@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from ht_ray._checks import SettingError
 from ht_ray.diagnostics import gradient_covariance, gradient_norm, loss_gradients, zero_gradient_ratio
+from ht_ray.errors import SettingError
 from ht_ray.vision.models import ModelConfig, make_model
 
 

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from ht_ray._checks import SettingError
 from ht_ray.diagnostics import (
     INDICATOR_GROUPS,
     INDICATORS,
@@ -29,6 +28,7 @@ from ht_ray.diagnostics import (
     weight_magnitude,
     zero_activation_ratio,
 )
+from ht_ray.errors import SettingError
 from ht_ray.vision.models import ModelConfig, make_model
 
 _SHAPE = (1, 8, 8)

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from ht_ray._checks import SettingError
 from ht_ray.diagnostics import plasticity_probe, probe_loss
+from ht_ray.errors import SettingError
 from ht_ray.mechanisms import derive_seed, generator
 
 

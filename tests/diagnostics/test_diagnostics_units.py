@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from ht_ray._checks import SettingError
 from ht_ray.diagnostics import activation_recorder, dormant_ratios
-from ht_ray.mechanisms.crelu import CReLU
+from ht_ray.errors import SettingError
+from ht_ray.mechanisms.units.crelu import CReLU
 
 
 def _scaling(factors: list[float], activation: nn.Module) -> nn.Sequential:

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ht_ray.agents.bbf import BBFAgent
-from ht_ray.agents.bbf_config import BBFConfig
-from ht_ray.agents.drq import DrQAgent
-from ht_ray.agents.drq_config import DrQConfig
+from ht_ray.agents.bbf.agent import BBFAgent
+from ht_ray.agents.bbf.config import BBFConfig
+from ht_ray.agents.drq.agent import DrQAgent
+from ht_ray.agents.drq.config import DrQConfig
 from ht_ray.agents.replay import FrameReplay, make_replay
 
 pytestmark = pytest.mark.gpu

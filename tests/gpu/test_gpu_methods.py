@@ -11,7 +11,7 @@ from small_runs import HARE_TORTOISE, assert_close_rows, deterministic, train
 from ht_ray.diagnostics import INDICATOR_GROUPS, IndicatorConfig
 from ht_ray.vision import METHODS, MethodConfig
 
-pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore::ht_ray._checks.SettingWarning")]
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore::ht_ray.errors.SettingWarning")]
 
 CONFIGS = [
     MethodConfig("plain"),

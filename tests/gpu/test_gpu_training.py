@@ -12,7 +12,7 @@ from small_runs import HARE_TORTOISE, assert_close_rows, deterministic, train
 
 from ht_ray.vision import MethodConfig
 
-pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore::ht_ray._checks.SettingWarning")]
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore::ht_ray.errors.SettingWarning")]
 
 CROPS = {"augment": "crop_flip"}
 

@@ -9,7 +9,8 @@ import torch
 from small_runs import make_data, make_net, tensors_of
 from torch import nn
 
-from ht_ray.mechanisms import Tortoise, WeightCopy, fresh_weights, recalibrate_batchnorm
+from ht_ray.mechanisms import WeightCopy, fresh_weights, recalibrate_batchnorm
+from ht_ray.methods import Tortoise
 from ht_ray.vision import Normalise, evaluate
 
 pytestmark = pytest.mark.gpu

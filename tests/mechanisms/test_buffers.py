@@ -14,8 +14,9 @@ from torch.ao.quantization import FakeQuantize
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
-from ht_ray.mechanisms import HeadReset, SelfDistillation, SettingError, Tortoise
-from ht_ray.mechanisms.detached_copy import detached_copy
+from ht_ray.mechanisms import SettingError
+from ht_ray.mechanisms.weights.detached_copy import detached_copy
+from ht_ray.methods import HeadReset, SelfDistillation, Tortoise
 
 PAGE = Path(__file__).parents[2] / "docs" / "plain_loop.md"
 

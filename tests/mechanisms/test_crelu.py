@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ht_ray.mechanisms.crelu import CReLU
+from ht_ray.mechanisms.units.crelu import CReLU
 
 
 @settings(deadline=None, max_examples=40)

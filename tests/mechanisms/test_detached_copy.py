@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from ht_ray.diagnostics import plasticity_probe, probe_loss
-from ht_ray.mechanisms import PlasticityInjection, Tortoise, fresh_weights
-from ht_ray.mechanisms.detached_copy import detached_copy
+from ht_ray.mechanisms import fresh_weights
+from ht_ray.mechanisms.weights.detached_copy import detached_copy
+from ht_ray.methods import PlasticityInjection, Tortoise
 
 INPUTS = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn, optim
 from torch.nn import functional
 
-from ht_ray.mechanisms import ContinualBackprop, HeadReset, ReDo, clear_optimizer_state, find_units, fresh_weights
-from ht_ray.mechanisms.optimizer import load_optimizer_state
-from ht_ray.mechanisms.units import recycle
+from ht_ray.mechanisms import clear_optimizer_state, find_units, fresh_weights
+from ht_ray.mechanisms.units.recycle import recycle
+from ht_ray.mechanisms.weights.optimizer_state import load_optimizer_state
+from ht_ray.methods import ContinualBackprop, HeadReset, ReDo
 
 EVERY = {
     name

@@ -12,14 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils import spectral_norm as older
 
-from ht_ray.mechanisms import (
-    HeadReset,
-    PlasticityInjection,
-    SelfDistillation,
-    ShrinkPerturb,
-    Tortoise,
-    fresh_weights,
-)
+from ht_ray.mechanisms import fresh_weights
+from ht_ray.methods import HeadReset, PlasticityInjection, SelfDistillation, ShrinkPerturb, Tortoise
 
 FORMS = [parametrizations.spectral_norm, older]
 INPUTS = torch.randn(512, 16, generator=torch.Generator().manual_seed(1))

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ht_ray._checks import SettingError
-from ht_ray.mechanisms import Tortoise, fresh_weights, named_tensors
-from ht_ray.mechanisms.crelu import CReLU
-from ht_ray.mechanisms.units import Outgoing, find_units, recycle, watch_activations
+from ht_ray.errors import SettingError
+from ht_ray.mechanisms import fresh_weights, named_tensors
+from ht_ray.mechanisms.units.crelu import CReLU
+from ht_ray.mechanisms.units.find_units import Outgoing, find_units, watch_activations
+from ht_ray.mechanisms.units.recycle import recycle
+from ht_ray.methods import Tortoise
 
 
 class Calls(nn.Module):

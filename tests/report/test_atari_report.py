@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 
-from ht_ray._checks import SettingError
+from ht_ray.errors import SettingError
 from ht_ray.report import (
     MissingDataError,
     aggregate_scores,
@@ -27,7 +27,7 @@ from ht_ray.report import (
     write_report,
     write_reports,
 )
-from ht_ray.report.atari_reference import reference_scores
+from ht_ray.report.atari.reference import reference_scores
 
 FIGURES = (aggregates_figure, profile_figure, efficiency_figure, game_curves_figure)
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from ht_ray._checks import SettingError
+from ht_ray.errors import SettingError
 from ht_ray.report import (
     aggregate_scores,
     atari_games,
@@ -18,8 +18,8 @@ from ht_ray.report import (
     performance_profile,
     probability_of_improvement,
 )
-from ht_ray.report.atari_reference import reference_scores
-from ht_ray.report.atari_scores import METRICS
+from ht_ray.report.atari.reference import reference_scores
+from ht_ray.report.atari.scores import METRICS
 
 RAGGED = st.dictionaries(
     st.sampled_from(atari_games()), st.lists(st.floats(-1, 20), min_size=1, max_size=7), min_size=1, max_size=8
@@ -117,7 +117,7 @@ def test_same_seed_same_interval_in_any_chunks(monkeypatch):
     first = aggregate_scores(scores, resamples=500, interval="bootstrap")
     assert first == aggregate_scores(scores, resamples=500, interval="bootstrap")
     assert first != aggregate_scores(scores, resamples=500, seed=1, interval="bootstrap")
-    monkeypatch.setattr("ht_ray.report.atari_scores.CHUNK", 150)
+    monkeypatch.setattr("ht_ray.report.atari.scores.CHUNK", 150)
     assert first == aggregate_scores(scores, resamples=500, interval="bootstrap")
 
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from ht_ray._checks import SettingError
 from ht_ray.diagnostics.indicators import INDICATORS
+from ht_ray.errors import SettingError
 from ht_ray.report import (
     MissingDataError,
     correlation,
@@ -21,7 +21,7 @@ from ht_ray.report import (
     load_study,
     write_report,
 )
-from ht_ray.report.names import INDICATOR_TITLES, shown_short
+from ht_ray.report.style.names import INDICATOR_TITLES, shown_short
 
 NAN = math.nan
 

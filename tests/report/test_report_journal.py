@@ -8,12 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ht_ray._checks import SettingError
 from ht_ray._storage import StorageError
+from ht_ray.errors import SettingError
 from ht_ray.report import load_study, write_report
 from ht_ray.report.__main__ import main
-from ht_ray.report.happened import what_happened
-from ht_ray.report.journal import JOURNAL, load_journal, telling_line
+from ht_ray.report.data.journal import JOURNAL, load_journal, telling_line
+from ht_ray.report.data.run_history import what_happened
 
 KILLED = (
     "The actor died unexpectedly before finishing this task.\n\tclass_name: StudyTrainable\n\tactor_id: 0a1b\n"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ht_ray.report import epoch_curves, heat_map, load_study, phase_curves
-from ht_ray.report.lines import MANY, line_styles
+from ht_ray.report.style.curve_lines import MANY, line_styles
 
 GREY = "0.8"
 

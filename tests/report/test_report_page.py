@@ -8,7 +8,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
-from ht_ray._checks import SettingError
+from ht_ray.errors import SettingError
 from ht_ray.report import (
     MissingDataError,
     adam_map,

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from ht_ray._checks import SettingError
+from ht_ray.errors import SettingError
 from ht_ray.report import (
     MissingDataError,
     bootstrap_interval,
@@ -19,7 +19,7 @@ from ht_ray.report import (
     method_value,
     summary_table,
 )
-from ht_ray.report.paper import SETTINGS
+from ht_ray.report.data.paper import SETTINGS
 
 LIMITS = {"data": "cifar10", "train_limit": None, "test_limit": None}
 

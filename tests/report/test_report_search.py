@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from ht_ray.report import MissingDataError, load_study, write_report, write_reports
-from ht_ray.report.search import found_in, search_table
-from ht_ray.report.search_figures import lineage, population_figure, search_figure, search_map
+from ht_ray.report.search.figures import lineage, population_figure, search_figure, search_map
+from ht_ray.report.search.search import found_in, search_table
 
 Hare = Callable[..., Any]
 WriteStudy = Callable[..., Path]

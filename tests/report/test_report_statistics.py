@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from ht_ray._checks import SettingError
+from ht_ray.errors import SettingError
 from ht_ray.report import (
     bootstrap_interval,
     drop_and_recovery,

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from ht_ray._checks import SettingError
+from ht_ray.errors import SettingError
 from ht_ray.report import drops_table, group, load_study, seed_values, split_by_access, summary_table
 
 

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from ht_ray._checks import SettingError
+from ht_ray.errors import SettingError
 from ht_ray.report import MissingDataError, drops_table, load_study, summary_table
 
 

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from ht_ray._checks import SettingError
 from ht_ray._storage import StorageError
+from ht_ray.errors import SettingError
 from ht_ray.report import write_report
 from ht_ray.report.__main__ import main
 

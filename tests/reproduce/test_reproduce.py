@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from ht_ray.__main__ import main as ht_ray_main
-from ht_ray._checks import SettingError
+from ht_ray.errors import SettingError
 from ht_ray.report import method_value
 from ht_ray.reproduce import Cell, Clock, Run, __main__, all_cells, ledger_page, plan, read_records, write_record
 from ht_ray.reproduce import run as run_module
@@ -31,7 +31,7 @@ TINY = (
     Cell("mnist-tiny-plain", "mnist", "mlp", WarmStartConfig(0.5, 0.5, epochs=2), "plain", 1),
     Cell("mnist-tiny-ema", "mnist", "mlp", WarmStartConfig(0.5, 0.5, epochs=2), "ema", 1),
 )
-pytestmark = pytest.mark.filterwarnings("ignore::ht_ray._checks.SettingWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::ht_ray.errors.SettingWarning")
 
 
 def images(count: int = 600, tests: int = 100) -> ImageData:

@@ -11,10 +11,10 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModule
 from rllib_agents import MODULE, continue_in_a_new_process, equal, state
 
-from ht_ray._checks import SettingError
-from ht_ray.agents.atari import AtariConfig
-from ht_ray.agents.bbf_config import bbf_variant
-from ht_ray.agents.train import TrainingRun
+from ht_ray.agents.bbf.config import bbf_variant
+from ht_ray.agents.envs.atari import AtariConfig
+from ht_ray.agents.training.train import TrainingRun
+from ht_ray.errors import SettingError
 from ht_ray.rllib import BBF, BBFAlgorithmConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -14,12 +14,12 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModule
 from rllib_agents import MODULE, continue_in_a_new_process, equal, state
 
-from ht_ray._checks import SettingError
-from ht_ray.agents.atari import AtariConfig
-from ht_ray.agents.drq_config import DrQConfig, drq_variant
-from ht_ray.agents.train import TrainingRun
+from ht_ray.agents.drq.config import DrQConfig, drq_variant
+from ht_ray.agents.envs.atari import AtariConfig
+from ht_ray.agents.training.train import TrainingRun
+from ht_ray.errors import SettingError
 from ht_ray.rllib import DrQ, DrQAlgorithmConfig
-from ht_ray.rllib.agent_learner import COMPONENT_AGENT
+from ht_ray.rllib.agents.learner import COMPONENT_AGENT
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -190,7 +190,7 @@ def test_own_configs_travel() -> None:
     cls = with_hare_tortoise(OwnConfig)
     assert cls is with_hare_tortoise(OwnConfig)
     assert with_hare_tortoise(cls) is cls
-    assert repr(cls) == "<class 'ht_ray.rllib.config.HareTortoiseOwnConfig'>"
+    assert repr(cls) == "<class 'ht_ray.rllib.hare_tortoise.config.HareTortoiseOwnConfig'>"
     config = configured(cls(), reset_interval=7).environment(observation_space=DISCRETE[0], action_space=DISCRETE[1])
     copied = ray.cloudpickle.loads(ray.cloudpickle.dumps(config))
     assert copied.reset_interval == 7

@@ -42,9 +42,9 @@ from ht_ray.rllib import (
     ShrinkPerturbLearner,
     with_hare_tortoise,
 )
+from ht_ray.rllib.hare_tortoise.learner import COMPONENT_PAIRS
 from ht_ray.rllib.indicators import measure_indicators
 from ht_ray.rllib.last_value import LAST
-from ht_ray.rllib.learner import COMPONENT_PAIRS
 
 pytestmark = pytest.mark.filterwarnings("ignore:Tortoise. the hare is reset every")
 EVERYTHING = {

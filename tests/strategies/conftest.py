@@ -23,7 +23,7 @@ from avalanche.models import IncrementalClassifier, MultiHeadClassifier, MultiTa
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from ht_ray._checks import SettingWarning
+from ht_ray.errors import SettingWarning
 from ht_ray.vision import ImageData
 
 FEATURES = 6

@@ -9,7 +9,7 @@ from avalanche.core import SupervisedPlugin
 from avalanche.training import Naive
 from torch.optim import SGD
 
-from ht_ray._checks import SettingError
+from ht_ray.errors import SettingError
 from ht_ray.vision import ContinualConfig, MethodConfig, ModelConfig, TrainingConfig, make_model, make_stream
 from strategies import make_strategy, stream_benchmark
 from strategies.plugins import (

@@ -20,7 +20,7 @@ from avalanche.training.plugins import (
 from torch import nn
 from torch.optim import SGD, AdamW
 
-from ht_ray._checks import SettingError, SettingWarning
+from ht_ray.errors import SettingError, SettingWarning
 from strategies import EMAPlugin, HareTortoise, HareTortoisePlugin
 
 # Network and whether the benchmark has task labels: what a plugin meets in Avalanche.

@@ -20,7 +20,7 @@ from torch.optim import SGD
 from torch.utils.data import Dataset, TensorDataset
 from torchvision.transforms import v2
 
-from ht_ray._checks import SettingError
+from ht_ray.errors import SettingError
 from ht_ray.vision import ContinualConfig, ImageData, InMemoryLoader, ModelConfig, Stream, make_model, make_stream
 from strategies import ImagePool, InMemoryLoading, LimitedBufferPlugin, Plain, PoolDataset, stream_benchmark
 from strategies import loading as loading_module

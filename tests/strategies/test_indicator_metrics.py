@@ -21,11 +21,11 @@ from avalanche.training.plugins import EarlyStoppingPlugin, EvaluationPlugin, Re
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
-from ht_ray._checks import SettingError, SettingWarning
 from ht_ray.diagnostics import INDICATOR_GROUPS, INDICATORS, IndicatorConfig, Indicators
+from ht_ray.errors import SettingError, SettingWarning
 from ht_ray.vision import ContinualConfig, MethodConfig, ModelConfig, TrainingConfig, make_model, make_stream
-from ht_ray.vision.indicators import make_indicators
-from ht_ray.vision.loader import Normalise
+from ht_ray.vision.data.loader import Normalise
+from ht_ray.vision.training.indicators import make_indicators
 from strategies import (
     HareTortoisePlugin,
     PlasticityIndicators,

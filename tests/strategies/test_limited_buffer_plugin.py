@@ -11,7 +11,7 @@ from avalanche.training import Naive
 from avalanche.training.plugins import ReplayPlugin
 from torch.optim import SGD
 
-from ht_ray._checks import SettingError
+from ht_ray.errors import SettingError
 from ht_ray.vision import (
     ContinualConfig,
     MethodConfig,

@@ -25,8 +25,9 @@ from torch import nn
 from torch.nn import functional
 from torch.optim import SGD, AdamW
 
-from ht_ray._checks import SettingError, SettingWarning
-from ht_ray.mechanisms import L2, CReLU, InjectedHead, Mechanism
+from ht_ray.errors import SettingError, SettingWarning
+from ht_ray.mechanisms import CReLU
+from ht_ray.methods import L2, InjectedHead, Mechanism
 from ht_ray.vision import MethodConfig
 from strategies import EMAPlugin, HareTortoisePlugin, HeadResetPlugin, ShrinkPerturbPlugin
 from strategies.methods import method_plugins

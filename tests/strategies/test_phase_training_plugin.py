@@ -10,7 +10,7 @@ from avalanche.core import SupervisedPlugin
 from avalanche.training import Naive
 from torch.optim import SGD, AdamW
 
-from ht_ray._checks import SettingError
+from ht_ray.errors import SettingError
 from strategies import PhaseTrainingPlugin
 
 

@@ -13,7 +13,7 @@ from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin
 from torch import nn
 from torch.optim import SGD, AdamW
 
-from ht_ray._checks import SettingError
+from ht_ray.errors import SettingError
 from ht_ray.mechanisms import SettingWarning, WeightCopy
 from ht_ray.vision import MethodConfig, ModelConfig, TrainingConfig, make_model
 from strategies import (

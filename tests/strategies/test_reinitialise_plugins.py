@@ -13,7 +13,7 @@ from avalanche.training import Naive
 from torch import nn
 from torch.optim import SGD, AdamW
 
-from ht_ray._checks import SettingError, SettingWarning
+from ht_ray.errors import SettingError, SettingWarning
 from ht_ray.mechanisms import derive_seed, fresh_weights, generator
 from strategies import HareTortoisePlugin, HeadResetPlugin, ReinitialisePlugin, ShrinkPerturbPlugin
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from avalanche.benchmarks.utils import concat_datasets
 
-from ht_ray._checks import SettingError
+from ht_ray.errors import SettingError
 from ht_ray.vision import ContinualConfig, ImageData, Normalise, Stream, make_stream
 from strategies import ImagePool, PoolDataset, stream_benchmark
 

@@ -10,9 +10,9 @@ from simulated_cuda import simulated_cuda
 from small_runs import HARE_TORTOISE, assert_close_rows, make_data, make_net, train
 from torch import Tensor, nn
 
-from ht_ray.mechanisms import Tortoise
+from ht_ray.methods import Tortoise
 
-pytestmark = pytest.mark.filterwarnings("ignore::ht_ray._checks.SettingWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::ht_ray.errors.SettingWarning")
 
 
 def on_device(*shape: int) -> Tensor:

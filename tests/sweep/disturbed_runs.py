@@ -13,7 +13,7 @@ from typing import Any
 
 from ht_ray._storage import Storage
 from ht_ray.sweep import Study, StudyResult, SweepConfig, run_study
-from ht_ray.sweep.progress import Console
+from ht_ray.sweep.records.progress import Console
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 400.0) -> None:

@@ -14,7 +14,7 @@ import pytest
 from ray.tune.result import DONE
 from ray.tune.schedulers import TrialScheduler
 
-from ht_ray.sweep.trainable import StudyTrainable
+from ht_ray.sweep.worker.trainable import StudyTrainable
 
 
 class _Trial:
@@ -120,11 +120,11 @@ def fake_tune(results: int | None = None) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setattr("ht_ray.sweep.run._ray", ray)
+        patch.setattr("ht_ray.sweep.driver.run._ray", ray)
         patch.setattr("ray.nodes", list)
         patch.setattr("ray.tune.run", run)
         patch.setattr("ray.tune.with_parameters", with_parameters)
         patch.setattr("ray.tune.with_resources", lambda trainable, resources: trainable)
-        patch.setattr("ht_ray.sweep.metrics.StudyMetrics", Silent)
-        patch.setattr("ht_ray.sweep.trainable._ASK_EVERY", 0.0)
+        patch.setattr("ht_ray.sweep.records.prometheus.StudyMetrics", Silent)
+        patch.setattr("ht_ray.sweep.worker.trainable._ASK_EVERY", 0.0)
         yield

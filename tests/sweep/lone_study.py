@@ -17,9 +17,9 @@ from typing import Any
 from sweep_trials import spec, study
 
 from ht_ray.sweep import RayStartError, SweepConfig, run_study
-from ht_ray.sweep.leave import _drain, raylets
-from ht_ray.sweep.local_ray import local_ray, start_ray
-from ht_ray.sweep.progress import Console
+from ht_ray.sweep.driver.local_ray import local_ray, start_ray
+from ht_ray.sweep.records.progress import Console
+from ht_ray.sweep.worker.drain_node import _drain, raylets
 
 
 def descendants() -> list[int]:

@@ -13,22 +13,22 @@ import pytest
 from sweep_trials import spec, study
 
 from ht_ray.sweep import SweepConfig, run_study
-from ht_ray.sweep.progress import Console
+from ht_ray.sweep.records.progress import Console
 
 #: What a driver calls, in this order, from its first look at the cluster to its first trials.
 MOMENTS = (
-    "ht_ray.sweep.run:_slots",
-    "ht_ray.sweep.run:open_place",
-    "ht_ray.sweep.run:create_study",
-    "ht_ray.sweep.run:_check_shared",
-    "ht_ray.sweep.run:_nodes_without",
+    "ht_ray.sweep.driver.run:_slots",
+    "ht_ray.sweep.driver.run:open_place",
+    "ht_ray.sweep.driver.run:create_study",
+    "ht_ray.sweep.driver.run:_check_shared",
+    "ht_ray.sweep.driver.run:_nodes_without",
     "ray:wait",  # for the nodes' answers
-    "ht_ray.sweep.run:_prepare",
-    "ht_ray.sweep.run:_run",
-    "ht_ray.sweep.faults:NodeWatch.nodes",
+    "ht_ray.sweep.driver.run:_prepare",
+    "ht_ray.sweep.driver.run:_run",
+    "ht_ray.sweep.worker.faults:NodeWatch.nodes",
     "ray.tune:run",
-    "ht_ray.sweep.recorder:StudyRecorder.on_trial_start",
-    "ht_ray.sweep.recorder:StudyRecorder.on_trial_result",
+    "ht_ray.sweep.driver.recorder:StudyRecorder.on_trial_start",
+    "ht_ray.sweep.driver.recorder:StudyRecorder.on_trial_result",
 )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ht_ray.sweep import Report, Study, SweepConfig, TrialSpec, run_study
-from ht_ray.sweep.local_ray import start_ray
+from ht_ray.sweep.driver.local_ray import start_ray
 
 
 class Placed:

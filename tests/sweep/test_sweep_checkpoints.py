@@ -20,8 +20,8 @@ from sweep_trials import Counting
 
 from ht_ray._storage import Storage, StorageError
 from ht_ray.sweep import Trial
-from ht_ray.sweep.checkpoints import Checkpoint, CheckpointStore
-from ht_ray.sweep.plain import to_json
+from ht_ray.sweep.study.jsonable import to_json
+from ht_ray.sweep.worker.checkpoints import Checkpoint, CheckpointStore
 
 PARTS = 5
 
@@ -244,7 +244,7 @@ import os, signal, sys
 from pathlib import Path
 from sweep_trials import Counting
 from ht_ray._storage import Storage
-from ht_ray.sweep.checkpoints import Checkpoint, CheckpointStore
+from ht_ray.sweep.worker.checkpoints import Checkpoint, CheckpointStore
 class Killed(Counting):
     def save(self, directory):
         super().save(directory)

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 from fake_tune import fake_tune
 
-from ht_ray._checks import SettingError
+from ht_ray.errors import SettingError
 from ht_ray.report.__main__ import main as report_main
 from tune_configs.ablation import AblationSettings, trials
 from tune_configs.atari100k import AtariSettings

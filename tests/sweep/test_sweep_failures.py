@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ht_ray.sweep.failures import FailureTeller
+from ht_ray.sweep.driver.failure_log import FailureTeller
 
 
 def test_what_is_alike_is_told_few_times_and_counted_at_the_end() -> None:

@@ -12,9 +12,9 @@ from small_disks import fill, make_room
 from sweep_trials import Counting
 
 from ht_ray._storage import Storage, StorageError
-from ht_ray.agents.checkpoint import save_checkpoint as save_agent
-from ht_ray.sweep.checkpoints import Checkpoint, CheckpointStore
-from ht_ray.sweep.trainable import Assignment, StudyTrainable, WorkerPlan
+from ht_ray.agents.training.checkpoint import save_checkpoint as save_agent
+from ht_ray.sweep.worker.checkpoints import Checkpoint, CheckpointStore
+from ht_ray.sweep.worker.trainable import Assignment, StudyTrainable, WorkerPlan
 from ht_ray.vision import save_checkpoint
 
 WEIGHTS = {"weights": torch.zeros(1 << 15)}
@@ -71,8 +71,8 @@ def test_a_full_disk_is_told_as_one(trial: type[FullForAMoment], small_disk: Pat
 def test_a_worker_waits_and_goes_on(
     trial: type[FullForAMoment], small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ht_ray.sweep.trainable._LOOK_AGAIN", 0.0)
-    monkeypatch.setattr("ht_ray.sweep.trainable.load_factory", lambda name: trial)
+    monkeypatch.setattr("ht_ray.sweep.worker.trainable._LOOK_AGAIN", 0.0)
+    monkeypatch.setattr("ht_ray.sweep.worker.trainable.load_factory", lambda name: trial)
     (small_disk / "checkpoints").mkdir()
     worker = StudyTrainable.__new__(StudyTrainable)
     assignment, checkpoints = Assignment("one", {"seed": 1, "parts": 3}), Storage(small_disk / "checkpoints")

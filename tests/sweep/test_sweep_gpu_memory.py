@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from ht_ray._checks import SettingError
-from ht_ray.sweep.gpu_memory import wait_for_gpu_memory
+from ht_ray.errors import SettingError
+from ht_ray.sweep.driver.gpu_memory import wait_for_gpu_memory
 
 GIB = 1 << 30
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from ht_ray._checks import SettingError
+from ht_ray.errors import SettingError
 from ht_ray.sweep import RayStartError
-from ht_ray.sweep.local_ray import _free_ports, _make_token, start_ray
+from ht_ray.sweep.driver.local_ray import _free_ports, _make_token, start_ray
 
 HERE = Path(__file__).parent
 Driver = Callable[..., dict[str, Any]]

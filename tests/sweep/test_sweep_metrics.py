@@ -12,7 +12,7 @@ import pytest
 from sweep_trials import spec, study
 
 from ht_ray.sweep import SweepConfig, run_study
-from ht_ray.sweep.progress import Console
+from ht_ray.sweep.records.progress import Console
 
 
 def scrape() -> dict[tuple[str, frozenset[tuple[str, str]]], float]:

@@ -20,9 +20,9 @@ from ray.cluster_utils import Cluster
 from sweep_trials import spec, study
 
 from ht_ray.sweep import Study, StudyResult, SweepConfig, run_study
-from ht_ray.sweep.leave import Raylet, main, raylets, trial_workers
-from ht_ray.sweep.local_ray import start_ray
-from ht_ray.sweep.progress import Console
+from ht_ray.sweep.driver.local_ray import start_ray
+from ht_ray.sweep.records.progress import Console
+from ht_ray.sweep.worker.drain_node import Raylet, main, raylets, trial_workers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

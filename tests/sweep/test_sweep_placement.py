@@ -14,7 +14,7 @@ from disturbed_runs import reports, run
 from node_deaths import MOMENTS
 from placement_trials import placed
 
-from ht_ray._checks import SettingError
+from ht_ray.errors import SettingError
 
 
 def test_the_data_is_on_a_node_once(cluster: str, tmp_path: Path) -> None:

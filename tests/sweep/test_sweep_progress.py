@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sweep_trials import spec
 
-from ht_ray.sweep.plain import to_json
-from ht_ray.sweep.progress import Console, StudyProgress, Workload, clock, seconds_left
-from ht_ray.sweep.study_dir import TrialRecord
+from ht_ray.sweep.records.progress import Console, StudyProgress, Workload, clock, seconds_left
+from ht_ray.sweep.records.study_dir import TrialRecord
+from ht_ray.sweep.study.jsonable import to_json
 
 DONE = Workload(1.0, 10.0, ended=True)
 WAITING = Workload(0.0, 0.0)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from sweep_trials import spec, study
 
 from ht_ray._storage import StorageError
-from ht_ray.sweep.plain import to_json, to_plain
-from ht_ray.sweep.study_dir import TrialRecord, append_line, create_study, note, write_results_csv
+from ht_ray.sweep.records.study_dir import TrialRecord, append_line, create_study, note, write_results_csv
+from ht_ray.sweep.study.jsonable import to_json, to_plain
 
 
 @pytest.fixture

@@ -19,12 +19,12 @@ import pytest
 from sweep_driver import long_study
 from sweep_trials import spec, study
 
-from ht_ray._checks import SettingError
+from ht_ray.errors import SettingError
 from ht_ray.sweep import Study, StudyResult, SweepConfig, TrialSpec, load_study_settings, run_study
-from ht_ray.sweep.faults import NodeWatch
-from ht_ray.sweep.progress import Console
-from ht_ray.sweep.run import _nodes_without
-from ht_ray.sweep.study_dir import create_study, lock_study
+from ht_ray.sweep.driver.run import _nodes_without
+from ht_ray.sweep.records.progress import Console
+from ht_ray.sweep.records.study_dir import create_study, lock_study
+from ht_ray.sweep.worker.faults import NodeWatch
 
 pytestmark = pytest.mark.usefixtures("cluster")
 

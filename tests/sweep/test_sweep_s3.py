@@ -20,12 +20,12 @@ from disturbed_runs import assert_same, journal, run, wait_for
 from s3_server import CREDENTIALS, Proxy, Server, free_port, s3_server
 from sweep_trials import Counting, spec, study
 
-from ht_ray._checks import SettingError
 from ht_ray._storage import Storage, StorageError
+from ht_ray.errors import SettingError
 from ht_ray.sweep import SweepConfig, check_before_ray, load_study_settings
-from ht_ray.sweep.checkpoints import Checkpoint, CheckpointStore
-from ht_ray.sweep.place import _machine, open_place
-from ht_ray.sweep.study_dir import TrialRecord, create_study, is_study, note
+from ht_ray.sweep.records.study_dir import TrialRecord, create_study, is_study, note
+from ht_ray.sweep.study.location import _machine, open_place
+from ht_ray.sweep.worker.checkpoints import Checkpoint, CheckpointStore
 
 pytest.importorskip("moto.server", reason="needs moto[server]")
 pytestmark = pytest.mark.timeout(900)
@@ -190,8 +190,8 @@ def test_the_drivers_files_come_and_go(server: Server, scratch: Path) -> None:
 
 
 def test_one_driver_at_a_time(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ht_ray.sweep.place._BEAT", 0.3)
-    monkeypatch.setattr("ht_ray.sweep.place._LEASE_ENDS", 10.0)
+    monkeypatch.setattr("ht_ray.sweep.study.location._BEAT", 0.3)
+    monkeypatch.setattr("ht_ray.sweep.study.location._LEASE_ENDS", 10.0)
     uri, said = server.uri("lease/first"), []
     with open_place(uri, patience=5, say=said.append) as place:
         create_study(place.directory, study(spec("one")))
@@ -288,7 +288,7 @@ def test_a_study(cluster: str, server: Server, tmp_path: Path, scratch: Path) ->
 @pytest.mark.parametrize("seconds", [5, pytest.param(30, marks=pytest.mark.slow)])
 def test_a_worker_waits_for_its_storage(server: Server, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """A worker's steps without Ray around it, while its store refuses connections and breaks those that are open."""
-    from ht_ray.sweep.trainable import Assignment, StudyTrainable, WorkerPlan
+    from ht_ray.sweep.worker.trainable import Assignment, StudyTrainable, WorkerPlan
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     proxy = Proxy(server.port)
@@ -410,7 +410,7 @@ def test_a_process_ends_though_its_store_is_away(server: Server) -> None:
     code = """
 import os, sys
 from ht_ray._storage import Storage, StorageError, storage_errors
-from ht_ray.sweep.place import open_place
+from ht_ray.sweep.study.location import open_place
 storage = Storage(sys.argv[1])
 storage.write("a", b"1")
 if not (child := os.fork()):

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 from sweep_trials import spec
 
-from ht_ray.sweep.progress import StudyProgress
-from ht_ray.sweep.run import _TrialNames
-from ht_ray.sweep.study_dir import TrialRecord
+from ht_ray.sweep.driver.run import _TrialNames
+from ht_ray.sweep.records.progress import StudyProgress
+from ht_ray.sweep.records.study_dir import TrialRecord
 
 
 def test_names_are_not_pickled_with_each_trial() -> None:

@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sweep_trials import INTERVAL, MOMENTUM, Climbing, climbing
 
-from ht_ray._checks import SettingError
 from ht_ray._storage import Storage
+from ht_ray.errors import SettingError
 from ht_ray.sweep import Parameter, Search, SearchConfig, Study, draw_distinct
-from ht_ray.sweep.checkpoints import Checkpoint, CheckpointStore
-from ht_ray.sweep.population import POPULATION, Course, Leg, PopulationLog, next_legs
-from ht_ray.sweep.search import placed, random_stream
+from ht_ray.sweep.search.population import POPULATION, Course, Leg, PopulationLog, next_legs
+from ht_ray.sweep.search.search import placed, random_stream
+from ht_ray.sweep.worker.checkpoints import Checkpoint, CheckpointStore
 
 PARAMETERS = (MOMENTUM, INTERVAL, Parameter("x", "x", -2.0, 3.0), Parameter("y", "y", 0, 7, integer=True))
 any_parameter = st.sampled_from(PARAMETERS)

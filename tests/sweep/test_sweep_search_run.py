@@ -20,10 +20,10 @@ from sweep_trials import Climbing, climbing
 
 from ht_ray.report import load_study
 from ht_ray.sweep import Study, StudyResult, SweepConfig, run_study
-from ht_ray.sweep.population import Leg, PopulationLog
-from ht_ray.sweep.progress import Console
-from ht_ray.sweep.study_dir import TrialRecord, create_study
-from ht_ray.sweep.suggest import Tried, suggest
+from ht_ray.sweep.records.progress import Console
+from ht_ray.sweep.records.study_dir import TrialRecord, create_study
+from ht_ray.sweep.search.population import Leg, PopulationLog
+from ht_ray.sweep.search.suggest import Tried, suggest
 
 needs_optuna = pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="needs ht-ray[optuna]")
 
@@ -219,7 +219,7 @@ def add(record: TrialRecord, score: float, parts: int = 6) -> str:
 
 
 def test_a_place_is_given_up_only_if_another_needs_it(tmp_path: Path) -> None:
-    from ht_ray.sweep.schedulers import PopulationScheduler
+    from ht_ray.sweep.search.schedulers import PopulationScheduler
 
     study = climbing(3, search={"scheduler": "pbt"})
     search, tune = study.search, FakeTune(3)
@@ -264,7 +264,7 @@ def test_a_place_is_given_up_only_if_another_needs_it(tmp_path: Path) -> None:
 
 
 def test_rungs_know_what_an_earlier_run_reported(tmp_path: Path) -> None:
-    from ht_ray.sweep.schedulers import HalvingScheduler
+    from ht_ray.sweep.search.schedulers import HalvingScheduler
 
     study = climbing(4, search={"scheduler": "asha", "reduction_factor": 2})
     records = records_of(study, tmp_path)

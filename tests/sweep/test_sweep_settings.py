@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from sweep_trials import spec, study
 
-from ht_ray._checks import SettingError
+from ht_ray.errors import SettingError
 from ht_ray.sweep import Report, SweepConfig, TrialSpec, check_before_ray, load_study_settings, run_study
-from ht_ray.sweep.study_dir import create_study
+from ht_ray.sweep.records.study_dir import create_study
 
 
 def test_importing_the_sweep_imports_nothing_heavy() -> None:
@@ -87,7 +87,7 @@ def node(labels: dict[str, str] | None = None, **resources: float) -> dict[str, 
 
 
 def test_what_fits_on_the_nodes() -> None:
-    from ht_ray.sweep.run import _slots
+    from ht_ray.sweep.driver.run import _slots
 
     nodes = [
         node({"kind": "a100"}, CPU=8, GPU=2, fast=1, memory=8 * 2**30),
@@ -107,7 +107,7 @@ def test_what_fits_on_the_nodes() -> None:
 
 
 def test_what_no_node_has_is_refused_with_what_there_is() -> None:
-    from ht_ray.sweep.run import _slots
+    from ht_ray.sweep.driver.run import _slots
 
     nodes = [node({"kind": "t4"}, CPU=8, GPU=1, fast=1), node(CPU=2)]
     for settings, told in [

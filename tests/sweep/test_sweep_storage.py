@@ -14,8 +14,8 @@ from disturbed_runs import assert_same, journal, reports, run, wait_for
 from small_disks import fill, make_room
 from sweep_trials import spec, study
 
-from ht_ray._checks import SettingError
 from ht_ray._storage import Storage, StorageError, patiently
+from ht_ray.errors import SettingError
 from ht_ray.sweep import SweepConfig, check_before_ray
 
 pytestmark = pytest.mark.timeout(900)

@@ -13,10 +13,10 @@ from sweep_trials import spec
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import api_pb2, metadata
 
-from ht_ray.sweep.plain import to_json
-from ht_ray.sweep.study_dir import TrialRecord
-from ht_ray.sweep.tensorboard import HParams, StudyEvents, TrialEvents
-from ht_ray.sweep.tensorboard_means import ConfigurationEvents, study_events
+from ht_ray.sweep.records.study_dir import TrialRecord
+from ht_ray.sweep.records.tensorboard import HParams, StudyEvents, TrialEvents
+from ht_ray.sweep.records.tensorboard_means import ConfigurationEvents, study_events
+from ht_ray.sweep.study.jsonable import to_json
 
 
 def read(folder: Path) -> EventAccumulator:

@@ -17,15 +17,15 @@ from typing import Any
 import pytest
 import study_files
 
-from ht_ray._checks import SettingError
 from ht_ray.agents import ATARI_100K_GAMES
-from ht_ray.agents import train as plain_loop
-from ht_ray.agents.atari import AtariConfig
-from ht_ray.agents.drq_config import VARIANTS, DrQConfig
+from ht_ray.agents.drq.config import VARIANTS, DrQConfig
+from ht_ray.agents.envs.atari import AtariConfig
+from ht_ray.agents.training import train as plain_loop
+from ht_ray.errors import SettingError
 from ht_ray.report import human_normalised, load_study, paper_scores
-from ht_ray.report.atari_study import variants_of
+from ht_ray.report.atari.study import variants_of
 from ht_ray.sweep import Diverged, Report, Study
-from ht_ray.sweep.study_dir import create_study
+from ht_ray.sweep.records.study_dir import create_study
 from tune_configs import atari100k
 from tune_configs.atari100k import AtariSettings, schedule_warnings, trials
 from tune_configs.atari_trial import AtariTrial

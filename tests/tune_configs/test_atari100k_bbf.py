@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 import study_files
 
-from ht_ray._checks import SettingError
-from ht_ray.agents.atari import AtariConfig
-from ht_ray.agents.bbf_config import BBF_VARIANTS, BBFConfig, bbf_variant
-from ht_ray.agents.train import train
+from ht_ray.agents.bbf.config import BBF_VARIANTS, BBFConfig, bbf_variant
+from ht_ray.agents.envs.atari import AtariConfig
+from ht_ray.agents.training.train import train
 from ht_ray.diagnostics import INDICATORS
+from ht_ray.errors import SettingError
 from ht_ray.report import load_study, paper_scores
-from ht_ray.report.atari_study import variants_of
+from ht_ray.report.atari.study import variants_of
 from ht_ray.sweep import Report
-from ht_ray.sweep.local_ray import start_ray
+from ht_ray.sweep.driver.local_ray import start_ray
 from tune_configs import atari100k
 from tune_configs.atari100k import AtariSettings, BBFSettings, schedule_warnings, trials
 from tune_configs.atari_trial import AtariTrial

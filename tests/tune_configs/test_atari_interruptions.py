@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from ht_ray.agents import train as plain_loop
 from ht_ray.agents.replay.packing import read_file, write_file
+from ht_ray.agents.training import train as plain_loop
 from ht_ray.sweep import Interrupted, Report
 from tune_configs.atari100k import AtariSettings, BBFSettings, trials
 from tune_configs.atari_trial import AtariTrial

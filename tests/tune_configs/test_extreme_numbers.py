@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ht_ray.agents import train
+from ht_ray.agents.training import train
 from ht_ray.sweep import SweepConfig
 from tune_configs.ablation import AblationSettings
 from tune_configs.atari100k import AtariSettings, BBFSettings

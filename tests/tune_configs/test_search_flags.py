@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ht_ray._checks import SettingError
+from ht_ray.errors import SettingError
 from ht_ray.sweep import Search, SearchConfig, Study, TrialSpec
 from ht_ray.vision import load_data
 from strategies import HareTortoisePlugin

@@ -16,7 +16,7 @@ from study_files import all_reports, plain_loop, reports, rows, scalars, status,
 
 from ht_ray.report import load_study
 from ht_ray.sweep import TrialSpec
-from ht_ray.sweep.leave import TRIAL_WORKER
+from ht_ray.sweep.worker.drain_node import TRIAL_WORKER
 from ht_ray.vision import ContinualConfig, MethodConfig, WarmStartConfig, summarise
 from tune_configs import ablation, continual
 from tune_configs.ablation import AblationSettings

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ht_ray._checks import SettingError
+from ht_ray.errors import SettingError
 from ht_ray.sweep import Study, SweepConfig
 from ht_ray.vision import DATA_SETS, METHODS, ContinualConfig, MethodConfig, ModelConfig, TrainingConfig
 from tune_configs import ablation, continual

@@ -27,7 +27,7 @@ from ht_ray.vision import (
 )
 from tune_configs.vision_trial import VisionTrial
 
-pytestmark = pytest.mark.filterwarnings("ignore::ht_ray._checks.SettingWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::ht_ray.errors.SettingWarning")
 
 SETTINGS: dict[str, Any] = {
     "momentum": 0.8,

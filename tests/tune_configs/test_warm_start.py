@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from study_files import all_reports, plain_loop, reports, rows, table
 
-from ht_ray._checks import SettingError
 from ht_ray.diagnostics import IndicatorConfig
+from ht_ray.errors import SettingError
 from ht_ray.report import load_study
 from ht_ray.sweep import Study, TrialSpec
 from ht_ray.vision import (

@@ -4,10 +4,10 @@ import torchvision.transforms.functional as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ht_ray._checks import SettingError
-from ht_ray.mechanisms.rng import isolated_rng
-from ht_ray.vision.augment import crop_flip, random_crop_flip
-from ht_ray.vision.loader import Normalise
+from ht_ray.errors import SettingError
+from ht_ray.mechanisms.weights.rng import isolated_rng
+from ht_ray.vision.data.augment import crop_flip, random_crop_flip
+from ht_ray.vision.data.loader import Normalise
 
 
 def pixels(*shape: int, dtype: torch.dtype = torch.uint8) -> torch.Tensor:

@@ -27,9 +27,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ht_ray._checks import SettingError
-from ht_ray.vision import _cache, _sources
-from ht_ray.vision.data import DATA_SETS, DataConfig, ImageData, image_encoding, load_data
+from ht_ray.errors import SettingError
+from ht_ray.vision.data import cache as _cache
+from ht_ray.vision.data import sources as _sources
+from ht_ray.vision.data.dataset import DATA_SETS, DataConfig, ImageData, image_encoding, load_data
 
 needs_data = pytest.mark.skipif("HT_RAY_DATA" not in os.environ, reason="HT_RAY_DATA names no folder of real images")
 REAL = Path(os.environ.get("HT_RAY_DATA", "."))
@@ -116,13 +117,13 @@ def assert_equal(one: ImageData, other: ImageData) -> None:
 @pytest.mark.slow
 def test_importing_costs_torch_only():
     code = (
-        "import sys, ht_ray.vision._sources, ht_ray.vision._cache;"
+        "import sys, ht_ray.vision.data.sources, ht_ray.vision.data.cache;"
         "print([m for m in ('torchvision', 'sklearn', 'PIL') if m in sys.modules])"
     )
     # The package's __init__ may import torchvision for other modules' sake: leave it out.
     stub = "import types, sys, ht_ray; p = types.ModuleType('ht_ray.vision');"
     stub += "p.__path__ = [ht_ray.__path__[0] + '/vision']; sys.modules['ht_ray.vision'] = p;"
-    stub += "import ht_ray.vision.data;"
+    stub += "import ht_ray.vision.data.dataset;"
     result = subprocess.run([sys.executable, "-c", stub + code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 
@@ -478,7 +479,7 @@ def test_the_second_load_comes_from_the_cache(tmp_path, home, monkeypatch):
     root = pack(tmp_path / "set.tar.gz", encoded(pictures()))
     first = load(root)
     assert cache_file(home).name.startswith("cifar10-")
-    monkeypatch.setattr("ht_ray.vision._sources._archive_files", lambda path: pytest.fail("decoded again"))
+    monkeypatch.setattr("ht_ray.vision.data.sources._archive_files", lambda path: pytest.fail("decoded again"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         second = load(root)

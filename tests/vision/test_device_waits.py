@@ -10,7 +10,7 @@ from small_runs import train
 
 from ht_ray.vision import METHODS, MethodConfig
 
-pytestmark = pytest.mark.filterwarnings("ignore::ht_ray._checks.SettingWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::ht_ray.errors.SettingWarning")
 
 NETWORKS = ("mlp", "resnet18", "vgg16", "vit_tiny")
 

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ht_ray._checks import SettingError
 from ht_ray.diagnostics import IndicatorConfig
+from ht_ray.errors import SettingError
 from ht_ray.mechanisms import SettingWarning, generator
 from ht_ray.vision import (
     ContinualConfig,
@@ -40,7 +40,7 @@ from ht_ray.vision import (
 )
 
 # Phases of a few steps: the tortoise's momentum is small in them, and the warnings are beside the point.
-pytestmark = pytest.mark.filterwarnings("ignore::ht_ray._checks.SettingWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::ht_ray.errors.SettingWarning")
 
 
 def make_data(channels: int = 1, side: int = 6) -> ImageData:

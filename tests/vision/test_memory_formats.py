@@ -12,19 +12,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ht_ray.mechanisms import (
+from ht_ray.mechanisms import SettingWarning, find_units, fresh_weights, named_tensors
+from ht_ray.methods import (
     UPGD,
     ContinualBackprop,
     HeadReset,
     PlasticityInjection,
     ReDo,
     Regenerative,
-    SettingWarning,
     ShrinkPerturb,
     Tortoise,
-    find_units,
-    fresh_weights,
-    named_tensors,
 )
 from ht_ray.vision import (
     METHODS,

@@ -8,9 +8,9 @@ import torchvision
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ht_ray._checks import SettingError
-from ht_ray.mechanisms.crelu import CReLU
-from ht_ray.mechanisms.rng import derive_seed, isolated_rng
+from ht_ray.errors import SettingError
+from ht_ray.mechanisms.units.crelu import CReLU
+from ht_ray.mechanisms.weights.rng import derive_seed, isolated_rng
 from ht_ray.vision.models import (
     VGG16,
     ModelConfig,

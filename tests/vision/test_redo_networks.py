@@ -11,11 +11,12 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from ht_ray._checks import SettingWarning
-from ht_ray.mechanisms import Tortoise, named_tensors
-from ht_ray.mechanisms.continual_backprop import ContinualBackprop
-from ht_ray.mechanisms.redo import ReDo
-from ht_ray.mechanisms.units import HiddenUnits, find_units
+from ht_ray.errors import SettingWarning
+from ht_ray.mechanisms import named_tensors
+from ht_ray.mechanisms.units.find_units import HiddenUnits, find_units
+from ht_ray.methods import Tortoise
+from ht_ray.methods.continual_backprop import ContinualBackprop
+from ht_ray.methods.redo import ReDo
 from ht_ray.vision.models import ModelConfig, make_model
 from ht_ray.vision.models.layers import HeConv2d, TruncNormalLinear
 

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from ht_ray._checks import SettingError
-from ht_ray._interrupted import Interrupted
 from ht_ray.diagnostics import IndicatorConfig
+from ht_ray.errors import Interrupted, SettingError
 from ht_ray.mechanisms import SettingWarning
 from ht_ray.vision import (
     METHODS,

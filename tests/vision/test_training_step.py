@@ -9,14 +9,14 @@ import torch
 from recorded_graph import Recorded
 
 from ht_ray import cuda_graph
-from ht_ray._checks import SettingError, SettingWarning
+from ht_ray.errors import SettingError, SettingWarning
 from ht_ray.vision import ContinualConfig, DataConfig, MethodConfig, ModelConfig, load_data, make_model, make_stream
-from ht_ray.vision import training_step as under_test
-from ht_ray.vision.fit import fit
-from ht_ray.vision.optimizer import TrainingConfig
+from ht_ray.vision.training import training_step as under_test
+from ht_ray.vision.training.fit import fit
+from ht_ray.vision.training.optimizer import TrainingConfig
 
 fitting = sys.modules[fit.__module__]
-pytestmark = pytest.mark.filterwarnings("ignore::ht_ray._checks.SettingWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::ht_ray.errors.SettingWarning")
 
 
 @pytest.fixture

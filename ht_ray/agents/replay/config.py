@@ -7,7 +7,8 @@ from typing import Literal
 
 import torch
 
-from ht_ray._checks import SettingError, check_choice, check_number
+from ht_ray._checks import check_choice, check_number
+from ht_ray.errors import SettingError
 
 __all__ = ["ReplayConfig", "check_discount", "check_steps"]
 
@@ -64,7 +65,7 @@ class ReplayConfig:
     >>> ReplayConfig(discount=1.5)
     Traceback (most recent call last):
     ...
-    ht_ray._checks.SettingError: ReplayConfig.discount = 1.5: accepted is a number with 0 <= discount <= 1.
+    ht_ray.errors.SettingError: ReplayConfig.discount = 1.5: accepted is a number with 0 <= discount <= 1.
     """
 
     capacity: int = 100_000

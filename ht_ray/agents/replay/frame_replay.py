@@ -12,7 +12,7 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
-from ht_ray._checks import SettingError, check_number
+from ht_ray._checks import check_number
 from ht_ray.agents.replay.batch import Batch
 from ht_ray.agents.replay.config import ReplayConfig, check_discount, check_steps
 from ht_ray.agents.replay.packing import ReplayFileError, pack, read_file, unpack, write_file
@@ -30,8 +30,9 @@ from ht_ray.agents.replay.section import (
 from ht_ray.agents.replay.storage import FrameStore
 from ht_ray.agents.replay.sum_tree import SumTree
 from ht_ray.cuda_graph import Captured, use_graph
-from ht_ray.mechanisms.rng import generator
-from ht_ray.mechanisms.transfer import upload
+from ht_ray.errors import SettingError
+from ht_ray.mechanisms.weights.rng import generator
+from ht_ray.mechanisms.weights.transfer import upload
 
 __all__ = ["FrameReplay", "ReplayFileError", "make_replay"]
 

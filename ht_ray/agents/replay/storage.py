@@ -7,8 +7,8 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
-from ht_ray._checks import SettingError
-from ht_ray.mechanisms.transfer import upload
+from ht_ray.errors import SettingError
+from ht_ray.mechanisms.weights.transfer import upload
 
 __all__ = ["FrameStore"]
 

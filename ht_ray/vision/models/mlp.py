@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ht_ray.mechanisms.crelu import CReLU
+from ht_ray.mechanisms.units.crelu import CReLU
 
 __all__ = ["MLP"]
 

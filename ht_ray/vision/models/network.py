@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ht_ray._checks import SettingError, check_choice, check_number
-from ht_ray.mechanisms.crelu import CReLU
-from ht_ray.mechanisms.rng import derive_seed, isolated_rng
+from ht_ray._checks import check_choice, check_number
+from ht_ray.errors import SettingError
+from ht_ray.mechanisms.units.crelu import CReLU
+from ht_ray.mechanisms.weights.rng import derive_seed, isolated_rng
 from ht_ray.vision.models.layers import TruncNormalLinear
 from ht_ray.vision.models.mlp import MLP
 from ht_ray.vision.models.resnet import ResNet18
@@ -80,7 +81,7 @@ class ModelConfig:
     >>> ModelConfig(name="resnet")
     Traceback (most recent call last):
     ...
-    ht_ray._checks.SettingError: ModelConfig.name = 'resnet': accepted are 'mlp', 'resnet18', 'vit_tiny', 'vgg16'. \
+    ht_ray.errors.SettingError: ModelConfig.name = 'resnet': accepted are 'mlp', 'resnet18', 'vit_tiny', 'vgg16'. \
 Did you mean 'resnet18'?
     """
 

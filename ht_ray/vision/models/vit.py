@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ht_ray._checks import SettingError
+from ht_ray.errors import SettingError
 from ht_ray.vision.models.layers import TruncNormalLinear, small_normal_
 
 __all__ = ["VisionTransformer", "patch_size_for"]

@@ -13,8 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ht_ray._checks import SettingError
 from ht_ray.agents.replay import Batch, FrameReplay, ReplayConfig, frame_replay, make_replay
+from ht_ray.errors import SettingError
 
 SHAPE = (2, 3)
 

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ht_ray._checks import SettingError
 from ht_ray.agents.replay import SumTree
+from ht_ray.errors import SettingError
 
 
 @settings(deadline=None, max_examples=60)

@@ -1,0 +1,1 @@
+"""BBF: settings, schedules, self-prediction, restart, agent."""

@@ -1,0 +1,1 @@
+"""DrQ(eps): settings and agent."""

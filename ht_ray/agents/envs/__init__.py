@@ -1,0 +1,1 @@
+"""Games: the interface, Atari, Catch."""

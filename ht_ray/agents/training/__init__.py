@@ -1,0 +1,1 @@
+"""The agents' plain loop: collecting, training, evaluation, checkpoints."""

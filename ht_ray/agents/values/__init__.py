@@ -1,0 +1,1 @@
+"""Value heads and losses: scalar, two-hot, C51."""

@@ -1,0 +1,1 @@
+"""Hidden units: found in a network, looked at, recycled."""

@@ -1,0 +1,1 @@
+"""Weights: named copies, fresh draws, buffers, BatchNorm statistics, the optimiser's state."""

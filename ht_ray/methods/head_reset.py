@@ -1,0 +1,159 @@
+"""Head Reset: the layers after the encoder start anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ht_ray._checks import check_choice, check_number
+from ht_ray.errors import SettingError
+from ht_ray.mechanisms.weights.fresh import find_head, fresh_weights
+from ht_ray.mechanisms.weights.optimizer_state import Optimizers, clear_optimizer_state
+from ht_ray.mechanisms.weights.rng import derive_seed
+from ht_ray.mechanisms.weights.spectral_norm import fit_spectral_norm
+from ht_ray.mechanisms.weights.weight_copy import WeightCopy, named_tensors
+from ht_ray.methods.tortoise import Tortoise
+
+__all__ = ["HeadReset"]
+
+
+class HeadReset:
+    """Head Reset (Nikishin et al. 2022, arXiv 2205.07802; arXiv 2406.02596, appendix A.4).
+
+    All trainable parameters of the head and its statistics (float buffers, BatchNorm's counters) are set to their
+    initial values or to fresh ones, and the optimiser forgets them. Frozen parameters are left alone, and so are other
+    integer buffers: masks of the classes known so far, in heads that grow, are not learned. Parameters that the head
+    shares with the backbone count as the head's.
+
+    Parameters
+    ----------
+    module
+        The network as initialised.
+    head
+        The head's name, the head itself, or None to find it (see `find_head`).
+    toward
+        ``"initial"`` (default) or ``"fresh"`` (drawn anew each time).
+    seed
+        Of fresh weights.
+    factory
+        Makes the network anew, for ``"fresh"`` with networks that have no ``reset_parameters`` methods.
+
+    Raises
+    ------
+    SettingError
+        If a setting is not accepted, or the network has no such head.
+
+    Examples
+    --------
+    >>> from collections import OrderedDict
+    >>> net = nn.Sequential(OrderedDict(backbone=nn.Linear(1, 1), head=nn.Linear(1, 1)))
+    >>> method = HeadReset(net)
+    >>> before = net.head.weight.item()
+    >>> with torch.no_grad():
+    ...     for parameter in net.parameters():
+    ...         _ = parameter.fill_(7.0)
+    >>> method.apply()
+    >>> net.head.weight.item() == before, net.backbone.weight.item()
+    (True, 7.0)
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        head: str | nn.Module | None = None,
+        toward: Literal["initial", "fresh"] = "initial",
+        seed: int = 0,
+        factory: Callable[[], nn.Module] | None = None,
+    ) -> None:
+        check_choice("HeadReset: toward", toward, ["initial", "fresh"])
+        check_number("HeadReset: seed", seed, integer=True)
+        self.module = module
+        try:
+            self.head = find_head(module, head)
+        except ValueError as error:
+            raise SettingError(f"HeadReset: {error}") from error
+        self.toward = toward
+        self.seed = seed
+        self.factory = factory
+        #: How often it was applied.
+        self.applications = 0
+        self.initial = WeightCopy(self._part()) if toward == "initial" else None
+
+    def _part(self) -> nn.Module:
+        # Looked up each time: growing networks replace their head.
+        return self.module.get_submodule(self.head)
+
+    def begin_phase(self) -> None:
+        """Note the initial weights of units that the head has grown; call before they are trained."""
+        if self.initial is not None:
+            self.initial.sync(self._part())
+
+    @torch.no_grad()
+    def apply(self, tortoise: Tortoise | None = None, optimizer: Optimizers | None = None) -> None:
+        """Reset the head now.
+
+        Parameters
+        ----------
+        tortoise
+            The network's tortoise, whose head is set to the same values; None leaves it alone.
+        optimizer
+            That forgets the head's parameters; one or several.
+
+        Raises
+        ------
+        RuntimeError
+            While the tortoise predicts: its values are in the hare then.
+        """
+        if tortoise is not None and tortoise.predicting:
+            raise RuntimeError("HeadReset.apply while the tortoise predicts: stop predicting first")
+        self.begin_phase()
+        part = self._part()
+        # By identity, not by prefix: a tensor that is tied to the backbone's has its name there.
+        whole_names = {tensor: name for name, tensor in named_tensors(self.module)}
+        if self.initial is not None:
+            target: Mapping[str, Tensor] = self.initial.tensors
+        else:
+            draw = derive_seed(self.seed, "head reset: fresh weights", self.applications)
+            if self.factory is None:
+                target = fresh_weights(part, seed=draw)
+            else:
+                whole = fresh_weights(self.module, seed=draw, factory=self.factory)
+                target = {name: whole[whole_names[live]] for name, live in named_tensors(part)}
+        if tortoise is not None:
+            tortoise.weights.sync(self.module)
+        # What was pruned stays pruned: torch keeps a weight's mask under its name.
+        masks = {f"{name.removesuffix('_orig')}_mask" for name, _ in part.named_parameters() if name.endswith("_orig")}
+        changed: list[nn.Parameter] = []
+        for name, live in named_tensors(part):
+            if isinstance(live, nn.Parameter):
+                if not live.requires_grad:
+                    continue
+                changed.append(live)
+            elif not (live.is_floating_point() or name.endswith("num_batches_tracked")) or name in masks:
+                continue
+            for tensor in (live, *([tortoise.weights[whole_names[live]]] if tortoise is not None else [])):
+                tensor.copy_(target[name])
+        fit_spectral_norm(part)
+        if tortoise is not None:
+            tortoise.weights_were_set()
+        if optimizer is not None:
+            clear_optimizer_state(optimizer, changed)
+        self.applications += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors and counters to continue from; settings are not part of it."""
+        return {
+            "initial": self.initial.state_dict() if self.initial is not None else {},
+            "applications": self.applications,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`."""
+        if self.initial is not None:
+            self.initial.sync(self._part())
+            self.initial.load_state_dict(state["initial"])
+        self.applications = int(state["applications"])

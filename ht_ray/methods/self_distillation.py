@@ -1,0 +1,124 @@
+"""Self-distillation: the network learns from its own average."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from ht_ray._checks import check_number
+from ht_ray.mechanisms.weights.spectral_norm import spectral_layers
+from ht_ray.methods.method import Inputs, Mechanism
+from ht_ray.methods.tortoise import Tortoise
+
+__all__ = ["SelfDistillation"]
+
+
+class SelfDistillation(Mechanism):
+    """Self-distillation: the tortoise's predictions are soft targets for the network.
+
+    Adds ``strength * T^2 * KL(teacher || student)``, averaged over the batch, between the class distributions of the
+    two at temperature ``T``; the square keeps gradients comparable between temperatures (Hinton et al.). The teacher
+    is the tortoise (a mean teacher, Tarvainen & Valpola; compared with in arXiv 2406.02596), in evaluation mode, on the
+    very inputs of the student and with no gradient. Nothing of the network changes in its pass: modes, BatchNorm
+    statistics, gradients and random state.
+
+    Parameters
+    ----------
+    module
+        The network.
+    strength
+        Default 1 (ours). 0 is off: the teacher does not compute.
+    temperature
+        ``T``, above 0. Default 1 (ours).
+
+    Raises
+    ------
+    SettingError
+        If a setting is out of its range.
+
+    References
+    ----------
+    Tarvainen & Valpola (2017). Mean teachers are better role models. arXiv:1703.01780.
+    Hinton et al. (2015). Distilling the knowledge in a neural network. arXiv:1503.02531.
+    Allen-Zhu & Li (2020). Towards understanding ensemble, knowledge distillation and self-distillation in deep
+    learning. arXiv:2012.09816.
+
+    Examples
+    --------
+    >>> net = nn.Linear(2, 3)
+    >>> tortoise, method, inputs = Tortoise(net), SelfDistillation(net), torch.randn(4, 2)
+    >>> method.before_forward(inputs, tortoise)
+    >>> abs(method.loss(net(inputs)).item()) < 1e-6
+    True
+    """
+
+    rank: ClassVar[int] = -7
+    capturable = True
+
+    def __init__(self, module: nn.Module, *, strength: float = 1.0, temperature: float = 1.0) -> None:
+        super().__init__(module)
+        check_number("SelfDistillation: strength", strength, low=0)
+        check_number("SelfDistillation: temperature", temperature, low=0, low_open=True)
+        self.strength = float(strength)
+        self.temperature = float(temperature)
+        self._teacher: Tensor | None = None
+
+    @torch.no_grad()
+    def before_forward(self, inputs: Inputs, tortoise: Tortoise | None = None) -> None:
+        """Compute the teacher's logits.
+
+        Raises
+        ------
+        RuntimeError
+            Without a tortoise, or while it predicts: its values are in the hare then.
+        """
+        if not self.strength:
+            return
+        if tortoise is None:
+            raise RuntimeError("SelfDistillation needs a tortoise: it is the teacher")
+        if tortoise.predicting:
+            raise RuntimeError("SelfDistillation while the tortoise predicts: stop predicting first")
+        # Each part's own flag: a network may keep some parts in evaluation mode, and train() may be overridden.
+        training = [part for part in self.module.modules() if part.training]
+        try:
+            for part in training:
+                part.training = False
+            self._teacher = self._predicted(inputs, tortoise)
+        finally:
+            for part in training:
+                part.training = True
+
+    def _predicted(self, inputs: Inputs, tortoise: Tortoise) -> Any:
+        if spectral_layers(self.module):  # whose vectors are made for the tortoise's weights at a prediction only
+            with tortoise.predict() as teacher:
+                return teacher(*inputs) if isinstance(inputs, tuple) else teacher(inputs)
+        tortoise.weights.sync(self.module)
+        tortoise.weights.copy_own_from(self.module)
+        live = dict([*self.module.named_parameters(), *self.module.named_buffers()])
+        weights = {name: value.to(live[name].dtype) for name, value in tortoise.weights.tensors.items()}
+        return functional_call(self.module, weights, inputs)
+
+    def loss(self, outputs: Tensor) -> Tensor | None:
+        """Return the divergence of the student's logits ``(B, K)`` from the teacher's.
+
+        Raises
+        ------
+        RuntimeError
+            Without a `before_forward` for this batch.
+        """
+        if not self.strength:
+            return None
+        if self._teacher is None:
+            raise RuntimeError("SelfDistillation.loss without before_forward: call that for each batch")
+        teacher, self._teacher = self._teacher, None
+        dtype = torch.promote_types(outputs.dtype, torch.float32)
+        divergence = functional.kl_div(
+            functional.log_softmax(outputs.to(dtype) / self.temperature, dim=-1),
+            functional.softmax(teacher.to(dtype) / self.temperature, dim=-1),
+            reduction="batchmean",
+        )
+        return self.strength * self.temperature**2 * divergence

@@ -1,0 +1,374 @@
+"""Hare & Tortoise: a slow average of the network, which the network is set back to."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from ht_ray._checks import check_choice, check_number
+from ht_ray.errors import SettingError, SettingWarning
+from ht_ray.mechanisms.weights.batchnorm import recalibrate_batchnorm
+from ht_ray.mechanisms.weights.buffers import check_buffers_named, check_patterns
+from ht_ray.mechanisms.weights.detached_copy import detached_copy
+from ht_ray.mechanisms.weights.optimizer_state import Optimizers, clear_optimizer_state
+from ht_ray.mechanisms.weights.spectral_norm import fit_spectral_norm
+from ht_ray.mechanisms.weights.weight_copy import WeightCopy
+
+__all__ = ["Tortoise", "half_life", "momentum_of_half_life"]
+
+
+def half_life(momentum: float) -> float:
+    """Return the number of steps after which an average of this `momentum` has forgotten half of what it held.
+
+    Examples
+    --------
+    >>> round(half_life(0.99), 1), round(half_life(0.999), 1)
+    (69.0, 692.8)
+    """
+    return math.log(0.5) / math.log(momentum) if momentum > 0 else 0.0
+
+
+def momentum_of_half_life(steps: float) -> float:
+    """Return the momentum whose half-life is `steps`: ``0.5 ** (1 / steps)``."""
+    return float(0.5 ** (1.0 / steps))
+
+
+class Tortoise:
+    """The slow network of Hare & Tortoise (arXiv 2406.02596, section 4).
+
+    After every optimiser step the tortoise follows the hare, ``t <- momentum * t + (1 - momentum) * h``. After every
+    `reset_interval` epochs or steps the hare is set back to it, ``h <- t``. The tortoise predicts. With
+    ``reset_interval=None`` the hare is never touched: that is an exponential moving average (EMA).
+
+    The hare is the module itself, changed in place; the tortoise is a `WeightCopy` that follows it when it grows or
+    moves. Parameters and the running statistics of normalisation layers are averaged and reset alike. Other buffers
+    (masks, indices, scales, and what is not known) are the hare's: the tortoise uses them as they are, and a reset
+    leaves them alone. Spectral norm's vectors are made for the tortoise's own weights, and for the hare's at a reset.
+    The tortoise starts at the weights that the hare has when this object is made, so make it after initialisation or
+    loading. State of the optimiser is kept at a reset, or cleared.
+
+    Epochs for the reset are counted from 1 within a phase (`begin_phase`), steps from 1 over the whole run.
+
+    Parameters
+    ----------
+    hare
+        The network that is trained.
+    momentum
+        Of the average, in [0, 1). Default 0.999 (the authors' code), unless `half_life` is given.
+    half_life
+        The same as the number of steps after which half is forgotten; give one of the two.
+    reset_interval
+        The hare is set back after every so many epochs or steps; None (default) means never.
+    reset_unit
+        ``"epochs"`` (default) or ``"steps"``.
+    optimizer_state
+        ``"keep"`` (default) or ``"clear"`` the optimiser's state of the hare at a reset.
+    reset_at_phase_end
+        Whether a reset that is due at a phase's last epoch happens (default). The authors' code counts such that it
+        does not: their hare enters the next phase un-reset.
+    average_buffers
+        Names of more floating-point buffers that are averaged and reset as weights are, with the wildcards of
+        `fnmatch`: ``("*.codebook",)``. Default: none.
+    twin
+        A module of the hare's structure whose tensors are the tortoise, as an agent's target network is; its present
+        values are what the average starts from. By default the tortoise has tensors of its own.
+
+    Raises
+    ------
+    SettingError
+        If a setting is out of its range, or one of `average_buffers` matches nothing.
+    ValueError
+        If `twin` is not of the hare's structure.
+
+    See Also
+    --------
+    half_life : steps after which an average has forgotten half.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> hare = nn.Linear(4, 2)
+    >>> optimizer = torch.optim.SGD(hare.parameters(), lr=0.1)
+    >>> tortoise = Tortoise(hare, momentum=0.9, reset_interval=10, reset_unit="steps")
+    >>> for _ in range(20):
+    ...     optimizer.zero_grad()
+    ...     hare(torch.randn(8, 4)).square().mean().backward()
+    ...     optimizer.step()
+    ...     reset = tortoise.step(optimizer)
+    >>> tortoise.updates, tortoise.resets
+    (20, 2)
+    >>> with tortoise.predict():
+    ...     prediction = hare(torch.randn(8, 4))
+    >>> exported = tortoise.trained_tortoise()
+    """
+
+    def __init__(
+        self,
+        hare: nn.Module,
+        *,
+        momentum: float | None = None,
+        half_life: float | None = None,
+        reset_interval: int | None = None,
+        reset_unit: Literal["epochs", "steps"] = "epochs",
+        optimizer_state: Literal["keep", "clear"] = "keep",
+        reset_at_phase_end: bool = True,
+        average_buffers: Collection[str] = (),
+        twin: nn.Module | None = None,
+    ) -> None:
+        if momentum is not None and half_life is not None:
+            raise SettingError(
+                f"Tortoise: momentum = {momentum!r} and half_life = {half_life!r}: accepted is one of the two."
+            )
+        if half_life is not None:
+            check_number("Tortoise: half_life", half_life, low=0, low_open=True)
+            momentum = momentum_of_half_life(half_life)
+        elif momentum is None:
+            momentum = 0.999
+        check_number("Tortoise: momentum", momentum, low=0, high=1, high_open=True)
+        if reset_interval is not None:
+            check_number("Tortoise: reset_interval", reset_interval, low=1, integer=True)
+        check_choice("Tortoise: reset_unit", reset_unit, ["epochs", "steps"])
+        check_choice("Tortoise: optimizer_state", optimizer_state, ["keep", "clear"])
+        average_buffers = check_patterns("Tortoise: average_buffers", average_buffers)
+        check_buffers_named("Tortoise: average_buffers", average_buffers, hare)
+        self.hare = hare
+        self.momentum = float(momentum)
+        self.reset_interval = reset_interval
+        self.reset_unit = reset_unit
+        self.optimizer_state = optimizer_state
+        self.reset_at_phase_end = reset_at_phase_end
+        #: How many steps the tortoise has followed, how often the hare was reset, epochs ended in this phase.
+        self.updates = 0
+        self.resets = 0
+        self.epochs = 0
+        self.weights = WeightCopy(hare, twin, average_buffers=average_buffers)
+
+    @property
+    def predicting(self) -> bool:
+        """Whether the hare module holds the tortoise's values at present."""
+        return self.weights.swapped
+
+    def begin_phase(self, *, steps_per_epoch: int | None = None, epochs: int | None = None) -> None:
+        """Start a phase: follow growth, count epochs anew, and warn of settings that cannot work in it.
+
+        Parameters
+        ----------
+        steps_per_epoch, epochs
+            Size of the phase, where known; used for the warnings only.
+        """
+        self.stop_predicting()
+        self.weights.sync(self.hare)
+        self.epochs = 0
+        if steps_per_epoch is not None:
+            self._warn(steps_per_epoch, epochs)
+
+    def step(self, optimizer: Optimizers | None = None) -> bool:
+        """Call after every optimiser step: follow the hare, and reset it if that is due in steps.
+
+        Parameters
+        ----------
+        optimizer
+            Needed where a reset clears its state.
+
+        Returns
+        -------
+        bool
+            Whether the hare was reset.
+        """
+        self.average()
+        return self.count_step(optimizer)
+
+    def count_step(self, optimizer: Optimizers | None = None) -> bool:
+        """Count a step that the tortoise has followed, and reset the hare if that is due in steps.
+
+        The second half of `step`, for loops that replay the first, `average`, from a CUDA graph.
+
+        Returns
+        -------
+        bool
+            Whether the hare was reset.
+        """
+        self.updates += 1
+        if self.reset_unit == "steps" and self.reset_interval and self.updates % self.reset_interval == 0:
+            self.reset(optimizer)
+            return True
+        return False
+
+    def end_epoch(self, optimizer: Optimizers | None = None, *, last: bool = False) -> bool:
+        """Call after every training epoch, before evaluation: reset the hare if that is due in epochs.
+
+        Parameters
+        ----------
+        last
+            Whether this was the last epoch of its phase (see `reset_at_phase_end`).
+
+        Returns
+        -------
+        bool
+            Whether the hare was reset.
+        """
+        self.epochs += 1
+        due = self.reset_unit == "epochs" and self.reset_interval and self.epochs % self.reset_interval == 0
+        if due and (self.reset_at_phase_end or not last):
+            self.reset(optimizer)
+            return True
+        return False
+
+    def follow(self) -> None:
+        """Move the tortoise towards the hare by one step of the average, and count it."""
+        self.average()
+        self.updates += 1
+
+    def average(self) -> None:
+        """Move the tortoise towards the hare by one step of the average, and count nothing."""
+        self.weights.lerp_from(self.hare, 1.0 - self.momentum)
+
+    def reset(self, optimizer: Optimizers | None = None) -> None:
+        """Set the hare back to the tortoise.
+
+        Raises
+        ------
+        ValueError
+            If the optimiser's state is to be cleared and no `optimizer` is given.
+        """
+        if self.optimizer_state == "clear" and optimizer is None:
+            raise ValueError("Tortoise: optimizer_state = 'clear' needs the optimizer at a reset")
+        self.weights.copy_own_from(self.hare)
+        self.weights.copy_to(self.hare)
+        fit_spectral_norm(self.hare)
+        if self.optimizer_state == "clear" and optimizer is not None:
+            clear_optimizer_state(optimizer, self.hare.parameters())
+        self.resets += 1
+
+    @contextmanager
+    def predict(self) -> Iterator[nn.Module]:
+        """Let the hare module compute with the tortoise's values inside a ``with`` block.
+
+        Values are exchanged in place and put back at the end, also after an exception; parameter identity, the
+        optimiser and hooks are untouched. Do not train inside. Blocks may be nested; the outermost puts back.
+        """
+        was_predicting = self.predicting
+        self.start_predicting()
+        try:
+            yield self.hare
+        finally:
+            if not was_predicting:
+                self.stop_predicting()
+
+    def start_predicting(self) -> None:
+        """Put the tortoise's values into the hare module (for callbacks; otherwise use `predict`)."""
+        if self.predicting:
+            return
+        if self.weights.twin is not None:  # which computes at any time, and so is always as it should be
+            self.weights.swap(self.hare)
+            return
+        self.weights.copy_own_from(self.hare)
+        self.weights.swap(self.hare)
+        fit_spectral_norm(self.hare)
+
+    def stop_predicting(self) -> None:
+        """Put the hare's values back; does nothing when they are in place."""
+        if not self.predicting:
+            return
+        self.weights.swap(self.hare)
+        if self.weights.twin is None:  # no trace of what the tortoise's buffers were for the prediction
+            self.weights.copy_own_from(self.hare)
+
+    def recalibrate_batchnorm(self, batches: Iterable[Tensor | tuple[Tensor, ...]]) -> int:
+        """Set the tortoise's BatchNorm statistics to those of `batches` under its own weights.
+
+        See Also
+        --------
+        ht_ray.mechanisms.recalibrate_batchnorm : what is done, and what is returned.
+        """
+        with self.predict() as tortoise:
+            return recalibrate_batchnorm(tortoise, batches)
+
+    def trained_tortoise(self) -> nn.Module:
+        """Return the slow network as a plain module of its own, in evaluation mode: to export, save or serve.
+
+        What the network keeps of its last training pass, such as features, is copied without its graph.
+        """
+        gradients = [(parameter, parameter.grad) for parameter in self.hare.parameters()]
+        with self.predict() as tortoise:
+            try:
+                for parameter, _ in gradients:
+                    parameter.grad = None
+                return detached_copy(tortoise).eval()
+            finally:
+                for parameter, gradient in gradients:
+                    parameter.grad = gradient
+
+    def weights_were_set(self) -> None:
+        """Call after the tortoise's weights were set by anything but `step`: what belongs to them follows."""
+        if self.weights.twin is not None:
+            fit_spectral_norm(self.weights.twin)
+
+    def distance(self) -> Tensor:
+        """Return the Euclidean distance between hare and tortoise over trainable parameters, shape ``()``."""
+        return self.weights.squared_distance(self.hare).sqrt()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors and counters to continue from; settings are not part of it."""
+        return {
+            "weights": self.weights.state_dict(),
+            "updates": self.updates,
+            "resets": self.resets,
+            "epochs": self.epochs,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`; the hare is loaded by its owner.
+
+        Raises
+        ------
+        ValueError
+            If names or shapes differ from the hare's; nothing is changed then.
+        """
+        updates, resets, epochs = (int(state[name]) for name in ("updates", "resets", "epochs"))
+        self.stop_predicting()
+        self.weights.sync(self.hare)
+        self.weights.load_state_dict(state["weights"])
+        self.updates, self.resets, self.epochs = updates, resets, epochs
+
+    def _warn(self, steps_per_epoch: int, epochs: int | None) -> None:
+        life = half_life(self.momentum)
+        steps = steps_per_epoch * epochs if epochs is not None else None
+        if steps is not None and life > steps:
+            warnings.warn(
+                f"Tortoise: momentum = {self.momentum:g} has a half-life of {life:.0f} steps, longer than a phase of "
+                f"{steps} steps: the tortoise will still be half of what it was before. "
+                f"Take a momentum of at most {momentum_of_half_life(steps / 4):.6g}, or longer phases.",
+                SettingWarning,
+                stacklevel=3,
+            )
+        if self.reset_interval is None:
+            return
+        if self.reset_unit == "epochs" and epochs is not None and self.reset_interval > epochs:
+            warnings.warn(
+                f"Tortoise: reset_interval = {self.reset_interval} epochs, and a phase has {epochs}: the hare is never "
+                f"reset, as epochs are counted anew in each phase. Take an interval of at most {epochs}, or count in "
+                "steps.",
+                SettingWarning,
+                stacklevel=3,
+            )
+        if life == 0:
+            return
+        interval = self.reset_interval * (steps_per_epoch if self.reset_unit == "epochs" else 1)
+        if interval < life / 4:
+            x = interval * -math.log(self.momentum)
+            share = 1 - -math.expm1(-x) / x
+            warnings.warn(
+                f"Tortoise: the hare is reset every {interval} steps, the half-life of momentum = {self.momentum:g} is "
+                f"{life:.0f} steps: the pair learns at about {share:.0%} of the hare's speed. Take a reset interval of "
+                f"at least {math.ceil(life / steps_per_epoch) if self.reset_unit == 'epochs' else math.ceil(life)} "
+                f"{self.reset_unit}, or a smaller momentum.",
+                SettingWarning,
+                stacklevel=3,
+            )

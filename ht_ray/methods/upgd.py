@@ -1,0 +1,225 @@
+"""UPGD: useful weights are protected from the step, the others perturbed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adafactor, AdamW, Muon, Optimizer
+
+from ht_ray._checks import check_number
+from ht_ray.mechanisms.weights.rng import generator
+from ht_ray.mechanisms.weights.stepped_groups import stepped_groups
+from ht_ray.methods.method import Mechanism
+from ht_ray.methods.tortoise import Tortoise
+
+__all__ = ["UPGD"]
+
+
+class _Before(NamedTuple):
+    """What a group's parameters were before the optimiser's step."""
+
+    parameters: list[Tensor]
+    values: list[Tensor]
+    lr: float | Tensor
+    utilities: list[Tensor]
+    corrections: list[float]
+
+
+def _decoupled_decay(optimizer: Optimizer, group: Mapping[str, Any]) -> Any:
+    # Adam, RAdam and NAdam say so in the group; these three always multiply by 1 - lr * weight_decay.
+    if group.get("decoupled_weight_decay", isinstance(optimizer, (AdamW, Adafactor, Muon))):
+        return group["weight_decay"]
+    return 0.0
+
+
+class UPGD(Mechanism):
+    """Utility-based perturbed gradient descent: a gate on each weight, around the step of any optimiser.
+
+    The utility of a weight is a running average of ``-gradient * weight``: to first order, what the loss would rise by
+    if the weight were zero. Bias-corrected and divided by the largest utility in the network it passes a sigmoid, and
+    what remains to 1 is the share of the step that is taken::
+
+        u  <- decay * u + (1 - decay) * (-g * w)
+        s  =  sigmoid((u / (1 - decay^t)) / max over all weights of (u / (1 - decay^t)))
+        w  <- b + (w' - b - lr * n) * (1 - s),    n ~ N(0, noise^2)
+
+    with ``w'`` the optimiser's result and ``b`` the weight before its step, after its weight decay if that is
+    decoupled. Around plain SGD this is the paper's algorithm 1 with first-order, globally scaled utility; around Adam,
+    its adaptive form. ``g`` is the gradient as the optimiser sees it (clipped).
+
+    There is no neutral setting: a weight of utility 0 takes half the step, and without noise the gate remains. The
+    authors' published code doubles the learning rate in return, and divides by the largest utility before its bias is
+    corrected; neither is done here. Where no utility is positive the division is done as it is: with a negative
+    largest utility, weights are the more protected the more negative their own is; with a largest utility of zero,
+    weights of utility 0 take half the step and all others the whole of it.
+
+    All trainable parameters that the optimiser knows are gated; those without a gradient are passed over. They must
+    be on one device. Units that the network grows start with utility 0.
+
+    Parameters
+    ----------
+    module
+        The network.
+    utility_decay
+        Of the average, in [0, 1). Default 0.999 (the authors' code).
+    noise
+        Standard deviation of the perturbation before it is multiplied by the learning rate. Default 0.001 (the
+        authors' code).
+    seed
+        Of the noise.
+
+    Raises
+    ------
+    SettingError
+        If a setting is out of its range.
+
+    References
+    ----------
+    Elsayed & Mahmood (2024). Addressing loss of plasticity and catastrophic forgetting in continual learning. ICLR.
+    arXiv:2404.00781.
+
+    Examples
+    --------
+    >>> layer = nn.Linear(1, 1, bias=False)
+    >>> with torch.no_grad():
+    ...     _ = layer.weight.fill_(2.0)
+    >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    >>> method = UPGD(layer, noise=0.0)
+    >>> layer(torch.ones(1, 1)).sum().backward()
+    >>> method.before_step(optimizer)
+    >>> optimizer.step()
+    >>> method.after_step(optimizer)
+    >>> round(layer.weight.item(), 4)  # 2 - 0.1 * (1 - sigmoid(1))
+    1.9731
+    """
+
+    rank: ClassVar[int] = -2
+
+    def __init__(self, module: nn.Module, *, utility_decay: float = 0.999, noise: float = 0.001, seed: int = 0) -> None:
+        super().__init__(module)
+        check_number("UPGD: utility_decay", utility_decay, low=0, high=1, high_open=True)
+        check_number("UPGD: noise", noise, low=0)
+        check_number("UPGD: seed", seed, integer=True)
+        self.utility_decay = float(utility_decay)
+        self.noise = float(noise)
+        self.seed = seed
+        #: How many steps were gated.
+        self.steps = 0
+        #: Running average of each parameter's utility, and how many steps are in it, by name.
+        self.utilities: dict[str, Tensor] = {}
+        self.updates: dict[str, int] = {}
+        self._before: list[_Before] | None = None
+        self.begin_phase()
+
+    def begin_phase(self) -> None:
+        """Find the network's parameters; known units keep their utility."""
+        self._names: dict[Tensor, str] = {parameter: name for name, parameter in self.module.named_parameters()}
+        self.utilities = {name: self._following(self.utilities.get(name), p) for p, name in self._names.items()}
+        self.updates = {name: self.updates.get(name, 0) for name in self.utilities}
+
+    @staticmethod
+    def _following(old: Tensor | None, parameter: Tensor) -> Tensor:
+        # At least 32 bits: an average with a decay near 1 stalls in 16.
+        dtype = torch.promote_types(parameter.dtype, torch.float32)
+        if old is not None and old.shape == parameter.shape:
+            return old.to(parameter.device, dtype)
+        new = torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
+        if old is not None and old.dim() == new.dim():
+            block = tuple(slice(0, min(a, b)) for a, b in zip(old.shape, new.shape, strict=True))
+            new[block] = old[block].to(new.device, dtype)
+        return new
+
+    @torch.no_grad()
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Update the utilities and remember the weights."""
+        self._before = []
+        for group, parameters in stepped_groups(optimizer, self._names):
+            names = [self._names[parameter] for parameter in parameters]
+            utilities = [self.utilities[name] for name in names]
+            gradients: list[Tensor] = [p.grad for p in parameters if p.grad is not None]
+            torch._foreach_mul_(utilities, self.utility_decay)
+            torch._foreach_addcmul_(utilities, gradients, parameters, value=self.utility_decay - 1)
+            for name in names:
+                self.updates[name] += 1
+            corrections = [1 - self.utility_decay ** self.updates[name] for name in names]
+            lr, decay = group["lr"], _decoupled_decay(optimizer, group)
+            values = torch._foreach_mul(parameters, 1 - lr * decay) if decay else [p.clone() for p in parameters]
+            self._before.append(_Before(parameters, list(values), lr, utilities, corrections))
+
+    @torch.no_grad()
+    def after_step(self, optimizer: Optimizer, tortoise: Tortoise | None = None) -> None:
+        """Gate and perturb the step that was made.
+
+        Raises
+        ------
+        RuntimeError
+            Without a `before_step` for this step.
+        """
+        if self._before is None:
+            raise RuntimeError("UPGD.after_step without before_step: call both around the optimiser's step")
+        groups, self._before = self._before, None
+        if groups:
+            self._gate(groups)
+        self.steps += 1
+
+    def _gate(self, groups: list[_Before]) -> None:
+        maxima: list[Tensor] = []
+        for group in groups:
+            filled = [(u, c) for u, c in zip(group.utilities, group.corrections, strict=True) if u.numel()]
+            if filled:
+                utilities, corrections = map(list, zip(*filled, strict=True))
+                maxima += torch._foreach_div(torch._foreach_max(utilities), corrections)
+        if not maxima:
+            return
+        largest = torch.stack(maxima).max()
+        # Nothing but a zero is replaced; the tiny number sends 0 / 0 to 0, and negative utilities to a gate of 1.
+        largest = torch.where(largest == 0, torch.finfo(largest.dtype).tiny, largest)
+        noise = self._noise(groups) if self.noise else None
+        for group in groups:
+            # 1 - sigmoid(x) as sigmoid(-x)
+            gates = torch._foreach_div(group.utilities, [-correction for correction in group.corrections])
+            torch._foreach_div_(gates, largest)
+            torch._foreach_sigmoid_(gates)
+            # In place on the parameters: temporaries of the network's size would cost more than the arithmetic.
+            torch._foreach_sub_(group.parameters, group.values)
+            if noise is not None:
+                drawn = [next(noise).view_as(p).to(p.dtype) for p in group.parameters]
+                torch._foreach_mul_(drawn, group.lr * self.noise)
+                torch._foreach_sub_(group.parameters, drawn)
+            torch._foreach_mul_(group.parameters, gates)
+            torch._foreach_add_(group.parameters, group.values)
+
+    def _noise(self, groups: list[_Before]) -> Iterator[Tensor]:
+        # One draw for all parameters: a generator and a kernel for each would cost more than the step.
+        parameters = [parameter for group in groups for parameter in group.parameters]
+        device = parameters[0].device
+        sizes = [parameter.numel() for parameter in parameters]
+        source = generator(self.seed, "upgd: noise", self.steps, device=device)
+        return iter(torch.split(torch.randn(sum(sizes), generator=source, device=device), sizes))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return utilities and counters to continue from; settings are not part of it."""
+        return {"utilities": dict(self.utilities), "updates": dict(self.updates), "steps": self.steps}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`.
+
+        Raises
+        ------
+        ValueError
+            If names or shapes differ from the network's; nothing is changed then.
+        """
+        self.begin_phase()
+        held, given = self.utilities, state["utilities"]
+        differing = sorted(n for n in held.keys() | given.keys() if n not in held or n not in given
+                           or held[n].shape != given[n].shape)  # fmt: skip
+        if differing:
+            raise ValueError(f"UPGD: the state is of another network: it differs in {differing}")
+        for name, utility in held.items():
+            utility.copy_(given[name])
+        self.updates = {name: int(state["updates"][name]) for name in held}
+        self.steps = int(state["steps"])

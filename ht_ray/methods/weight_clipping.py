@@ -1,0 +1,91 @@
+"""Weight clipping: weights stay within a multiple of their initial range."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.optim import Optimizer
+
+from ht_ray._checks import check_number
+from ht_ray.methods.method import Mechanism
+from ht_ray.methods.tortoise import Tortoise
+
+__all__ = ["WeightClipping"]
+
+
+class WeightClipping(Mechanism):
+    """Weight clipping: after each step, weights and biases are clamped to ``+- factor / sqrt(fan_in)``.
+
+    ``1 / sqrt(fan_in)`` is the bound of torch's own uniform initialisation of linear and convolutional layers, for
+    weights and biases alike; it is used as well where a layer is initialised otherwise (He's or a truncated normal
+    distribution), so that the first step may already clip some of its weights.
+
+    Clipped are ``weight`` and ``bias`` of every ``nn.Linear`` and convolution, their subclasses included. Left alone
+    are frozen parameters, normalisation layers, embeddings, bare parameters (class tokens, positions, the
+    ``in_proj_weight`` of ``nn.MultiheadAttention``) and weights that are computed from others (parametrisations). The
+    tortoise is left alone as well: it follows clipped weights, but starts at the initial ones.
+
+    Parameters
+    ----------
+    module
+        The network.
+    factor
+        The multiple of the initial bound, above 0. Default 2 (ours: the paper tunes it). None or infinity is off.
+
+    Raises
+    ------
+    SettingError
+        If `factor` is not above 0.
+
+    References
+    ----------
+    Elsayed, Lan, Lyle & Mahmood (2024). Weight clipping for deep continual and reinforcement learning.
+    arXiv:2407.01704.
+
+    Examples
+    --------
+    >>> layer = nn.Linear(4, 1)
+    >>> with torch.no_grad():
+    ...     _ = layer.weight.fill_(3.0)
+    >>> WeightClipping(layer, factor=2.0).after_step(torch.optim.SGD(layer.parameters()))
+    >>> layer.weight.tolist()
+    [[1.0, 1.0, 1.0, 1.0]]
+    """
+
+    rank: ClassVar[int] = -1
+    capturable = True
+
+    def __init__(self, module: nn.Module, *, factor: float | None = 2.0) -> None:
+        super().__init__(module)
+        if factor is not None and factor != math.inf:
+            check_number("WeightClipping: factor", factor, low=0, low_open=True)
+        self.factor = float(factor) if factor is not None else math.inf
+        self.begin_phase()
+
+    def begin_phase(self) -> None:
+        """Find the layers and their bounds."""
+        self._bounds: dict[Tensor, float] = {}
+        for layer in self.module.modules():
+            if not isinstance(layer, (nn.Linear, _ConvNd)) or not layer.weight.numel():
+                continue
+            # As torch computes it, transposed convolutions included: what one unit of dimension 0 holds.
+            bound = self.factor / math.sqrt(layer.weight[0].numel())
+            for parameter in (layer.weight, layer.bias):
+                if isinstance(parameter, nn.Parameter):
+                    self._bounds.setdefault(parameter, bound)
+
+    @torch.no_grad()
+    def after_step(self, optimizer: Optimizer, tortoise: Tortoise | None = None) -> None:
+        """Clip the network's weights."""
+        if math.isinf(self.factor):
+            return
+        parameters = [parameter for parameter in self._bounds if parameter.requires_grad]
+        if not parameters:
+            return
+        bounds = [self._bounds[parameter] for parameter in parameters]
+        torch._foreach_clamp_max_(parameters, bounds)
+        torch._foreach_clamp_min_(parameters, [-bound for bound in bounds])

@@ -1,0 +1,1 @@
+"""Tables and figures of continual and warm-start studies."""

@@ -1,0 +1,1 @@
+"""Reading studies: their directories, journals, statistics, the paper's numbers."""

@@ -1,0 +1,268 @@
+"""The numbers of the Hare & Tortoise paper (arXiv 2406.02596), and where ours may stand beside them.
+
+The folder ``paper`` holds tables 4 and 5 (``warm_start_grid.csv``: mean and standard deviation over seeds, training and
+test accuracy after warm-starting, by subset ratio and label noise) and the tables of appendix B.3
+(``warm_start_methods.csv``: methods at ratio 0.1 and noise 0.5), as published: rounded to two and three decimals.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from ht_ray._checks import check_choice
+from ht_ray.report.data.study import StudyData, TrialData
+
+__all__ = ["PAPER", "SPLIT_OF", "Beside", "PaperValue", "beside_paper", "grid_value", "method_value", "paper_notes"]
+
+PAPER = "arXiv 2406.02596"
+#: The paper's split that a summary number is a measure of.
+SPLIT_OF = {"final_accuracy": "test", "final_train_accuracy": "train"}
+EPOCHS = 100
+#: How many reasons against showing a value are told.
+TOLD = 3
+
+SETTINGS = {
+    ("mnist", "mlp"): "mnist_mlp",
+    ("cifar10", "resnet18"): "cifar10_resnet18",
+    ("cifar100", "vit_tiny"): "cifar100_vit_tiny",
+    ("tiny-imagenet", "vgg16"): "tiny_imagenet_vgg16",
+}
+#: What the paper trains each network with: learning rate and weight decay (its appendix A.2).
+OPTIMISER = {
+    "mnist_mlp": (1e-3, 1e-4),
+    "cifar10_resnet18": (1e-3, 1e-5),
+    "cifar100_vit_tiny": (3e-3, 0.05),
+    "tiny_imagenet_vgg16": (1e-3, 1e-4),
+}
+METHODS_AT = (0.1, 0.5)
+_NAMES = {
+    frozenset({"plain"}): "warm_start",
+    frozenset({"fresh"}): "fresh",
+    frozenset({"fresh", "augment"}): "fresh_augmented",
+    frozenset({"shrink_perturb", "l2", "augment"}): "shrink_perturb_l2_augment",
+    **{
+        frozenset({name}): name
+        for name in (
+            "l2",
+            "augment",
+            "spectral_decoupling",
+            "regenerative",
+            "redo",
+            "crelu",
+            "head_reset",
+            "shrink_perturb",
+        )
+    },
+}
+# What the paper says of a method; of all other settings of methods (the strength of L2) it took the best of a grid.
+_OF_METHOD: dict[str, dict[str, Any]] = {
+    "shrink_perturb": {"ratio": 0.8, "noise": 0.0, "toward": "initial", "perturb": 0.0},
+    "redo": {"redo_interval": 5, "redo_unit": "epochs"},
+}
+# What studies of earlier versions did not have, and so do not record.
+_LATER = {"method": {"perturb": 0.0}}
+
+
+@dataclass(frozen=True)
+class PaperValue:
+    """A published accuracy, as a fraction; `sd` is NaN where none was published."""
+
+    mean: float
+    sd: float
+    table: str
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A published value, and what keeps ours from being the same measurement.
+
+    Attributes
+    ----------
+    value
+        The paper's; None where it has none, or where `differences` forbid to show it.
+    budget
+        What of the paper's epochs or data was not spent: ``("20 of 100 epochs",)``. The value is shown, with this.
+    differences
+        Settings that are not the paper's: ``("batch_size = 128 (paper: 256)",)``.
+    """
+
+    value: PaperValue | None
+    budget: tuple[str, ...] = ()
+    differences: tuple[str, ...] = ()
+
+
+@cache
+def _rows(name: str) -> tuple[dict[str, str], ...]:
+    text = (resources.files("ht_ray.report") / "data" / "paper_values" / name).read_text(encoding="utf-8")
+    return tuple(csv.DictReader(text.splitlines()))
+
+
+def grid_value(data: str, model: str, *, subset_ratio: float, label_noise: float, split: str) -> PaperValue | None:
+    """Return the accuracy after warm-starting without a method, from table 4 (training) or 5 (test).
+
+    Parameters
+    ----------
+    data, model
+        As the studies call them: ``"mnist"``, ``"mlp"``.
+    subset_ratio, label_noise
+        Of the first phase.
+    split
+        ``"train"`` or ``"test"``.
+
+    Examples
+    --------
+    >>> grid_value("cifar10", "resnet18", subset_ratio=0.1, label_noise=0.5, split="test")
+    PaperValue(mean=0.69, sd=0.0067, table='table 5')
+    >>> grid_value("cifar10", "vgg16", subset_ratio=0.1, label_noise=0.5, split="test") is None
+    True
+    """
+    check_choice("grid_value: split", split, ["train", "test"])
+    setting = SETTINGS.get((data, model))
+    for row in _rows("warm_start_grid.csv"):
+        if (row["split"], row["setting"]) == (split, setting) and (
+            math.isclose(float(row["subset_ratio"]), subset_ratio)
+            and math.isclose(float(row["label_noise"]), label_noise, abs_tol=1e-9)
+        ):
+            table = "table 4" if split == "train" else "table 5"
+            return PaperValue(float(row["accuracy_mean"]), float(row["accuracy_std"]), table)
+    return None
+
+
+def method_value(data: str, model: str, *, method: str, split: str) -> PaperValue | None:
+    """Return the accuracy of a method at subset ratio 0.1 and label noise 0.5, from appendix B.3.
+
+    Parameters
+    ----------
+    method
+        As the studies call it, in any order: ``"plain"`` (warm-starting without a method), ``"fresh"``,
+        ``"fresh+augment"``, ``"shrink_perturb+l2+augment"``.
+
+    Examples
+    --------
+    >>> method_value("cifar10", "resnet18", method="fresh+augment", split="test").mean
+    0.924
+    >>> method_value("cifar10", "resnet18", method="augment+l2+shrink_perturb", split="test").mean
+    0.91
+    """
+    check_choice("method_value: split", split, ["train", "test"])
+    key = (split, SETTINGS.get((data, model)), _NAMES.get(frozenset(method.split("+"))))
+    for row in _rows("warm_start_methods.csv"):
+        if (row["split"], row["setting"], row["method"]) == key:
+            return PaperValue(float(row["accuracy"]), math.nan, "appendix B.3")
+    return None
+
+
+def beside_paper(study: StudyData, trial: TrialData, metric: str, *, grid: bool = False) -> Beside:
+    """Return the paper's value for a trial's measure, if it was made by the paper's protocol.
+
+    Parameters
+    ----------
+    metric
+        ``"final_accuracy"`` or ``"final_train_accuracy"``; the paper has no other.
+    grid
+        Whether tables 4 and 5 go before appendix B.3, which has plain warm-starting at ratio 0.1 and noise 0.5, too.
+    """
+    stream = trial.config.get("stream")
+    split = SPLIT_OF.get(metric)
+    if split is None or not isinstance(stream, Mapping) or stream.get("kind") != "warm_start":
+        return Beside(None)
+    data, model = str(trial.settings.get("data")), str(trial.settings.get("model"))
+    parts = set(trial.method.split("+"))
+    if stream.get("fresh"):
+        parts = (parts - {"plain"}) | {"fresh"}
+    ratio, noise = stream.get("subset_ratio"), stream.get("label_noise")
+    known: list[PaperValue | None] = []
+    # A fresh network sees neither subset nor noise.
+    if (ratio, noise) == METHODS_AT or "fresh" in parts:
+        known.append(method_value(data, model, method="+".join(parts), split=split))
+    if parts == {"plain"} and ratio is not None and noise is not None:
+        known.append(grid_value(data, model, subset_ratio=ratio, label_noise=noise, split=split))
+    value = next((found for found in (reversed(known) if grid else known) if found is not None), None)
+    if value is None:
+        return Beside(None)
+    budget, differences = _budget(study, stream), _differences(trial, stream, SETTINGS[data, model], parts)
+    return Beside(None if differences else value, budget, differences)
+
+
+def paper_notes(found: Iterable[Beside]) -> tuple[str, ...]:
+    """Return sentences on the paper's values that are shown, and those that are withheld and why."""
+    found = list(found)
+    shown = [own.value for own in found if own.value is not None]
+    notes = []
+    if shown:
+        tables = " and ".join(dict.fromkeys(value.table for value in shown))
+        notes.append(
+            f"Paper: {PAPER}, {tables}, rounded there; differences are ours minus the paper's, in percentage points."
+        )
+    budgets = dict.fromkeys("; ".join(own.budget) for own in found if own.value is not None and own.budget)
+    notes += [f"Other budget than the paper's: {budget}." for budget in budgets]
+    reasons = list(dict.fromkeys("; ".join(own.differences) for own in found if own.differences))
+    more = f" (and {len(reasons) - TOLD} other combinations)" if len(reasons) > TOLD else ""
+    if reasons:
+        told = " | ".join(reasons[:TOLD])
+        notes.append(f"Not beside the paper's value, as the protocol differs: {told}{more}.")
+    return tuple(notes)
+
+
+def _budget(study: StudyData, stream: Mapping[str, Any]) -> tuple[str, ...]:
+    parts = []
+    if stream.get("epochs") != EPOCHS:
+        parts.append(f"{stream.get('epochs')} of {EPOCHS} epochs")
+    warm = stream.get("warm_epochs")
+    if warm is not None and not stream.get("fresh"):
+        usual = math.floor(stream["epochs"] / stream["subset_ratio"] + 1e-9)
+        if warm != usual:
+            parts.append(f"{warm} epochs of warm-starting, where an equal number of updates takes {usual}")
+    settings = study.config.get("settings")
+    for name in ("train_limit", "test_limit"):
+        limit = settings.get(name) if isinstance(settings, Mapping) else None
+        if limit is not None:
+            parts.append(f"{limit} {name.removesuffix('_limit')}ing images only")
+    return tuple(parts)
+
+
+def _differences(trial: TrialData, stream: Mapping[str, Any], setting: str, parts: Iterable[str]) -> tuple[str, ...]:
+    rate, decay = OPTIMISER[setting]
+    expected: dict[str, dict[str, Any]] = {
+        "training": {
+            "batch_size": 256,
+            "learning_rate": rate,
+            "weight_decay": decay,
+            "betas": [0.9, 0.999],
+            "eps": 1e-8,
+            "warmup_ratio": 0.1,
+            "clip": 0.5,
+            "fresh_optimizer": True,
+            "augment": "none",
+        },
+        "model": {"width": 1.0, "dropout": None, "head_hidden": None},
+        "stream": {"noise_rule": "uniform"},
+        "method": {name: value for part in parts for name, value in _OF_METHOD.get(part, {}).items()},
+    }
+    if setting == "mnist_mlp":
+        expected["model"]["hidden"] = [100, 100]
+    found = []
+    for section, values in expected.items():
+        own = trial.config.get(section)
+        if not isinstance(own, Mapping):
+            found.append(f"{section} is not recorded")
+            continue
+        own = {**_LATER.get(section, {}), **own}
+        for name, value in values.items():
+            if name not in own:
+                found.append(f"{section}.{name} is not recorded")
+            elif not _same(own[name], value):
+                found.append(f"{name} = {own[name]} (paper: {value})")
+    return tuple(found)
+
+
+def _same(value: object, expected: object) -> bool:
+    if isinstance(expected, Sequence) and not isinstance(expected, str):
+        return isinstance(value, Sequence) and list(value) == list(expected)
+    return value == expected

@@ -1,0 +1,1 @@
+"""Tables and figures of searches over momentum and reset interval."""

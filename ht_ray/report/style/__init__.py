@@ -1,0 +1,1 @@
+"""Formats, names and styles that tables and figures share."""

@@ -1,0 +1,1 @@
+"""The agents of `ht_ray.agents` as algorithms of RLlib."""

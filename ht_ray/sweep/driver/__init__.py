@@ -1,0 +1,1 @@
+"""The driver: runs a study on Ray Tune. Importing its modules imports Ray."""

@@ -1,0 +1,340 @@
+"""Writes down, in the driver, what the trials report. Importing this module imports Ray."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from ht_ray._storage import StorageError, patiently
+from ht_ray.sweep.driver.failure_log import FailureTeller, last_line
+from ht_ray.sweep.driver.search_driver import Searching
+from ht_ray.sweep.records.progress import Console, StudyProgress
+from ht_ray.sweep.records.prometheus import StudyMetrics
+from ht_ray.sweep.records.study_dir import CHECKPOINTS, TrialRecord, note, write_results_csv
+from ht_ray.sweep.records.tensorboard import StudyEvents
+from ht_ray.sweep.study.config import SweepConfig
+from ht_ray.sweep.study.location import Place
+from ht_ray.sweep.worker.checkpoints import CheckpointStore, Position
+from ht_ray.sweep.worker.faults import Death, NodeWatch, death_of
+
+__all__ = ["StopEarly", "StudyRecorder"]
+
+# Who looks at the table while the study runs can wait so many seconds, or longer where writing it takes its time.
+_TABLE_EVERY = 30.0
+_TABLE_SHARE = 0.01
+# Being told to leave is no fault of a trial; but not for ever, if it never gets further.
+_NOTICES_PER_FAILURE = 10
+
+
+class StudyRecorder(tune.Callback):
+    """Keeps the study directory and the console up to date while Tune runs the trials.
+
+    Parameters
+    ----------
+    place
+        The study's.
+    records
+        All its trials.
+    assigned
+        The records of the trials of this attempt, by the number Tune knows them by.
+    events
+        Writes the event files.
+    metrics
+        Told of what is watched.
+    searching
+        The study's search.
+    stopping
+        Whether the user wants the study to stop: then no storage is waited for.
+
+    Attributes
+    ----------
+    stopped
+        Why the study cannot go on; None while it can.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        records: Sequence[TrialRecord],
+        assigned: Sequence[TrialRecord],
+        config: SweepConfig,
+        progress: StudyProgress,
+        console: Console,
+        events: StudyEvents,
+        metrics: StudyMetrics,
+        searching: Searching,
+        stopping: Callable[[], bool],
+    ) -> None:
+        self.stopped: str | None = None
+        self._place = place
+        self._directory = place.directory
+        self._records = records
+        self._assigned = assigned
+        self._config = config
+        self._progress = progress
+        self._console = console
+        self._searching = searching
+        self._stopping = stopping
+        self._events = events
+        self._metrics = metrics
+        self._failures = FailureTeller(console.say)
+        self._table_due = time.monotonic() + _TABLE_EVERY
+        self._position: dict[str, Position] = {}
+        self._notices: dict[str, int] = {}
+        self._told: dict[str, Death] = {}
+        self._faults_on: dict[str, dict[str, None]] = {}
+        self._nodes = NodeWatch(self._node_changed)
+        self._checkpoints = place.storage.child(CHECKPOINTS)
+        self._cleaner = ThreadPoolExecutor(1, "ht-ray-cleaner")
+        self._cleaning: list[Future[None]] = []
+
+    @property
+    def nodes(self) -> list[str]:
+        """The nodes of the cluster."""
+        return self._nodes.nodes
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        record = self._record(trial)
+        self._write(record.start)
+        self._progress.part_began(record)
+        if record.spec.id not in self._position:
+            self._position[record.spec.id] = (-1, 0)
+            self._allow(trial)
+        self._write(lambda: self._events.begin(record))
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        record = self._record(trial)
+        record.node = result["node"]
+        # Tune keeps the last result of every trial in its own files; it needs none of this.
+        line, lines = result.pop("report", None), result.pop("lines", None)
+        error, detail = result.pop("error", None), result.pop("detail", "")
+        for told in result.pop("notes", ()):
+            self._note(**told, trial=record.spec.id, node=record.node)
+            self._failures.tell(record.spec.id, told["event"], told["detail"])
+        if lines is not None:
+            self._restore(record, lines)
+        samples = result.pop("samples", 0)
+        if line is not None:
+            self._add(record, line)
+            self._metrics.samples(record.spec.label, samples)
+        self._progress.part_began(record)
+        outcome = result["outcome"]
+        if outcome == "fault":
+            self._told[record.spec.id] = (result["kind"], detail)
+            if result["kind"] == "storage":
+                self._stop(detail)
+            elif result["kind"] == "pre-empted":
+                notices = self._notices[record.spec.id] = self._notices.get(record.spec.id, 0) + 1
+                if notices <= _NOTICES_PER_FAILURE * max(1, self._config.max_failures):
+                    trial.max_failures += 1
+        elif outcome == "failed":
+            # It would fail again: the next step ends its process, and Tune is not to start another.
+            trial.max_failures = 0
+            self._note("fault", trial=record.spec.id, kind="error", node=record.node, detail=last_line(error))
+        elif "reports" in result:
+            self._got_to(trial, record, (result["reports"], result["part"]))
+        if outcome in ("finished", "failed", "diverged"):
+            self._end(record, outcome, error)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        # What failed may be resumed, from the checkpoint before if the newest is damaged.
+        record = self._record(trial)
+        if self._searching.stopped(record) and not record.final:
+            self._end(record, "stopped", None)
+        if record.status in ("finished", "diverged", "stopped"):
+            now = time.monotonic()
+            for ended in self._searching.needless(record):
+                self._cleaning.append(self._cleaner.submit(self._clean, ended, now))
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        record = self._record(trial)
+        kind, detail = self._death(trial, record)
+        record.restarts += 1
+        self._fault(record, kind, detail)
+        if record.node is not None:
+            self._faults_on.setdefault(record.node, {})[record.spec.id] = None
+        self._failures.tell(
+            record.spec.id,
+            f"is restarted from its newest checkpoint ({record.restarts} restart{'s' if record.restarts > 1 else ''})",
+            _KINDS.get(kind, kind),
+        )
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        record = self._record(trial)
+        if record.final:
+            return
+        kind, detail = self._death(trial, record)
+        self._fault(record, kind, detail)
+        if self.stopped is None:
+            tries = self._config.max_failures + 1
+            often = f"{tries} times in a row without getting further" if tries > 1 else "once (no restarts are allowed)"
+            self._end(record, "failed", f"{_KINDS.get(kind, kind)}, {often}; the last time: {detail}")
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self._nodes.look()
+        if self._place.lost is not None:
+            self._stop(self._place.lost)
+        if self._console.due():
+            self._console.status(self._progress.lines())
+            self._show_metrics()
+        if time.monotonic() >= self._table_due:
+            began = time.monotonic()
+            self._write(lambda: write_results_csv(self._directory, self._records))
+            now = time.monotonic()
+            self._table_due = now + max(_TABLE_EVERY, (now - began) / _TABLE_SHARE)
+
+    def close(self) -> None:
+        """Close what is open; what runs now is cut off."""
+        for record in self._assigned:
+            record.cut_off()
+        self._failures.close()
+        self._show_metrics()
+        # A storage that is away would be waited for once more by each.
+        self._cleaner.shutdown(cancel_futures=self.stopped is not None or self._stopping())
+        for done in self._cleaning:
+            if not done.cancelled() and (error := done.exception()) is not None:
+                self._console.say(f"checkpoints that are needed no more could not be deleted: {error}")
+                break
+
+    def tune_options(self) -> dict[str, Any]:
+        """Return the arguments of ``tune.run`` that the study's search decides."""
+        return self._searching.tune_options(self._write, self._note, self._console.say)
+
+    def _record(self, trial: Any) -> TrialRecord:
+        number: int = trial.config["trial"]
+        return self._assigned[number]
+
+    def _got_to(self, trial: Any, record: TrialRecord, position: Position) -> None:
+        """Count failures anew if the trial is further than it ever was."""
+        if position > self._position[record.spec.id]:
+            self._position[record.spec.id] = position
+            self._notices.pop(record.spec.id, None)
+            self._allow(trial)
+
+    def _allow(self, trial: Any) -> None:
+        trial.max_failures = trial.run_metadata.num_failures + self._config.max_failures
+
+    def _death(self, trial: Any, record: TrialRecord) -> Death:
+        told = self._told.pop(record.spec.id, None)
+        return death_of(trial) if told is None else told
+
+    def _node_changed(self, event: str, node: str) -> None:
+        # That a node is gone is noticed some time after its workers cannot be reached.
+        trials = list(self._faults_on.pop(node, ())) if event == "node lost" else []
+        self._note(event, node=node, trials=trials)
+        self._console.say(f"{event}: {node}{f', with {len(trials)} of the trials' if trials else ''}")
+
+    def _restore(self, record: TrialRecord, lines: Sequence[str]) -> None:
+        """Take a trial's reports from the checkpoint that it goes on from."""
+        known = record.reports
+        if self._write(lambda: record.restore(lines)):
+            self._write(lambda: self._events.changed(record))
+        if known == len(lines) and self._searching.pauses(record):
+            return
+        self._note("resumed", trial=record.spec.id, node=record.node, reports=len(lines), known=known)
+
+    def _add(self, record: TrialRecord, line: str) -> None:
+        report: Mapping[str, Any] = json.loads(line)
+        if report["index"] < record.reports:
+            # A trial that found no good checkpoint begins anew.
+            self._write(lambda: record.cut(report["index"]))
+            self._write(lambda: self._events.changed(record))
+        self._write(lambda: record.append(line, report))
+        self._write(lambda: self._events.add(record, report))
+
+    def _end(self, record: TrialRecord, status: str, error: str | None) -> None:
+        self._write(lambda: record.end(status, error))
+        self._write(lambda: self._events.end(record))
+        if error is not None:
+            self._failures.tell(record.spec.id, status, error)
+
+    def _fault(self, record: TrialRecord, kind: str, detail: str) -> None:
+        self._note("fault", trial=record.spec.id, kind=kind, node=record.node, reports=record.reports, detail=detail)
+        self._metrics.fault(kind)
+
+    def _show_metrics(self) -> None:
+        self._metrics.status(self._progress.counts, self._progress.seconds_left(), self._progress.best)
+
+    def tidy(self) -> None:
+        """Go on deleting what a driver that was killed had begun to delete."""
+        if (folder := self._checkpoints.local) is None:
+            return  # on storage elsewhere nothing is half deleted
+        for record in self._records:
+            if record.status in ("finished", "diverged", "stopped") and any((folder / record.spec.id).glob(".*.tmp")):
+                self._cleaning.append(self._cleaner.submit(self._remove_remains, folder / record.spec.id))
+
+    @staticmethod
+    def _remove_remains(folder: Path) -> None:
+        for path in folder.glob(".*.tmp"):
+            shutil.rmtree(path)
+
+    def _clean(self, record: TrialRecord, ended: float) -> None:
+        # On storage elsewhere the last report may still be on its way there.
+        self._place.sync(ended)
+        CheckpointStore(self._checkpoints, record.spec.id).end(keep=self._config.keep_checkpoints)
+
+    def _note(self, event: str, **values: Any) -> None:
+        self._write(lambda: note(self._directory, event, **values))
+
+    def _write(self, what: Callable[[], Any]) -> Any:
+        """Do what writes files; if the disk is full or lost, wait for it, and then stop the study."""
+        if self.stopped is not None:
+            return None
+
+        troubles: list[StorageError] = []
+
+        def trouble(error: StorageError) -> None:
+            troubles.append(error)
+            minutes = self._config.storage_minutes
+            self._console.say(f"{error}; waiting up to {minutes:g} minutes for it, nothing is lost meanwhile")
+
+        began = time.monotonic()
+        try:
+            result = patiently(what, patience=60 * self._config.storage_minutes, trouble=trouble, stop=self._stopping)
+        except StorageError as error:
+            self._stop(str(error))
+            return None
+        if troubles:
+            self._console.say("the storage can be used again")
+            self._note("storage", detail=f"{troubles[0]}; it could be used after {time.monotonic() - began:.0f} s")
+        return result
+
+    def _stop(self, reason: str) -> None:
+        if self.stopped is None:
+            self.stopped = reason
+            self._console.say(f"Stopping: {reason}")
+
+
+class StopEarly(tune.Stopper):
+    """Stops all trials once `asked` says so."""
+
+    def __init__(self, asked: Callable[[], bool]) -> None:
+        self._asked = asked
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune pickles its stopper now and then, and never needs that.
+        return {}
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._asked()
+
+
+_KINDS = {
+    "worker died": "its worker died",
+    "out of memory": "its memory ran out",
+    "lost contact": "its worker cannot be reached any more",
+    "node lost": "its node was lost",
+    "pre-empted": "its worker was told to leave",
+}

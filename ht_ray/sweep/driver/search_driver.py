@@ -1,0 +1,235 @@
+"""The driver's part of a search: what Tune is given, and what of it goes into the records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ht_ray.sweep.records.study_dir import TrialRecord
+from ht_ray.sweep.search.population import Course, Leg, PopulationLog
+from ht_ray.sweep.search.search import Parameter, Search, Values, placed
+from ht_ray.sweep.search.suggest import Tried, suggest
+from ht_ray.sweep.study.location import Place
+from ht_ray.sweep.study.trial import Study
+
+__all__ = ["Searching"]
+
+_Write = Callable[[Callable[[], Any]], Any]
+
+
+class Searching:
+    """Runs the search of a study, if it has one, through Tune's scheduler and searcher.
+
+    Parameters
+    ----------
+    records
+        All trials of the study.
+    due
+        Those to run, by the number Tune knows them by.
+    slots
+        How many can run at a time.
+    limit
+        How many may; None for all that can.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        place: Place,
+        records: Sequence[TrialRecord],
+        due: Sequence[TrialRecord],
+        slots: int,
+        limit: int | None,
+    ) -> None:
+        self._study = study
+        self._place = place
+        self._records = records
+        self._due = due
+        self._slots = slots
+        self._limit = limit
+        self._halving: Any = None
+
+    @property
+    def search(self) -> Search | None:
+        """The study's."""
+        return self._study.search
+
+    @property
+    def suggests(self) -> bool:
+        """Whether trials get their settings when they start."""
+        return self.search is not None and self.search.config.search == "optuna"
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """What workers put into the configs of their trials."""
+        return self.search.parameters if self.search is not None else ()
+
+    @property
+    def keep_every(self) -> int | None:
+        """After which multiple of reports checkpoints are kept for others."""
+        population = self.search is not None and self.search.config.scheduler == "pbt"
+        return self.search.config.perturbation_interval if self.search is not None and population else None
+
+    def tune_options(self, write: _Write, note: Callable[..., None], say: Callable[[str], None]) -> dict[str, Any]:
+        """Return the arguments of ``tune.run`` that say which trials there are, and who decides on them.
+
+        Parameters
+        ----------
+        write
+            Does what writes files, and waits for a storage that does not answer.
+        note
+            Adds an event to the journal.
+        say
+            Prints a text that stays.
+        """
+        from ray import tune
+
+        from ht_ray.sweep.search.schedulers import HalvingScheduler, SuggestionSearcher
+
+        search, study = self.search, self._study
+        if search is None or (search.config.search == "grid" and search.config.scheduler == "none"):
+            numbers = tune.grid_search(list(range(len(self._due))))
+            return {"config": {"trial": numbers}, "max_concurrent_trials": self._limit}
+        # What is suggested later knows more.
+        most = self._slots if self.suggests else self._limit
+
+        def room(live: int) -> bool:
+            return most is None or live < most
+
+        def course_of(record: TrialRecord) -> Course | None:
+            return self._suggested_course(record, search, write) if self.suggests else None
+
+        scheduler: Any = None
+        searcher = SuggestionSearcher(self._due, course_of, room, more=lambda: False)
+        if search.config.scheduler == "asha":
+            scheduler = HalvingScheduler(search, study.metric, study.mode, self._records, self._record_of)
+            self._halving = scheduler
+        elif search.config.scheduler == "pbt":
+            scheduler = self._populations(search, write, note, say)
+            searcher = SuggestionSearcher(
+                self._due,
+                course_of,
+                # One that is paused takes no place.
+                room=lambda live: scheduler.room(),
+                more=lambda: not all(record.final for record in self._due),
+            )
+        # One more than there are: the searcher says when it has come to its end.
+        return {"config": {}, "scheduler": scheduler, "search_alg": searcher, "num_samples": len(self._due) + 1}
+
+    def _populations(self, search: Search, write: _Write, note: Callable[..., None], say: Callable[[str], None]) -> Any:
+        """The scheduler of a study with populations."""
+        from ht_ray.sweep.search.schedulers import PopulationScheduler
+
+        study = self._study
+        planned = {spec.id: spec.config for spec in study.trials}
+        first = {
+            trial: {parameter.column: parameter.get(planned[trial]) for parameter in search.parameters}
+            for trial in search.trials
+        }
+        log = PopulationLog(self._place.directory, search, first)
+        if log.damage is not None:
+            say(f"{log.damage}; what was decided from there on is decided again")
+            note("file damaged", detail=log.damage)
+        sign = 1 if study.mode == "max" else -1
+        history = {
+            record.spec.id: [_score(report["summary"].get(study.metric), sign) for report in record.read()]
+            for record in self._records
+            if record.spec.id in search.groups
+        }
+        write(lambda: log.catch_up(history))
+
+        def decide(group: str, scores: dict[str, float]) -> bool:
+            legs = write(lambda: log.decide(group, scores))
+            # Before anyone acts on it, it is where a driver that comes after this one will find it.
+            if legs is None or not write(self._synced):
+                return False
+            for trial, leg in legs.items():
+                before = log.values(trial, leg.reports - 1)
+                note("copied", trial=trial, source=leg.source, reports=leg.reports, detail=_changes(before, leg))
+            return True
+
+        return PopulationScheduler(
+            search,
+            study.metric,
+            study.mode,
+            self._records,
+            self._record_of,
+            log,
+            decide,
+            due=len(self._due),
+            limit=self._limit,
+        )
+
+    def _suggested_course(self, record: TrialRecord, search: Search, write: _Write) -> Course | None:
+        """The settings of a trial, suggested now or by an earlier run; None if it is not searched."""
+        if record.spec.id not in search.groups:
+            return None
+        values = self._values(record, search)
+        if values is None:
+            values = self._suggested(record, search)
+            write(lambda: self._settle(record, search, values))
+        return Course((Leg(0, None, values),))
+
+    def stopped(self, record: TrialRecord) -> bool:
+        """Whether a trial was stopped because it fell behind."""
+        return self._halving is not None and record.spec.id in self._halving.stopped
+
+    def pauses(self, record: TrialRecord) -> bool:
+        """Whether it belongs to the course of a trial that it is taken up again now and then."""
+        search = self.search
+        return search is not None and search.config.scheduler == "pbt" and record.spec.id in search.groups
+
+    def needless(self, record: TrialRecord) -> list[TrialRecord]:
+        """Return whose older checkpoints nobody needs any more, now that a trial has ended for good."""
+        search = self.search
+        if search is None or not self.pauses(record):
+            return [record]
+        group = search.members(search.groups[record.spec.id])
+        members = [other for other in self._records if other.spec.id in group]
+        return members if all(other.status in ("finished", "diverged") for other in members) else []
+
+    def _synced(self) -> bool:
+        self._place.sync()
+        return True
+
+    def _record_of(self, trial: Any) -> TrialRecord:
+        number: int = trial.config["trial"]
+        return self._due[number]
+
+    def _values(self, record: TrialRecord, search: Search) -> Values | None:
+        """The values that a trial was given, now or by an earlier run."""
+        values = {parameter.column: record.spec.settings.get(parameter.column) for parameter in search.parameters}
+        found = {column: value for column, value in values.items() if isinstance(value, (int, float))}
+        return found if len(found) == len(values) else None
+
+    def _suggested(self, record: TrialRecord, search: Search) -> Values:
+        tried = []
+        for other in self._records:
+            if other.spec.id not in search.groups or (values := self._values(other, search)) is None:
+                continue
+            score = other.finite_summary.get(self._study.metric)
+            tried.append(Tried(values, other.status, score, other.reports))
+        return suggest(search, self._study.mode, search.trials.index(record.spec.id), tried)
+
+    def _settle(self, record: TrialRecord, search: Search, values: Values) -> None:
+        label = search.label.format(**values)
+        if any(other.spec.label == label for other in self._records):
+            label += f" ({record.spec.id})"
+        record.settle(
+            replace(
+                record.spec,
+                label=label,
+                settings={**record.spec.settings, **values},
+                config=placed(record.spec.config, search.parameters, values),
+            )
+        )
+
+
+def _score(value: float | None, sign: int) -> float:
+    return math.nan if value is None else sign * value
+
+
+def _changes(before: Values, leg: Leg) -> str:
+    return "; ".join(f"{column} {before[column]:.12g} -> {value:.12g}" for column, value in leg.values.items())

@@ -1,0 +1,1 @@
+"""Records: the study directory, progress, TensorBoard, Prometheus."""

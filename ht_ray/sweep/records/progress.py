@@ -1,0 +1,300 @@
+"""How far a study is: the time left, and the lines that say so."""
+
+from __future__ import annotations
+
+import heapq
+import os
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TextIO
+
+from ht_ray.sweep.records.study_dir import TrialRecord
+
+__all__ = ["Console", "StudyProgress", "Workload", "seconds_left"]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is known of one trial's cost.
+
+    Parameters
+    ----------
+    progress
+        The share that is done, in [0, 1].
+    seconds
+        The worker's time for that share.
+    ended
+        Whether nothing more will be done.
+    running_for
+        Seconds since a running trial began its present part; None if it does not run.
+    """
+
+    progress: float
+    seconds: float
+    ended: bool = False
+    running_for: float | None = None
+
+
+def seconds_left(trials: Sequence[Workload], slots: int, *, untouched: int = 0) -> float | None:
+    """Return the time until all trials have ended, if `slots` of them run at a time; None while nothing is known.
+
+    A trial that has reported goes on at its own speed, the others take the mean of all. Waiting trials start, in
+    order, wherever a slot is free first; so a last, long trial counts in full.
+
+    Parameters
+    ----------
+    trials
+        Those of which anything is known. Several that have ended may be given as one, with their sums.
+    untouched
+        How many more have not been started; they come last. Any number of them costs as little as one.
+
+    Examples
+    --------
+    Two trials of ten seconds each are left, and one half of a third:
+
+    >>> half_done = [Workload(0.5, 5.0, running_for=0.0)]
+    >>> seconds_left(half_done, slots=1, untouched=2), seconds_left(half_done, slots=2, untouched=2)
+    (25.0, 15.0)
+    """
+    measured = [(trial.progress, trial.seconds) for trial in trials if trial.progress > 0]
+    if not untouched and all(trial.ended for trial in trials):
+        return 0.0
+    if not measured:
+        return None
+    usual = sum(seconds for _, seconds in measured) / sum(progress for progress, _ in measured)
+    running, waiting = [], []
+    for trial in trials:
+        if trial.ended:
+            continue
+        whole = trial.seconds / trial.progress if trial.progress > 0 else usual
+        left = (1 - trial.progress) * whole
+        if trial.running_for is None:
+            waiting.append(left)
+        else:
+            running.append(max(left - trial.running_for, 0.0))
+    free_at = running + [0.0] * (slots - len(running))
+    heapq.heapify(free_at)
+    for left in waiting:
+        heapq.heapreplace(free_at, free_at[0] + left)
+    last = max(free_at)
+    while untouched:
+        if last - free_at[0] <= usual:
+            # From here on they go round the slots in turn.
+            rounds, rest = divmod(untouched, len(free_at))
+            in_turn = sorted(free_at)
+            return max(in_turn[-1] + rounds * usual, in_turn[rest - 1] + (rounds + 1) * usual if rest else 0.0)
+        last = max(last, free_at[0] + usual)
+        heapq.heapreplace(free_at, free_at[0] + usual)
+        untouched -= 1
+    return last
+
+
+class Console:
+    """Lines that are repainted on a terminal, and printed now and then elsewhere.
+
+    Parameters
+    ----------
+    stream
+        Where to; standard error by default, so that a program's results can be piped on.
+    every
+        Seconds between two status lines where there is no terminal. A terminal is repainted every second.
+    """
+
+    def __init__(self, stream: TextIO | None = None, every: float = 10.0) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self._repaints = self._stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+        self._every = 1.0 if self._repaints else every
+        self._painted: list[str] = []
+        self._last = -float("inf")
+
+    def due(self) -> bool:
+        """Whether it is time for the next status."""
+        return time.monotonic() - self._last >= self._every
+
+    def status(self, lines: Iterable[str]) -> None:
+        """Show the status, in place of the last one on a terminal."""
+        self._last = time.monotonic()
+        self._erase()
+        if self._repaints:
+            width = shutil.get_terminal_size().columns - 1
+            self._painted = [line[:width] for line in lines]
+            self._print(self._painted)
+        else:
+            self._print(["; ".join(lines)])
+
+    def say(self, text: str) -> None:
+        """Print a text that stays."""
+        painted = self._painted
+        self._erase()
+        self._print([text])
+        if painted:
+            self._painted = painted
+            self._print(painted)
+
+    def _erase(self) -> None:
+        if self._painted:
+            self._stream.write(f"\x1b[{len(self._painted)}F\x1b[J")
+            self._painted = []
+
+    def _print(self, lines: Iterable[str]) -> None:
+        self._stream.writelines(f"{line}\n" for line in lines)
+        self._stream.flush()
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A record as it was when it was looked at last."""
+
+    status: str
+    final: bool
+    progress: float
+    seconds: float
+    value: float | None
+
+
+class StudyProgress:
+    """Sums a study up in two lines.
+
+    Only records that were told to have changed are looked at again: the lines of a study of thousands of trials cost
+    what those of a small one do.
+
+    Parameters
+    ----------
+    records
+        All its trials. From now on each tells of its changes here.
+    metric, mode
+        What the best trial is told by.
+    slots
+        How many trials run at a time.
+    """
+
+    def __init__(self, name: str, records: Sequence[TrialRecord], metric: str, mode: str, slots: int) -> None:
+        self._name = name
+        self._records = records
+        self._metric = metric
+        self._sign = 1 if mode == "max" else -1
+        self._slots = slots
+        self._start = time.monotonic()
+        self._part_began: dict[str, float] = {}
+        self._place = {record.spec.id: place for place, record in enumerate(records)}
+        self._seen: dict[str, _Seen] = {}
+        self._counts: Counter[str] = Counter()
+        # Trials of which something is known but that have not ended, in order; of the ended ones, the sums.
+        self._open: dict[str, TrialRecord] = {}
+        self._ended_progress = self._ended_seconds = 0.0
+        self._ended = 0
+        self._best: TrialRecord | None = None
+        self._best_is_known = True
+        for record in records:
+            self._look(record)
+            record.on_change = self._look
+
+    def part_began(self, record: TrialRecord) -> None:
+        """Note that a trial has begun a part of its work."""
+        self._part_began[record.spec.id] = time.monotonic()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many trials have each status; the usual ones always."""
+        return {
+            **dict.fromkeys(("unfinished", "running", "finished", "failed", "diverged"), 0),
+            **self._counts,
+        }
+
+    @property
+    def best(self) -> float | None:
+        """The metric of the best trial that has finished; None if there is none."""
+        best = self._best_record()
+        return None if best is None else best.finite_summary[self._metric]
+
+    def seconds_left(self) -> float | None:
+        """The time until the study has ended; None while nothing is known."""
+        known = [self._workload(record) for record in self._open.values()]
+        if self._ended:
+            known.append(Workload(self._ended_progress, self._ended_seconds, ended=True))
+        untouched = len(self._records) - len(self._open) - self._ended
+        return seconds_left(known, self._slots, untouched=untouched)
+
+    def lines(self) -> list[str]:
+        """The study's state, then the best finished trial if there is one."""
+        parts = [f"{self._name}: {self._counts['finished']} of {len(self._records)} trials done"]
+        told = ("running", "stopped", "failed", "diverged")
+        parts += [f"{self._counts[status]} {status}" for status in told if self._counts[status]]
+        parts.append(f"{clock(time.monotonic() - self._start)} elapsed")
+        left = self.seconds_left()
+        if left is None or left > 0:
+            parts.append("time left not known yet" if left is None else f"about {clock(left)} left")
+        return [", ".join(parts), *self._best_line()]
+
+    def _best_line(self) -> list[str]:
+        record, value = self._best_record(), self.best
+        if record is None:
+            return []
+        seed = record.spec.settings.get("seed")
+        which = record.spec.label if seed is None else f"{record.spec.label} (seed {seed})"
+        return [f"best {self._metric} so far {value:.4g}: {which}"]
+
+    def _look(self, record: TrialRecord) -> None:
+        """Take in what has changed of `record`."""
+        name = record.spec.id
+        value = record.summary.get(self._metric) if record.status == "finished" else None
+        now = _Seen(record.status, record.final, record.progress, record.seconds, value)
+        before = self._seen.get(name)
+        self._seen[name] = now
+        if before is not None:
+            self._counts[before.status] -= 1
+            if before.final:
+                self._count_ended(before, -1)
+        self._counts[now.status] += 1
+        if now.final:
+            self._count_ended(now, 1)
+            self._part_began.pop(name, None)
+        if not now.final and (now.status == "running" or now.progress > 0):
+            self._open[name] = record
+        else:
+            self._open.pop(name, None)
+        if before is not None and before.value is not None and before.value != value:
+            self._best_is_known = False
+        elif value is not None and self._best_is_known:
+            self._best = record if self._best is None else min(self._best, record, key=self._rank)
+
+    def _count_ended(self, seen: _Seen, sign: int) -> None:
+        self._ended += sign
+        self._ended_progress += sign * seen.progress
+        self._ended_seconds += sign * seen.seconds
+
+    def _best_record(self) -> TrialRecord | None:
+        if not self._best_is_known:
+            having = [record for record in self._records if self._seen[record.spec.id].value is not None]
+            self._best = min(having, key=self._rank, default=None)
+            self._best_is_known = True
+        return self._best
+
+    def _rank(self, record: TrialRecord) -> tuple[float, int]:
+        """The better, the less; of equals the one that was planned first is the best."""
+        value = self._seen[record.spec.id].value
+        assert value is not None
+        return -self._sign * value, self._place[record.spec.id]
+
+    def _workload(self, record: TrialRecord) -> Workload:
+        running_for = None
+        if record.status == "running" and record.spec.id in self._part_began:
+            running_for = time.monotonic() - self._part_began[record.spec.id]
+        return Workload(record.progress, record.seconds, record.final, running_for)
+
+
+def clock(seconds: float) -> str:
+    """Write a duration as h:mm:ss.
+
+    Examples
+    --------
+    >>> clock(3725.4)
+    '1:02:05'
+    """
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}"

@@ -1,0 +1,1 @@
+"""Searches: parameters, schedulers, populations, suggestions."""

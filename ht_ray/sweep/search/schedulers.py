@@ -1,0 +1,273 @@
+"""The searches of a study, as Ray Tune's schedulers and searcher. Importing this module imports Ray."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from ht_ray.sweep.records.study_dir import TrialRecord
+from ht_ray.sweep.search.population import Course, PopulationLog
+from ht_ray.sweep.search.search import Search
+
+__all__ = ["HalvingScheduler", "PopulationScheduler", "SuggestionSearcher"]
+
+_RecordOf = Callable[[Any], TrialRecord]
+
+
+class HalvingScheduler(FIFOScheduler):
+    """Stops trials that fall behind, by Tune's asynchronous successive halving (Li et al. 2020, arXiv 1810.05934).
+
+    What earlier runs of the study reported counts as well. A trial that takes no part in the search is let alone.
+
+    Parameters
+    ----------
+    records
+        All trials of the study.
+    record_of
+        The record of one of Tune's trials.
+    """
+
+    def __init__(
+        self, search: Search, metric: str, mode: str, records: Sequence[TrialRecord], record_of: _RecordOf
+    ) -> None:
+        super().__init__()
+        self._search = search
+        self._summary_metric = metric
+        self._record_of = record_of
+        self._of_group = {
+            group: AsyncHyperBandScheduler(
+                time_attr="reports",
+                metric="score",
+                mode=mode,
+                max_t=search.reports,
+                grace_period=search.config.grace_period,
+                reduction_factor=search.config.reduction_factor,
+            )
+            for group in dict.fromkeys(search.groups.values())
+        }
+        #: By the id of each trial; Tune's own objects differ from run to run.
+        self._known: dict[str, Any] = {}
+        #: At which of its reports each trial was behind: one that went on from there has been compared before.
+        self._behind: dict[str, int] = {}
+        self.stopped: set[str] = set()
+        for record in records:
+            if record.spec.id in search.groups:
+                self._known[record.spec.id] = SimpleNamespace(trial_id=record.spec.id)
+                self._group(record).on_trial_add(None, self._known[record.spec.id])
+        # By their reports, as if all had run side by side: at a rung the first to come is compared with nothing.
+        told = [
+            (report["index"], record, report)
+            for record in records
+            if record.spec.id in search.groups
+            for report in record.read()
+        ]
+        for _, record, report in sorted(told, key=lambda one: one[0]):
+            self._tell(record, report)
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        pass
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        pass
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: Any) -> None:
+        pass
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
+        record = self._record_of(trial)
+        if record.spec.id not in self._search.groups:
+            return str(TrialScheduler.CONTINUE)
+        lines = [*result.get("lines", ()), *([result["report"]] if "report" in result else [])]
+        for line in lines:
+            self._tell(record, json.loads(line))
+        if self._behind.get(record.spec.id) != result.get("reports", -1):
+            return str(TrialScheduler.CONTINUE)
+        self.stopped.add(record.spec.id)
+        return str(TrialScheduler.STOP)
+
+    def _group(self, record: TrialRecord) -> AsyncHyperBandScheduler:
+        return self._of_group[self._search.groups[record.spec.id]]
+
+    def _tell(self, record: TrialRecord, report: Mapping[str, Any]) -> None:
+        """Note where a trial stands at a rung, and whether it falls behind there."""
+        name, score = record.spec.id, report["summary"].get(self._summary_metric)
+        # Without a number there is nothing to compare; and the last report is the end anyhow.
+        if score is None or not math.isfinite(score) or report["progress"] >= 1:
+            return
+        result = {"reports": report["index"] + 1, "score": score}
+        # A report that is repeated, after a restart, finds its rung taken and decides nothing.
+        if self._group(record).on_trial_result(None, self._known[name], result) == TrialScheduler.STOP:
+            self._behind[name] = report["index"] + 1
+
+
+class PopulationScheduler(FIFOScheduler):
+    """Lets the members of each population wait for one another, and gives those that fall behind a better's state.
+
+    A member that waits is paused if another needs its place, so that a population may be larger than what runs at a
+    time; otherwise its process is kept for what comes. Its worker takes up its own newest checkpoint afterwards, or
+    that of the member it copies: nothing is kept in Tune.
+
+    Parameters
+    ----------
+    records
+        All trials of the study.
+    record_of
+        The record of one of Tune's trials.
+    log
+        What was decided so far.
+    decide
+        Called with a population and its members' scores, the higher the better, once all wait: decides what is due, and
+        returns whether that could be written down.
+    due
+        How many trials there are to run.
+    limit
+        Most trials at one time; None for as many as the resources allow.
+    """
+
+    def __init__(
+        self,
+        search: Search,
+        metric: str,
+        mode: str,
+        records: Sequence[TrialRecord],
+        record_of: _RecordOf,
+        log: PopulationLog,
+        decide: Callable[[str, dict[str, float]], bool],
+        due: int,
+        limit: int | None,
+    ) -> None:
+        super().__init__()
+        self._search = search
+        self._summary_metric = metric
+        self._sign = 1 if mode == "max" else -1
+        self._records = {record.spec.id: record for record in records if record.spec.id in search.groups}
+        self._record_of = record_of
+        self._log = log
+        self._decide = decide
+        self._due = due
+        self._limit = limit
+        self._added: dict[str, Any] = {}
+        self._waiting: set[str] = set()
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        name = self._record_of(trial).spec.id
+        self._added[name] = trial
+        if name in self._records:
+            self._waiting.discard(name)
+            self._set_course(trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
+        name = self._record_of(trial).spec.id
+        if name not in self._records or result["outcome"] not in ("running", "held"):
+            return str(TrialScheduler.CONTINUE)
+        # Its worker has not heard of what was decided since it took the trial up.
+        if result["reports"] != trial.config["course"].until:
+            return str(TrialScheduler.CONTINUE)
+        if result["reports"] == self._log.due(self._search.groups[name]):
+            self._waiting.add(name)
+            if len(self._added) == self._due and not self._ready():
+                return str(TrialScheduler.CONTINUE)
+        else:
+            self._set_course(trial)
+        # Tune would save it first; its worker has.
+        tune_controller.pause_trial(trial, should_checkpoint=False)
+        return str(TrialScheduler.NOOP)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        pass
+
+    def choose_trial_to_run(self, tune_controller: Any, *arguments: Any, **options: Any) -> Any:
+        for group in dict.fromkeys(self._search.groups.values()):
+            self._go_on(group)
+        ready = self._ready() if self.room() else [trial for trial in self._ready() if trial.status == "PENDING"]
+        # Whoever is furthest behind keeps the others waiting.
+        return min(ready, key=lambda trial: self._record_of(trial).reports, default=None)
+
+    def room(self) -> bool:
+        """Whether one more trial may run."""
+        active = sum(trial.status in ("PENDING", "RUNNING") for trial in self._added.values())
+        return self._limit is None or active < self._limit
+
+    def _ready(self) -> list[Any]:
+        """The trials that could run, and do not."""
+        return [
+            trial
+            for name, trial in self._added.items()
+            if trial.status in ("PENDING", "PAUSED") and name not in self._waiting
+        ]
+
+    def _go_on(self, group: str) -> None:
+        members = self._search.members(group)
+        live = [name for name in members if not self._records[name].final]
+        if not live or not self._waiting.issuperset(live):
+            return
+        scores = {
+            name: self._sign * self._records[name].finite_summary.get(self._summary_metric, math.nan) for name in live
+        }
+        if not self._decide(group, scores):
+            return
+        for name in live:
+            self._waiting.discard(name)
+            if self._added[name].status == "PAUSED":
+                self._set_course(self._added[name])
+
+    def _set_course(self, trial: Any) -> None:
+        course = self._log.course(self._record_of(trial).spec.id)
+        trial.set_config({**trial.config, "course": course})
+
+
+class SuggestionSearcher(Searcher):
+    """Hands the trials of a study to Tune one by one, each with its settings once it can start.
+
+    Parameters
+    ----------
+    due
+        The records of the trials to run, by the number Tune knows them by.
+    course_of
+        Returns the settings that a trial is to have, if it is one that is searched.
+    room
+        Whether one more trial may start, beside so many that have not ended.
+    more
+        Whether a trial may still have to be started anew: Tune keeps processes for that.
+    """
+
+    def __init__(
+        self,
+        due: Sequence[TrialRecord],
+        course_of: Callable[[TrialRecord], Course | None],
+        room: Callable[[int], bool],
+        more: Callable[[], bool],
+    ) -> None:
+        super().__init__()
+        self._due = due
+        self._course_of = course_of
+        self._room = room
+        self._more = more
+        self._handed = 0
+        self._live: set[str] = set()
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if self._handed == len(self._due):
+            return None if self._more() else str(Searcher.FINISHED)
+        if not self._room(len(self._live)):
+            return None
+        number = self._handed
+        course = self._course_of(self._due[number])
+        self._handed += 1
+        self._live.add(trial_id)
+        return {"trial": number, "course": course}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        self._live.discard(trial_id)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the study directory has it all."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: see `save`."""

@@ -1,0 +1,1 @@
+"""Studies: trials, run settings, locations."""

@@ -1,0 +1,289 @@
+"""How a study is run: where results go and what each trial may use. Checked before Ray is imported."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+import tempfile
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+from ht_ray._checks import check_choice, check_number
+from ht_ray._storage import PASSING, Storage, StorageError, is_uri
+from ht_ray.errors import SettingError
+from ht_ray.sweep.records.study_dir import PROBE, is_free, is_study, load_study_settings
+
+__all__ = ["GIB", "SweepConfig", "check_before_ray", "ray_address"]
+
+GIB = 1 << 30
+
+# Ray counts resources in ten-thousandths.
+_GRAIN = 1e-4
+# What clocks can wait for: two years.
+_MOST_MINUTES = 1_000_000
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """How a study is run.
+
+    Raises
+    ------
+    SettingError
+        If a field cannot work.
+    """
+
+    results_dir: str | None = None
+    """A new directory for this study, or a URI such as s3://bucket/studies/first; by default
+    ~/ht-ray-results/NAME-DATE-TIME (HT_RAY_RESULTS replaces ~/ht-ray-results). With several nodes it must be a URI or
+    on a file system that all of them share."""
+    resume: str | None = None
+    """The directory or URI of an earlier study to continue: finished trials are kept, the others go on from their
+    newest checkpoint."""
+    resume_or_start: str | None = None
+    """As resume if a study was begun at that directory or URI, otherwise as results_dir: for jobs that are started
+    again with the same command after a failure, whenever that came."""
+    cpus_per_trial: float = 1.0
+    """CPUs of one trial, which is also its number of threads; a fraction lets several trials share one."""
+    gpus_per_trial: float = 0.0
+    """GPUs of one trial; a fraction lets several trials share one."""
+    gpu_memory_per_trial: float | None = None
+    """GiB of GPU memory that a trial needs: it waits until its GPU has them, and is refused where all that share it
+    cannot have as much."""
+    memory_per_trial: float | None = None
+    """GiB of memory of one trial, which Ray counts like CPUs; by default memory is not counted."""
+    resources: tuple[str, ...] = ()
+    """Custom resources of one trial, as NAME=AMOUNT: those that nodes were started with (ray start --resources)."""
+    node_labels: tuple[str, ...] = ()
+    """Labels, as NAME=VALUE, that a node must have to run trials (ray start --labels)."""
+    autoscaling: bool = False
+    """Whether the cluster adds nodes where trials wait: then it need not have what they need when the study starts."""
+    max_concurrent: int | None = None
+    """Most trials at one time; by default as many as the resources allow."""
+    max_failures: int = 3
+    """How often in a row, without having got further, a trial is restarted whose worker died, whose node was lost or
+    whose memory ran out."""
+    checkpoint_minutes: float | None = 10.0
+    """A trial is saved after every part (a phase, an evaluation), and inside longer parts after so many minutes; None
+    for the first only."""
+    keep_checkpoints: bool = True
+    """Whether the last checkpoint of a trial that has finished, with its networks, is kept."""
+    storage_minutes: float = 10.0
+    """How long a disk that is full, or a storage that does not answer, is waited for before the study is stopped."""
+    address: str | None = None
+    """The Ray cluster to use: "auto", "local" or HOST:PORT; by default RAY_ADDRESS (which is set in a submitted job),
+    otherwise a Ray started here."""
+    tensorboard: str = "trials"
+    """What runs TensorBoard shows: trials, configurations (the means over the seeds: lighter, for studies of hundreds
+    of trials), or none."""
+
+    def __post_init__(self) -> None:
+        check_number("SweepConfig.cpus_per_trial", self.cpus_per_trial, low=_GRAIN)
+        check_number("SweepConfig.gpus_per_trial", self.gpus_per_trial, low=_GRAIN if self.gpus_per_trial else 0)
+        for name in ("cpus_per_trial", "gpus_per_trial"):
+            value = getattr(self, name)
+            if value > 1 and value != int(value):
+                raise SettingError(f"SweepConfig.{name} = {value!r}: accepted above 1 are whole numbers only.")
+        if self.max_concurrent is not None:
+            check_number("SweepConfig.max_concurrent", self.max_concurrent, low=1, integer=True)
+        check_number("SweepConfig.max_failures", self.max_failures, low=0, integer=True)
+        check_choice("SweepConfig.tensorboard", self.tensorboard, ["trials", "configurations", "none"])
+        for name in ("memory_per_trial", "gpu_memory_per_trial"):
+            if getattr(self, name) is not None:
+                check_number(f"SweepConfig.{name}", getattr(self, name), low=_GRAIN)
+        if self.checkpoint_minutes is not None:
+            check_number(
+                "SweepConfig.checkpoint_minutes", self.checkpoint_minutes, low=0, low_open=True, high=_MOST_MINUTES
+            )
+        check_number("SweepConfig.storage_minutes", self.storage_minutes, low=0, high=_MOST_MINUTES)
+        if self.gpu_memory_per_trial is not None and not self.gpus_per_trial:
+            raise SettingError(
+                f"SweepConfig.gpu_memory_per_trial = {self.gpu_memory_per_trial!r}: trials have no GPU; give them a "
+                "share with SweepConfig.gpus_per_trial."
+            )
+        _ = self.custom_resources, self.label_selector
+        places = ("results_dir", "resume", "resume_or_start")
+        for name in (*places, "address"):
+            if getattr(self, name) == "":
+                raise SettingError(f"SweepConfig.{name} = '': accepted is a name, or leave it out.")
+        given = [name for name in places if getattr(self, name) is not None]
+        if len(given) > 1:
+            first, second = given[:2]
+            raise SettingError(
+                f"SweepConfig.{first} = {getattr(self, first)!r} and {second} = {getattr(self, second)!r}: a study has "
+                "one place, and a resumed one goes on in its own; give one of the two."
+            )
+
+    @property
+    def custom_resources(self) -> dict[str, float]:
+        """The custom resources of one trial."""
+        return {name: self._amount(name, amount) for name, amount in self._pairs("resources", "NAME=AMOUNT").items()}
+
+    @property
+    def label_selector(self) -> dict[str, str]:
+        """The labels of the nodes that may run trials."""
+        return self._pairs("node_labels", "NAME=VALUE")
+
+    @property
+    def resources_per_trial(self) -> dict[str, float]:
+        """All that Ray counts for one trial, by Ray's names."""
+        counted = {"CPU": self.cpus_per_trial, "GPU": self.gpus_per_trial}
+        if self.memory_per_trial is not None:
+            counted["memory"] = self.memory_per_trial * GIB
+        return {name: amount for name, amount in {**counted, **self.custom_resources}.items() if amount}
+
+    def located(self) -> SweepConfig:
+        """Return these settings with `resume_or_start` made one of the two that it stands for."""
+        if self.resume_or_start is None:
+            return self
+        where = self.resume_or_start
+        try:
+            there = is_study(where if is_uri(where) else _absolute(where))
+        except OSError as error:
+            raise SettingError(f"SweepConfig.resume_or_start = {where!r}: it cannot be read ({error}).") from error
+        if there:
+            return replace(self, resume_or_start=None, resume=where)
+        return replace(self, resume_or_start=None, results_dir=where)
+
+    def _pairs(self, field: str, form: str) -> dict[str, str]:
+        pairs: dict[str, str] = {}
+        for text in getattr(self, field):
+            name, _, value = text.partition("=")
+            if not name or not value or name in pairs:
+                raise SettingError(f"SweepConfig.{field} = {text!r}: accepted is {form}, each name once.")
+            pairs[name] = value
+        return pairs
+
+    def _amount(self, name: str, text: str) -> float:
+        where = f"SweepConfig.resources, {name!r}"
+        if name in ("CPU", "GPU", "memory"):
+            own = {"CPU": "cpus_per_trial", "GPU": "gpus_per_trial", "memory": "memory_per_trial"}[name]
+            raise SettingError(f"{where}: that one is given with SweepConfig.{own}.")
+        try:
+            amount = float(text)
+        except ValueError as error:
+            raise SettingError(f"{where} = {text!r}: accepted is a number above 0.") from error
+        check_number(where, amount, low=_GRAIN)
+        return amount
+
+
+def check_before_ray(config: SweepConfig, study_name: str = "study") -> str:
+    """Check all that can be checked without importing Ray, and return where the study is.
+
+    The place is tried for writing; nothing is left behind in it, and a new directory is not created yet.
+
+    Parameters
+    ----------
+    study_name
+        Used for the default directory.
+
+    Returns
+    -------
+    str
+        An absolute path, or a URI.
+
+    Raises
+    ------
+    SettingError
+        If ``config.resume`` is no study, the place holds something already (other than what the making of a study that
+        was never begun has left), cannot be written, or would vanish with a submitted job; or the cluster's address is
+        of the wrong kind or does not answer.
+    StorageError
+        If the disk is full or lost.
+    """
+    config = config.located()
+    _check_address(ray_address(config))
+    if config.resume is not None:
+        location = config.resume if is_uri(config.resume) else str(_absolute(config.resume))
+        load_study_settings(location)
+        _try_writing("SweepConfig.resume", location)
+        return location
+    if config.results_dir is not None:
+        where, given = "SweepConfig.results_dir", config.results_dir
+        location = given if is_uri(given) else str(_absolute(given))
+    else:
+        root = os.environ.get("HT_RAY_RESULTS") or "~/ht-ray-results"
+        where = "HT_RAY_RESULTS" if "HT_RAY_RESULTS" in os.environ else "the default of SweepConfig.results_dir"
+        location = _unused(root, study_name)
+    parts = Path(location).parts
+    if ("runtime_resources", "working_dir_files") in itertools.pairwise(parts):
+        raise SettingError(
+            f"{where} = {location!r}: that is Ray's temporary copy of the job's working directory, "
+            "which is deleted after the job. Give an absolute path outside it."
+        )
+    try:
+        free = is_free(location)
+        advice = f"To continue it: resume={location!r}." if is_study(location) else "Give a new directory."
+    except OSError as error:
+        raise SettingError(f"{where} = {location!r}: it cannot be read ({error}).") from error
+    if not free:
+        raise SettingError(f"{where} = {location!r}: it exists and nothing is ever overwritten. {advice}")
+    _try_writing(where, location)
+    return location
+
+
+def ray_address(config: SweepConfig) -> str:
+    """Return the address to give to Ray."""
+    return config.address or os.environ.get("RAY_ADDRESS") or "local"
+
+
+def _check_address(address: str) -> None:
+    """Raise unless something listens at `address`: Ray itself would try for minutes."""
+    if address in ("auto", "local"):
+        return
+    where = "address (SweepConfig.address, or RAY_ADDRESS)"
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdecimal():
+        raise SettingError(
+            f"{where} = {address!r}: accepted are 'auto', 'local' and HOST:PORT, the port being that of Ray itself "
+            "(usually 6379). To use a cluster from outside it, submit the study as a job: ray job submit."
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise SettingError(f"{where} = {address!r}: no Ray cluster answers there ({error}).") from error
+
+
+def _absolute(path: str) -> Path:
+    return Path(path).expanduser().absolute()
+
+
+def _unused(root: str, study_name: str) -> str:
+    """A place below `root` that is free."""
+    storage = Storage(root if is_uri(root) else _absolute(root))
+    stem = f"{study_name}-{datetime.now():%Y%m%d-%H%M%S}"
+    number = 1
+    try:
+        while storage.exists(name := stem if number == 1 else f"{stem}-{number}"):
+            number += 1
+    except OSError as error:
+        raise SettingError(f"HT_RAY_RESULTS = {root!r}: it cannot be read ({error}).") from error
+    return storage.child(name).location
+
+
+def _try_writing(where: str, location: str) -> None:
+    if is_uri(location):
+        try:
+            Storage(location).write(PROBE, b"")
+            Storage(location).remove(PROBE)
+        except OSError as error:
+            raise SettingError(f"{where} = {location!r}: it cannot be written ({error}).") from error
+        return
+    directory = Path(location)
+    missing = [parent for parent in (directory, *directory.parents) if not parent.exists()]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=directory, prefix=f"{PROBE}-"):
+            pass
+    except OSError as error:
+        if error.errno in PASSING:
+            raise StorageError(f"{where} = {str(directory)!r}: it cannot be written ({error}).") from error
+        raise SettingError(
+            f"{where} = {str(directory)!r}: a directory that can be written is needed, and this one cannot ({error})."
+        ) from error
+    finally:
+        for created in missing:
+            if created.is_dir() and not any(created.iterdir()):
+                created.rmdir()

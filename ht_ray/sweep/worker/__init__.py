@@ -1,0 +1,1 @@
+"""Workers: the trainable, checkpoints, faults, draining a node."""

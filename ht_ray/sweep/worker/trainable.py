@@ -1,0 +1,369 @@
+"""A trial as Ray Tune runs it. Importing this module imports Ray; only a running study and its workers do."""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.result import DONE
+
+from ht_ray._storage import Storage, StorageError
+from ht_ray.sweep.driver.gpu_memory import wait_for_gpu_memory
+from ht_ray.sweep.search.population import Course, Leg
+from ht_ray.sweep.search.search import Parameter, placed
+from ht_ray.sweep.study.jsonable import to_sealed_json
+from ht_ray.sweep.study.trial import Diverged, Interrupted, Report, Trial, load_factory
+from ht_ray.sweep.worker.checkpoints import Checkpoint, CheckpointStore
+from ht_ray.sweep.worker.faults import node_name
+
+__all__ = ["Assignment", "StudyTrainable", "TrialEnded", "WorkerPlan"]
+
+# Seconds between two questions of a worker whose trial waits for others.
+_ASK_EVERY = 0.5
+# A worker that was told to leave, and is asked for nothing more, leaves by itself.
+_LEAVE_AFTER = 10.0
+# Seconds after which a storage that could not be used is tried again.
+_LOOK_AGAIN = 2.0
+
+
+class TrialEnded(RuntimeError):
+    """Ends the worker process of a trial that cannot go on in it; the driver knows why already."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One trial to run in this attempt."""
+
+    id: str
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class WorkerPlan:
+    """What every worker is told, once."""
+
+    factory: str
+    assignments: tuple[Assignment, ...]
+    checkpoints: Storage
+    """The folder for the checkpoints of all trials."""
+    import_path: tuple[str, ...]
+    """The driver's import path, for factories in modules that are not installed."""
+    checkpoint_every: float | None = None
+    """Seconds after which a trial is saved inside a part, too."""
+    patience: float = 600.0
+    """Seconds for which a storage that cannot be used is tried again."""
+    gpu_memory: float | None = None
+    """Bytes of GPU memory that a trial needs."""
+    parameters: tuple[Parameter, ...] = ()
+    """What a search decides of the trials, beside their config."""
+    keep_every: int | None = None
+    """Checkpoints after a multiple of so many reports are kept longer: other trials may take them over."""
+
+
+class StudyTrainable(tune.Trainable):
+    """Runs the trials of a `WorkerPlan`, one after the other.
+
+    Its results have an ``outcome``:
+
+    - ``"resumed"``: the trial goes on from a checkpoint, whose reports are in ``lines``;
+    - ``"running"``, ``"finished"``: it made a report, and was saved;
+    - ``"saved"``: it was saved inside a part, and goes on;
+    - ``"held"``: how it goes on is not decided yet; nothing was done;
+    - ``"waiting"``: the storage is full or does not answer; the next `step` tries again;
+    - ``"diverged"``: it ended for good;
+    - ``"failed"``: its code raised an error, which would come again. It is not raised at once: the driver notes it, and
+      allows no more retries;
+    - ``"fault"``: something around the trial failed, of some ``kind``. Elsewhere or later it may go on.
+
+    After the last two the next `step` raises, which makes Tune end the process. It is not used for another trial: an
+    error on a GPU can leave the process unusable.
+
+    SIGTERM is the notice that this node or process is about to go: the trial is saved at its next safe point, and the
+    process leaves.
+    """
+
+    _trial: Trial | None
+    _course: Course | None
+    _taken: int
+    """After how many reports the trial last took over another's state."""
+    _lines: list[str]
+    _reached: dict[str, float]
+    """The last step of each curve."""
+    _part: int
+    _seconds: float
+    _notes: list[Mapping[str, str]]
+    _ended: bool
+    _unsaved: dict[str, Any] | None
+    """What is to be told when the trial is saved."""
+    _outage: float | None
+    """When the storage was found to be away."""
+
+    def setup(self, config: dict[str, Any], *, plan: WorkerPlan, shared: Any) -> None:
+        self._plan = plan
+        self._shared = shared
+        self._leaving = False
+        self._node = node_name(socket.gethostname(), ray.get_runtime_context().get_node_id())
+        if not ray.get_gpu_ids():
+            # Ray leaves all of the node's GPUs visible to a worker that was given none.
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        sys.path.extend(entry for entry in plan.import_path if entry not in sys.path)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._on_notice)
+        # Collecting garbage between trials need not go through all of Ray's modules each time.
+        gc.freeze()
+        self._assign(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._assign(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        if self._ended:
+            raise TrialEnded(f"trial {self._assignment.id}: what ended it was reported before")
+        result = {**self._step(), "node": self._node}
+        if self._notes:
+            result["notes"], self._notes = self._notes, []
+        self._ended = result["outcome"] in ("failed", "fault")
+        if self._leaving:
+            timer = threading.Timer(_LEAVE_AFTER, os._exit, (0,))
+            timer.daemon = True
+            timer.start()
+        return result
+
+    def cleanup(self) -> None:
+        self._trial = None
+
+    def _step(self) -> dict[str, Any]:
+        if self._leaving:
+            return self._fault("pre-empted", "the worker was told to leave before the trial went on")
+        start = time.perf_counter()
+        try:
+            if self._outage is not None:
+                time.sleep(_LOOK_AGAIN)
+            if self._trial is None:
+                resumed = self._begin()
+                if resumed is not None:
+                    return resumed
+                if self._leaving:
+                    return self._fault("pre-empted", "the worker was told to leave before the trial went on")
+            if self._unsaved is None and self._course is not None:
+                if len(self._lines) == self._course.until:
+                    # Each time the driver is asked.
+                    time.sleep(_ASK_EVERY)
+                    return {"outcome": "held", **self._position}
+                self._take_over(self._course.leg(len(self._lines)))
+            assert self._trial is not None
+            if self._unsaved is None:
+                with self._alarm(self._trial):
+                    report = self._trial.advance()
+                self._unsaved = self._reported(report, self._seconds + time.perf_counter() - start)
+            return self._saved()
+        except Interrupted:
+            self._seconds += time.perf_counter() - start
+            return self._saved_inside()
+        except Diverged as error:
+            return {"outcome": "diverged", "error": str(error) or "diverged", DONE: True}
+        except StorageError as error:
+            return self._storage_trouble(error)
+        # This is the border to code of any kind: whatever it raises is this trial's own end, told with its traceback.
+        except Exception as error:
+            if _out_of_memory(error):
+                return self._fault("out of memory", traceback.format_exc())
+            return {"outcome": "failed", "error": traceback.format_exc()}
+
+    def _reported(self, report: Report, seconds: float) -> dict[str, Any]:
+        """Take in a report, and return what the driver is told of it."""
+        row = self._course.row(len(self._lines)) if self._course is not None else None
+        curves = {**report.curves, **({"schedule": [row]} if row is not None else {})}
+        self._go_to(curves)
+        self._lines.append(
+            to_sealed_json(
+                {
+                    "index": len(self._lines),
+                    "curves": curves,
+                    "summary": report.summary,
+                    "progress": report.progress,
+                    "seconds": round(seconds, 6),
+                }
+            )
+        )
+        self._seconds, self._part = 0.0, 0
+        finished = report.progress >= 1
+        return {
+            "outcome": "finished" if finished else "running",
+            "report": self._lines[-1],
+            "samples": report.samples,
+            DONE: finished,
+            **self._position,
+        }
+
+    def _go_to(self, curves: Mapping[str, list[dict[str, float]]]) -> None:
+        """Take in how far the curves are; raise if one goes back, which on disk could not be told from damage."""
+        for curve, rows in curves.items():
+            for row in rows:
+                reached = self._reached.get(curve, -math.inf)
+                if row["step"] < reached:
+                    raise ValueError(f"the curve {curve!r} goes back from step {reached:g} to step {row['step']:g}")
+                self._reached[curve] = row["step"]
+
+    def _begin(self) -> dict[str, Any] | None:
+        """Build the trial, and return a result if it goes on from a checkpoint."""
+        if self._plan.gpu_memory is not None:
+            wait_for_gpu_memory(self._plan.gpu_memory, share=sum(_gpu_shares()), say=self._notes.append)
+        found = self._store.load_newest(self._build, self._note_damage)
+        self._storage_answers()
+        if found is None:
+            self._trial = self._build(Checkpoint((0, 0), ()))
+            return None
+        self._trial, checkpoint = found
+        self._lines, self._seconds = list(checkpoint.lines), checkpoint.seconds
+        for line in self._lines:
+            self._go_to(json.loads(line)["curves"])
+        self._part = checkpoint.position[1]
+        # Its worker may have died between the last report and the driver's note of it.
+        finished = bool(self._lines) and json.loads(self._lines[-1])["progress"] >= 1
+        outcome = "finished" if finished else "resumed"
+        return {"outcome": outcome, "lines": list(self._lines), DONE: finished, **self._position}
+
+    def _take_over(self, leg: Leg) -> None:
+        """Give the trial the state of another, if that is how it goes on from here."""
+        if leg.source is None or (leg.reports, 0) != (len(self._lines), self._part) or self._taken == leg.reports:
+            return
+        self._trial = None
+        store = CheckpointStore(self._plan.checkpoints, leg.source)
+        found = store.load_newest(self._build, self._note_damage, after=leg.reports)
+        self._storage_answers()
+        if found is None:
+            raise RuntimeError(
+                f"its way leads over the state that {leg.source!r} had after {leg.reports} reports, and that "
+                "checkpoint is gone or damaged"
+            )
+        self._trial, self._taken = found[0], leg.reports
+
+    def _saved_inside(self) -> dict[str, Any]:
+        self._part += 1
+        if self._leaving:
+            self._unsaved = self._fault("pre-empted", "told to leave; saved inside a part")
+        else:
+            self._unsaved = {"outcome": "saved", **self._position}
+        try:
+            return self._saved()
+        except StorageError as error:
+            return self._storage_trouble(error)
+        except Exception:  # as in _step()
+            return {"outcome": "failed", "error": traceback.format_exc()}
+
+    def _saved(self) -> dict[str, Any]:
+        """Save the trial, and return what is to be told then."""
+        assert self._trial is not None
+        assert self._unsaved is not None
+        checkpoint = Checkpoint((len(self._lines), self._part), tuple(self._lines), round(self._seconds, 6))
+        self._store.save(self._trial, checkpoint)
+        self._storage_answers()
+        told, self._unsaved = self._unsaved, None
+        return told
+
+    def _storage_trouble(self, error: StorageError) -> dict[str, Any]:
+        now = time.monotonic()
+        if self._outage is None:
+            self._outage = now
+            detail = f"{error}; trying again for up to {self._plan.patience / 60:g} minutes"
+            self._notes.append({"event": "storage", "detail": detail})
+        elif now - self._outage > self._plan.patience:
+            return self._fault("storage", str(error))
+        return {"outcome": "waiting"}
+
+    def _storage_answers(self) -> None:
+        if self._outage is not None:
+            detail = f"the storage can be used again, after {time.monotonic() - self._outage:.0f} s"
+            self._notes.append({"event": "storage", "detail": detail})
+            self._outage = None
+
+    def _note_damage(self, text: str) -> None:
+        self._notes.append({"event": "checkpoint damaged", "detail": text})
+
+    @property
+    def _position(self) -> dict[str, Any]:
+        return {"reports": len(self._lines), "part": self._part}
+
+    def _assign(self, config: Mapping[str, Any]) -> None:
+        # The last trial's memory is free before the next one takes its own.
+        self._trial = None
+        gc.collect()
+        self._assignment = self._plan.assignments[config["trial"]]
+        self._course = config.get("course")
+        self._taken = -1
+        self._store = CheckpointStore(self._plan.checkpoints, self._assignment.id, every=self._plan.keep_every)
+        self._lines = []
+        self._reached = {}
+        self._part = 0
+        self._seconds = 0.0
+        self._notes = []
+        self._ended = False
+        self._unsaved = None
+        self._outage = None
+
+    def _build(self, checkpoint: Checkpoint) -> Trial:
+        config = self._assignment.config
+        if self._course is not None:
+            values = self._course.leg(checkpoint.position[0]).values
+            config = placed(config, self._plan.parameters, values)
+        return load_factory(self._plan.factory)(config, self._shared)
+
+    def _fault(self, kind: str, detail: str) -> dict[str, Any]:
+        return {"outcome": "fault", "kind": kind, "detail": detail, **self._position}
+
+    def _alarm(self, trial: Trial) -> _Alarm:
+        """Interrupts the trial when it is due to be saved inside its part, and at once if the worker is to leave."""
+        interrupt: Callable[[], None] | None = getattr(trial, "interrupt", None)
+        if interrupt is not None and self._leaving:
+            interrupt()
+        return _Alarm(interrupt, self._plan.checkpoint_every)
+
+    def _on_notice(self, number: int, frame: FrameType | None) -> None:
+        self._leaving = True
+        interrupt = getattr(self._trial, "interrupt", None)
+        if interrupt is not None:
+            interrupt()
+
+
+class _Alarm:
+    """Calls a function once, if the block takes longer than `seconds`."""
+
+    def __init__(self, what: Callable[[], None] | None, seconds: float | None) -> None:
+        self._timer = None if what is None or seconds is None else threading.Timer(seconds, what)
+
+    def __enter__(self) -> None:
+        if self._timer is not None:
+            self._timer.daemon = True
+            self._timer.start()
+
+    def __exit__(self, *exception: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+def _gpu_shares() -> list[float]:
+    return [
+        float(amount) for name, amount in ray.get_runtime_context().get_assigned_resources().items() if name == "GPU"
+    ]
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on the machine or on a GPU; neighbours may have taken it."""
+    # PyTorch's class is known by its name: this process need not have PyTorch.
+    return isinstance(error, MemoryError) or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)

@@ -1,0 +1,1 @@
+"""Images, streams of phases, loaders, augmentation."""

@@ -1,0 +1,335 @@
+"""Streams of phases: which samples, with which labels, a network trains on, one phase after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ht_ray._checks import check_choice, check_number
+from ht_ray.errors import SettingError
+from ht_ray.mechanisms import generator
+from ht_ray.vision.data.reservoir import Reservoir
+
+__all__ = [
+    "ContinualConfig",
+    "Phase",
+    "Stream",
+    "WarmStartConfig",
+    "continual",
+    "make_stream",
+    "noise_schedule",
+    "noisy_labels",
+    "warm_start",
+]
+
+# Beyond are typing errors.
+_MOST_PHASES, _MOST_EPOCHS = 100_000, 1_000_000
+
+NoiseRule = Literal["uniform", "other"]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase of a stream.
+
+    Attributes
+    ----------
+    index
+        Number of the phase, from 0.
+    epochs
+        How long to train on it.
+    indices
+        Positions in the training set, int64 of shape ``(n,)``. In `continual` the new chunk comes first, then older
+        samples.
+    labels
+        Their labels with this phase's noise, int64 of shape ``(n,)``.
+    noise
+        Share of the labels that were redrawn.
+    new
+        How many of the samples are new in this phase.
+    """
+
+    index: int
+    epochs: int
+    indices: Tensor
+    labels: Tensor
+    noise: float
+    new: int
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A sequence of phases over one training set; see `continual` and `warm_start`."""
+
+    name: str
+    phases: tuple[Phase, ...]
+
+    def __len__(self) -> int:
+        return len(self.phases)
+
+    def __iter__(self) -> Iterator[Phase]:
+        return iter(self.phases)
+
+    def __getitem__(self, index: int) -> Phase:
+        return self.phases[index]
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of all phases together."""
+        return sum(phase.epochs for phase in self.phases)
+
+
+def noisy_labels(
+    labels: Tensor,
+    ratio: float,
+    num_classes: int,
+    *,
+    rule: NoiseRule = "uniform",
+    generator: torch.Generator,
+) -> Tensor:
+    """Return `labels` with a share redrawn at random (Zhang et al. 2017; arXiv 2406.02596, section 3.1).
+
+    Parameters
+    ----------
+    labels
+        True labels, int64 of shape ``(n,)``; left alone.
+    ratio
+        Share of the samples, in [0, 1], whose labels are redrawn; exactly ``round(ratio * n)`` of them.
+    rule
+        ``"uniform"`` draws from all classes, so that some stay true by chance (the paper);
+        ``"other"`` never draws the true label (the authors' code), and needs two classes.
+
+    Raises
+    ------
+    SettingError
+        If `ratio`, `rule` or `num_classes` is not accepted.
+
+    Examples
+    --------
+    >>> draw = torch.Generator().manual_seed(0)
+    >>> clean = torch.zeros(10, dtype=torch.int64)
+    >>> int((noisy_labels(clean, 0.5, 3, rule="other", generator=draw) != clean).sum())
+    5
+    """
+    check_number("noisy_labels: ratio", ratio, low=0, high=1)
+    check_choice("noisy_labels: rule", rule, ["uniform", "other"])
+    check_number("noisy_labels: num_classes", num_classes, low=2 if rule == "other" else 1, integer=True)
+    count = round(ratio * len(labels))
+    if count == 0:
+        return labels.clone()
+    chosen = torch.randperm(len(labels), generator=generator)[:count]
+    noisy = labels.clone()
+    if rule == "uniform":
+        noisy[chosen] = torch.randint(num_classes, (count,), generator=generator)
+    else:
+        shift = torch.randint(1, num_classes, (count,), generator=generator)
+        noisy[chosen] = (labels[chosen] + shift) % num_classes
+    return noisy
+
+
+def noise_schedule(noise: str | Sequence[float], phases: int) -> tuple[float, ...]:
+    """Return the label noise of each phase.
+
+    Parameters
+    ----------
+    noise
+        ``"paper"``: from 0.5 to 0, rounded to tenths, which for ten phases is the authors' schedule;
+        ``"linear"``: from 0.5 to 0; ``"none"``; or a number for all phases, or one for each, separated by commas or
+        as a sequence.
+
+    Raises
+    ------
+    SettingError
+        If the schedule is unknown, has the wrong length or a value outside [0, 1].
+
+    Examples
+    --------
+    >>> noise_schedule("paper", 10)
+    (0.5, 0.4, 0.4, 0.3, 0.3, 0.2, 0.2, 0.1, 0.1, 0.0)
+    >>> noise_schedule("0.3,0", 2)
+    (0.3, 0.0)
+    """
+    if isinstance(noise, str):
+        if noise == "none":
+            return (0.0,) * phases
+        if noise in ("paper", "linear"):
+            line = [0.5 * (1 - k / max(1, phases - 1)) for k in range(phases)]
+            return tuple(round(value, 1) if noise == "paper" else value for value in line)
+        try:
+            values = [float(part) for part in noise.split(",")]
+        except ValueError:
+            check_choice("ContinualConfig: noise", noise, ["paper", "linear", "none", "numbers such as 0.5,0.3,0"])
+            raise
+    else:
+        values = [float(value) for value in noise]
+    if len(values) == 1:
+        values *= phases
+    if len(values) != phases:
+        raise SettingError(
+            f"ContinualConfig: noise = {noise!r}: accepted are one number, or one for each of the {phases} phases."
+        )
+    for value in values:
+        check_number("ContinualConfig: noise", value, low=0, high=1)
+    return tuple(values)
+
+
+@dataclass(frozen=True)
+class ContinualConfig:
+    """Settings of the continual stream (arXiv 2406.02596, section 5.2).
+
+    Attributes
+    ----------
+    phases
+        Number of phases.
+    epochs
+        Epochs of each phase.
+    chunk_ratio
+        Share of the training set that is new in each phase; None means that the phases use all of it, equally.
+    noise
+        Label noise over the phases, see `noise_schedule`.
+    access
+        ``"full"``: a phase trains on all that has arrived; ``"buffer"``: on the new chunk and `buffer_size` older
+        samples, drawn uniformly from everything seen; ``"new"``: on the new chunk alone.
+    buffer_size
+        How many older samples are kept under limited access.
+    noise_rule
+        Which labels noise draws, see `noisy_labels`.
+    """
+
+    phases: int = 10
+    epochs: int = 100
+    chunk_ratio: float | None = None
+    noise: str = "paper"
+    access: Literal["full", "buffer", "new"] = "full"
+    buffer_size: int = 5000
+    noise_rule: NoiseRule = "uniform"
+
+    def __post_init__(self) -> None:
+        check_number("ContinualConfig: phases", self.phases, low=1, high=_MOST_PHASES, integer=True)
+        check_number("ContinualConfig: epochs", self.epochs, low=1, high=_MOST_EPOCHS, integer=True)
+        if self.chunk_ratio is not None:
+            check_number("ContinualConfig: chunk_ratio", self.chunk_ratio, low=0, low_open=True, high=1 / self.phases)
+        check_choice("ContinualConfig: access", self.access, ["full", "buffer", "new"])
+        check_number("ContinualConfig: buffer_size", self.buffer_size, low=1, integer=True)
+        check_choice("ContinualConfig: noise_rule", self.noise_rule, ["uniform", "other"])
+        noise_schedule(self.noise, self.phases)
+
+
+@dataclass(frozen=True)
+class WarmStartConfig:
+    """Settings of the warm-start stream (arXiv 2406.02596, section 3; Ash & Adams 2020).
+
+    Attributes
+    ----------
+    subset_ratio
+        Share of the training set in the first phase.
+    label_noise
+        Label noise of the first phase; the second has none and uses the whole set.
+    epochs
+        Epochs of the second phase.
+    warm_epochs
+        Epochs of the first phase; None means ``floor(epochs / subset_ratio)``, the same number of updates.
+    noise_rule
+        Which labels noise draws, see `noisy_labels`.
+    fresh
+        Whether the first phase is left out: the second alone, from initial weights, is what warm-starting is compared
+        with.
+    """
+
+    subset_ratio: float = 0.1
+    label_noise: float = 0.5
+    epochs: int = 100
+    warm_epochs: int | None = None
+    noise_rule: NoiseRule = "uniform"
+    fresh: bool = False
+
+    def __post_init__(self) -> None:
+        check_number("WarmStartConfig: subset_ratio", self.subset_ratio, low=0, low_open=True, high=1)
+        check_number("WarmStartConfig: label_noise", self.label_noise, low=0, high=1)
+        check_number("WarmStartConfig: epochs", self.epochs, low=1, high=_MOST_EPOCHS, integer=True)
+        if self.warm_epochs is not None:
+            check_number("WarmStartConfig: warm_epochs", self.warm_epochs, low=1, high=_MOST_EPOCHS, integer=True)
+        check_choice("WarmStartConfig: noise_rule", self.noise_rule, ["uniform", "other"])
+
+
+def continual(labels: Tensor, num_classes: int, config: ContinualConfig, *, seed: int) -> Stream:
+    """Make the continual stream over a training set with these true `labels` (int64, shape ``(n,)``).
+
+    Order of arrival, buffer and label noise each come from their own generator, derived from `seed`; the labels of
+    all samples of a phase, replayed ones too, are noised anew at the phase's ratio.
+
+    Examples
+    --------
+    >>> stream = continual(torch.arange(100) % 10, 10, ContinualConfig(access="buffer", buffer_size=20), seed=0)
+    >>> [len(phase) for phase in stream]
+    [10, 20, 30, 30, 30, 30, 30, 30, 30, 30]
+    """
+    total = len(labels)
+    ratio = config.chunk_ratio if config.chunk_ratio is not None else 1 / config.phases
+    bounds = [min(total, round(k * ratio * total)) for k in range(config.phases + 1)]
+    if any(high == low for low, high in pairwise(bounds)):
+        raise SettingError(
+            f"ContinualConfig: phases = {config.phases} of a share of {ratio:g} each: "
+            f"the training set of {total} samples is too small, a phase would be empty."
+        )
+    order = torch.randperm(total, generator=generator(seed, "order of arrival"))
+    memory = Reservoir(config.buffer_size, seed=seed)
+    phases = []
+    schedule = noise_schedule(config.noise, config.phases)
+    for k, noise in enumerate(schedule):
+        chunk = order[bounds[k] : bounds[k + 1]]
+        older = {"full": order[: bounds[k]], "buffer": memory.items, "new": order[:0]}[config.access]
+        indices = torch.cat([chunk, older])
+        draw = generator(seed, "label noise", k)
+        noisy = noisy_labels(labels[indices], noise, num_classes, rule=config.noise_rule, generator=draw)
+        phases.append(Phase(k, config.epochs, indices, noisy, noise, len(chunk)))
+        memory.add(chunk)
+    return Stream("continual", tuple(phases))
+
+
+def warm_start(labels: Tensor, num_classes: int, config: WarmStartConfig, *, seed: int) -> Stream:
+    """Make the warm-start stream: a noisy subset, then the clean whole; with ``config.fresh``, the whole alone.
+
+    Examples
+    --------
+    >>> stream = warm_start(torch.arange(100) % 10, 10, WarmStartConfig(subset_ratio=0.1), seed=0)
+    >>> [(len(phase), phase.epochs, phase.noise) for phase in stream]
+    [(10, 1000, 0.5), (100, 100, 0.0)]
+    """
+    total = len(labels)
+    whole = torch.arange(total)
+    if config.fresh:
+        return Stream("warm_start", (Phase(0, config.epochs, whole, labels.clone(), 0.0, total),))
+    count = max(1, round(config.subset_ratio * total))
+    subset = torch.randperm(total, generator=generator(seed, "order of arrival"))[:count]
+    # Tolerance, as 100 / 0.1 must be 1000 whatever the last bit says.
+    warm = config.warm_epochs or int(config.epochs / config.subset_ratio + 1e-9)
+    noisy = noisy_labels(
+        labels[subset],
+        config.label_noise,
+        num_classes,
+        rule=config.noise_rule,
+        generator=generator(seed, "label noise", 0),
+    )
+    return Stream(
+        "warm_start",
+        (
+            Phase(0, warm, subset, noisy, config.label_noise, count),
+            Phase(1, config.epochs, whole, labels.clone(), 0.0, total - count),
+        ),
+    )
+
+
+def make_stream(labels: Tensor, num_classes: int, config: ContinualConfig | WarmStartConfig, *, seed: int) -> Stream:
+    """Make the stream that `config` describes; see `continual` and `warm_start`."""
+    if isinstance(config, WarmStartConfig):
+        return warm_start(labels, num_classes, config, seed=seed)
+    return continual(labels, num_classes, config, seed=seed)

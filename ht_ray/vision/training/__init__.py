@@ -1,0 +1,1 @@
+"""The plain loop: training, evaluation, optimiser, indicators."""

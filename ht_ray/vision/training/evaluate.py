@@ -1,0 +1,67 @@
+"""Evaluation that leaves no trace in training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ht_ray.vision.data.loader import Normalise
+
+__all__ = ["Evaluation", "evaluate", "evaluating"]
+
+
+class Evaluation(NamedTuple):
+    """Mean cross-entropy (nats) and accuracy (a fraction) over a set of images."""
+
+    loss: float
+    accuracy: float
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every part of `model` into evaluation mode inside a block, without gradients, and its own mode back after.
+
+    Parts that a user keeps in evaluation mode while training stay so.
+    """
+    modes = [(part, part.training) for part in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def evaluate(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    normalise: Normalise,
+    *,
+    batch_size: int = 1000,
+    autocast: torch.dtype | None = None,
+    channels_last: bool = False,
+) -> Evaluation:
+    """Return loss and accuracy of `model` on `images` (uint8, ``(n, C, H, W)``) with true `labels`.
+
+    Nothing random is drawn; modes, gradients and BatchNorm statistics are as before afterwards.
+    """
+    loss = torch.zeros((), dtype=torch.float64 if images.device.type != "mps" else torch.float32, device=images.device)
+    correct = torch.zeros((), dtype=torch.int64, device=images.device)
+    with evaluating(model):
+        for start in range(0, len(images), batch_size):
+            batch = normalise(images[start : start + batch_size])
+            if channels_last:
+                batch = batch.contiguous(memory_format=torch.channels_last)
+            target = labels[start : start + batch_size]
+            with torch.autocast(images.device.type, dtype=autocast, enabled=autocast is not None):
+                logits = model(batch)
+            loss += functional.cross_entropy(logits.float(), target, reduction="sum")
+            correct += (logits.argmax(1) == target).sum()
+    return Evaluation(loss.item() / len(images), correct.item() / len(images))

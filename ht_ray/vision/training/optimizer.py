@@ -1,0 +1,108 @@
+"""The paper's optimiser: AdamW, linear warm-up in each phase, clipped gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+from torch.optim import AdamW, Optimizer
+
+from ht_ray._checks import check_choice, check_number
+from ht_ray.errors import SettingError
+
+__all__ = ["AUGMENTATIONS", "TrainingConfig", "make_optimizer", "set_learning_rate", "warmup_factor"]
+
+AUGMENTATIONS = ("none", "crop", "crop_flip")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a network is trained in each phase (arXiv 2406.02596, table 3).
+
+    Attributes
+    ----------
+    batch_size
+        Samples per optimiser step.
+    learning_rate
+        Of AdamW, after the warm-up.
+    weight_decay
+        Of AdamW, decoupled.
+    betas, eps
+        Of AdamW.
+    warmup_ratio
+        Share of each phase's steps over which the learning rate rises linearly from 0.
+    clip
+        Largest gradient norm; None for no clipping.
+    fresh_optimizer
+        Whether the optimiser starts afresh at each phase.
+    augment
+        ``"none"``, ``"crop"`` (pad, crop) or ``"crop_flip"`` (and mirror).
+    precision
+        ``"fp32"``, or ``"bf16"`` for autocast with float32 weights.
+    channels_last
+        Whether convolutions run in that memory format.
+    """
+
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    warmup_ratio: float = 0.1
+    clip: float | None = 0.5
+    fresh_optimizer: bool = True
+    augment: str = "none"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    channels_last: bool = False
+
+    def __post_init__(self) -> None:
+        check_number("TrainingConfig: batch_size", self.batch_size, low=2, integer=True)
+        check_number("TrainingConfig: learning_rate", self.learning_rate, low=0, low_open=True)
+        check_number("TrainingConfig: weight_decay", self.weight_decay, low=0)
+        for beta in self.betas:
+            check_number("TrainingConfig: betas", beta, low=0, high=1, high_open=True)
+        if len(self.betas) != 2:
+            raise SettingError(f"TrainingConfig: betas = {self.betas!r}: accepted are two numbers.")
+        check_number("TrainingConfig: eps", self.eps, low=0)
+        check_number("TrainingConfig: warmup_ratio", self.warmup_ratio, low=0, high=1)
+        if self.clip is not None:
+            check_number("TrainingConfig: clip", self.clip, low=0, low_open=True)
+        check_choice("TrainingConfig: augment", self.augment, AUGMENTATIONS)
+        check_choice("TrainingConfig: precision", self.precision, ["fp32", "bf16"])
+
+
+def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> AdamW:
+    """Return AdamW over the trainable ones of `parameters`."""
+    return AdamW(
+        [parameter for parameter in parameters if parameter.requires_grad],
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        betas=config.betas,
+        eps=config.eps,
+        fused=True,
+    )
+
+
+def warmup_factor(step: int, total: int, ratio: float) -> float:
+    """Return what the learning rate is multiplied with at `step` (from 0) of a phase of `total` steps.
+
+    Linear from 0 over the first ``ratio * total`` steps, 1 from there (arXiv 2406.02596, appendix A.3).
+
+    Examples
+    --------
+    >>> [warmup_factor(step, 20, 0.2) for step in (0, 1, 4, 19)]
+    [0.0, 0.25, 1.0, 1.0]
+    """
+    warm = ratio * total
+    return 1.0 if step >= warm else step / warm
+
+
+def set_learning_rate(optimizer: Optimizer, factor: float) -> None:
+    """Set each parameter group's learning rate to `factor` times its initial one.
+
+    The initial one is kept in the group as ``initial_lr``, as torch's schedulers do.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
