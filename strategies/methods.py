@@ -144,7 +144,7 @@ def method_plugins(config: MethodConfig, *, seed: int = 0) -> list[OrderedPlugin
     if "hare_tortoise" in config.parts:
         settings = config.settings_of("hare_tortoise")
         plugins.append(HareTortoisePlugin(**settings, recalibrate_batchnorm=config.recalibrate_batchnorm))
-    elif config.follows:
+    elif config.has_ema:
         plugins.append(EMAPlugin(momentum=config.momentum, recalibrate_batchnorm=config.recalibrate_batchnorm))
     for name, plugin in _PLUGINS.items():
         if name in config.parts:

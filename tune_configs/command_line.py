@@ -25,7 +25,7 @@ from ht_ray.methods import Tortoise
 from ht_ray.sweep import RayStartError, Study, SweepConfig, TrialSpec, check_before_ray, load_study_settings, run_study
 from ht_ray.sweep.study.config import GIB, ray_address
 from ht_ray.vision import ImageData, Method, MethodConfig, load_data, make_model
-from ht_ray.vision.method_config import setting_names
+from ht_ray.methods import setting_names
 from tune_configs.settings import StudySettings, VisionSettings
 from tune_configs.vision_trial import stream_of, trial_config
 
@@ -416,7 +416,7 @@ def schedule_warnings(planned: Sequence[TrialSpec], labels: Tensor, num_classes:
     for spec in planned:
         key = (spec.label, spec.settings["access"])
         method = trial_config(spec.config).method
-        if key in told or not (method.follows or {"redo", "optimizer_reset"} & set(method.parts)):
+        if key in told or not (method.has_ema or {"redo", "optimizer_reset"} & set(method.parts)):
             continue
         told.add(key)
         batch_size = spec.config["training"]["batch_size"]
@@ -424,7 +424,7 @@ def schedule_warnings(planned: Sequence[TrialSpec], labels: Tensor, num_classes:
         raised: dict[str, list[tuple[int, str]]] = {}
         for phase in stream:
             texts = _never_due(method, phase.epochs)
-            if method.follows:
+            if method.has_ema:
                 texts += _of_tortoise(method, -(-len(phase) // batch_size), phase.epochs)
             for text in texts:
                 # The same reason in another phase has other numbers.

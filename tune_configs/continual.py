@@ -16,7 +16,7 @@ if __package__ in (None, ""):  # run as a script: the checkout need not be insta
 
 from ht_ray._checks import check_choice, check_number
 from ht_ray.sweep import TrialSpec
-from ht_ray.vision import MethodConfig, method_with_settings
+from ht_ray.vision import MethodConfig, parse_method
 from tune_configs.command_line import main as run_main
 from tune_configs.settings import VisionSettings, check_distinct
 from tune_configs.trials import trial
@@ -59,7 +59,7 @@ class ContinualSettings(VisionSettings):
 
 def trials(settings: ContinualSettings) -> tuple[TrialSpec, ...]:
     """Return the planned trials: by access, method and seed."""
-    methods = [(settings._method(text), method_with_settings(text)[1]) for text in settings.methods]
+    methods = [(settings._method(text), parse_method(text)[1]) for text in settings.methods]
     modes = settings.access if settings.stream == "continual" else settings.access[:1]
     return tuple(
         trial(settings, method, access, seed, own)

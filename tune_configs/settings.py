@@ -21,7 +21,7 @@ from ht_ray.vision import (
     ModelConfig,
     TrainingConfig,
     WarmStartConfig,
-    method_with_settings,
+    parse_method,
 )
 
 __all__ = ["PRESETS", "StudySettings", "VisionSettings", "check_distinct"]
@@ -313,7 +313,7 @@ class VisionSettings(MethodSettings, _StudyFields):
 
         Settings behind the name, as in ``"l2:l2_strength=0.01"``, go before `settings`, and those before the study's.
         """
-        name, own = method_with_settings(name)
+        name, own = parse_method(name)
         return MethodConfig(name, **{**self.method_defaults, **settings, **own})
 
     def trial_config(self, method: MethodConfig, access: str, seed: int, **stream: Any) -> dict[str, Any]:
@@ -332,7 +332,7 @@ class VisionSettings(MethodSettings, _StudyFields):
 
     def trial_settings(self, method: MethodConfig, access: str, seed: int) -> dict[str, Any]:
         """Return a trial's columns in the table of results; None where a setting does not apply."""
-        follows, resets = method.follows, method.resets
+        follows, resets = method.has_ema, method.resets
         return {
             "data": self.data,
             "model": self._model_config().name,

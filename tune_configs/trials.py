@@ -24,7 +24,7 @@ def label_of(method: MethodConfig) -> str:
     'Head Reset'
     """
     label = display_name(method.name)
-    if method.follows:
+    if method.has_ema:
         label += f" m={method.momentum:.12g}"
     if "hare_tortoise" in method.parts:
         label += f" r={method.reset_interval}" + (" steps" if method.reset_unit == "steps" else "")
@@ -49,7 +49,7 @@ def trial(
     """
     told = {name: value for name, value in (own or {}).items() if name not in ("momentum", "reset_interval")}
     parts = [access if settings.stream == "continual" else settings.stream, method.name]
-    if method.follows:
+    if method.has_ema:
         parts.append(f"m{method.momentum:.12g}")
     if "hare_tortoise" in method.parts:
         parts.append(f"r{method.reset_interval}{method.reset_unit[0]}")

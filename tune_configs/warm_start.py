@@ -21,7 +21,7 @@ if __package__ in (None, ""):  # run as a script: the checkout need not be insta
 from ht_ray._checks import check_choice, check_number
 from ht_ray.errors import SettingError
 from ht_ray.sweep import TrialSpec
-from ht_ray.vision import METHODS, MethodConfig, method_with_settings
+from ht_ray.vision import METHODS, MethodConfig, parse_method
 from ht_ray.vision.method import REINITIALISERS
 from ht_ray.vision.method_config import ALIASES, method_parts
 from tune_configs.command_line import main as run_main
@@ -182,7 +182,7 @@ class WarmStartSettings(VisionSettings):
             raise SettingError(
                 f"WarmStartSettings.methods = {text!r}: {idle[0]!r} acts before a second phase; 'fresh' has one."
             )
-        return _Compared(fresh, method, method_with_settings(joined + colon + rest)[1])
+        return _Compared(fresh, method, parse_method(joined + colon + rest)[1])
 
     @property
     def compared(self) -> tuple[_Compared, ...]:

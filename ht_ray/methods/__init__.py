@@ -1,28 +1,53 @@
-"""Methods against loss of plasticity, one file each, the moments at which they act, and their registry."""
+"""Methods against loss of plasticity, one file each, the moments at which they act, and their registry.
 
-from ht_ray.mechanisms import SettingError, SettingWarning
+A training loop holds a `Composition` and calls it at each moment; a `MethodConfig` says which methods it is made of. A
+method of one's own is a class derived from `Method`, with `register` before it, in any module.
+"""
+
+from ht_ray.errors import SettingError, SettingWarning
+from ht_ray.methods.adam import Adam
+from ht_ray.methods.architectures import CReLUNetwork, LayerNormNetwork
+from ht_ray.methods.augment import Augment
+from ht_ray.methods.config import MethodConfig, parse_method, setting_names
 from ht_ray.methods.continual_backprop import ContinualBackprop
 from ht_ray.methods.head_reset import HeadReset
-from ht_ray.methods.method import Inputs, Mechanism
+from ht_ray.methods.l2 import L2
+from ht_ray.methods.method import Composition, Inputs, Method, Phase
 from ht_ray.methods.optimizer_reset import OptimizerReset
-from ht_ray.methods.penalties import L2, Regenerative, SpectralDecoupling
+from ht_ray.methods.plain import Plain
 from ht_ray.methods.plasticity_injection import InjectedHead, PlasticityInjection
 from ht_ray.methods.redo import ReDo
+from ht_ray.methods.regenerative import Regenerative
+from ht_ray.methods.registry import METHODS, display_name, find_method, flat_names, method_parts, register
 from ht_ray.methods.self_distillation import SelfDistillation
+from ht_ray.methods.settings import MethodSettings, setting
 from ht_ray.methods.shrink_perturb import ShrinkPerturb
-from ht_ray.methods.tortoise import Tortoise, half_life, momentum_of_half_life
+from ht_ray.methods.spectral_decoupling import SpectralDecoupling
+from ht_ray.methods.tortoise import EMA, HareTortoise, Tortoise, half_life, momentum_of_half_life
 from ht_ray.methods.upgd import UPGD
 from ht_ray.methods.weight_clipping import WeightClipping
 
 __all__ = [
+    "EMA",
     "L2",
+    "METHODS",
     "UPGD",
+    "Adam",
+    "Augment",
+    "CReLUNetwork",
+    "Composition",
     "ContinualBackprop",
+    "HareTortoise",
     "HeadReset",
     "InjectedHead",
     "Inputs",
-    "Mechanism",
+    "LayerNormNetwork",
+    "Method",
+    "MethodConfig",
+    "MethodSettings",
     "OptimizerReset",
+    "Phase",
+    "Plain",
     "PlasticityInjection",
     "ReDo",
     "Regenerative",
@@ -33,6 +58,14 @@ __all__ = [
     "SpectralDecoupling",
     "Tortoise",
     "WeightClipping",
+    "display_name",
+    "find_method",
+    "flat_names",
     "half_life",
+    "method_parts",
     "momentum_of_half_life",
+    "parse_method",
+    "register",
+    "setting",
+    "setting_names",
 ]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ht_ray._checks import check_number
 from ht_ray.mechanisms.units.find_units import (
     HiddenUnits,
     Layers,
@@ -22,7 +22,9 @@ from ht_ray.mechanisms.units.recycle import recycle
 from ht_ray.mechanisms.weights.fresh import fresh_weights
 from ht_ray.mechanisms.weights.optimizer_state import Optimizers
 from ht_ray.mechanisms.weights.rng import derive_seed
-from ht_ray.methods.method import Mechanism
+from ht_ray.methods.method import FIRST, Method, Phase
+from ht_ray.methods.registry import register
+from ht_ray.methods.settings import MethodSettings, setting, treats_tortoise
 from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["ContinualBackprop"]
@@ -39,7 +41,8 @@ def _grown(old: Tensor | None, units: int, dtype: torch.dtype) -> Tensor:
     return new
 
 
-class ContinualBackprop(Mechanism):
+@register
+class ContinualBackprop(Method):
     """Continual backprop (Dohare et al., Nature 632, 2024, algorithm 1; arXiv 2306.13812).
 
     After every optimiser step, in every layer of hidden units: all ages grow by 1; the utility of unit ``i`` becomes
@@ -55,21 +58,14 @@ class ContinualBackprop(Mechanism):
     grown (see `ht_ray.mechanisms.find_units`): known units keep utility and age. A warning names the activations
     whose units cannot be recycled, once.
 
-    Not handled: a training forward pass through a graph that ``torch.compile`` made before `watching`.
+    Not handled: a training forward pass through a graph that ``torch.compile`` made before `watch`.
 
     Parameters
     ----------
     module
         The network.
-    replacement_rate
-        Share of the mature units that is replaced per step, in [0, 1]. Default 1e-4 (the authors' code: 1e-4 to 1e-6
-        for permuted MNIST, 3e-4 for binary ImageNet, 1e-5 for CIFAR-100); 0 means never.
-    maturity
-        Age in steps above which a unit may be replaced. Default 100 (their code; 1000 for CIFAR-100).
-    utility_decay
-        Of the running average, in [0, 1). Default 0.99 (their code).
-    seed
-        Of the new weights.
+    settings, seed, **changes
+        As in `Method`; the seed is that of the new weights.
     layers
         The units, for networks that cannot be traced (see `ht_ray.mechanisms.find_units`).
 
@@ -85,7 +81,7 @@ class ContinualBackprop(Mechanism):
     >>> method = ContinualBackprop(net, replacement_rate=0.01, maturity=5)
     >>> for _ in range(20):
     ...     optimizer.zero_grad()
-    ...     with method.watching():
+    ...     with method.watch():
     ...         loss = net(torch.randn(16, 4)).square().mean()
     ...     loss.backward()
     ...     optimizer.step()
@@ -94,27 +90,39 @@ class ContinualBackprop(Mechanism):
     (20, 1)
     """
 
-    rank: ClassVar[int] = 4
+    name = "continual_backprop"
+    title = "Continual Backprop"
+    rank = 4
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(MethodSettings):
+        """Settings; the defaults are those of the authors' code for permuted MNIST."""
+
+        replacement_rate: float = setting(
+            1e-4,
+            "Share of the mature units of a layer that is replaced at each step; 0 means none. The authors' code has "
+            "1e-4 to 1e-6 for permuted MNIST, 3e-4 for binary ImageNet, 1e-5 for CIFAR-100.",
+            was="cbp_replacement_rate",
+            low=0,
+            high=1,
+        )
+        maturity: int = setting(
+            100,
+            "Steps for which a new unit is protected. The authors' code has 1000 for CIFAR-100.",
+            was="cbp_maturity",
+            low=0,
+        )
+        utility_decay: float = setting(
+            0.99, "Decay of the average utility.", was="cbp_utility_decay", low=0, high=1, high_open=True
+        )
+        reinitialize_tortoise: bool = treats_tortoise()
+
+    settings: Settings
 
     def __init__(
-        self,
-        module: nn.Module,
-        *,
-        replacement_rate: float = 1e-4,
-        maturity: int = 100,
-        utility_decay: float = 0.99,
-        seed: int = 0,
-        layers: Layers | None = None,
+        self, module: nn.Module, settings: Any = None, *, seed: int = 0, layers: Layers | None = None, **changes: Any
     ) -> None:
-        check_number("ContinualBackprop: replacement_rate", replacement_rate, low=0, high=1)
-        check_number("ContinualBackprop: maturity", maturity, low=0, integer=True)
-        check_number("ContinualBackprop: utility_decay", utility_decay, low=0, high=1, high_open=True)
-        check_number("ContinualBackprop: seed", seed, integer=True)
-        super().__init__(module)
-        self.replacement_rate = replacement_rate
-        self.maturity = maturity
-        self.utility_decay = utility_decay
-        self.seed = seed
+        super().__init__(module, settings, seed=seed, **changes)
         self.layers = layers
         #: Steps, and how many units were replaced in them.
         self.steps = 0
@@ -137,7 +145,7 @@ class ContinualBackprop(Mechanism):
         return self._units.hidden if self._units is not None else ()
 
     def _follow(self) -> None:
-        if self.replacement_rate == 0:
+        if self.settings.replacement_rate == 0:
             return
         self._units = recyclable_units("ContinualBackprop", self.module, self.layers, before=self._units)
         self.utilities = {h.name: _grown(self.utilities.get(h.name), h.units, torch.float32) for h in self.hidden}
@@ -146,15 +154,15 @@ class ContinualBackprop(Mechanism):
         self.draws = {h.name: self.draws.get(h.name, 0) for h in self.hidden}
         self.used = {h.name: _grown(self.used.get(h.name), h.units, torch.bool) for h in self.hidden}
 
-    def begin_phase(self) -> None:
+    def before_phase(self, phase: Phase = FIRST, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
         """Find the network's units anew: known ones keep utility and age, new ones start at 0."""
         self._follow()
         for hidden in self.hidden:
             self._draw_anew(hidden.name)  # the layers may have other inputs now
 
-    def watching(self) -> AbstractContextManager[Any]:
+    def watch(self) -> AbstractContextManager[Any]:
         """Return a context around the training forward pass, which looks at the activations."""
-        if self.replacement_rate == 0:
+        if self.settings.replacement_rate == 0:
             return nullcontext()
         return watch_activations(self.module, self.hidden, self._see)
 
@@ -163,7 +171,7 @@ class ContinualBackprop(Mechanism):
         self._seen[hidden.name] = sum_of_magnitudes(hidden, activation) / samples
 
     @torch.no_grad()
-    def after_step(self, optimizer: Optimizers, tortoise: Tortoise | None = None) -> None:
+    def after_step(self, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
         """Call after the optimiser's step: update the utilities and replace what is due.
 
         Parameters
@@ -176,23 +184,23 @@ class ContinualBackprop(Mechanism):
         Raises
         ------
         RuntimeError
-            If the forward pass was not made inside `watching`, or if the tortoise predicts when units are replaced.
+            If the forward pass was not made inside `watch`, or if the tortoise predicts when units are replaced.
         """
-        if self.replacement_rate == 0:
+        if self.settings.replacement_rate == 0:
             return
         if unseen := [hidden.name for hidden in self.hidden if hidden.name not in self._seen]:
             raise RuntimeError(
                 f"ContinualBackprop: no activation of {', '.join(unseen)} was seen: "
-                "compute the training batch inside watching()"
+                "compute the training batch inside watch()"
             )
         self.steps += 1
         for hidden in self.hidden:
             self._update_utility(hidden, self._seen[hidden.name])
             age = self.ages[hidden.name].add_(1)
             # Ages are the same on every machine, and on the CPU: how many units are due is known without the device.
-            mature = age > self.maturity
+            mature = age > self.settings.maturity
             eligible = int(mature.sum())
-            self.due[hidden.name] += self.replacement_rate * eligible
+            self.due[hidden.name] += self.settings.replacement_rate * eligible
             count = min(int(self.due[hidden.name]), eligible)
             if count:
                 self.due[hidden.name] -= count
@@ -207,7 +215,9 @@ class ContinualBackprop(Mechanism):
             columns = weight.abs().sum([dim for dim in range(weight.dim()) if dim != 1], dtype=magnitude.dtype)
             contribution += outgoing.by_unit(columns).sum(-1)
         utility = self.utilities[hidden.name].to(magnitude.device, magnitude.dtype)
-        self.utilities[hidden.name] = utility.lerp_((magnitude * contribution).sum(0), 1.0 - self.utility_decay)
+        self.utilities[hidden.name] = utility.lerp_(
+            (magnitude * contribution).sum(0), 1.0 - self.settings.utility_decay
+        )
 
     def _draw_anew(self, name: str) -> None:
         self.draws[name] += 1

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ht_ray._checks import check_choice, check_number
 from ht_ray.errors import SettingError
 from ht_ray.mechanisms.weights.fresh import find_head, fresh_weights
 from ht_ray.mechanisms.weights.optimizer_state import Optimizers, clear_optimizer_state
 from ht_ray.mechanisms.weights.rng import derive_seed
 from ht_ray.mechanisms.weights.spectral_norm import fit_spectral_norm
 from ht_ray.mechanisms.weights.weight_copy import WeightCopy, named_tensors
+from ht_ray.methods.method import FIRST, Method, Phase
+from ht_ray.methods.registry import register
+from ht_ray.methods.settings import MethodSettings, setting, treats_tortoise
 from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["HeadReset"]
 
 
-class HeadReset:
+@register
+class HeadReset(Method):
     """Head Reset (Nikishin et al. 2022, arXiv 2205.07802; arXiv 2406.02596, appendix A.4).
 
     All trainable parameters of the head and its statistics (float buffers, BatchNorm's counters) are set to their
@@ -34,10 +39,8 @@ class HeadReset:
         The network as initialised.
     head
         The head's name, the head itself, or None to find it (see `find_head`).
-    toward
-        ``"initial"`` (default) or ``"fresh"`` (drawn anew each time).
-    seed
-        Of fresh weights.
+    settings, seed, **changes
+        As in `Method`; the seed is that of fresh weights.
     factory
         Makes the network anew, for ``"fresh"`` with networks that have no ``reset_parameters`` methods.
 
@@ -60,34 +63,70 @@ class HeadReset:
     (True, 7.0)
     """
 
+    name = "head_reset"
+    title = "Head Reset"
+    rank = 2
+    agent_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({"interval": 40_000})
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(MethodSettings):
+        """Settings; the defaults are those of arXiv 2406.02596."""
+
+        interval: int | None = setting(
+            None,
+            "Acts after every so many optimiser steps; by default before each phase but the first.",
+            low=1,
+        )
+        toward: Literal["initial", "fresh"] = setting(
+            "initial",
+            "Shrink & Perturb and Head Reset: towards initial or fresh weights.",
+            shared="toward",
+        )
+        reinitialize_tortoise: bool = treats_tortoise()
+
+    settings: Settings
+
     def __init__(
         self,
         module: nn.Module,
+        settings: Any = None,
         *,
-        head: str | nn.Module | None = None,
-        toward: Literal["initial", "fresh"] = "initial",
         seed: int = 0,
+        head: str | nn.Module | None = None,
         factory: Callable[[], nn.Module] | None = None,
+        **changes: Any,
     ) -> None:
-        check_choice("HeadReset: toward", toward, ["initial", "fresh"])
-        check_number("HeadReset: seed", seed, integer=True)
-        self.module = module
+        super().__init__(module, settings, seed=seed, **changes)
+        self.factory = factory
+        #: Optimiser steps so far.
+        self.steps = 0
         try:
             self.head = find_head(module, head)
         except ValueError as error:
             raise SettingError(f"HeadReset: {error}") from error
-        self.toward = toward
-        self.seed = seed
-        self.factory = factory
         #: How often it was applied.
         self.applications = 0
-        self.initial = WeightCopy(self._part()) if toward == "initial" else None
+        self.initial = WeightCopy(self._part()) if self.settings.toward == "initial" else None
 
     def _part(self) -> nn.Module:
         # Looked up each time: growing networks replace their head.
         return self.module.get_submodule(self.head)
 
-    def begin_phase(self) -> None:
+    def before_phase(self, phase: Phase = FIRST, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
+        """Act before every phase but the first, unless there is an interval."""
+        if not phase.begins:
+            return
+        self.grown()
+        if phase.number > 0 and self.settings.interval is None:
+            self.apply(tortoise, optimizer)
+
+    def after_step(self, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
+        """Count an optimiser step, and act if that is due."""
+        self.steps += 1
+        if self.settings.interval is not None and self.steps % self.settings.interval == 0:
+            self.apply(tortoise, optimizer)
+
+    def grown(self) -> None:
         """Note the initial weights of units that the head has grown; call before they are trained."""
         if self.initial is not None:
             self.initial.sync(self._part())
@@ -110,7 +149,7 @@ class HeadReset:
         """
         if tortoise is not None and tortoise.predicting:
             raise RuntimeError("HeadReset.apply while the tortoise predicts: stop predicting first")
-        self.begin_phase()
+        self.grown()
         part = self._part()
         # By identity, not by prefix: a tensor that is tied to the backbone's has its name there.
         whole_names = {tensor: name for name, tensor in named_tensors(self.module)}
@@ -149,6 +188,7 @@ class HeadReset:
         return {
             "initial": self.initial.state_dict() if self.initial is not None else {},
             "applications": self.applications,
+            "steps": self.steps,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -156,4 +196,4 @@ class HeadReset:
         if self.initial is not None:
             self.initial.sync(self._part())
             self.initial.load_state_dict(state["initial"])
-        self.applications = int(state["applications"])
+        self.applications, self.steps = int(state["applications"]), int(state["steps"])

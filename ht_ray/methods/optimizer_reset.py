@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
-from torch import nn
-
-from ht_ray._checks import check_choice, check_number
-from ht_ray.mechanisms.weights.optimizer_state import Optimizers, clear_optimizer_state
-from ht_ray.methods.method import Mechanism
+from ht_ray.mechanisms.weights.optimizer_state import clear_optimizer_state
+from ht_ray.methods.method import FIRST, Method, Phase
+from ht_ray.methods.registry import register
+from ht_ray.methods.settings import MethodSettings, setting
 from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["OptimizerReset"]
 
 
-class OptimizerReset(Mechanism):
+@register
+class OptimizerReset(Method):
     """The optimiser forgets its state of the network (moments, momentum buffers, step counts) at an interval.
 
     Moments that were gathered on an earlier problem mislead the steps on the present one. Weights, parameter groups,
@@ -25,10 +27,8 @@ class OptimizerReset(Mechanism):
     ----------
     module
         The network.
-    interval
-        Epochs or steps from one reset to the next. Default 1 (ours). None is off.
-    unit
-        ``"epochs"`` (default), counted from 1 within a phase, or ``"steps"``, counted from 1 over the whole run.
+    settings, seed, **changes
+        As in `Method`.
 
     Raises
     ------
@@ -53,39 +53,46 @@ class OptimizerReset(Mechanism):
     (0, 1)
     """
 
-    rank: ClassVar[int] = 6
+    name = "optimizer_reset"
+    title = "Optimiser Reset"
+    rank = 6
     capturable = True
+    agent_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({"interval": 1000, "unit": "steps"})
 
-    def __init__(
-        self, module: nn.Module, *, interval: int | None = 1, unit: Literal["epochs", "steps"] = "epochs"
-    ) -> None:
-        super().__init__(module)
-        if interval is not None:
-            check_number("OptimizerReset: interval", interval, low=1, integer=True)
-        check_choice("OptimizerReset: unit", unit, ["epochs", "steps"])
-        self.interval = interval
-        self.unit = unit
-        #: How often the state was cleared, steps made so far, epochs ended in this phase.
-        self.resets = 0
-        self.steps = 0
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(MethodSettings):
+        """Settings; the defaults are ours."""
+
+        interval: int | None = setting(
+            1, "The optimiser forgets its state after every so many epochs or steps; None means never.", low=1
+        )
+        unit: Literal["epochs", "steps"] = setting(
+            "epochs", "Unit of the interval: epochs, counted from 1 in each phase, or steps over the whole run."
+        )
+
+    settings: Settings
+    #: How often the state was cleared, steps made so far, epochs ended in this phase.
+    resets = 0
+    steps = 0
+    epochs = 0
+
+    def before_phase(self, phase: Phase = FIRST, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
+        """Count epochs from 0."""
+        self._warn_of_interval(self.settings.interval, self.settings.unit, phase)
         self.epochs = 0
 
-    def begin_phase(self) -> None:
-        """Count epochs anew."""
-        self.epochs = 0
-
-    def after_step(self, optimizer: Optimizers, tortoise: Tortoise | None = None) -> None:
+    def after_step(self, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
         """Count a step, and clear the optimiser's state if that is due in steps."""
         self.steps += 1
         self._clear_if_due("steps", self.steps, optimizer)
 
-    def end_epoch(self, optimizer: Optimizers, tortoise: Tortoise | None = None) -> None:
+    def end_epoch(self, optimizer: Any = None, tortoise: Tortoise | None = None, *, last: bool = False) -> None:
         """Count an epoch, and clear the optimiser's state if that is due in epochs."""
         self.epochs += 1
         self._clear_if_due("epochs", self.epochs, optimizer)
 
-    def _clear_if_due(self, unit: str, count: int, optimizer: Optimizers) -> None:
-        if self.unit == unit and self.interval is not None and count % self.interval == 0:
+    def _clear_if_due(self, unit: str, count: int, optimizer: Any) -> None:
+        if self._due(unit, count):
             clear_optimizer_state(optimizer, self.module.parameters())
             self.resets += 1
 

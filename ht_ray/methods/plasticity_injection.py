@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from ht_ray._checks import check_number
 from ht_ray.errors import SettingError, SettingWarning
 from ht_ray.mechanisms.weights.detached_copy import detached_copy
 from ht_ray.mechanisms.weights.fresh import find_head, fresh_weights
@@ -18,6 +17,9 @@ from ht_ray.mechanisms.weights.optimizer_state import clear_optimizer_state
 from ht_ray.mechanisms.weights.rng import derive_seed
 from ht_ray.mechanisms.weights.spectral_norm import fit_spectral_norm
 from ht_ray.mechanisms.weights.weight_copy import named_tensors
+from ht_ray.methods.method import FIRST, Method, Phase
+from ht_ray.methods.registry import register
+from ht_ray.methods.settings import MethodSettings, setting, treats_tortoise
 from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["InjectedHead", "PlasticityInjection"]
@@ -75,7 +77,8 @@ class InjectedHead(nn.Module):
         return output
 
 
-class PlasticityInjection:
+@register
+class PlasticityInjection(Method):
     """Plasticity injection (Nikishin et al. 2023, arXiv 2305.15555).
 
     The head ``h`` is frozen and becomes ``h(x) + h1(x) - h2(x)``, where ``h1`` is drawn anew and learns, and ``h2`` is
@@ -102,11 +105,8 @@ class PlasticityInjection:
         The network.
     head
         The head's name, the head itself, or None to find it (see `find_head`).
-    times
-        How often `apply` injects; it does nothing after that. Default 1 (the paper's); None means every time, and the
-        last injected head as a whole is frozen then.
-    seed
-        Of the new heads.
+    settings, seed, **changes
+        As in `Method`; the seed is that of the new heads.
     factory
         Makes the network as it was before any injection, for heads that have no ``reset_parameters`` methods.
 
@@ -131,21 +131,36 @@ class PlasticityInjection:
     True
     """
 
+    name = "plasticity_injection"
+    title = "Plasticity Injection"
+    rank = 3
+    not_for_agents = "it adds parts to the network before a phase, and an agent's training has no phases"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(MethodSettings):
+        """Settings; the default is the paper's."""
+
+        times: int | None = setting(
+            1,
+            "Before how many phases, from the second on, the head is frozen and a new one added; None: before each.",
+            was="injection_times",
+            low=1,
+        )
+        reinitialize_tortoise: bool = treats_tortoise()
+
+    settings: Settings
+
     def __init__(
         self,
         module: nn.Module,
+        settings: Any = None,
         *,
-        head: str | nn.Module | None = None,
-        times: int | None = 1,
         seed: int = 0,
+        head: str | nn.Module | None = None,
         factory: Callable[[], nn.Module] | None = None,
+        **changes: Any,
     ) -> None:
-        if times is not None:
-            check_number("PlasticityInjection: times", times, low=1, integer=True)
-        check_number("PlasticityInjection: seed", seed, integer=True)
-        self.module = module
-        self.times = times
-        self.seed = seed
+        super().__init__(module, settings, seed=seed, **changes)
         self.factory = factory
         #: How often a head was injected.
         self.applications = 0
@@ -221,12 +236,20 @@ class PlasticityInjection:
         self.applications += 1
         return pairs
 
-    def begin_phase(self) -> None:
+    def before_phase(self, phase: Phase = FIRST, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
+        """Inject before every phase but the first, unless that was done often enough."""
+        if not phase.begins:
+            return
+        self.grown()
+        if phase.number > 0:
+            self.apply(tortoise, optimizer)
+
+    def grown(self) -> None:
         """Keep frozen what is frozen, also where a growing network has replaced parameters."""
         for part in self._injected()[:1]:
             part.freeze()
 
-    def apply(self, tortoise: Tortoise | None = None, optimizer: Optimizer | None = None) -> None:
+    def apply(self, tortoise: Tortoise | None = None, optimizer: Any = None) -> None:
         """Inject a new head now, unless that was done `times` times.
 
         Parameters
@@ -246,7 +269,7 @@ class PlasticityInjection:
         """
         if tortoise is not None and tortoise.predicting:
             raise RuntimeError("PlasticityInjection.apply while the tortoise predicts: stop predicting first")
-        if self.times is not None and self.applications >= self.times:
+        if self.settings.times is not None and self.applications >= self.settings.times:
             return
         self._refuse_shared()
         if tortoise is not None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ht_ray._checks import check_choice, check_number
 from ht_ray.mechanisms.units.find_units import (
     HiddenUnits,
     Layers,
@@ -22,13 +23,16 @@ from ht_ray.mechanisms.units.recycle import recycle
 from ht_ray.mechanisms.weights.fresh import fresh_weights
 from ht_ray.mechanisms.weights.optimizer_state import Optimizers
 from ht_ray.mechanisms.weights.rng import derive_seed, isolated_rng
-from ht_ray.methods.method import Inputs, Mechanism
+from ht_ray.methods.method import FIRST, Inputs, Method, Phase
+from ht_ray.methods.registry import register
+from ht_ray.methods.settings import MethodSettings, setting, treats_tortoise
 from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["ReDo"]
 
 
-class ReDo(Mechanism):
+@register
+class ReDo(Method):
     """Recycling of dormant units (Sokar et al. 2023, arXiv 2302.12902; arXiv 2406.02596, appendix A.4).
 
     The score of a unit is its mean ``|activation|`` over samples and positions, divided by the mean of that over its
@@ -47,18 +51,8 @@ class ReDo(Mechanism):
     ----------
     module
         The network.
-    threshold
-        Of the score, at least 0, which recycles only units that are exactly silent. Default 0.025 (Sokar et al., for
-        DQN as published; 0.1 in their other experiments).
-    interval
-        Units are recycled after every so many epochs or steps. Default 5 (arXiv 2406.02596); None means never.
-    unit
-        ``"epochs"`` (default) or ``"steps"``.
-    batches
-        How many of the last training batches are scored. Default 4 (ours). They are held from one batch to the next,
-        are not part of the state, and are forgotten at the start of a phase.
-    seed
-        Of the new weights.
+    settings, seed, **changes
+        As in `Method`; the seed is that of the new weights.
     layers
         The units, for networks that cannot be traced (see `ht_ray.mechanisms.find_units`).
 
@@ -82,39 +76,42 @@ class ReDo(Mechanism):
     [0.0, 0.0]
     """
 
-    rank: ClassVar[int] = 5
+    name = "redo"
+    title = "ReDo"
+    rank = 5
+    agent_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({"interval": 1000, "unit": "steps"})
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(MethodSettings):
+        """Settings; the defaults are those of Sokar et al. for DQN as published and of arXiv 2406.02596."""
+
+        threshold: float = setting(
+            0.025, "A unit is dormant when its activation is at most this share of its layer's mean.", low=0
+        )
+        interval: int | None = setting(
+            5, "Dormant units are recycled after every so many epochs or steps; None means never.", low=1
+        )
+        unit: Literal["epochs", "steps"] = setting(
+            "epochs", "Unit of the interval: epochs, counted from 1 in each phase, or steps over the whole run."
+        )
+        batches: int = setting(4, "From how many of the last training batches a unit's activation is taken.", low=1)
+        reinitialize_tortoise: bool = treats_tortoise()
+
+    settings: Settings
 
     def __init__(
-        self,
-        module: nn.Module,
-        *,
-        threshold: float = 0.025,
-        interval: int | None = 5,
-        unit: Literal["epochs", "steps"] = "epochs",
-        batches: int = 4,
-        seed: int = 0,
-        layers: Layers | None = None,
+        self, module: nn.Module, settings: Any = None, *, seed: int = 0, layers: Layers | None = None, **changes: Any
     ) -> None:
-        check_number("ReDo: threshold", threshold, low=0)
-        if interval is not None:
-            check_number("ReDo: interval", interval, low=1, integer=True)
-        check_choice("ReDo: unit", unit, ["epochs", "steps"])
-        check_number("ReDo: batches", batches, low=1, integer=True)
-        check_number("ReDo: seed", seed, integer=True)
-        super().__init__(module)
-        self.threshold = threshold
-        self.interval = interval
-        self.unit = unit
-        self.seed = seed
+        super().__init__(module, settings, seed=seed, **changes)
         self.layers = layers
-        self.batches: deque[Inputs] = deque(maxlen=batches)
+        self.batches: deque[Inputs] = deque(maxlen=self.settings.batches)
         #: Epochs ended in this phase, steps, how often units were looked for, and how many were recycled.
         self.epochs = 0
         self.steps = 0
         self.applications = 0
         self.recycled = 0
         self._units: UnitMap | None = None
-        if interval is not None:
+        if self.settings.interval is not None:
             self._find()
 
     def _find(self) -> UnitMap:
@@ -126,19 +123,29 @@ class ReDo(Mechanism):
         """The network's units, as found at the start of the phase."""
         return self._units if self._units is not None else self._find()
 
-    def begin_phase(self) -> None:
-        """Find the network's units anew, and count epochs anew."""
+    def before_phase(self, phase: Phase = FIRST, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
+        """Find the network's units, and count epochs from 0."""
+        self._warn_of_interval(self.settings.interval, self.settings.unit, phase)
         self.epochs = 0
         self.batches.clear()
-        if self.interval is not None:
+        if self.settings.interval is not None:
             self._find()
+
+    def resume(self, batches: Callable[[int], Iterable[Inputs]]) -> None:
+        """Make the batches again that are to be scored: images are not part of the state."""
+        if self.settings.interval is not None and not self.batches:
+            self.batches.extend(batches(self.settings.batches))
+
+    def end_phase(self) -> None:
+        """Forget the batches."""
+        self.batches.clear()
 
     def before_forward(self, inputs: Inputs, tortoise: Tortoise | None = None) -> None:
         """Keep the batch, to be scored."""
-        if self.interval is not None:
+        if self.settings.interval is not None:
             self.batches.append(inputs)
 
-    def after_step(self, optimizer: Optimizers, tortoise: Tortoise | None = None) -> None:
+    def after_step(self, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
         """Call after the optimiser's step: recycle if that is due in steps.
 
         Raises
@@ -147,16 +154,16 @@ class ReDo(Mechanism):
             If it is due and no batch was seen, or while the tortoise predicts.
         """
         self.steps += 1
-        if self.unit == "steps" and self.interval is not None and self.steps % self.interval == 0:
+        if self._due("steps", self.steps):
             self._apply_due(optimizer, tortoise)
 
-    def end_epoch(self, optimizer: Optimizers, tortoise: Tortoise | None = None) -> None:
+    def end_epoch(self, optimizer: Any = None, tortoise: Tortoise | None = None, *, last: bool = False) -> None:
         """Call after each epoch, before evaluation: recycle if that is due in epochs; raises as `after_step`."""
         self.epochs += 1
-        if self.unit == "epochs" and self.interval is not None and self.epochs % self.interval == 0:
+        if self._due("epochs", self.epochs):
             self._apply_due(optimizer, tortoise)
 
-    def _apply_due(self, optimizer: Optimizers, tortoise: Tortoise | None) -> None:
+    def _apply_due(self, optimizer: Any, tortoise: Tortoise | None) -> None:
         if not self.batches:
             raise RuntimeError("ReDo: no batch to score: call before_forward with each training batch")
         self.apply(self.batches, optimizer, tortoise)
@@ -198,7 +205,7 @@ class ReDo(Mechanism):
                 part.training = mode
         if not sums and self.units.hidden:
             raise ValueError("ReDo.dormant: no batches to score")
-        return {name: total <= self.threshold * total.mean() for name, total in sums.items()}
+        return {name: total <= self.settings.threshold * total.mean() for name, total in sums.items()}
 
     def apply(
         self, batches: Iterable[Inputs], optimizer: Optimizers | None = None, tortoise: Tortoise | None = None

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from ht_ray._checks import check_number
 from ht_ray.mechanisms.weights.spectral_norm import spectral_layers
-from ht_ray.methods.method import Inputs, Mechanism
+from ht_ray.methods.method import Inputs, Method
+from ht_ray.methods.registry import register
+from ht_ray.methods.settings import MethodSettings, setting
 from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["SelfDistillation"]
 
 
-class SelfDistillation(Mechanism):
+@register
+class SelfDistillation(Method):
     """Self-distillation: the tortoise's predictions are soft targets for the network.
 
     Adds ``strength * T^2 * KL(teacher || student)``, averaged over the batch, between the class distributions of the
@@ -30,10 +33,8 @@ class SelfDistillation(Mechanism):
     ----------
     module
         The network.
-    strength
-        Default 1 (ours). 0 is off: the teacher does not compute.
-    temperature
-        ``T``, above 0. Default 1 (ours).
+    settings, seed, **changes
+        As in `Method`.
 
     Raises
     ------
@@ -56,15 +57,35 @@ class SelfDistillation(Mechanism):
     True
     """
 
-    rank: ClassVar[int] = -7
+    name = "self_distillation"
+    title = "Self-Distillation"
+    rank = -7
     capturable = True
+    brings = "ema"
+    not_for_agents = "it compares distributions over classes, and an agent's outputs are values"
 
-    def __init__(self, module: nn.Module, *, strength: float = 1.0, temperature: float = 1.0) -> None:
-        super().__init__(module)
-        check_number("SelfDistillation: strength", strength, low=0)
-        check_number("SelfDistillation: temperature", temperature, low=0, low_open=True)
-        self.strength = float(strength)
-        self.temperature = float(temperature)
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(MethodSettings):
+        """Settings; the defaults are ours."""
+
+        strength: float = setting(
+            1.0,
+            "Factor of the divergence from the teacher's prediction; 0 is off: the teacher does not compute.",
+            was="distillation_strength",
+            low=0,
+        )
+        temperature: float = setting(
+            1.0,
+            "Temperature of teacher and student.",
+            was="distillation_temperature",
+            low=0,
+            low_open=True,
+        )
+
+    settings: Settings
+
+    def __init__(self, module: nn.Module, settings: Any = None, *, seed: int = 0, **changes: Any) -> None:
+        super().__init__(module, settings, seed=seed, **changes)
         self._teacher: Tensor | None = None
 
     @torch.no_grad()
@@ -76,7 +97,7 @@ class SelfDistillation(Mechanism):
         RuntimeError
             Without a tortoise, or while it predicts: its values are in the hare then.
         """
-        if not self.strength:
+        if not self.settings.strength:
             return
         if tortoise is None:
             raise RuntimeError("SelfDistillation needs a tortoise: it is the teacher")
@@ -110,15 +131,15 @@ class SelfDistillation(Mechanism):
         RuntimeError
             Without a `before_forward` for this batch.
         """
-        if not self.strength:
+        if not self.settings.strength:
             return None
         if self._teacher is None:
             raise RuntimeError("SelfDistillation.loss without before_forward: call that for each batch")
         teacher, self._teacher = self._teacher, None
         dtype = torch.promote_types(outputs.dtype, torch.float32)
         divergence = functional.kl_div(
-            functional.log_softmax(outputs.to(dtype) / self.temperature, dim=-1),
-            functional.softmax(teacher.to(dtype) / self.temperature, dim=-1),
+            functional.log_softmax(outputs.to(dtype) / self.settings.temperature, dim=-1),
+            functional.softmax(teacher.to(dtype) / self.settings.temperature, dim=-1),
             reduction="batchmean",
         )
-        return self.strength * self.temperature**2 * divergence
+        return self.settings.strength * self.settings.temperature**2 * divergence

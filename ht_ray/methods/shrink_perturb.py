@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ht_ray._checks import check_choice, check_number
 from ht_ray.mechanisms.weights.fresh import fresh_weights
 from ht_ray.mechanisms.weights.optimizer_state import Optimizers, clear_optimizer_state
 from ht_ray.mechanisms.weights.rng import derive_seed, generator
 from ht_ray.mechanisms.weights.spectral_norm import fit_spectral_norm
 from ht_ray.mechanisms.weights.weight_copy import WeightCopy
+from ht_ray.methods.method import FIRST, Method, Phase
+from ht_ray.methods.registry import register
+from ht_ray.methods.settings import MethodSettings, setting, treats_tortoise
 from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["ShrinkPerturb"]
 
 
-class ShrinkPerturb:
+@register
+class ShrinkPerturb(Method):
     """Shrink & Perturb (Ash & Adams 2020, arXiv 1910.08475; arXiv 2406.02596, appendix A.4).
 
     Every trainable parameter becomes ``(1 - ratio) * w + ratio * w0 + noise * n`` with ``n`` standard normal and
@@ -36,20 +41,8 @@ class ShrinkPerturb:
     ----------
     module
         The network as initialised: its weights are what ``toward="initial"`` goes back to.
-    ratio
-        The share of the weights that is given up, in [0, 1]; without `perturb`, it is taken from ``w0``. Default 0.8
-        (the paper's).
-    noise
-        Standard deviation of the noise that is added. Default 0.
-    toward
-        ``"initial"`` (default), ``"fresh"`` (drawn anew each time) or ``"zero"``. With `perturb` it has no part.
-    perturb
-        Factor of a freshly drawn network that is added, at least 0. Default 0: nothing is added, and `toward` says
-        where the weights go.
-    optimizer_state
-        ``"clear"`` (default) or ``"keep"`` the optimiser's state of the changed parameters.
-    seed
-        Of noise and fresh weights.
+    settings, seed, **changes
+        As in `Method`; the seed is that of noise and fresh weights.
     factory
         Makes the network anew, for ``"fresh"`` and `perturb` with networks that have no ``reset_parameters`` methods.
 
@@ -75,37 +68,81 @@ class ShrinkPerturb:
     3.0
     """
 
+    name = "shrink_perturb"
+    title = "Shrink & Perturb"
+    rank = 1
+    agent_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({"interval": 20_000})
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(MethodSettings):
+        """Settings; the defaults are those of arXiv 2406.02596."""
+
+        interval: int | None = setting(
+            None,
+            "Acts after every so many optimiser steps; by default before each phase but the first.",
+            low=1,
+        )
+        ratio: float = setting(
+            0.8,
+            "Share of the weights that is given up, in [0, 1], and taken from the initial ones unless there is a "
+            "`perturb`.",
+            was="ratio",
+            low=0,
+            high=1,
+        )
+        noise: float = setting(0.0, "Standard deviation of the added noise.", was="noise", low=0)
+        toward: Literal["initial", "fresh", "zero"] = setting(
+            "initial",
+            "Shrink & Perturb and Head Reset: towards initial or fresh weights, or zero.",
+            shared="toward",
+        )
+        perturb: float = setting(
+            0.0,
+            "As Ash & Adams have it: factor of a freshly drawn network that is added to `1 - ratio` times the weights, "
+            "in place of the share that is taken from `toward`; 0 adds none.",
+            was="perturb",
+            low=0,
+        )
+        optimizer_state: Literal["clear", "keep"] = setting(
+            "clear", "What happens to the optimiser's state of the changed parameters."
+        )
+        reinitialize_tortoise: bool = treats_tortoise()
+
+    settings: Settings
+
     def __init__(
         self,
         module: nn.Module,
+        settings: Any = None,
         *,
-        ratio: float = 0.8,
-        noise: float = 0.0,
-        toward: Literal["initial", "fresh", "zero"] = "initial",
-        perturb: float = 0.0,
-        optimizer_state: Literal["clear", "keep"] = "clear",
         seed: int = 0,
         factory: Callable[[], nn.Module] | None = None,
+        **changes: Any,
     ) -> None:
-        check_number("ShrinkPerturb: ratio", ratio, low=0, high=1)
-        check_number("ShrinkPerturb: noise", noise, low=0)
-        check_number("ShrinkPerturb: perturb", perturb, low=0)
-        check_number("ShrinkPerturb: seed", seed, integer=True)
-        check_choice("ShrinkPerturb: toward", toward, ["initial", "fresh", "zero"])
-        check_choice("ShrinkPerturb: optimizer_state", optimizer_state, ["clear", "keep"])
-        self.module = module
-        self.ratio = float(ratio)
-        self.noise = float(noise)
-        self.toward = toward
-        self.perturb = float(perturb)
-        self.optimizer_state = optimizer_state
-        self.seed = seed
+        super().__init__(module, settings, seed=seed, **changes)
         self.factory = factory
+        #: Optimiser steps so far.
+        self.steps = 0
         #: How often it was applied.
         self.applications = 0
-        self.initial = WeightCopy(module) if toward == "initial" and not perturb else None
+        own = self.settings
+        self.initial = WeightCopy(module) if own.toward == "initial" and not own.perturb else None
 
-    def begin_phase(self) -> None:
+    def before_phase(self, phase: Phase = FIRST, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
+        """Act before every phase but the first, unless there is an interval."""
+        if not phase.begins:
+            return
+        self.grown()
+        if phase.number > 0 and self.settings.interval is None:
+            self.apply(tortoise, optimizer)
+
+    def after_step(self, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
+        """Count an optimiser step, and act if that is due."""
+        self.steps += 1
+        if self.settings.interval is not None and self.steps % self.settings.interval == 0:
+            self.apply(tortoise, optimizer)
+
+    def grown(self) -> None:
         """Note the initial weights of units that the network has grown; call before they are trained."""
         if self.initial is not None:
             self.initial.sync(self.module)
@@ -128,15 +165,15 @@ class ShrinkPerturb:
         """
         if tortoise is not None and tortoise.predicting:
             raise RuntimeError("ShrinkPerturb.apply while the tortoise predicts: stop predicting first")
-        self.begin_phase()
+        self.grown()
         target: Mapping[str, Tensor] | None = None
         added: Mapping[str, Tensor] | None = None
         if self.initial is not None:
             target = self.initial.tensors
-        elif self.perturb or self.toward == "fresh":
+        elif self.settings.perturb or self.settings.toward == "fresh":
             draw = derive_seed(self.seed, "shrink & perturb: fresh weights", self.applications)
             fresh = fresh_weights(self.module, seed=draw, factory=self.factory)
-            target, added = (None, fresh) if self.perturb else (fresh, None)
+            target, added = (None, fresh) if self.settings.perturb else (fresh, None)
         normal = generator(self.seed, "shrink & perturb: noise", self.applications)
         if tortoise is not None:
             tortoise.weights.sync(self.module)
@@ -145,20 +182,20 @@ class ShrinkPerturb:
             if not parameter.requires_grad:
                 continue
             changed.append(parameter)
-            noise = torch.randn(parameter.shape, generator=normal) if self.noise else None
+            noise = torch.randn(parameter.shape, generator=normal) if self.settings.noise else None
             for tensor in (parameter, *([tortoise.weights[name]] if tortoise is not None else [])):
                 if target is None:
-                    tensor.mul_(1.0 - self.ratio)
+                    tensor.mul_(1.0 - self.settings.ratio)
                 else:
-                    tensor.lerp_(target[name].to(tensor.device, tensor.dtype), self.ratio)
+                    tensor.lerp_(target[name].to(tensor.device, tensor.dtype), self.settings.ratio)
                 if added is not None:
-                    tensor.add_(added[name].to(tensor.device, tensor.dtype), alpha=self.perturb)
+                    tensor.add_(added[name].to(tensor.device, tensor.dtype), alpha=self.settings.perturb)
                 if noise is not None:
-                    tensor.add_(noise.to(tensor.device, tensor.dtype), alpha=self.noise)
+                    tensor.add_(noise.to(tensor.device, tensor.dtype), alpha=self.settings.noise)
         fit_spectral_norm(self.module)
         if tortoise is not None:
             tortoise.weights_were_set()
-        if optimizer is not None and self.optimizer_state == "clear":
+        if optimizer is not None and self.settings.optimizer_state == "clear":
             clear_optimizer_state(optimizer, changed)
         self.applications += 1
 
@@ -167,6 +204,7 @@ class ShrinkPerturb:
         return {
             "initial": self.initial.state_dict() if self.initial is not None else {},
             "applications": self.applications,
+            "steps": self.steps,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -174,4 +212,4 @@ class ShrinkPerturb:
         if self.initial is not None:
             self.initial.sync(self.module)
             self.initial.load_state_dict(state["initial"])
-        self.applications = int(state["applications"])
+        self.applications, self.steps = int(state["applications"]), int(state["steps"])

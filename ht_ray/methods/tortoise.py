@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from ht_ray._checks import check_choice, check_number
+from ht_ray._checks import check_number
 from ht_ray.errors import SettingError, SettingWarning
 from ht_ray.mechanisms.weights.batchnorm import recalibrate_batchnorm
 from ht_ray.mechanisms.weights.buffers import check_buffers_named, check_patterns
@@ -18,8 +21,11 @@ from ht_ray.mechanisms.weights.detached_copy import detached_copy
 from ht_ray.mechanisms.weights.optimizer_state import Optimizers, clear_optimizer_state
 from ht_ray.mechanisms.weights.spectral_norm import fit_spectral_norm
 from ht_ray.mechanisms.weights.weight_copy import WeightCopy
+from ht_ray.methods.method import FIRST, Inputs, Method, Phase
+from ht_ray.methods.registry import register
+from ht_ray.methods.settings import MethodSettings, setting
 
-__all__ = ["Tortoise", "half_life", "momentum_of_half_life"]
+__all__ = ["EMA", "HareTortoise", "Tortoise", "half_life", "momentum_of_half_life"]
 
 
 def half_life(momentum: float) -> float:
@@ -38,7 +44,35 @@ def momentum_of_half_life(steps: float) -> float:
     return float(0.5 ** (1.0 / steps))
 
 
-class Tortoise:
+_RESET_HELP = "The hare is set back to the tortoise after every so many epochs or steps; None means never."
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Average(MethodSettings):
+    momentum: float = setting(
+        0.999,
+        "Momentum of the tortoise (Hare & Tortoise, EMA, the teacher of self-distillation), in [0, 1).",
+        shared="momentum",
+        low=0,
+        high=1,
+        high_open=True,
+    )
+    recalibrate_batchnorm: int = setting(
+        0,
+        "From how many of an epoch's last batches the tortoise's BatchNorm statistics are recomputed after the epoch; "
+        "0 averages them like parameters.",
+        shared="recalibrate_batchnorm",
+        low=0,
+    )
+    average_buffers: tuple[str, ...] = setting(
+        (),
+        "Names, with wildcards, of more floating-point buffers that are averaged and reset as weights are.",
+        shared="average_buffers",
+        check=check_patterns,
+    )
+
+
+class Tortoise(Method):
     """The slow network of Hare & Tortoise (arXiv 2406.02596, section 4).
 
     After every optimiser step the tortoise follows the hare, ``t <- momentum * t + (1 - momentum) * h``. After every
@@ -56,25 +90,13 @@ class Tortoise:
 
     Parameters
     ----------
-    hare
-        The network that is trained.
-    momentum
-        Of the average, in [0, 1). Default 0.999 (the authors' code), unless `half_life` is given.
+    module
+        The network that is trained, the hare.
+    settings, seed, **changes
+        As in `Method`; see `Tortoise.Settings`.
     half_life
-        The same as the number of steps after which half is forgotten; give one of the two.
-    reset_interval
-        The hare is set back after every so many epochs or steps; None (default) means never.
-    reset_unit
-        ``"epochs"`` (default) or ``"steps"``.
-    optimizer_state
-        ``"keep"`` (default) or ``"clear"`` the optimiser's state of the hare at a reset.
-    reset_at_phase_end
-        Whether a reset that is due at a phase's last epoch happens (default). The authors' code counts such that it
-        does not: their hare enters the next phase un-reset.
-    average_buffers
-        Names of more floating-point buffers that are averaged and reset as weights are, with the wildcards of
-        `fnmatch`: ``("*.codebook",)``. Default: none.
-    twin
+        In place of the momentum: the number of steps after which half is forgotten.
+    target
         A module of the hare's structure whose tensors are the tortoise, as an agent's target network is; its present
         values are what the average starts from. By default the tortoise has tensors of its own.
 
@@ -83,7 +105,7 @@ class Tortoise:
     SettingError
         If a setting is out of its range, or one of `average_buffers` matches nothing.
     ValueError
-        If `twin` is not of the hare's structure.
+        If `target` is not of the hare's structure.
 
     See Also
     --------
@@ -108,65 +130,100 @@ class Tortoise:
     >>> exported = tortoise.trained_tortoise()
     """
 
+    name = "tortoise"
+    title = "Tortoise"
+    rank = 0
+    capturable = True
+    agent_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {"momentum": 0.995, "reset_interval": 4000, "reset_unit": "steps"}
+    )
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(_Average):
+        """Settings of the average and of resets."""
+
+        reset_interval: int | None = setting(None, _RESET_HELP, shared="reset_interval", low=1)
+        reset_unit: Literal["epochs", "steps"] = setting(
+            "epochs",
+            "Unit of the reset interval; epochs are counted from 1 in each phase, steps over the whole run.",
+            shared="reset_unit",
+        )
+        optimizer_state: Literal["keep", "clear"] = setting(
+            "keep", "What a reset of the hare does to the optimiser's state of it.", shared="optimizer_state"
+        )
+        reset_at_phase_end: bool = setting(
+            True,
+            "Whether a reset that is due at a phase's last epoch happens; the authors' code counts such that it does "
+            "not.",
+            shared="reset_at_phase_end",
+        )
+
     def __init__(
         self,
-        hare: nn.Module,
+        module: nn.Module,
+        settings: Any = None,
         *,
-        momentum: float | None = None,
         half_life: float | None = None,
-        reset_interval: int | None = None,
-        reset_unit: Literal["epochs", "steps"] = "epochs",
-        optimizer_state: Literal["keep", "clear"] = "keep",
-        reset_at_phase_end: bool = True,
-        average_buffers: Collection[str] = (),
-        twin: nn.Module | None = None,
+        target: nn.Module | None = None,
+        seed: int = 0,
+        **changes: Any,
     ) -> None:
-        if momentum is not None and half_life is not None:
-            raise SettingError(
-                f"Tortoise: momentum = {momentum!r} and half_life = {half_life!r}: accepted is one of the two."
-            )
+        if changes.get("momentum", 0.0) is None:
+            del changes["momentum"]
         if half_life is not None:
-            check_number("Tortoise: half_life", half_life, low=0, low_open=True)
-            momentum = momentum_of_half_life(half_life)
-        elif momentum is None:
-            momentum = 0.999
-        check_number("Tortoise: momentum", momentum, low=0, high=1, high_open=True)
-        if reset_interval is not None:
-            check_number("Tortoise: reset_interval", reset_interval, low=1, integer=True)
-        check_choice("Tortoise: reset_unit", reset_unit, ["epochs", "steps"])
-        check_choice("Tortoise: optimizer_state", optimizer_state, ["keep", "clear"])
-        average_buffers = check_patterns("Tortoise: average_buffers", average_buffers)
-        check_buffers_named("Tortoise: average_buffers", average_buffers, hare)
-        self.hare = hare
-        self.momentum = float(momentum)
-        self.reset_interval = reset_interval
-        self.reset_unit = reset_unit
-        self.optimizer_state = optimizer_state
-        self.reset_at_phase_end = reset_at_phase_end
+            if "momentum" in changes:
+                raise SettingError(
+                    f"{type(self).__name__}: momentum = {changes['momentum']!r} and half_life = {half_life!r}: "
+                    "accepted is one of the two."
+                )
+            check_number(f"{type(self).__name__}: half_life", half_life, low=0, low_open=True)
+            changes["momentum"] = momentum_of_half_life(half_life)
+        super().__init__(module, settings, seed=seed, **changes)
+        own = self.settings
+        self.momentum = float(own.momentum)
+        self.reset_interval: int | None = getattr(own, "reset_interval", None)
+        self.reset_unit: str = getattr(own, "reset_unit", "epochs")
+        self.optimizer_state: str = getattr(own, "optimizer_state", "keep")
+        self.reset_at_phase_end: bool = getattr(own, "reset_at_phase_end", True)
+        check_buffers_named(f"{type(self).__name__}: average_buffers", own.average_buffers, module)
         #: How many steps the tortoise has followed, how often the hare was reset, epochs ended in this phase.
         self.updates = 0
         self.resets = 0
         self.epochs = 0
-        self.weights = WeightCopy(hare, twin, average_buffers=average_buffers)
+        self.weights = WeightCopy(module, target, average_buffers=own.average_buffers)
+        self._inputs: deque[Inputs] = deque(maxlen=own.recalibrate_batchnorm)
+
+    @property
+    def hare(self) -> nn.Module:
+        """The network that is trained."""
+        return self.module
 
     @property
     def predicting(self) -> bool:
         """Whether the hare module holds the tortoise's values at present."""
         return self.weights.swapped
 
-    def begin_phase(self, *, steps_per_epoch: int | None = None, epochs: int | None = None) -> None:
-        """Start a phase: follow growth, count epochs anew, and warn of settings that cannot work in it.
-
-        Parameters
-        ----------
-        steps_per_epoch, epochs
-            Size of the phase, where known; used for the warnings only.
-        """
+    def before_phase(self, phase: Phase = FIRST, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
+        """Start a phase: follow growth, count epochs from 0, and warn of settings that cannot work in it."""
         self.stop_predicting()
         self.weights.sync(self.hare)
         self.epochs = 0
-        if steps_per_epoch is not None:
-            self._warn(steps_per_epoch, epochs)
+        self._inputs.clear()
+        if phase.steps_per_epoch is not None and phase.begins:
+            self._warn(phase.steps_per_epoch, phase.epochs)
+
+    def grown(self) -> None:
+        """Follow what the network has grown."""
+        self.weights.sync(self.hare)
+
+    def see(self, inputs: Inputs) -> None:
+        """Keep a training batch, for BatchNorm statistics that are recomputed after the epoch."""
+        if self._inputs.maxlen:
+            self._inputs.append(inputs)
+
+    def after_step(self, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
+        """Follow the hare, and reset it if that is due in steps."""
+        self.step(optimizer)
 
     def step(self, optimizer: Optimizers | None = None) -> bool:
         """Call after every optimiser step: follow the hare, and reset it if that is due in steps.
@@ -200,25 +257,21 @@ class Tortoise:
             return True
         return False
 
-    def end_epoch(self, optimizer: Optimizers | None = None, *, last: bool = False) -> bool:
+    def end_epoch(self, optimizer: Any = None, tortoise: Tortoise | None = None, *, last: bool = False) -> None:
         """Call after every training epoch, before evaluation: reset the hare if that is due in epochs.
 
         Parameters
         ----------
         last
             Whether this was the last epoch of its phase (see `reset_at_phase_end`).
-
-        Returns
-        -------
-        bool
-            Whether the hare was reset.
         """
+        if self._inputs:
+            self.recalibrate_batchnorm(self._inputs)
+            self._inputs.clear()
         self.epochs += 1
         due = self.reset_unit == "epochs" and self.reset_interval and self.epochs % self.reset_interval == 0
         if due and (self.reset_at_phase_end or not last):
             self.reset(optimizer)
-            return True
-        return False
 
     def follow(self) -> None:
         """Move the tortoise towards the hare by one step of the average, and count it."""
@@ -265,7 +318,7 @@ class Tortoise:
         """Put the tortoise's values into the hare module (for callbacks; otherwise use `predict`)."""
         if self.predicting:
             return
-        if self.weights.twin is not None:  # which computes at any time, and so is always as it should be
+        if self.weights.target is not None:  # which computes at any time, and so is always as it should be
             self.weights.swap(self.hare)
             return
         self.weights.copy_own_from(self.hare)
@@ -277,7 +330,7 @@ class Tortoise:
         if not self.predicting:
             return
         self.weights.swap(self.hare)
-        if self.weights.twin is None:  # no trace of what the tortoise's buffers were for the prediction
+        if self.weights.target is None:  # no trace of what the tortoise's buffers were for the prediction
             self.weights.copy_own_from(self.hare)
 
     def recalibrate_batchnorm(self, batches: Iterable[Tensor | tuple[Tensor, ...]]) -> int:
@@ -307,8 +360,8 @@ class Tortoise:
 
     def weights_were_set(self) -> None:
         """Call after the tortoise's weights were set by anything but `step`: what belongs to them follows."""
-        if self.weights.twin is not None:
-            fit_spectral_norm(self.weights.twin)
+        if self.weights.target is not None:
+            fit_spectral_norm(self.weights.target)
 
     def distance(self) -> Tensor:
         """Return the Euclidean distance between hare and tortoise over trainable parameters, shape ``()``."""
@@ -372,3 +425,35 @@ class Tortoise:
                 SettingWarning,
                 stacklevel=3,
             )
+
+
+@register
+class HareTortoise(Tortoise):
+    """Hare & Tortoise (arXiv 2406.02596): the tortoise predicts, and the hare is set back to it at an interval.
+
+    See Also
+    --------
+    Tortoise : what it does, and its parameters.
+    """
+
+    name = "hare_tortoise"
+    title = "Hare & Tortoise"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(Tortoise.Settings):
+        """Settings of `Tortoise`, with the authors' reset interval."""
+
+        reset_interval: int | None = setting(10, _RESET_HELP, shared="reset_interval", low=1)
+
+
+@register
+class EMA(Tortoise):
+    """Exponential moving average: a tortoise that predicts, and a hare that is never set back to it."""
+
+    name = "ema"
+    title = "EMA"
+    agent_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({"momentum": 0.995})
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(_Average):
+        """Settings of the average."""

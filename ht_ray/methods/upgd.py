@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Adafactor, AdamW, Muon, Optimizer
 
-from ht_ray._checks import check_number
 from ht_ray.mechanisms.weights.rng import generator
 from ht_ray.mechanisms.weights.stepped_groups import stepped_groups
-from ht_ray.methods.method import Mechanism
+from ht_ray.methods.method import FIRST, Method, Phase
+from ht_ray.methods.registry import register
+from ht_ray.methods.settings import MethodSettings, setting
 from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["UPGD"]
@@ -35,7 +37,8 @@ def _decoupled_decay(optimizer: Optimizer, group: Mapping[str, Any]) -> Any:
     return 0.0
 
 
-class UPGD(Mechanism):
+@register
+class UPGD(Method):
     """Utility-based perturbed gradient descent: a gate on each weight, around the step of any optimiser.
 
     The utility of a weight is a running average of ``-gradient * weight``: to first order, what the loss would rise by
@@ -63,13 +66,8 @@ class UPGD(Mechanism):
     ----------
     module
         The network.
-    utility_decay
-        Of the average, in [0, 1). Default 0.999 (the authors' code).
-    noise
-        Standard deviation of the perturbation before it is multiplied by the learning rate. Default 0.001 (the
-        authors' code).
-    seed
-        Of the noise.
+    settings, seed, **changes
+        As in `Method`; the seed is that of the noise.
 
     Raises
     ------
@@ -96,25 +94,32 @@ class UPGD(Mechanism):
     1.9731
     """
 
-    rank: ClassVar[int] = -2
+    name = "upgd"
+    title = "UPGD"
+    rank = -2
 
-    def __init__(self, module: nn.Module, *, utility_decay: float = 0.999, noise: float = 0.001, seed: int = 0) -> None:
-        super().__init__(module)
-        check_number("UPGD: utility_decay", utility_decay, low=0, high=1, high_open=True)
-        check_number("UPGD: noise", noise, low=0)
-        check_number("UPGD: seed", seed, integer=True)
-        self.utility_decay = float(utility_decay)
-        self.noise = float(noise)
-        self.seed = seed
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(MethodSettings):
+        """Settings; the defaults are those of the authors' code."""
+
+        utility_decay: float = setting(0.999, "Decay of the average utility.", low=0, high=1, high_open=True)
+        noise: float = setting(
+            1e-3, "Standard deviation of the noise added to the gradient, before the learning rate.", low=0
+        )
+
+    settings: Settings
+
+    def __init__(self, module: nn.Module, settings: Any = None, *, seed: int = 0, **changes: Any) -> None:
+        super().__init__(module, settings, seed=seed, **changes)
         #: How many steps were gated.
         self.steps = 0
         #: Running average of each parameter's utility, and how many steps are in it, by name.
         self.utilities: dict[str, Tensor] = {}
         self.updates: dict[str, int] = {}
         self._before: list[_Before] | None = None
-        self.begin_phase()
+        self.before_phase()
 
-    def begin_phase(self) -> None:
+    def before_phase(self, phase: Phase = FIRST, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
         """Find the network's parameters; known units keep their utility."""
         self._names: dict[Tensor, str] = {parameter: name for name, parameter in self.module.named_parameters()}
         self.utilities = {name: self._following(self.utilities.get(name), p) for p, name in self._names.items()}
@@ -133,24 +138,24 @@ class UPGD(Mechanism):
         return new
 
     @torch.no_grad()
-    def before_step(self, optimizer: Optimizer) -> None:
+    def before_step(self, optimizer: Any) -> None:
         """Update the utilities and remember the weights."""
         self._before = []
         for group, parameters in stepped_groups(optimizer, self._names):
             names = [self._names[parameter] for parameter in parameters]
             utilities = [self.utilities[name] for name in names]
             gradients: list[Tensor] = [p.grad for p in parameters if p.grad is not None]
-            torch._foreach_mul_(utilities, self.utility_decay)
-            torch._foreach_addcmul_(utilities, gradients, parameters, value=self.utility_decay - 1)
+            torch._foreach_mul_(utilities, self.settings.utility_decay)
+            torch._foreach_addcmul_(utilities, gradients, parameters, value=self.settings.utility_decay - 1)
             for name in names:
                 self.updates[name] += 1
-            corrections = [1 - self.utility_decay ** self.updates[name] for name in names]
+            corrections = [1 - self.settings.utility_decay ** self.updates[name] for name in names]
             lr, decay = group["lr"], _decoupled_decay(optimizer, group)
             values = torch._foreach_mul(parameters, 1 - lr * decay) if decay else [p.clone() for p in parameters]
             self._before.append(_Before(parameters, list(values), lr, utilities, corrections))
 
     @torch.no_grad()
-    def after_step(self, optimizer: Optimizer, tortoise: Tortoise | None = None) -> None:
+    def after_step(self, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
         """Gate and perturb the step that was made.
 
         Raises
@@ -177,7 +182,7 @@ class UPGD(Mechanism):
         largest = torch.stack(maxima).max()
         # Nothing but a zero is replaced; the tiny number sends 0 / 0 to 0, and negative utilities to a gate of 1.
         largest = torch.where(largest == 0, torch.finfo(largest.dtype).tiny, largest)
-        noise = self._noise(groups) if self.noise else None
+        noise = self._noise(groups) if self.settings.noise else None
         for group in groups:
             # 1 - sigmoid(x) as sigmoid(-x)
             gates = torch._foreach_div(group.utilities, [-correction for correction in group.corrections])
@@ -187,7 +192,7 @@ class UPGD(Mechanism):
             torch._foreach_sub_(group.parameters, group.values)
             if noise is not None:
                 drawn = [next(noise).view_as(p).to(p.dtype) for p in group.parameters]
-                torch._foreach_mul_(drawn, group.lr * self.noise)
+                torch._foreach_mul_(drawn, group.lr * self.settings.noise)
                 torch._foreach_sub_(group.parameters, drawn)
             torch._foreach_mul_(group.parameters, gates)
             torch._foreach_add_(group.parameters, group.values)
@@ -213,7 +218,7 @@ class UPGD(Mechanism):
         ValueError
             If names or shapes differ from the network's; nothing is changed then.
         """
-        self.begin_phase()
+        self.before_phase()
         held, given = self.utilities, state["utilities"]
         differing = sorted(n for n in held.keys() | given.keys() if n not in held or n not in given
                            or held[n].shape != given[n].shape)  # fmt: skip

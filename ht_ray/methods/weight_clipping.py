@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.optim import Optimizer
 
 from ht_ray._checks import check_number
-from ht_ray.methods.method import Mechanism
+from ht_ray.methods.method import FIRST, Method, Phase
+from ht_ray.methods.registry import register
+from ht_ray.methods.settings import MethodSettings, setting
 from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["WeightClipping"]
 
 
-class WeightClipping(Mechanism):
+def _check_factor(where: str, factor: float) -> None:
+    if factor != math.inf:
+        check_number(where, factor, low=0, low_open=True)
+
+
+@register
+class WeightClipping(Method):
     """Weight clipping: after each step, weights and biases are clamped to ``+- factor / sqrt(fan_in)``.
 
     ``1 / sqrt(fan_in)`` is the bound of torch's own uniform initialisation of linear and convolutional layers, for
@@ -33,13 +41,13 @@ class WeightClipping(Mechanism):
     ----------
     module
         The network.
-    factor
-        The multiple of the initial bound, above 0. Default 2 (ours: the paper tunes it). None or infinity is off.
+    settings, seed, **changes
+        As in `Method`.
 
     Raises
     ------
     SettingError
-        If `factor` is not above 0.
+        If the factor is not above 0.
 
     References
     ----------
@@ -56,17 +64,29 @@ class WeightClipping(Mechanism):
     [[1.0, 1.0, 1.0, 1.0]]
     """
 
-    rank: ClassVar[int] = -1
+    name = "weight_clipping"
+    title = "Weight Clipping"
+    rank = -1
     capturable = True
 
-    def __init__(self, module: nn.Module, *, factor: float | None = 2.0) -> None:
-        super().__init__(module)
-        if factor is not None and factor != math.inf:
-            check_number("WeightClipping: factor", factor, low=0, low_open=True)
-        self.factor = float(factor) if factor is not None else math.inf
-        self.begin_phase()
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(MethodSettings):
+        """Settings; the default is ours, as the paper tunes it."""
 
-    def begin_phase(self) -> None:
+        factor: float | None = setting(
+            2.0,
+            "Bound of the weights, in units of 1/sqrt(inputs of a unit); None or infinity means no bound.",
+            check=_check_factor,
+        )
+
+    settings: Settings
+
+    def __init__(self, module: nn.Module, settings: Any = None, *, seed: int = 0, **changes: Any) -> None:
+        super().__init__(module, settings, seed=seed, **changes)
+        self.factor = float(self.settings.factor) if self.settings.factor is not None else math.inf
+        self.before_phase()
+
+    def before_phase(self, phase: Phase = FIRST, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
         """Find the layers and their bounds."""
         self._bounds: dict[Tensor, float] = {}
         for layer in self.module.modules():
@@ -79,7 +99,7 @@ class WeightClipping(Mechanism):
                     self._bounds.setdefault(parameter, bound)
 
     @torch.no_grad()
-    def after_step(self, optimizer: Optimizer, tortoise: Tortoise | None = None) -> None:
+    def after_step(self, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
         """Clip the network's weights."""
         if math.isinf(self.factor):
             return

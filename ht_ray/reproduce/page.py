@@ -213,7 +213,7 @@ def _name(name: str) -> str:
 
 
 def _method_name(method: str) -> str:
-    return " + ".join("Fresh" if part == "fresh" else METHODS[part] for part in method.split("+"))
+    return " + ".join("Fresh" if part == "fresh" else METHODS[part].title for part in method.split("+"))
 
 
 def _whole(value: PaperValue | None) -> str:

@@ -36,7 +36,6 @@ from ht_ray.vision import (
     make_stream,
     summarise,
 )
-from ht_ray.vision.method_config import setting_names
 
 __all__ = ["Bench", "Clock", "DataSets", "Estimate", "Timings", "choose", "forget", "run_once"]
 
@@ -281,7 +280,7 @@ def run_once(run: Run, bench: Bench) -> Record | None:
         "settings": {
             "model": asdict(cell.model_config),
             "stream": asdict(cell.stream),
-            "method": {"name": cell.method, **{name: getattr(method, name) for name in setting_names(method.parts)}},
+            "method": {"name": cell.method, **method.flat},
             "training": asdict(training),
         },
         "protocol": {

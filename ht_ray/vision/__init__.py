@@ -4,6 +4,7 @@ torchvision and scikit-learn are imported when a data set is read.
 """
 
 from ht_ray.errors import Interrupted
+from ht_ray.methods import METHODS, MethodConfig, display_name, method_parts, parse_method
 from ht_ray.vision.data.augment import random_crop_flip
 from ht_ray.vision.data.dataset import DATA_SETS, DataConfig, ImageData, image_encoding, load_data
 from ht_ray.vision.data.loader import InMemoryLoader, Normalise
@@ -18,15 +19,6 @@ from ht_ray.vision.data.streams import (
     noise_schedule,
     noisy_labels,
     warm_start,
-)
-from ht_ray.vision.method import Method
-from ht_ray.vision.method_config import (
-    METHODS,
-    MethodConfig,
-    MethodSettings,
-    display_name,
-    method_parts,
-    method_with_settings,
 )
 from ht_ray.vision.models import ModelConfig, Network, make_model
 from ht_ray.vision.training.evaluate import Evaluation, evaluate, evaluating
@@ -51,9 +43,7 @@ __all__ = [
     "ImageData",
     "InMemoryLoader",
     "Interrupted",
-    "Method",
     "MethodConfig",
-    "MethodSettings",
     "ModelConfig",
     "Network",
     "Normalise",
@@ -76,9 +66,9 @@ __all__ = [
     "make_optimizer",
     "make_stream",
     "method_parts",
-    "method_with_settings",
     "noise_schedule",
     "noisy_labels",
+    "parse_method",
     "random_crop_flip",
     "save_checkpoint",
     "set_learning_rate",

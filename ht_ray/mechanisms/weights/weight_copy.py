@@ -60,9 +60,9 @@ def _following(old: Tensor | None, live: Tensor) -> Tensor:
     return new
 
 
-def _twin_tensors(module: nn.Module, twin: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors of `twin` by name, in the order of those of `module`."""
-    live, held = dict(named_tensors(module)), dict(named_tensors(twin))
+def _target_tensors(module: nn.Module, target: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of `target` by name, in the order of those of `module`."""
+    live, held = dict(named_tensors(module)), dict(named_tensors(target))
     different = [
         name
         for name in {**live, **held}
@@ -72,10 +72,10 @@ def _twin_tensors(module: nn.Module, twin: nn.Module) -> dict[str, Tensor]:
         != (held[name].shape, held[name].dtype, held[name].device)
     ]
     if different:
-        raise ValueError(f"the twin is not of the module's structure: it differs in {different}")
+        raise ValueError(f"the target is not of the module's structure: it differs in {different}")
     shared = [name for name in live if live[name].numel() and live[name].data_ptr() == held[name].data_ptr()]
     if shared:
-        raise ValueError(f"the twin shares the storage of {shared} with the module")
+        raise ValueError(f"the target shares the storage of {shared} with the module")
     return {name: held[name] for name in live}
 
 
@@ -100,11 +100,11 @@ class _Binding:
         self,
         module: nn.Module,
         copies: Mapping[str, Tensor],
-        twin: nn.Module | None = None,
+        target: nn.Module | None = None,
         average_buffers: Collection[str] = (),
     ) -> None:
         self.module = module
-        parts = [*module.modules(), *(twin.modules() if twin is not None else ())]
+        parts = [*module.modules(), *(target.modules() if target is not None else ())]
         self.tables: list[dict[str, Any]] = [
             table for part in parts for table in (part._parameters, part._buffers, part._modules)
         ]
@@ -124,8 +124,8 @@ class _Binding:
         self.own_copy: list[Tensor] = []
         self.kept_live: list[Tensor] = []
         self.kept_copy: list[Tensor] = []
-        # A twin computes at any time: its spectral norm's vectors are its own, and follow its weights.
-        self.spectral = spectral_layers(twin) if twin is not None else []
+        # A target computes at any time: its spectral norm's vectors are its own, and follow its weights.
+        self.spectral = spectral_layers(target) if target is not None else []
         kept = {id(vector) for layer in self.spectral for vector in layer.vectors}
         averaged = averaged_buffers(module, average_buffers) | set(map(id, module.parameters()))
         counters = step_counters(module)
@@ -199,9 +199,9 @@ class WeightCopy:
     ----------
     module
         What to copy.
-    twin
+    target
         A module of the same structure whose own tensors hold the copy, instead of new ones, in their own precision.
-        It keeps the values that it has. When `module` changes its structure, so must the twin. Its spectral norm's
+        It keeps the values that it has. When `module` changes its structure, so must the target. Its spectral norm's
         vectors are never copied: with each average they follow its own weights by a power iteration.
     average_buffers
         Names of more floating-point buffers that are averaged, with the wildcards of `fnmatch`.
@@ -209,7 +209,7 @@ class WeightCopy:
     Raises
     ------
     ValueError
-        If `module` has such a tensor, or `twin` differs in names, shapes, types or devices, or shares storage with it.
+        If `module` has such a tensor, or `target` differs in names, shapes, types or devices, or shares storage with it.
 
     Examples
     --------
@@ -231,9 +231,9 @@ class WeightCopy:
     """
 
     def __init__(
-        self, module: nn.Module, twin: nn.Module | None = None, *, average_buffers: Collection[str] = ()
+        self, module: nn.Module, target: nn.Module | None = None, *, average_buffers: Collection[str] = ()
     ) -> None:
-        self._twin = twin
+        self._target = target
         self._average_buffers = tuple(average_buffers)
         self._values: dict[str, Tensor] = {}
         # While exchanged: the wide (float32) values that were rounded on their way into the module's narrow tensors.
@@ -264,9 +264,9 @@ class WeightCopy:
         return self._swapped
 
     @property
-    def twin(self) -> nn.Module | None:
+    def target(self) -> nn.Module | None:
         """The module whose tensors hold the copy, if it was given one."""
-        return self._twin
+        return self._target
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
@@ -285,7 +285,7 @@ class WeightCopy:
         Raises
         ------
         ValueError
-            If `module` has a tensor that is not handled (lazy, meta, sparse, expanded), or is no longer of the twin's
+            If `module` has a tensor that is not handled (lazy, meta, sparse, expanded), or is no longer of the target's
             structure; nothing is changed then.
         """
         if self._binding is not None and self._binding.holds(module):
@@ -295,15 +295,15 @@ class WeightCopy:
         for name, live in named_tensors(module):
             if refusal := _refusal(live):
                 raise ValueError(f"tensor {name!r} {refusal}")
-            if self._twin is not None:
+            if self._target is not None:
                 continue
             values[name] = _following(self._values.get(name), live)
             if self._swapped and values[name].dtype != live.dtype:
                 parked[name] = _following(self._parked.get(name), live)
-        if self._twin is not None:
-            values = _twin_tensors(module, self._twin)
+        if self._target is not None:
+            values = _target_tensors(module, self._target)
         self._values, self._parked = values, parked
-        self._binding = _Binding(module, values, self._twin, self._average_buffers)
+        self._binding = _Binding(module, values, self._target, self._average_buffers)
 
     def rename(self, names: Mapping[str, str]) -> None:
         """Give held tensors the names that the module's now have, so that the next `sync` keeps their values.

@@ -6,8 +6,10 @@ It is what the Avalanche strategies are compared with, bit for bit, and what a m
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,10 @@ from ht_ray.cuda_graph import GraphMode, use_graph
 from ht_ray.diagnostics import IndicatorConfig
 from ht_ray.errors import Diverged, Interrupted, SettingError
 from ht_ray.mechanisms import derive_seed, isolated_rng, load_optimizer_state
+from ht_ray.methods import Composition, Method, MethodConfig, Phase
 from ht_ray.vision.data.dataset import ImageData
 from ht_ray.vision.data.loader import InMemoryLoader, Normalise
 from ht_ray.vision.data.streams import Stream
-from ht_ray.vision.method import Method
-from ht_ray.vision.method_config import MethodConfig
 from ht_ray.vision.training.evaluate import evaluate
 from ht_ray.vision.training.indicators import make_indicators
 from ht_ray.vision.training.optimizer import TrainingConfig, make_optimizer
@@ -81,12 +82,21 @@ def _sizes(stream: Stream) -> list[list[int]]:
     return [[len(phase), phase.epochs, int(phase.indices.sum()), int(phase.labels.sum())] for phase in stream]
 
 
+def _last_inputs(loader: InMemoryLoader, epoch: int, count: int) -> list[Tensor]:
+    """Return the inputs of the last `count` batches before `epoch` of the loader's phase."""
+    inputs: deque[Tensor] = deque(maxlen=count)
+    # Every epoch has a batch at least.
+    for loader.epoch in range(max(1, epoch - count), epoch):
+        inputs.extend(images for images, _ in loader)
+    return list(inputs)
+
+
 def fit(
     model: nn.Module,
     data: ImageData,
     stream: Stream,
     *,
-    method: MethodConfig | Method | None = None,
+    method: MethodConfig | Composition | Method | None = None,
     training: TrainingConfig | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
@@ -107,8 +117,8 @@ def fit(
     data, stream
         The images, and which of them come when; the stream was made over ``data.train_labels``.
     method
-        What is done against loss of plasticity: its settings, or a `Method` over `model`, whose ``tortoise`` is at hand
-        afterwards. Default: nothing.
+        What is done against loss of plasticity: its settings, or a `Method` over `model`, or several that were combined
+        with ``+``, which are at hand afterwards. Default: nothing.
     training
         Optimiser, batches, precision.
     seed
@@ -170,14 +180,14 @@ def fit(
     if stop is not None and checkpoint is None:
         raise SettingError("fit: stop is given and checkpoint is None: accepted is a file to go on from.")
     device = torch.device(device)
-    acting_config = method.config if isinstance(method, Method) else method or MethodConfig("plain")
-    config = acting_config.training(training or TrainingConfig(), data.shape)
+    given = Composition(model, [method]) if isinstance(method, Method) else method or MethodConfig("plain")
+    config = given.training(training or TrainingConfig(), data.shape)
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     model.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
-    acting = method if isinstance(method, Method) else Method(acting_config, model, seed=seed)
+    acting = given.build(model, seed=seed) if isinstance(given, MethodConfig) else given
     captured = use_graph("fit: graph", graph, device, obstacle=obstacle(acting, forward))
     settings = {
-        "method": asdict(acting.config),
+        "method": acting.describe(),
         "training": asdict(config),
         "seed": seed,
         "phases": _sizes(stream),
@@ -241,11 +251,11 @@ def fit(
         )
         first, begun = begun + 1, 0
         if first > 1:
-            acting.resume_phase(loader, epoch=first)
+            acting.resume(partial(_last_inputs, loader, first))
         else:
             if config.fresh_optimizer:
                 optimizer = make_optimizer(model.parameters(), config)
-            acting.begin_phase(phase.index, optimizer, steps_per_epoch=len(loader), epochs=phase.epochs)
+            acting.before_phase(Phase(phase.index, phase.epochs, len(loader)), optimizer)
         loader.epoch = first
         step = TrainingStep(
             model,
@@ -298,5 +308,6 @@ def fit(
             rows.append(row)
             if on_epoch is not None:
                 on_epoch(row)
+        acting.end_phase()
         save(phase.index + 1, 0)
     return rows

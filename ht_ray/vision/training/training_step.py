@@ -10,8 +10,8 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 from ht_ray.cuda_graph import Captured
+from ht_ray.methods import Composition
 from ht_ray.vision.data.loader import EpochDraws, InMemoryLoader
-from ht_ray.vision.method import Method
 from ht_ray.vision.training.optimizer import TrainingConfig, set_learning_rate, warmup_factor
 
 __all__ = ["TrainingStep", "obstacle"]
@@ -20,7 +20,7 @@ __all__ = ["TrainingStep", "obstacle"]
 _CAPTURING = "cuda"
 
 
-def obstacle(method: Method, forward: object) -> str:
+def obstacle(method: Composition, forward: object) -> str:
     """Return what stands against capturing the steps of `method` as a CUDA graph; `forward` is as in `fit`."""
     if method.not_capturable:
         return f"{' and '.join(method.not_capturable)} decides or draws on the host within a step"
@@ -47,7 +47,7 @@ class TrainingStep:
         Of the phase, at the epoch that comes next.
     optimizer : Optimizer
         Over `model`.
-    method : Method
+    method : Composition
         Over `model`.
     config : TrainingConfig
         Learning rate and warm-up, clipping, precision.
@@ -75,7 +75,7 @@ class TrainingStep:
         model: nn.Module,
         loader: InMemoryLoader,
         optimizer: Optimizer,
-        method: Method,
+        method: Composition,
         config: TrainingConfig,
         *,
         epochs: int,
@@ -172,7 +172,7 @@ class TrainingStep:
         self.optimizer.zero_grad()
         with torch.autocast(self._device.type, dtype=self._autocast, enabled=self._autocast is not None):
             self.method.before_forward(batch)
-            with self.method.watching():
+            with self.method.watch():
                 logits = self.forward(batch)
         outputs = logits.float()
         loss = functional.cross_entropy(outputs, labels)

@@ -32,7 +32,7 @@ def test_twin_is_what_a_tortoise_of_its_own_would_be() -> None:
     one, two = network(), network()
     target = copy.deepcopy(one).requires_grad_(False)
     settings = {"momentum": 0.9, "reset_interval": 3, "reset_unit": "steps"}
-    lived = Tortoise(one, twin=target, **settings)  # type: ignore[arg-type]
+    lived = Tortoise(one, target=target, **settings)  # type: ignore[arg-type]
     own = Tortoise(two, **settings)  # type: ignore[arg-type]
     train(one, lived, 7)
     train(two, own, 7)
@@ -48,10 +48,10 @@ def test_twin_is_what_a_tortoise_of_its_own_would_be() -> None:
 @pytest.mark.parametrize(
     "act", [lambda net: ShrinkPerturb(net, ratio=0.5), lambda net: HeadReset(net, head="2")], ids=["shrink", "head"]
 )
-def test_reinitialisation_reaches_the_twin(act: Callable[[nn.Module], ShrinkPerturb | HeadReset]) -> None:
+def test_reinitialisation_reaches_the_target(act: Callable[[nn.Module], ShrinkPerturb | HeadReset]) -> None:
     hare, target = network(0), network(1)
     method = act(hare)
-    tortoise = Tortoise(hare, twin=target)
+    tortoise = Tortoise(hare, target=target)
     with torch.no_grad():
         for parameter in [*hare.parameters(), *target.parameters()]:
             parameter.add_(1.0)
@@ -87,9 +87,9 @@ def test_twin_of_another_structure_is_refused() -> None:
         weights.lerp_from(hare, 0.1)
 
 
-def test_state_goes_back_into_the_twin() -> None:
+def test_state_goes_back_into_the_target() -> None:
     hare, target = network(0), network(1)
-    tortoise = Tortoise(hare, twin=target)
+    tortoise = Tortoise(hare, target=target)
     state = copy.deepcopy(tortoise.state_dict())
     with torch.no_grad():
         target[2].weight.zero_()

@@ -1,0 +1,71 @@
+"""Architectures as methods: CReLU and LayerNorm, with which the network is built."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from ht_ray.errors import SettingError
+from ht_ray.mechanisms.units.crelu import CReLU
+from ht_ray.methods.method import Method
+from ht_ray.methods.registry import register
+
+__all__ = ["CReLUNetwork", "LayerNormNetwork"]
+
+
+class _Architecture(Method):
+    """Base of methods that are a form of the network."""
+
+    capturable = True
+    not_for_agents = "it is a form of the vision networks"
+    #: What a network of that form has.
+    kinds: tuple[type[nn.Module], ...] = ()
+
+    def __init__(self, module: nn.Module, settings: Any = None, *, seed: int = 0, **changes: Any) -> None:
+        super().__init__(module, settings, seed=seed, **changes)
+        if not any(isinstance(part, self.kinds) for part in module.modules()):
+            raise SettingError(
+                f"MethodConfig: name = {self.name!r}: the network has no {self.kinds[0].__name__}; build it with "
+                "make_model(method.model(ModelConfig(...)), ...)."
+            )
+
+
+@register
+class CReLUNetwork(_Architecture):
+    """CReLU in place of ReLU (Abbas et al. 2023, arXiv 2303.07507)."""
+
+    name = "crelu"
+    title = "CReLU"
+    kinds = (CReLU,)
+
+    @classmethod
+    def configure_model(cls, settings: Any, config: Any) -> Any:
+        """Return `config` with CReLU."""
+        return replace(config, activation="crelu")
+
+
+@register
+class LayerNormNetwork(_Architecture):
+    """LayerNorm in BatchNorm's places (Lyle et al. 2023, arXiv 2303.01486)."""
+
+    name = "layer_norm"
+    title = "LayerNorm"
+    kinds = (nn.LayerNorm, nn.GroupNorm)
+
+    @classmethod
+    def configure_model(cls, settings: Any, config: Any) -> Any:
+        """Return `config` with LayerNorm.
+
+        Raises
+        ------
+        SettingError
+            If the network has LayerNorm as published.
+        """
+        if config.name == "vit_tiny":
+            raise SettingError(
+                f"MethodConfig: name = {cls.name!r}: 'layer_norm' is LayerNorm in BatchNorm's places, and vit_tiny has "
+                "LayerNorm as published; leave 'layer_norm' out."
+            )
+        return replace(config, normalisation="layer")

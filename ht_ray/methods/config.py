@@ -1,0 +1,305 @@
+"""Configurations of methods: which are combined, and their settings, as plain data."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from ht_ray._checks import did_you_mean
+from ht_ray.errors import SettingError, SettingWarning
+from ht_ray.methods.method import Composition, Method
+from ht_ray.methods.registry import (
+    METHODS,
+    all_settings,
+    flat_names,
+    load_method,
+    method_parts,
+    old_names,
+    split_methods,
+)
+from ht_ray.methods.tortoise import Tortoise
+
+__all__ = ["MethodConfig", "parse_method", "setting_names"]
+
+
+@dataclass(frozen=True, init=False)
+class MethodConfig:
+    """Methods that are combined, and their settings.
+
+    Settings are given by their names on command lines, ``redo_threshold`` for the ``threshold`` of ReDo, and can be
+    read by them; some are shared, as ``momentum``. Those of methods that are not in `name` are checked and ignored.
+
+    Parameters
+    ----------
+    name : str, default "hare_tortoise"
+        A name in `METHODS`, the path of a class, ``"my_package.my_module:MyMethod"``, or several joined by ``+``.
+    settings : mapping or None, default None
+        Settings by method, each a ``Settings`` object or a mapping: ``{"redo": {"threshold": 0.1}}``.
+    sources : mapping or None, default None
+        Where methods that are not of this package are imported from; found for methods that are registered.
+    **flat
+        Settings by their names on command lines; they go before those in `settings`.
+
+    Raises
+    ------
+    SettingError
+        If a value is not accepted, or methods are combined that exclude each other.
+
+    Examples
+    --------
+    >>> config = MethodConfig("hare_tortoise+l2", momentum=0.99)
+    >>> config.parts, config.momentum, config.l2_strength
+    (('hare_tortoise', 'l2'), 0.99, 0.1)
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    sources: Mapping[str, str]
+
+    def __init__(
+        self,
+        name: str = "hare_tortoise",
+        settings: Mapping[str, Any] | None = None,
+        sources: Mapping[str, str] | None = None,
+        **flat: Any,
+    ) -> None:
+        for path in (sources or {}).values():
+            load_method(path)
+        parts = method_parts(name)
+        flat = current_names("MethodConfig", flat, old_names(), all_settings())
+        given = settings or {}
+        made = {}
+        for part, cls in METHODS.items():
+            held = given.get(part, {})
+            if not isinstance(held, Mapping):
+                held = {one.name: getattr(held, one.name) for one in fields(held)}
+            own = {one: flat[flat_name] for flat_name, one in flat_names(cls).items() if flat_name in flat}
+            if not (part in _with_brought(parts) or held or own):
+                continue
+            try:
+                made[part] = cls.Settings.make({**held, **own})
+            except SettingError as error:
+                raise _as_given(error, cls) from error
+        object.__setattr__(self, "name", "+".join(parts))
+        object.__setattr__(self, "settings", {part: made[part] for part in _with_brought(parts)})
+        known = {part: METHODS[part] for part in parts}
+        foreign = {part: cls for part, cls in known.items() if cls.__module__.partition(".")[0] != "ht_ray"}
+        where = {part: f"{cls.__module__}:{cls.__qualname__}" for part, cls in foreign.items()}
+        object.__setattr__(self, "sources", where)
+
+    def __hash__(self) -> int:
+        return hash((self.name, tuple(self.settings.items())))
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("_") or name in ("name", "settings", "sources"):
+                raise AttributeError(name)
+            for part, own in self.settings.items():
+                if (one := flat_names(METHODS[part]).get(name)) is not None:
+                    return getattr(own, one)
+            known = all_settings()
+            if name in known:
+                return known[name].default
+            raise AttributeError(f"MethodConfig has no setting {name!r}.{did_you_mean(name, known)}")
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of the methods that are combined."""
+        return tuple(self.name.split("+"))
+
+    @property
+    def has_ema(self) -> bool:
+        """Whether there is a tortoise, which predicts."""
+        return any(issubclass(METHODS[part], Tortoise) for part in self.settings)
+
+    @property
+    def resets(self) -> bool:
+        """Whether the hare is set back to the tortoise."""
+        return any(getattr(own, "reset_interval", None) is not None for own in self.settings.values())
+
+    @property
+    def flat(self) -> dict[str, Any]:
+        """The settings by their names on command lines."""
+        return {
+            flat_name: getattr(own, one)
+            for part, own in self.settings.items()
+            for flat_name, one in flat_names(METHODS[part]).items()
+        }
+
+    def build(self, model: nn.Module, *, seed: int = 0, **given: Mapping[str, Any]) -> Composition:
+        """Return the methods over a network.
+
+        Parameters
+        ----------
+        model : nn.Module
+            The network as initialised.
+        seed : int, default 0
+            Of what they draw.
+        **given
+            By method, more of what its class takes: ``redo={"layers": ...}``.
+
+        Raises
+        ------
+        SettingError
+            If a method cannot act on the network.
+        """
+        return Composition(
+            model,
+            [METHODS[part](model, own, seed=seed, **given.get(part, {})) for part, own in self.settings.items()],
+        )
+
+    def training(self, config: Any, shape: tuple[int, int, int]) -> Any:
+        """Return how the network is trained with these methods: with its augmentation, its weight decay, and its Adam.
+
+        Parameters
+        ----------
+        config : ht_ray.vision.TrainingConfig
+            Without the methods.
+        shape : tuple of int
+            One image's ``(channels, height, width)``.
+        """
+        for part, own in self.settings.items():
+            config = METHODS[part].configure_training(own, config, shape)
+        return config
+
+    def model(self, config: Any) -> Any:
+        """Return which network is built with these methods: with its activation (CReLU) and normalisation (LayerNorm).
+
+        Parameters
+        ----------
+        config : ht_ray.vision.ModelConfig
+            Without the methods.
+
+        Raises
+        ------
+        SettingError
+            If the network does not come in that form.
+        """
+        for part, own in self.settings.items():
+            config = METHODS[part].configure_model(own, config)
+        return config
+
+
+def _with_brought(parts: Sequence[str]) -> tuple[str, ...]:
+    classes = [METHODS[part] for part in parts]
+    if any(issubclass(cls, Tortoise) for cls in classes):
+        return tuple(parts)
+    return (*parts, *dict.fromkeys(cls.brings for cls in classes if cls.brings is not None))
+
+
+def _as_given(error: SettingError, cls: type[Method]) -> SettingError:
+    """Return `error`, of a method's own setting, by the setting's name in `MethodConfig`."""
+    flat = {one: name for name, one in flat_names(cls).items()}.get(str(error.field))
+    if flat is None:
+        return error
+    message = str(error).replace(f"{error.owner}: {error.field}", f"MethodConfig: {flat}", 1)
+    return SettingError(
+        message.replace(f" {error.field} ", f" {flat} ").replace(f" {error.field}.", f" {flat}."),
+        owner="MethodConfig",
+        field=flat,
+        value=error.value,
+        accepted=error.accepted,
+        hint=error.hint,
+    )
+
+
+def current_names(
+    owner: str, given: Mapping[str, Any], renamed: Mapping[str, str], known: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return settings under their present names; a warning names the new one of each that has changed.
+
+    Raises
+    ------
+    SettingError
+        If a name is unknown, or one setting is given by both names.
+    """
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        new = name if name in known else renamed.get(name, name)
+        if new not in known:
+            hint = did_you_mean(name, known)
+            raise SettingError(
+                f"{owner} has no setting {name!r}.{hint}", owner=owner, field=name, value=value, hint=hint.strip()
+            )
+        if new != name:
+            warnings.warn(
+                f"{owner}: the setting {name!r} is called {new!r} now; the old name goes with the next minor version.",
+                SettingWarning,
+                stacklevel=3,
+            )
+        if new in values:
+            raise SettingError(f"{owner}: {name!r} and {new!r} are the same setting: accepted is {new!r}.")
+        values[new] = value
+    return values
+
+
+def setting_names(parts: Sequence[str]) -> list[str]:
+    """Return the names in `MethodConfig` of the settings that mean something to these methods.
+
+    Examples
+    --------
+    >>> setting_names(["l2", "augment"])
+    ['l2_strength', 'l2_coupling', 'augment_kind']
+    """
+    return list(dict.fromkeys(name for part in _with_brought(parts) for name in flat_names(METHODS[part])))
+
+
+def parse_method(text: str) -> tuple[str, dict[str, Any]]:
+    """Return the name and the settings in ``"name:setting=value,setting=value"``; without a colon there are none.
+
+    Values are numbers, words, ``none``, ``true`` and ``false``; pairs are written ``0.9/0.99``.
+
+    Raises
+    ------
+    SettingError
+        If the name is unknown, or a setting is not one of the method's, has no value, or is given twice.
+
+    Examples
+    --------
+    >>> parse_method("l2:l2_strength=0.01")
+    ('l2', {'l2_strength': 0.01})
+    >>> parse_method("adam+redo:adam_betas=0.9/0.9,redo_interval=none")
+    ('adam+redo', {'adam_betas': (0.9, 0.9), 'redo_interval': None})
+    """
+    texts, rest = split_methods(text)
+    name = "+".join(texts)
+    parts = method_parts(name)
+    known, every, renamed = setting_names(parts), all_settings(), old_names()
+    settings: dict[str, Any] = {}
+    for item in rest.split(",") if rest is not None else ():
+        key, equals, value = (piece.strip() for piece in item.partition("="))
+        if not equals or not key or not value:
+            raise SettingError(f"MethodConfig: name = {text!r}: {item!r} is no setting=value.")
+        key = key.replace("-", "_")
+        if key not in every and key in renamed:
+            key = next(iter(current_names("MethodConfig", {key: value}, renamed, every)))
+        if key not in known:
+            hint = "" if key in every else did_you_mean(key, known)
+            raise SettingError(
+                f"MethodConfig: name = {text!r}: {key!r} is no setting of {name!r}, which has "
+                f"{', '.join(known) or 'none'}.{hint}"
+            )
+        if key in settings:
+            raise SettingError(f"MethodConfig: name = {text!r}: {key!r} is given twice.")
+        settings[key] = _value(value)
+    return "+".join(parts), settings
+
+
+def _value(text: str) -> Any:
+    if "/" in text:
+        return tuple(_value(piece) for piece in text.split("/"))
+    words = {"none": None, "true": True, "false": False}
+    if text.lower() in words:
+        return words[text.lower()]
+    kinds: tuple[Callable[[str], Any], ...] = (int, float)
+    for kind in kinds:
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
