@@ -22,7 +22,7 @@ from ht_ray.mechanisms.units.recycle import recycle
 from ht_ray.mechanisms.weights.fresh import fresh_weights
 from ht_ray.mechanisms.weights.optimizer_state import Optimizers
 from ht_ray.mechanisms.weights.rng import derive_seed
-from ht_ray.methods.method import FIRST, Method, Phase
+from ht_ray.methods.method import Method
 from ht_ray.methods.registry import register
 from ht_ray.methods.settings import MethodSettings, setting, treats_tortoise
 from ht_ray.methods.tortoise import Tortoise
@@ -154,7 +154,7 @@ class ContinualBackprop(Method):
         self.draws = {h.name: self.draws.get(h.name, 0) for h in self.hidden}
         self.used = {h.name: _grown(self.used.get(h.name), h.units, torch.bool) for h in self.hidden}
 
-    def before_phase(self, phase: Phase = FIRST, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
+    def grown(self) -> None:
         """Find the network's units anew: known ones keep utility and age, new ones start at 0."""
         self._follow()
         for hidden in self.hidden:

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from ht_ray.mechanisms.weights.deviation import deviation
 from ht_ray.mechanisms.weights.stepped_groups import stepped_groups
-from ht_ray.methods.method import FIRST, Method, Phase
+from ht_ray.methods.method import Method
 from ht_ray.methods.registry import register
 from ht_ray.methods.settings import MethodSettings, setting
-from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["L2"]
 
@@ -82,7 +81,7 @@ class L2(Method):
 
     def __init__(self, module: nn.Module, settings: Any = None, *, seed: int = 0, **changes: Any) -> None:
         super().__init__(module, settings, seed=seed, **changes)
-        self.before_phase()
+        self.grown()
 
     @classmethod
     def configure_training(cls, settings: Any, config: Any, shape: tuple[int, int, int]) -> Any:
@@ -90,7 +89,7 @@ class L2(Method):
         decays = settings.coupling == "decoupled" and settings.strength
         return replace(config, weight_decay=0.0) if decays else config
 
-    def before_phase(self, phase: Phase = FIRST, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
+    def grown(self) -> None:
         """Find the network's parameters."""
         self._parameters: dict[Tensor, None] = dict.fromkeys(self.module.parameters())
 

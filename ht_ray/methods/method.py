@@ -183,7 +183,7 @@ class Method:
         """
 
     def grown(self) -> None:
-        """Call once all methods have acted before a phase: the network has its form, and may have new parts."""
+        """Call once the network has its form for a phase, with the parts that it has grown or lost: find them."""
 
     def resume(self, batches: Callable[[int], Iterable[Inputs]]) -> None:
         """Call in place of `before_phase` where a phase goes on, once the state of before it is loaded.
@@ -487,6 +487,7 @@ class Composition:
         """
         self.rebuild(state)
         for name, method in self.by_name.items():
+            method.grown()
             method.load_state_dict(state[name])
 
 

@@ -124,10 +124,13 @@ class ReDo(Method):
         return self._units if self._units is not None else self._find()
 
     def before_phase(self, phase: Phase = FIRST, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
-        """Find the network's units, and count epochs from 0."""
+        """Forget the batches, and count epochs from 0."""
         self._warn_of_interval(self.settings.interval, self.settings.unit, phase)
         self.epochs = 0
         self.batches.clear()
+
+    def grown(self) -> None:
+        """Find the network's units."""
         if self.settings.interval is not None:
             self._find()
 

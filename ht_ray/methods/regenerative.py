@@ -16,10 +16,9 @@ from ht_ray.mechanisms.weights.rng import derive_seed
 from ht_ray.mechanisms.weights.stepped_groups import stepped_groups
 from ht_ray.mechanisms.weights.transfer import upload
 from ht_ray.mechanisms.weights.weight_copy import WeightCopy
-from ht_ray.methods.method import FIRST, Method, Phase
+from ht_ray.methods.method import Method
 from ht_ray.methods.registry import register
 from ht_ray.methods.settings import MethodSettings, setting
-from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["Regenerative"]
 
@@ -117,9 +116,9 @@ class Regenerative(Method):
             except ValueError as error:
                 raise SettingError(f"Regenerative: toward = 'fresh': {error}") from error
         self.initial = WeightCopy(module) if toward == "initial" else None
-        self.before_phase()
+        self.grown()
 
-    def before_phase(self, phase: Phase = FIRST, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
+    def grown(self) -> None:
         """Find the network's parameters and note the initial weights of units that it has grown."""
         if self.initial is not None:
             self.initial.sync(self.module)

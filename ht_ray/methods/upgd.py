@@ -12,7 +12,7 @@ from torch.optim import Adafactor, AdamW, Muon, Optimizer
 
 from ht_ray.mechanisms.weights.rng import generator
 from ht_ray.mechanisms.weights.stepped_groups import stepped_groups
-from ht_ray.methods.method import FIRST, Method, Phase
+from ht_ray.methods.method import Method
 from ht_ray.methods.registry import register
 from ht_ray.methods.settings import MethodSettings, setting
 from ht_ray.methods.tortoise import Tortoise
@@ -117,9 +117,9 @@ class UPGD(Method):
         self.utilities: dict[str, Tensor] = {}
         self.updates: dict[str, int] = {}
         self._before: list[_Before] | None = None
-        self.before_phase()
+        self.grown()
 
-    def before_phase(self, phase: Phase = FIRST, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
+    def grown(self) -> None:
         """Find the network's parameters; known units keep their utility."""
         self._names: dict[Tensor, str] = {parameter: name for name, parameter in self.module.named_parameters()}
         self.utilities = {name: self._following(self.utilities.get(name), p) for p, name in self._names.items()}
@@ -218,7 +218,7 @@ class UPGD(Method):
         ValueError
             If names or shapes differ from the network's; nothing is changed then.
         """
-        self.before_phase()
+        self.grown()
         held, given = self.utilities, state["utilities"]
         differing = sorted(n for n in held.keys() | given.keys() if n not in held or n not in given
                            or held[n].shape != given[n].shape)  # fmt: skip

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ht_ray._checks import check_number
-from ht_ray.methods.method import FIRST, Method, Phase
+from ht_ray.methods.method import Method
 from ht_ray.methods.registry import register
 from ht_ray.methods.settings import MethodSettings, setting
 from ht_ray.methods.tortoise import Tortoise
@@ -84,9 +84,9 @@ class WeightClipping(Method):
     def __init__(self, module: nn.Module, settings: Any = None, *, seed: int = 0, **changes: Any) -> None:
         super().__init__(module, settings, seed=seed, **changes)
         self.factor = float(self.settings.factor) if self.settings.factor is not None else math.inf
-        self.before_phase()
+        self.grown()
 
-    def before_phase(self, phase: Phase = FIRST, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
+    def grown(self) -> None:
         """Find the layers and their bounds."""
         self._bounds: dict[Tensor, float] = {}
         for layer in self.module.modules():
