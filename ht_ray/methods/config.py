@@ -107,6 +107,46 @@ class MethodConfig:
                 return known[name].default
             raise AttributeError(f"MethodConfig has no setting {name!r}.{did_you_mean(name, known)}")
 
+    @classmethod
+    def for_agents(cls, name: str, **flat: Any) -> MethodConfig:
+        """Return methods for an agent: intervals and units have the defaults that the literature has for agents.
+
+        Parameters
+        ----------
+        name : str
+            As in `MethodConfig`.
+        **flat
+            Settings by their names on command lines.
+
+        Raises
+        ------
+        SettingError
+            If a value is not accepted, or a method cannot act on an agent; the message has the reason.
+
+        Examples
+        --------
+        >>> MethodConfig.for_agents("redo", redo_threshold=0.1).redo_unit
+        'steps'
+        >>> MethodConfig.for_agents("spectral_decoupling")
+        Traceback (most recent call last):
+        ...
+        ht_ray.errors.SettingError: method 'spectral_decoupling' cannot act on an agent: it is a penalty on the logits \
+of classes, and an agent's outputs are values.
+        """
+        defaults = {}
+        for part in method_parts(name):
+            method = METHODS[part]
+            if method.not_for_agents is not None:
+                raise SettingError(
+                    f"method {part!r} cannot act on an agent: {method.not_for_agents}.",
+                    owner="MethodConfig",
+                    field="name",
+                    value=name,
+                )
+            defaults[part] = {**method.agent_defaults}
+        given = current_names("MethodConfig", flat, old_names(), all_settings())
+        return cls(name, defaults, **given)
+
     @property
     def parts(self) -> tuple[str, ...]:
         """The names of the methods that are combined."""

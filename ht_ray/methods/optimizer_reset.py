@@ -43,7 +43,7 @@ class OptimizerReset(Method):
     Examples
     --------
     >>> import torch
-    >>> layer = nn.Linear(1, 1)
+    >>> layer = torch.nn.Linear(1, 1)
     >>> optimizer = torch.optim.Adam(layer.parameters())
     >>> layer(torch.ones(1, 1)).sum().backward()
     >>> optimizer.step()
