@@ -76,14 +76,14 @@ class _WithMethod(Plain):
     plugin: ClassVar[type[MethodPlugin]]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
         if "plugin" in vars(cls) and "__init__" not in vars(cls):
-            # Avalanche refuses what no constructor names.
+            # Avalanche, which wraps constructors in here, refuses what none of them names.
             def init(self: Any, **kwargs: Any) -> None:
                 _WithMethod.__init__(self, **kwargs)
 
             init.__signature__ = signature_of(cls.plugin, _WithMethod.__init__)  # type: ignore[attr-defined]
             cls.__init__ = init  # type: ignore[method-assign]
+        super().__init_subclass__(**kwargs)
 
     def __init__(
         self, *, model: nn.Module, optimizer: Optimizer, plugins: Sequence[SupervisedPlugin] = (), **kwargs: Any

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
@@ -94,18 +94,16 @@ class MethodConfig:
     def __hash__(self) -> int:
         return hash((self.name, tuple(self.settings.items())))
 
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any:
-            if name.startswith("_") or name in ("name", "settings", "sources"):
-                raise AttributeError(name)
-            for part, own in self.settings.items():
-                if (one := flat_names(METHODS[part]).get(name)) is not None:
-                    return getattr(own, one)
-            known = all_settings()
-            if name in known:
-                return known[name].default
-            raise AttributeError(f"MethodConfig has no setting {name!r}.{did_you_mean(name, known)}")
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name in ("name", "settings", "sources"):
+            raise AttributeError(name)
+        for part, own in self.settings.items():
+            if (one := flat_names(METHODS[part]).get(name)) is not None:
+                return getattr(own, one)
+        known = all_settings()
+        if name in known:
+            return known[name].default
+        raise AttributeError(f"MethodConfig has no setting {name!r}.{did_you_mean(name, known)}")
 
     @classmethod
     def for_agents(cls, name: str, **flat: Any) -> MethodConfig:
