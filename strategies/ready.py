@@ -79,13 +79,13 @@ class _WithMethod(Plain):
         if "plugin" in vars(cls) and "__init__" not in vars(cls):
             # Avalanche, which wraps constructors in here, refuses what none of them names.
             def init(self: Any, **kwargs: Any) -> None:
-                _WithMethod.__init__(self, **kwargs)
+                self._begin(**kwargs)
 
-            init.__signature__ = signature_of(cls.plugin, _WithMethod.__init__)  # type: ignore[attr-defined]
+            init.__signature__ = signature_of(cls.plugin, _WithMethod._begin)  # type: ignore[attr-defined]
             cls.__init__ = init  # type: ignore[method-assign]
         super().__init_subclass__(**kwargs)
 
-    def __init__(
+    def _begin(
         self, *, model: nn.Module, optimizer: Optimizer, plugins: Sequence[SupervisedPlugin] = (), **kwargs: Any
     ) -> None:
         assert self.plugin.kind is not None
@@ -93,7 +93,7 @@ class _WithMethod(Plain):
         own = {name: kwargs.pop(name) for name in known if name in kwargs}
         #: The method's plugin.
         self.method = self.plugin(seed=kwargs.get("seed", 0), **own)
-        super().__init__(model=model, optimizer=optimizer, plugins=[self.method, *plugins], **kwargs)
+        Plain.__init__(self, model=model, optimizer=optimizer, plugins=[self.method, *plugins], **kwargs)
 
     def trained_tortoise(self) -> nn.Module:
         """Return the slow network as a plain module of its own, in evaluation mode.
