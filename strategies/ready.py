@@ -95,18 +95,20 @@ class _WithMethod(Plain):
         self.method = self.plugin(seed=kwargs.get("seed", 0), **own)
         Plain.__init__(self, model=model, optimizer=optimizer, plugins=[self.method, *plugins], **kwargs)
 
+
+class _WithTortoise(_WithMethod):
     def trained_tortoise(self) -> nn.Module:
         """Return the slow network as a plain module of its own, in evaluation mode.
 
         Raises
         ------
         RuntimeError
-            Before the first experience, and without a tortoise.
+            Before the first experience.
         """
         return self.method.trained_tortoise()
 
 
-class HareTortoise(_WithMethod):
+class HareTortoise(_WithTortoise):
     """Hare & Tortoise (arXiv 2406.02596); settings as in `HareTortoisePlugin`, the rest as in `Plain`.
 
     Examples
@@ -122,7 +124,7 @@ class HareTortoise(_WithMethod):
     plugin = HareTortoisePlugin
 
 
-class EMA(_WithMethod):
+class EMA(_WithTortoise):
     """Exponential moving average of the weights predicts; settings as in `EMAPlugin`, the rest as in `Plain`."""
 
     plugin = EMAPlugin
