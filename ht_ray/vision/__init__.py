@@ -4,7 +4,7 @@ torchvision and scikit-learn are imported when a data set is read.
 """
 
 from ht_ray.errors import Interrupted
-from ht_ray.vision.data.augment import random_crop_flip
+from ht_ray.vision.data.augment import AUGMENTATIONS, random_crop_flip
 from ht_ray.vision.data.dataset import DATA_SETS, DataConfig, ImageData, image_encoding, load_data
 from ht_ray.vision.data.loader import InMemoryLoader, Normalise
 from ht_ray.vision.data.reservoir import Reservoir
@@ -32,13 +32,7 @@ from ht_ray.vision.models import ModelConfig, Network, make_model
 from ht_ray.vision.training.evaluate import Evaluation, evaluate, evaluating
 from ht_ray.vision.training.fit import Diverged, Row, fit, load_checkpoint, save_checkpoint, summarise
 from ht_ray.vision.training.indicators import make_indicators
-from ht_ray.vision.training.optimizer import (
-    AUGMENTATIONS,
-    TrainingConfig,
-    make_optimizer,
-    set_learning_rate,
-    warmup_factor,
-)
+from ht_ray.vision.training.optimizer import TrainingConfig, make_optimizer, set_learning_rate, warmup_factor
 
 __all__ = [
     "AUGMENTATIONS",
