@@ -9,14 +9,18 @@ from ht_ray.vision.data.dataset import DATA_SETS, DataConfig, ImageData, image_e
 from ht_ray.vision.data.loader import InMemoryLoader, Normalise
 from ht_ray.vision.data.reservoir import Reservoir
 from ht_ray.vision.data.streams import (
+    STREAMS,
     ContinualConfig,
     Phase,
     Stream,
+    StreamConfig,
     WarmStartConfig,
     continual,
     make_stream,
     noise_schedule,
     noisy_labels,
+    register_stream,
+    stream_config,
     warm_start,
 )
 from ht_ray.vision.method import Method
@@ -38,6 +42,7 @@ __all__ = [
     "AUGMENTATIONS",
     "DATA_SETS",
     "METHODS",
+    "STREAMS",
     "ContinualConfig",
     "DataConfig",
     "Diverged",
@@ -55,6 +60,7 @@ __all__ = [
     "Reservoir",
     "Row",
     "Stream",
+    "StreamConfig",
     "TrainingConfig",
     "WarmStartConfig",
     "continual",
@@ -74,8 +80,10 @@ __all__ = [
     "noise_schedule",
     "noisy_labels",
     "random_crop_flip",
+    "register_stream",
     "save_checkpoint",
     "set_learning_rate",
+    "stream_config",
     "summarise",
     "warm_start",
     "warmup_factor",
