@@ -21,11 +21,10 @@ from torch import Tensor, nn
 from ht_ray._storage import StorageError, is_uri
 from ht_ray.diagnostics import IndicatorConfig
 from ht_ray.errors import SettingError, SettingWarning
-from ht_ray.methods import Tortoise
+from ht_ray.methods import Tortoise, setting_names
 from ht_ray.sweep import RayStartError, Study, SweepConfig, TrialSpec, check_before_ray, load_study_settings, run_study
 from ht_ray.sweep.study.config import GIB, ray_address
 from ht_ray.vision import ImageData, Method, MethodConfig, load_data, make_model
-from ht_ray.methods import setting_names
 from tune_configs.settings import StudySettings, VisionSettings
 from tune_configs.vision_trial import stream_of, trial_config
 
