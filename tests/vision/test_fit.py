@@ -22,7 +22,6 @@ from ht_ray.vision import (
     DataConfig,
     Diverged,
     ImageData,
-    Method,
     MethodConfig,
     ModelConfig,
     Network,
@@ -257,7 +256,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, named: str, chan
 
 def test_a_given_method_has_the_tortoise_afterwards() -> None:
     net = make_net()
-    acting = Method(METHOD, net, seed=0)
+    acting = METHOD.build(net, seed=0)
     _, rows = run(net, method=acting)
     twin, same = run(method=METHOD)
     assert rows == same
