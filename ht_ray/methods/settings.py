@@ -25,7 +25,7 @@ class SettingInfo(NamedTuple):
     was: tuple[str, ...]
     """Names that it had there in earlier versions."""
     check: Callable[[str, Any], Any] | None
-    """A check in place of that of the type: called with where the setting is, and its value, unless that is None and may be."""
+    """A check in place of that of the type: called with where the setting is and its value, unless that may be None."""
 
 
 def setting(

@@ -27,7 +27,7 @@ from torch.optim import SGD, AdamW
 
 from ht_ray.errors import SettingError, SettingWarning
 from ht_ray.mechanisms import CReLU
-from ht_ray.methods import L2, InjectedHead, Mechanism
+from ht_ray.methods import L2, InjectedHead, Method
 from ht_ray.vision import MethodConfig
 from strategies import EMAPlugin, HareTortoisePlugin, HeadResetPlugin, ShrinkPerturbPlugin
 from strategies.methods import method_plugins
@@ -366,7 +366,7 @@ def test_tortoise_is_treated_alike(make_network, make_benchmark, recorder, name,
     for with_it in (False, True):
         network = make_network(seed=1)
         tortoise = HareTortoisePlugin(momentum=0.9, reset_interval=None)
-        plugin = PLUGINS[name](reinitialise_tortoise=treated)[0]
+        plugin = PLUGINS[name](reinitialize_tortoise=treated)[0]
         strategy = naive(network, [tortoise, *([plugin] if with_it else [])], epochs=1)
         torch.manual_seed(1)
         strategy.train(make_benchmark().train_stream[0])
@@ -585,7 +585,7 @@ def test_a_mechanism_of_ones_own(make_network, make_benchmark, differing) -> Non
 
     assert Own.rank == L2.rank
     assert Family.rank == MechanismPlugin.rank
-    assert Mechanism.rank == 0
+    assert Method.rank == 0
     ends = []
     for plugin in (Own(strength=0.5), L2Plugin(strength=0.5)):
         network = make_network(seed=1)

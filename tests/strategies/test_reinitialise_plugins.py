@@ -130,8 +130,8 @@ def test_tortoise_can_be_left_alone(make_network, make_benchmark) -> None:
     tortoise = HareTortoisePlugin(momentum=0.5, reset_interval=None)
     moments = Moments(tortoise)
     plugins = [
-        ShrinkPerturbPlugin(reinitialise_tortoise=False),
-        HeadResetPlugin(reinitialise_tortoise=False),
+        ShrinkPerturbPlugin(reinitialize_tortoise=False),
+        HeadResetPlugin(reinitialize_tortoise=False),
         tortoise,
         moments,
     ]

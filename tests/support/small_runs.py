@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ht_ray.methods import Composition
 from ht_ray.vision import (
-    Composition,
     ContinualConfig,
     ImageData,
     MethodConfig,
