@@ -9,16 +9,11 @@ import numpy as np
 import pytest
 
 from ht_ray.errors import SettingError
-from ht_ray.report import (
-    MissingDataError,
-    epoch_curves,
-    heat_map,
-    indicator_curves,
-    indicator_scatter,
-    load_study,
-    method_bars,
-    phase_curves,
-)
+from ht_ray.report import MissingDataError, load_study
+from ht_ray.report.continual.curves import epoch_curves, phase_curves
+from ht_ray.report.continual.maps import heat_map
+from ht_ray.report.continual.method_bars import method_bars
+from ht_ray.report.indicators.figures import indicator_curves, indicator_scatter
 
 
 def words(path):

@@ -12,8 +12,8 @@ from ht_ray._storage import StorageError
 from ht_ray.errors import SettingError
 from ht_ray.report import load_study, write_report
 from ht_ray.report.__main__ import main
-from ht_ray.report.data.journal import JOURNAL, load_journal, telling_line
-from ht_ray.report.data.run_history import what_happened
+from ht_ray.report.data.journal import JOURNAL, load_journal, summarize_error
+from ht_ray.report.run_history import summarize_history
 
 KILLED = (
     "The actor died unexpectedly before finishing this task.\n\tclass_name: StudyTrainable\n\tactor_id: 0a1b\n"
@@ -53,7 +53,7 @@ def study(write_study, planned):
 
 
 def told(root):
-    happened = what_happened(load_study(root))
+    happened = summarize_history(load_study(root))
     return happened.sentence, " ".join(happened.notes), {table.title: table for table in happened.tables}
 
 
@@ -62,7 +62,7 @@ def texts(table):
 
 
 def test_a_study_without_a_journal_says_nothing(study):
-    assert load_study(study).journal is None and what_happened(load_study(study)) is None
+    assert load_study(study).journal is None and summarize_history(load_study(study)) is None
     write_report(study)
     for name in ("table.md", "report.html"):
         assert "happened" not in (study / name).read_text().partition("</style>")[2]
@@ -73,7 +73,7 @@ def test_an_undisturbed_study_is_one_sentence(study):
     note(study, started(), event("run ended", 60, how="finished"))
     assert told(study) == ("2 trials, one run, no faults.", "", {})
     said = []
-    write_report(study, say=said.append)
+    write_report(study, log=said.append)
     assert "What happened: 2 trials, one run, no faults." in said
     assert "## What happened\n\n2 trials, one run, no faults." in (study / "table.md").read_text()
     page = (study / "report.html").read_text()
@@ -133,7 +133,7 @@ def test_everything_that_happened_is_reported(study):
     assert "blue & green" in others[4][0]
 
     said = []
-    write_report(study, say=said.append)
+    write_report(study, log=said.append)
     page = (study / "report.html").read_text()
     assert 'href="#study-1-happened"' in page and 'id="study-1-happened"' in page
     assert (
@@ -159,7 +159,7 @@ def test_of_very_many_faults_those_of_trials_without_an_end_are_shown(write_stud
     table = told(study)[2]["Faults"]
     assert len(table.rows) == 50 and table.rows[-1][0].text == "ema--s0"
     assert table.notes[0] == "And 11 more: journal.jsonl."
-    text = what_happened(load_study(study)).to_text()
+    text = summarize_history(load_study(study)).to_text()
     assert text.count("plain--s0") == 10 and "More of them: table.md." in text
 
 
@@ -196,7 +196,7 @@ def test_no_journal_breaks_the_report(tmp_path_factory, lines, rest):
     (root / "config.json").write_text(json.dumps(config))
     (root / "trials.json").write_text("[]")
     (root / JOURNAL).write_bytes(b"".join(json.dumps(line).encode() + b"\n" for line in lines) + rest)
-    happened = what_happened(load_study(root))
+    happened = summarize_history(load_study(root))
     assert happened.sentence and happened.to_text() and happened.to_markdown()
 
 
@@ -222,8 +222,8 @@ def test_no_journal_breaks_the_report(tmp_path_factory, lines, rest):
     ],
 )
 def test_the_telling_line(detail, telling):
-    assert telling_line(detail).startswith(telling)
-    assert bool(telling) == bool(telling_line(detail)) and len(telling_line(detail)) <= 160
+    assert summarize_error(detail).startswith(telling)
+    assert bool(telling) == bool(summarize_error(detail)) and len(summarize_error(detail)) <= 160
 
 
 def test_an_unreadable_journal_is_told(tmp_path):

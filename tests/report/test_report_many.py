@@ -6,7 +6,9 @@ import re
 import numpy as np
 import pytest
 
-from ht_ray.report import epoch_curves, heat_map, load_study, phase_curves
+from ht_ray.report import load_study
+from ht_ray.report.continual.curves import epoch_curves, phase_curves
+from ht_ray.report.continual.maps import heat_map
 from ht_ray.report.style.curve_lines import MANY, line_styles
 
 GREY = "0.8"

@@ -9,21 +9,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from ht_ray.errors import SettingError
-from ht_ray.report import (
-    MissingDataError,
-    adam_map,
-    combine,
-    epoch_curves,
-    grid_figure,
-    grid_table,
-    indicator_curves,
-    indicator_scatter,
-    load_study,
-    method_bars,
-    write_report,
-    write_reports,
-)
+from ht_ray.report import MissingDataError, load_study, write_report, write_reports
 from ht_ray.report.__main__ import main
+from ht_ray.report.continual.curves import epoch_curves
+from ht_ray.report.continual.maps import adam_map
+from ht_ray.report.continual.method_bars import method_bars
+from ht_ray.report.continual.warm_start_grid import grid_figure, grid_table
+from ht_ray.report.data.combine import combine
+from ht_ray.report.indicators.figures import indicator_curves, indicator_scatter
 
 SETTINGS = {"data": "mnist", "model": "mlp", "seeds": 2, "train_limit": None, "test_limit": None}
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -184,7 +177,7 @@ def test_a_warm_start_grid_is_reported_as_a_matrix(write_study, warm):
     ]
     root = write_study(trials, settings=SETTINGS)
     said = []
-    written = write_report(root, say=said.append)
+    written = write_report(root, log=said.append)
     names = {path.relative_to(root).as_posix() for path in written if path.parent != root / "report"}
     assert {
         "grid.csv",

@@ -8,17 +8,9 @@ import numpy as np
 import pytest
 
 from ht_ray.errors import SettingError
-from ht_ray.report import (
-    MissingDataError,
-    bootstrap_interval,
-    grid_cells_table,
-    grid_table,
-    grid_value,
-    load_study,
-    mean_interval,
-    method_value,
-    summary_table,
-)
+from ht_ray.report import MissingDataError, bootstrap_interval, grid_value, load_study, mean_interval, method_value
+from ht_ray.report.continual.tables import summary_table
+from ht_ray.report.continual.warm_start_grid import grid_cells_table, grid_table
 from ht_ray.report.data.paper import SETTINGS
 
 LIMITS = {"data": "cifar10", "train_limit": None, "test_limit": None}

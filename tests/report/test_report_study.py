@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ht_ray.errors import SettingError
-from ht_ray.report import drops_table, group, load_study, seed_values, split_by_access, summary_table
+from ht_ray.report import group, load_study, seed_values, split_by_access
+from ht_ray.report.continual.tables import drops_table, summary_table
 
 
 def test_reads_what_was_written(write_study, planned):

@@ -1,4 +1,4 @@
-"""Bring what a report is made from of a study at a URI to this machine."""
+"""Download of a study at a URI: the files that a report is made from, and no others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ht_ray._storage import Storage, storage_errors
 from ht_ray.errors import SettingError
 from ht_ray.report.data.journal import JOURNAL
 
-__all__ = ["fetched", "without_secrets"]
+__all__ = ["fetched", "redact"]
 
 AT_A_TIME = 8
 NEEDED = ("config.json", "trials.json")
@@ -21,7 +21,7 @@ NEEDED = ("config.json", "trials.json")
 
 @contextmanager
 def fetched(uri: str) -> Iterator[Path]:
-    """Have what a report needs of the study at `uri` in a directory of its name, while the block runs.
+    """Keep the files that a report needs of the study at `uri` in a directory of its name, while the block runs.
 
     Event files and checkpoints are not fetched.
 
@@ -33,7 +33,7 @@ def fetched(uri: str) -> Iterator[Path]:
         If the storage does not answer.
     """
     storage = Storage(uri).child()
-    shown = without_secrets(uri)
+    shown = redact(uri)
     with tempfile.TemporaryDirectory(prefix="ht-ray-report-") as scratch:
         directory = Path(scratch) / (Path(uri.partition("?")[0]).name or "study")
         try:
@@ -53,12 +53,12 @@ def fetched(uri: str) -> Iterator[Path]:
         yield directory
 
 
-def without_secrets(uri: str) -> str:
+def redact(uri: str) -> str:
     """Return `uri` without a key and its secret: a report may be sent to others.
 
     Examples
     --------
-    >>> without_secrets("s3://key:secret@bucket/study")
+    >>> redact("s3://key:secret@bucket/study")
     's3://bucket/study'
     """
     return re.sub(r"(?<=://)[^/?#]*@", "", uri)

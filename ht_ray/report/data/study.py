@@ -1,4 +1,4 @@
-"""Read a study directory: what was planned, what came of it, and what is missing."""
+"""Study directories, read: what was planned, what came of it, and what is missing."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ht_ray._checks import did_you_mean
+from ht_ray._checks import check_choice
 from ht_ray._schema import Damaged, parse, sum_of
 from ht_ray._storage import is_uri
 from ht_ray._study_files import CONFIG, FORMAT, PLAN, REPORT, SETTLED, STATUS
 from ht_ray.errors import SettingError
-from ht_ray.report.data.fetch import fetched, without_secrets
+from ht_ray.report.data.fetch import fetched, redact
 from ht_ray.report.data.journal import Journal, load_journal
 
 __all__ = [
@@ -129,7 +129,7 @@ class StudyData:
         ``config.json`` as it stands.
     trials
         All planned trials, in the order planned.
-    strays
+    orphans
         Sentences on folders that hold results of no planned trial, and are left out.
     journal
         What happened while it ran; ``None`` where that was not written down.
@@ -140,7 +140,7 @@ class StudyData:
     directory: Path
     config: Mapping[str, Any]
     trials: tuple[TrialData, ...]
-    strays: tuple[str, ...] = ()
+    orphans: tuple[str, ...] = ()
     journal: Journal | None = None
     source: str | None = None
 
@@ -170,7 +170,7 @@ class StudyData:
         damage = [text for trial in self.trials for text in trial.damage]
         if damage:
             damage.append("What is damaged of a trial is repaired, or run again, when the study is resumed (--resume).")
-        return (*_stopped_sentences(self.trials), *_missing_sentences(self.trials), *damage, *self.strays)
+        return (*_stopped_sentences(self.trials), *_missing_sentences(self.trials), *damage, *self.orphans)
 
     @property
     def warm_start(self) -> bool:
@@ -205,6 +205,16 @@ class StudyData:
             )
         )
 
+    @property
+    def by_label(self) -> dict[str, tuple[TrialData, ...]]:
+        """The trials by label, finished or not, in the order planned."""
+        return {str(label): trials for (label,), trials in group(self).items()}
+
+    def check_metric(self, where: str, metric: str) -> None:
+        """Raise a `SettingError` that names `where` if this is none of the summary numbers that the trials reported."""
+        if self.summary_names:
+            check_choice(where, metric, self.summary_names)
+
     def better(self, metric: str) -> str | None:
         """Return which end of `metric` is the better one, ``"max"`` or ``"min"``; ``None`` where nothing says so."""
         if metric == self.metric:
@@ -232,7 +242,7 @@ def load_study(directory: str | os.PathLike[str]) -> StudyData:
     if not is_uri(os.fspath(directory)):
         return _load_study(Path(directory))
     uri = os.fspath(directory)
-    source = without_secrets(uri)
+    source = redact(uri)
     with fetched(uri) as root:
         try:
             study = _load_study(root)
@@ -264,14 +274,14 @@ def _load_study(root: Path) -> StudyData:
         raise SettingError(f"{root / 'trials.json'}: the check sum in config.json says that it was changed. {ADVICE}")
     trials = tuple(_load_trial(plan, root / "trials" / plan["id"]) for plan in planned)
     ids = {trial.id for trial in trials}
-    strays = sorted(
+    orphans = sorted(
         path.parent.name for path in (root / "trials").glob("*/results.jsonl") if path.parent.name not in ids
     )
     return StudyData(
         root,
         config,
         trials,
-        tuple(f"trials/{name} is no trial of this study: it is left out." for name in strays),
+        tuple(f"trials/{name} is no trial of this study: it is left out." for name in orphans),
         load_journal(root),
     )
 
@@ -297,10 +307,7 @@ def group(study: StudyData, by: str | Sequence[str] = "label") -> dict[tuple[Sca
     names = (by,) if isinstance(by, str) else tuple(by)
     known = {"label", "status", *(name for trial in study.trials for name in trial.settings)}
     for name in names:
-        if name not in known:
-            raise SettingError(
-                f"group: by = {name!r}: accepted are {', '.join(map(repr, sorted(known)))}.{did_you_mean(name, known)}"
-            )
+        check_choice("group: by", name, sorted(known))
     groups: dict[tuple[Scalar, ...], list[TrialData]] = {}
     for trial in study.trials:
         own: dict[str, Scalar] = {**trial.settings, "label": trial.label, "status": trial.status}
