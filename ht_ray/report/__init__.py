@@ -10,6 +10,7 @@ written; neither torch nor ray is needed, so that results can be read on a machi
 """
 
 from ht_ray.report.atari.reference import human_normalized, paper_scores
+from ht_ray.report.data.load import load_study
 from ht_ray.report.data.paper import PaperValue, grid_value, method_value
 from ht_ray.report.data.statistics import (
     Difference,
@@ -25,7 +26,6 @@ from ht_ray.report.data.study import (
     StudyData,
     TrialData,
     group,
-    load_study,
     seed_values,
     split_by_access,
 )

@@ -1,4 +1,4 @@
-"""Print the tables of studies and write their reports: ``python -m ht_ray.report DIRECTORY ...``."""
+"""Command line that prints tables of studies and writes their reports: ``python -m ht_ray.report DIRECTORY ...``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ht_ray._checks import check_number
 from ht_ray._storage import StorageError, is_uri
 from ht_ray.errors import SettingError
 from ht_ray.report.data.files import print_line
-from ht_ray.report.data.study import load_study
+from ht_ray.report.data.load import load_study
 from ht_ray.report.write import PATIENCE, write_report, write_reports
 
 __all__ = ["main"]

@@ -66,7 +66,7 @@ class StudyReport:
     skipped
         Sentences on tables and figures that the study has no data for.
     history
-        What happened while the study ran, where that is known.
+        The history of its runs, where there is a journal.
     """
 
     study: StudyData
@@ -153,17 +153,11 @@ def _study(report: StudyReport, anchor: str, heading: str) -> list[str]:
         parts += [f'<p class="note">{_text(sentence)}</p>' for sentence in report.skipped]
     if report.history is not None:
         parts += _history(report.history, anchor)
-    parts.append("<h3>Configuration</h3>")
-    parts.append(_pairs(study.config.get("settings")))
-    parts.append("<h3>Versions</h3>")
-    parts.append(_pairs(study.config.get("versions")))
-    parts.append("<h3>To repeat it</h3>")
+    parts += ["<h3>Configuration</h3>", _pairs(study.settings)]
+    parts += ["<h3>Versions</h3>", _pairs(study.config.get("versions", {}))]
     line = study.config.get("command")
-    if isinstance(line, list) and line:
-        parts.append(f"<pre>{_text(shlex.join(['python', *map(str, line)]))}</pre>")
-    else:
-        parts.append("<p>The command was not recorded.</p>")
-    return parts
+    repeat = f"<pre>{_text(shlex.join(['python', *line]))}</pre>" if line else "<p>The command was not recorded.</p>"
+    return [*parts, "<h3>To repeat it</h3>", repeat]
 
 
 def _link(history: RunHistory, anchor: str) -> str:
@@ -185,7 +179,7 @@ def _table(table: Table, heading: str = "h3") -> str:
     for first, *others in table.rows:
         cells = "".join(f"<td{' class=best' * cell.best}>{_cell(cell.text)}</td>" for cell in others)
         rows.append(f'<tr><th scope="row">{_text(first.text)}</th>{cells}</tr>')
-    # What is wanting stands at the head of the study.
+    # The problems are listed once, above the study's tables.
     notes = [note for note in table.notes if not note.startswith("- ") and note != "Left out, or wanting:"]
     return (
         f"<{heading}>{_text(table.title)}</{heading}>\n"
@@ -197,7 +191,7 @@ def _table(table: Table, heading: str = "h3") -> str:
 
 
 def _cell(text: str) -> str:
-    # What stands in parentheses goes under its number: side by side, a grid would be wider than the page.
+    # Parentheses go under their number: side by side, a grid would be wider than the page.
     return _text(text).replace(" (", "<br>(")
 
 
@@ -210,8 +204,8 @@ def _figure(path: Path, study: str) -> str:
     )
 
 
-def _pairs(values: object) -> str:
-    if not isinstance(values, Mapping) or not values:
+def _pairs(values: Mapping[str, Any]) -> str:
+    if not values:
         return "<p>Not recorded.</p>"
     rows = (f"<div><dt>{_text(name)}</dt><dd>{_text(_format(value))}</dd></div>" for name, value in values.items())
     return f"<dl>{''.join(rows)}</dl>"

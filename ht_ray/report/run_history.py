@@ -58,7 +58,7 @@ class RunHistory:
 
 
 def summarize_history(study: StudyData) -> RunHistory | None:
-    """Return the history that the study's journal tells; ``None`` for a study that has no journal."""
+    """Return the history in a study's journal; ``None`` for a study that has none."""
     journal = study.journal
     if journal is None:
         return None

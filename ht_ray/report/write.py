@@ -21,7 +21,8 @@ from ht_ray.report.continual.tables import drops_table, summary_table
 from ht_ray.report.continual.warm_start_grid import grid_cells_table, grid_figure, grid_metrics, grid_table, is_grid
 from ht_ray.report.data.combine import combine
 from ht_ray.report.data.files import Log, storage_patience, write_text
-from ht_ray.report.data.study import MissingDataError, StudyData, group, load_study, split_by_access
+from ht_ray.report.data.load import load_study
+from ht_ray.report.data.study import MissingDataError, StudyData, group, split_by_access
 from ht_ray.report.indicators.figures import indicator_curves, indicator_scatter
 from ht_ray.report.indicators.tables import correlation_table, indicator_table
 from ht_ray.report.page import GENERATOR, StudyReport, html_page

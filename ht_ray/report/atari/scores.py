@@ -1,8 +1,8 @@
 """Statistics of Atari-100k: aggregates over games and runs, performance profiles, probability of improvement.
 
 Scores are human-normalised and given by game: ``{"Pong": (runs,), ...}``. Intervals tell how much other runs on the
-same games would differ, not other games. A single run tells nothing of that: where a game has but one there is no
-interval (NaN).
+same games would differ, not other games. Where a game has a single run there is no interval
+(NaN).
 
 With at least 20 runs of each game they are percentile intervals of a stratified bootstrap: each resample draws, for
 each game, as many of its runs as it has, with replacement (`scipy.stats.bootstrap` would do so too, but draws other

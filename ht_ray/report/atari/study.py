@@ -170,13 +170,7 @@ def variants_of(study: StudyData) -> tuple[Variant, ...]:
 
 
 def finished_variants(study: StudyData, where: str) -> list[Variant]:
-    """Return the variants that have a finished run.
-
-    Raises
-    ------
-    MissingDataError
-        If none has.
-    """
+    """Return the variants that have a finished run; raise a `MissingDataError` that names `where` if there are none."""
     variants = [variant for variant in variants_of(study) if variant.finished]
     if not variants:
         raise MissingDataError(f"{where}: no run has finished.")
@@ -222,7 +216,7 @@ def variant_notes(variants: Sequence[Variant]) -> tuple[str, ...]:
 
 
 def format_games(games: Iterable[str]) -> str:
-    """Return how many of the benchmark's games these are, and which, or which are wanting, whichever are fewer.
+    """Return how many of the benchmark's games these are, and which, or which are missing, whichever are fewer.
 
     Examples
     --------

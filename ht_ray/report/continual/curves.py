@@ -94,7 +94,9 @@ def _draw_curves(study: StudyData, curve: str, paths: Sequence[PathLike], labels
     low, high = axis_limits(lines, starts[0] / 2 if starts.size else 0.0)
     if any((line.mean < low).any() for line in lines):
         caption += " The first epochs lie below the axis."
-    ends = (0, 2) if warm and curve == "epoch" else _ends(lines)
+    first, last = min(line.x[0] for line in lines), max(line.x[-1] for line in lines)
+    ends = (0, 2) if warm and curve == "epoch" else (first, last)
+    pad = (0.01 * (last - first) if curve == "epoch" else 0.3) or 0.5
     abscissa = "Phase"
     if curve == "epoch":
         abscissa = "Phases passed" if warm else "Epoch (counted over all phases)"
@@ -106,7 +108,8 @@ def _draw_curves(study: StudyData, curve: str, paths: Sequence[PathLike], labels
         for start in starts:
             axis.axvline(start - (0.0 if warm else 0.5), color=grey, linewidth=0.7, zorder=0)
         axis.set_ylim(low, high)
-        _horizontal(axis, lines, curve)
+        axis.set_xlim(first - pad, last + pad)
+        add_grid(axis, "y")
 
     def draw_one(figure: Figure) -> None:
         axis = figure.subplots()
@@ -177,14 +180,3 @@ def _mark_drops(axis: Any, line: Line, colour: str, drops: Sequence[tuple[int, i
         axis.plot(reach, [level, level], color=colour, linewidth=0.8, linestyle=":", zorder=4)
         arrow = {"arrowstyle": "-|>", "color": colour, "linewidth": 0.9, "shrinkA": 0, "shrinkB": 0}
         axis.annotate("", (low, level - depth), (low, level), arrowprops=arrow, zorder=4)
-
-
-def _ends(lines: Sequence[Line]) -> tuple[float, float]:
-    return min(line.x[0] for line in lines), max(line.x[-1] for line in lines)
-
-
-def _horizontal(axis: Any, lines: Sequence[Line], curve: str) -> None:
-    first, last = _ends(lines)
-    pad = 0.01 * (last - first) if curve == "epoch" else 0.3
-    axis.set_xlim(first - (pad or 0.5), last + (pad or 0.5))
-    add_grid(axis, "y")

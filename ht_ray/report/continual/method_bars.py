@@ -59,13 +59,17 @@ def method_bars(study: StudyData, metrics: Sequence[str], *paths: PathLike) -> N
         metric: {label: compare_with_paper(study, trials[0], metric) for label, trials in groups.items()}
         for metric in metrics
     }
-    cut = {metric: _is_cut(metric, values[metric], published[metric]) for metric in metrics}
+    reach = {metric: _reach(metric, values[metric], published[metric]) for metric in metrics}
+    cut = {metric: low > CUT * high > 0 for metric, (low, high) in reach.items()}
     names = [escape_math("\n".join(textwrap.wrap(label, 34))) for label in groups]
 
     def draw(figure: Figure) -> None:
         panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
         for panel, metric in zip(panels, metrics, strict=True):
             _draw_bars(panel, study, metric, values[metric], published[metric], cut[metric])
+            low, high = reach[metric]
+            start = low - 0.4 * (high - low or 0.02 * high) if cut[metric] else min(low, 0.0)
+            panel.set_xlim(start, high + 0.04 * (high - start))
         panels[0].set_yticks(range(len(groups)), names, fontsize=8)
         panels[0].set_ylim(len(groups) - 0.4, -0.6)
         means = " and ".join(["bars"] * (not all(cut.values())) + ["squares"] * any(cut.values()))
@@ -87,11 +91,6 @@ def _reach(metric: str, values: Values, published: Published) -> tuple[float, fl
     drawn += [value.mean for label, own in published.items() if values[label] and (value := own.value) is not None]
     factor, _ = display_unit(metric)
     return factor * min(drawn, default=0.0), factor * max(drawn, default=1.0)
-
-
-def _is_cut(metric: str, values: Values, published: Published) -> bool:
-    low, high = _reach(metric, values, published)
-    return low > CUT * high > 0
 
 
 def _draw_bars(panel: Any, study: StudyData, metric: str, values: Values, published: Published, cut: bool) -> None:
@@ -128,9 +127,6 @@ def _draw_bars(panel: Any, study: StudyData, metric: str, values: Values, publis
             fontsize=7.5,
             color="white" if colour in (PLAIN, EMPHASIS) and not cut else "black",
         )
-    low, high = _reach(metric, values, published)
-    start = low - 0.4 * (high - low or 0.02 * high) if cut else min(low, 0.0)
-    panel.set_xlim(start, high + 0.04 * (high - start))
     panel.set_xlabel(capitalize(metric_title(metric)))
     add_grid(panel, "x")
     panel.tick_params(axis="y", length=0)

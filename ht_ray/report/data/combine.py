@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ht_ray.report.data.study import Scalar, StudyData
@@ -66,9 +66,8 @@ def combine(studies: Sequence[StudyData]) -> tuple[StudyData | None, tuple[str, 
 
 
 def differing(one: StudyData, other: StudyData) -> list[str]:
-    """Return in what two studies differ, but for their choice of trials."""
-    settings = [study.config.get("settings") for study in (one, other)]
-    first, second = (dict(own) if isinstance(own, Mapping) else {} for own in settings)
+    """Return the settings in which two studies differ, but for their choice of trials."""
+    first, second = one.settings, other.settings
     pairs: dict[str, tuple[Any, Any]] = {
         name: (first.get(name), second.get(name)) for name in dict.fromkeys([*first, *second]) if name not in CHOOSING
     }

@@ -43,7 +43,7 @@ class Event:
     time
         When the driver wrote it, in ISO 8601; ``""`` where it has none.
     values
-        What else stands there.
+        Everything else.
     """
 
     name: str
@@ -183,7 +183,7 @@ def summarize_error(detail: str, width: int = WIDTH) -> str:
 
 
 def _events(line: str) -> Iterator[Event]:
-    """Yield what a line holds; a line after a torn one stands behind its remains."""
+    """Yield the events of a line; a line after a torn one is joined to its remains."""
     starts = [0, *(match.start() for match in re.finditer(r'\{"time":', line) if match.start())]
     yield from (event for start in starts if (event := _event(line[start:])) is not None)
 

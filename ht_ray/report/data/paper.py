@@ -52,24 +52,11 @@ OPTIMISER = {
     "tiny_imagenet_vgg16": (1e-3, 1e-4),
 }
 METHODS_AT = (0.1, 0.5)
-_NAMES = {
-    frozenset({"plain"}): "warm_start",
-    frozenset({"fresh"}): "fresh",
-    frozenset({"fresh", "augment"}): "fresh_augmented",
-    frozenset({"shrink_perturb", "l2", "augment"}): "shrink_perturb_l2_augment",
-    **{
-        frozenset({name}): name
-        for name in (
-            "l2",
-            "augment",
-            "spectral_decoupling",
-            "regenerative",
-            "redo",
-            "crelu",
-            "head_reset",
-            "shrink_perturb",
-        )
-    },
+#: The rows of appendix B.3 that have other names than our methods.
+_PUBLISHED_AS = {
+    "plain": "warm_start",
+    "augment+fresh": "fresh_augmented",
+    "augment+l2+shrink_perturb": "shrink_perturb_l2_augment",
 }
 # What the paper says of a method; of all other settings of methods (the strength of L2) it took the best of a grid.
 _OF_METHOD: dict[str, dict[str, Any]] = {
@@ -96,9 +83,9 @@ class PaperComparison:
     Attributes
     ----------
     value
-        The paper's; None where it has none, or where `differences` forbid to show it.
+        The paper's value; None where it has none, or where there are `differences`.
     budget
-        What of the paper's epochs or data was not spent: ``("20 of 100 epochs",)``. The value is shown, with this.
+        Epochs or data that we spent less of than the paper: ``("20 of 100 epochs",)``. The value is shown, with this.
     differences
         Settings that are not the paper's: ``("batch_size = 128 (paper: 256)",)``.
     """
@@ -168,7 +155,8 @@ def method_value(data: str, model: str, *, method: str, split: str) -> PaperValu
     0.91
     """
     check_choice("method_value: split", split, ["train", "test"])
-    key = (split, SETTINGS.get((data, model)), _NAMES.get(frozenset(method.split("+"))))
+    name = "+".join(sorted(method.split("+")))
+    key = (split, SETTINGS.get((data, model)), _PUBLISHED_AS.get(name, name))
     for row in published_rows("warm_start_methods.csv"):
         if (row["split"], row["setting"], row["method"]) == key:
             return PaperValue(float(row["accuracy"]), math.nan, "appendix B.3")
@@ -210,14 +198,12 @@ def compare_with_paper(study: StudyData, trial: TrialData, metric: str, *, grid:
 def paper_notes(found: Iterable[PaperComparison]) -> tuple[str, ...]:
     """Return sentences on the paper's values that are shown, and those that are withheld and why."""
     found = list(found)
-    shown = [own.value for own in found if own.value is not None]
+    tables, budgets = _tables_and_budgets(found)
     notes = []
-    if shown:
-        tables = " and ".join(dict.fromkeys(value.table for value in shown))
+    if tables:
         notes.append(
             f"Paper: {PAPER}, {tables}, rounded there; differences are ours minus the paper's, in percentage points."
         )
-    budgets = dict.fromkeys("; ".join(own.budget) for own in found if own.value is not None and own.budget)
     notes += [f"Other budget than the paper's: {budget}." for budget in budgets]
     reasons = list(dict.fromkeys("; ".join(own.differences) for own in found if own.differences))
     more = f" (and {len(reasons) - MOST_REASONS} other combinations)" if len(reasons) > MOST_REASONS else ""
@@ -229,12 +215,16 @@ def paper_notes(found: Iterable[PaperComparison]) -> tuple[str, ...]:
 
 def paper_caption(marks: str, found: Iterable[PaperComparison], end: str = "") -> str:
     """Return a caption's sentences on the paper's values that a figure shows as `marks`; ``""`` if there are none."""
+    tables, budgets = _tables_and_budgets(found)
+    sentences = [f" Our budget is another: {budget}." for budget in budgets]
+    return "".join([f" {marks}: {PAPER}, {tables}{end}.", *sentences]) if tables else ""
+
+
+def _tables_and_budgets(found: Iterable[PaperComparison]) -> tuple[str, list[str]]:
+    """Return the paper's tables that the values shown are from, and the budgets that differ."""
     shown = [own for own in found if own.value is not None]
-    if not shown:
-        return ""
-    tables = " and ".join(dict.fromkeys(own.value.table for own in shown if own.value is not None))
-    budgets = dict.fromkeys("; ".join(own.budget) for own in shown if own.budget)
-    return f" {marks}: {PAPER}, {tables}{end}." + "".join(f" Our budget is another: {budget}." for budget in budgets)
+    tables = dict.fromkeys(own.value.table for own in shown if own.value is not None)
+    return " and ".join(tables), list(dict.fromkeys("; ".join(own.budget) for own in shown if own.budget))
 
 
 def _budget(study: StudyData, stream: Mapping[str, Any]) -> tuple[str, ...]:
@@ -246,9 +236,8 @@ def _budget(study: StudyData, stream: Mapping[str, Any]) -> tuple[str, ...]:
         usual = math.floor(stream["epochs"] / stream["subset_ratio"] + 1e-9)
         if warm != usual:
             parts.append(f"{warm} epochs of warm-starting, where an equal number of updates takes {usual}")
-    settings = study.config.get("settings")
     for name in ("train_limit", "test_limit"):
-        limit = settings.get(name) if isinstance(settings, Mapping) else None
+        limit = study.settings.get(name)
         if limit is not None:
             parts.append(f"{limit} {name.removesuffix('_limit')}ing images only")
     return tuple(parts)

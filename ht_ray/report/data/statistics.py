@@ -33,8 +33,8 @@ __all__ = [
 Seed = TypeVar("Seed")
 
 RESAMPLES = 10_000
-#: From how many values on a bootstrap of them tells how far their mean may be off. The percentile interval of 2, 3, 5,
-#: 10 normally distributed values, meant to hold their mean 95 times in 100, holds it 51, 74, 85, 90 times.
+#: From how many values on the bootstrap is used. The percentile interval of 2, 3, 5, 10 normally distributed values,
+#: meant to hold their mean 95 times in 100, holds it 51, 74, 85, 90 times.
 ENOUGH = 20
 
 
@@ -68,7 +68,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Drops:
-    """What each phase change did to a curve; see `drop_and_recovery`.
+    """Drops of a curve at the phase changes; see `drop_and_recovery`.
 
     Attributes
     ----------
@@ -165,7 +165,7 @@ def mean_interval(values: Iterable[float], *, level: float = 0.95) -> tuple[floa
 
 
 def interval_name(values: int) -> str:
-    """Return which 95% interval of so many values is shown (see `mean_interval`)."""
+    """Return the name of the 95% interval of so many values (see `mean_interval`)."""
     return "95% bootstrap interval" if values >= ENOUGH else "95% t interval"
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -55,30 +54,25 @@ class SearchOutcome:
         return tuple(trial.seed for trial in self.trials)
 
 
-def _settings(study: StudyData) -> Mapping[str, Any]:
-    settings = study.config.get("settings")
-    return settings if isinstance(settings, Mapping) else {}
-
-
 def is_search(study: StudyData) -> bool:
     """Return whether the study is not simply a grid: its settings were drawn, or trials stopped or copied."""
-    settings = _settings(study)
+    settings = study.settings
     return settings.get("search", "grid") != "grid" or settings.get("scheduler", "none") != "none"
 
 
 def search_source(study: StudyData) -> str:
     """Return where settings come from: ``"grid"``, ``"random"``, ``"optuna"``, or ``"pbt"``."""
-    return "pbt" if is_population(study) else str(_settings(study).get("search", "grid"))
+    return "pbt" if is_population(study) else str(study.settings.get("search", "grid"))
 
 
 def is_population(study: StudyData) -> bool:
     """Return whether the study's trials took over each other's state."""
-    return _settings(study).get("scheduler") == "pbt"
+    return study.settings.get("scheduler") == "pbt"
 
 
 def search_name(study: StudyData) -> str:
     """Return how a study was searched: ``"grid, ASHA"``."""
-    settings = _settings(study)
+    settings = study.settings
     if is_population(study):
         return f"PBT, population of {settings.get('population')}"
     source = search_source(study)
@@ -202,7 +196,7 @@ def _notes(studies: Sequence[StudyData], grid: StudyData | None) -> list[str]:
         "Trials of Hare & Tortoise only. Whole trainings: what was trained, in trials from beginning to end; stopped "
         "and failed trials count with what they trained."
     ]
-    if any(_settings(study).get("scheduler") == "asha" for study in studies):
+    if any(study.settings.get("scheduler") == "asha" for study in studies):
         notes.append(
             "Where trials were stopped, the best is taken from the settings that finished on the most seeds; its mean "
             "is over those seeds, and its luck on them is part of why they finished."

@@ -53,7 +53,7 @@ class Line:
     Attributes
     ----------
     notes
-        What a reader must know of this line: best of how many, on how many seeds.
+        Remarks for the legend: best of how many, on how many seeds.
     x, mean, sd
         Shape ``(steps,)``; accuracies in per cent; `sd` (divisor n - 1) is NaN for a single trial.
     starts
@@ -223,7 +223,7 @@ def _colours(methods: Sequence[str]) -> list[str]:
 
 
 def method_colour(method: str) -> str:
-    """Return the colour of a method that stands alone before grey ones."""
+    """Return the colour of a method that is drawn over grey ones."""
     return COLOURS[METHOD_COLOUR.get(method, 5)]
 
 

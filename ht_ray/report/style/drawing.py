@@ -76,7 +76,7 @@ MIDDLE_GREY = 0.179
 
 
 def escape_math(text: str) -> str:
-    """Return `text` such that matplotlib draws it as it stands: dollar signs would enclose a formula."""
+    """Return `text` such that matplotlib draws it unchanged: dollar signs would enclose a formula."""
     return text.replace("$", r"\$")
 
 
@@ -141,7 +141,7 @@ def label_cells(axis: Any, columns: Sequence[str], rows: Sequence[str]) -> None:
 
 
 def add_colour_bar(figure: Figure, scale: ColourScale, axes: Any, name: str, fraction: float) -> None:
-    """Put the colour bar of a map beside its axes."""
+    """Put the colour bar of a map next to its axes."""
     bar = figure.colorbar(scale.mappable, ax=axes, fraction=fraction, pad=0.02)
     bar.set_label(capitalize(name))
     bar.outline.set_visible(False)

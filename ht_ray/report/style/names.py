@@ -185,10 +185,9 @@ def format_seeds(seeds: Sequence[Scalar]) -> str:
 
 def describe(study: StudyData) -> str:
     """Return one line: study, data set, network, access mode (if the trials name one), seeds."""
-    settings = study.config.get("settings")
     parts = []
     for section in ("data", "model"):
-        chosen = settings.get(section) if isinstance(settings, Mapping) else None
+        chosen = study.settings.get(section)
         name = chosen.get("name") if isinstance(chosen, Mapping) else chosen
         if isinstance(name, str):
             parts.append(PUBLISHED_NAMES.get(name, name))

@@ -42,7 +42,7 @@ TRAIN_NOTE = (
 
 @dataclass(frozen=True)
 class Cell:
-    """What a reader sees, and the numbers behind it, one per CSV column of the `Column`; NaN is written as nothing."""
+    """Text of a cell, and the numbers behind it, one per CSV column of the `Column`; NaN is written as nothing."""
 
     text: str
     values: tuple[Number, ...]
@@ -150,14 +150,15 @@ def study_table(
     problems: bool = True,
 ) -> Table:
     """Return a table of a study, with its name and access mode in the CSV, and its problems under the notes."""
-    wanting = ["Left out, or wanting:", *(f"- {problem}" for problem in study.problems)] if study.problems else []
+    if problems and study.problems:
+        notes = [*notes, "Left out, or wanting:", *(f"- {problem}" for problem in study.problems)]
     access = {trial.settings.get("access") for trial in study.trials} - {None}
     context = (("study", study.name), ("access", ", ".join(sorted(map(str, access)))))
-    return Table(title, tuple(columns), tuple(map(tuple, rows)), (*notes, *(wanting if problems else ())), context)
+    return Table(title, tuple(columns), tuple(map(tuple, rows)), tuple(notes), context)
 
 
 def format_n(n: int, expected: int) -> str:
-    """Return how many seeds a number stands on, ``" (n=2)"``, where the numbers finished do not tell."""
+    """Return the number of seeds behind a mean, ``" (n=2)"``, where it is not the number that finished."""
     return f" (n={n})" if 0 < n != expected else ""
 
 
