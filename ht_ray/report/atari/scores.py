@@ -32,7 +32,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ht_ray._checks import check_choice, check_number
 from ht_ray.errors import SettingError
-from ht_ray.report.data.statistics import ENOUGH, t_quantile
+from ht_ray.report.data.statistics import ENOUGH
 
 __all__ = [
     "METRICS",
@@ -177,7 +177,9 @@ def _half_width(parts: Iterable[tuple[float, Array]], level: float) -> Any:
     spread = np.sum([share**2 / degrees for share, degrees in shares], axis=0)
     # Rounded down to whole numbers, which is the wider interval; where nothing varies any will do.
     degrees = np.floor(np.divide(variance**2, spread, out=np.ones_like(variance), where=spread > 0) + 1e-9)
-    return t_quantile((1 + level) / 2, degrees.astype(int)) * np.sqrt(variance)
+    from scipy import special
+
+    return special.stdtrit(degrees, (1 + level) / 2) * np.sqrt(variance)
 
 
 def interquartile_mean(values: ArrayLike) -> Array:

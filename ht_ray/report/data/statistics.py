@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -219,14 +219,14 @@ def correlation(a: ArrayLike, b: ArrayLike) -> float:
     return float(stats.pearsonr(*samples).statistic)
 
 
-def t_quantile(probability: float, degrees: ArrayLike) -> Any:
-    """Return the quantile of Student's t distribution, for each of the degrees of freedom given.
+def t_quantile(probability: float, degrees: int) -> float:
+    """Return the quantile of Student's t distribution.
 
     Parameters
     ----------
     probability : float
         The share below the quantile, between 0 and 1.
-    degrees : array_like of int
+    degrees : int
         The degrees of freedom, at least 1.
 
     Examples
@@ -235,10 +235,10 @@ def t_quantile(probability: float, degrees: ArrayLike) -> Any:
     2.7764
     """
     check_number("t_quantile: probability", probability, low=0, high=1, low_open=True, high_open=True)
-    check_number("t_quantile: degrees", np.min(degrees).item(), low=1, integer=True)
+    check_number("t_quantile: degrees", degrees, low=1, integer=True)
     from scipy import special
 
-    return special.stdtrit(degrees, probability)
+    return float(special.stdtrit(degrees, probability))
 
 
 def drop_and_recovery(curve: ArrayLike, starts: Iterable[int]) -> Drops:
