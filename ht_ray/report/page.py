@@ -13,7 +13,7 @@ from typing import Any
 
 from ht_ray.report.data.study import StudyData
 from ht_ray.report.run_history import RunHistory
-from ht_ray.report.style.names import describe, humanize
+from ht_ray.report.style.formats import describe, humanize
 from ht_ray.report.style.tables import Table
 
 __all__ = ["GENERATOR", "StudyReport", "html_page"]

@@ -12,7 +12,7 @@ from datetime import tzinfo
 
 from ht_ray.report.data.journal import JOURNAL, Event, Journal, Run, summarize_error
 from ht_ray.report.data.study import StudyData, TrialData
-from ht_ray.report.style.names import NOTHING
+from ht_ray.report.style.formats import NOTHING
 from ht_ray.report.style.tables import Cell, Column, Table
 
 __all__ = ["RunHistory", "summarize_history"]

@@ -23,7 +23,7 @@ from ht_ray.report.atari.study import is_atari, variants_of
 from ht_ray.report.data.files import Log, remove, with_patience, write_bytes
 from ht_ray.report.data.study import MissingDataError, StudyData, split_by_access
 from ht_ray.report.style.curve_lines import Line, curve_lines
-from ht_ray.report.style.names import display_unit, indicator_title, reported_indicators
+from ht_ray.report.style.formats import display_unit, indicator_title, reported_indicators
 
 __all__ = ["repair_trial_events", "write_events"]
 

@@ -28,7 +28,7 @@ from ht_ray.report.indicators.tables import correlation_table, indicator_table
 from ht_ray.report.page import GENERATOR, StudyReport, html_page
 from ht_ray.report.run_history import summarize_history
 from ht_ray.report.search.figures import population_figure, search_figure, search_map
-from ht_ray.report.search.search import is_population, is_search, search_source, search_table
+from ht_ray.report.search.outcomes import is_population, is_search, search_source, search_table
 from ht_ray.report.style.curve_lines import BASELINE
 from ht_ray.report.style.tables import Table
 from ht_ray.report.tensorboard import repair_trial_events, write_events

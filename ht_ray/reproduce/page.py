@@ -8,7 +8,7 @@ from pathlib import Path
 from ht_ray.report import estimate, grid_value, method_value, paper_scores
 from ht_ray.report.data.files import write_text
 from ht_ray.report.data.paper import PAPER, PaperValue
-from ht_ray.report.style.names import PUBLISHED_NAMES, format_mean_sd, format_value
+from ht_ray.report.style.formats import PUBLISHED_NAMES, format_mean_sd, format_value
 from ht_ray.reproduce.cells import ACCESS, COMPARED, CONTINUAL, NETWORKS, NOISES, RATIOS, Cell, all_cells
 from ht_ray.reproduce.records import Record, file_name, read_records
 from ht_ray.vision import METHODS

@@ -94,8 +94,8 @@ def test_aggregates_stand_over_the_papers_rows(write_atari):
     expected = aggregate_scores(full())
     for metric in ("iqm", "median", "mean", "optimality_gap"):
         own = getattr(expected, metric)
-        told = [float(found[0][f"{metric}{end}"]) for end in ("", "_low", "_high")]
-        assert told == pytest.approx([own.value, own.low, own.high], abs=1e-9)
+        written = [float(found[0][f"{metric}{end}"]) for end in ("", "_low", "_high")]
+        assert written == pytest.approx([own.value, own.low, own.high], abs=1e-9)
     assert (found[1]["iqm"], found[3]["iqm"], found[1]["iqm_low"]) == ("0.243", "0.287", "")
     text = table.to_markdown()
     assert "Not the protocol's" not in text and "of 26 games (" not in table.title
@@ -103,21 +103,21 @@ def test_aggregates_stand_over_the_papers_rows(write_atari):
     assert own == [True] * 4 and not any(cell.best for cell in table.rows[0])
 
 
-def test_a_part_of_the_benchmark_is_told_from_all_of_it(write_atari, tmp_path):
+def test_a_part_of_the_benchmark_is_named_as_a_part(write_atari, tmp_path):
     study = load_study(write_atari(SMALL, steps=1000, episodes=10))
     table = aggregates_table(study)
     assert table.title.endswith("2 of 26 games (Breakout, Pong)")
     assert table.rows[0][1].text == "2 of 26" and table.rows[0][3].text == "1 000"
-    told = "DrQ, DrQ + H&T: 2 of 26 games (Breakout, Pong); 1 000 of 100 000 steps; 10 of 100 evaluation episodes"
+    note = "DrQ, DrQ + H&T: 2 of 26 games (Breakout, Pong); 1 000 of 100 000 steps; 10 of 100 evaluation episodes"
     for made in (table, games_table(study), improvement_table(study)):
-        assert told in made.to_markdown()
+        assert note in made.to_markdown()
     for draw in FIGURES[:3]:
         draw(study, tmp_path / "figure.svg")
         shown = words(tmp_path / "figure.svg")
         assert "2 of 26 games, 3 runs per game; 1 000 of 100 000 steps; 10 of 100 evaluation episodes" in shown, draw
 
 
-def test_other_differences_are_told(write_atari):
+def test_other_differences_are_noted(write_atari):
     def change(settings, config):
         if "H&T" in settings["variant"]:
             config["differs"] = ["batch 64 (paper: 32)"]

@@ -187,9 +187,9 @@ def test_a_single_run_has_no_interval():
 @given(RAGGED, st.lists(st.floats(-1, 20), min_size=1, max_size=6))
 def test_profiles_count_runs(scores, thresholds):
     found = performance_profile(scores, thresholds, resamples=20)
-    for place, threshold in enumerate(thresholds):
+    for index, threshold in enumerate(thresholds):
         shares = [sum(run > threshold for run in runs) / len(runs) for runs in scores.values()]
-        assert found.share[place] == pytest.approx(np.mean(shares), abs=1e-12)
+        assert found.share[index] == pytest.approx(np.mean(shares), abs=1e-12)
     known = ~np.isnan(found.low)
     assert (found.low <= found.high)[known].all()
 

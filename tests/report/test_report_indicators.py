@@ -16,7 +16,7 @@ from ht_ray.report import MissingDataError, load_study, write_report
 from ht_ray.report.data.statistics import correlation
 from ht_ray.report.indicators.figures import indicator_curves
 from ht_ray.report.indicators.tables import correlation_table, indicator_table
-from ht_ray.report.style.names import INDICATOR_TITLES, format_significant
+from ht_ray.report.style.formats import INDICATOR_TITLES, format_significant
 
 NAN = math.nan
 

@@ -10,7 +10,7 @@ import pytest
 
 from ht_ray.report import MissingDataError, load_study, write_report, write_reports
 from ht_ray.report.search.figures import lineage, population_figure, search_figure, search_map
-from ht_ray.report.search.search import search_outcome, search_table
+from ht_ray.report.search.outcomes import search_outcome, search_table
 
 Hare = Callable[..., Any]
 WriteStudy = Callable[..., Path]
@@ -84,7 +84,7 @@ def numbers(studies: Sequence[Path]) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(table.to_csv())))
 
 
-def test_costs_and_finds_stand_beside_the_grids(grid: Path, asha: Path, population: Path) -> None:
+def test_costs_and_outcomes_are_compared_with_the_grid(grid: Path, asha: Path, population: Path) -> None:
     whole, halved, copied = numbers([grid, asha, population])
     assert (whole["trials"], whole["whole_trainings"], whole["epochs"], whole["worker_seconds"]) == (
         "8",

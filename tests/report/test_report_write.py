@@ -148,7 +148,7 @@ def test_a_report_that_was_cut_off_is_made_again(write_study, planned, tmp_path)
     assert "not finished" not in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_a_study_named_twice_is_told(write_study, planned, tmp_path, capsys):
+def test_a_study_named_twice_is_refused(write_study, planned, tmp_path, capsys):
     root = write_study([planned("Plain", 0, [[0.5]])])
     assert main([str(root), f"{root}/../study", "--out", str(tmp_path / "out")]) == 2
     assert "is named twice" in capsys.readouterr().err
@@ -211,6 +211,6 @@ def test_a_disk_that_stays_full_is_exit_code_one(write_study, planned, small_dis
     with pytest.raises(StorageError, match="cannot be written: No space left on device"):
         write_report(disk, patience=0.3)
     assert main([str(disk), "--storage-minutes", "0.005"]) == 1
-    told = capsys.readouterr()
-    assert "waiting up to 0.005 minutes for it" in told.out
-    assert told.err.startswith("error: ") and told.err.count("\n") == 1
+    printed = capsys.readouterr()
+    assert "waiting up to 0.005 minutes for it" in printed.out
+    assert printed.err.startswith("error: ") and printed.err.count("\n") == 1

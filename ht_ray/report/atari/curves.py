@@ -16,7 +16,7 @@ from ht_ray.report.atari.study import finished_variants, variants_of
 from ht_ray.report.continual.curves import lines_caption
 from ht_ray.report.data.study import MissingDataError, StudyData
 from ht_ray.report.style.curve_lines import Line, curve_lines, draw_line
-from ht_ray.report.style.drawing import (
+from ht_ray.report.style.figures import (
     Figure,
     PathLike,
     add_grid,

@@ -16,8 +16,8 @@ from ht_ray.report.continual.maps import Cell, Measure, draw_grid, grid_of, grid
 from ht_ray.report.data.paper import PAPER
 from ht_ray.report.data.study import MissingDataError, StudyData
 from ht_ray.report.style.curve_lines import line_styles
-from ht_ray.report.style.drawing import Figure, PathLike, add_grid, add_legend, add_title, mark_paper, write_figure
-from ht_ray.report.style.names import best_as_shown, humanize
+from ht_ray.report.style.figures import Figure, PathLike, add_grid, add_legend, add_title, mark_paper, write_figure
+from ht_ray.report.style.formats import best_as_shown, humanize
 
 __all__ = [
     "aggregates_figure",

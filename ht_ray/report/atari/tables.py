@@ -20,7 +20,7 @@ from ht_ray.report.atari.study import (
 from ht_ray.report.data.paper import PAPER
 from ht_ray.report.data.statistics import ENOUGH, estimate
 from ht_ray.report.data.study import MissingDataError, StudyData
-from ht_ray.report.style.names import NOTHING, describe, format_significant
+from ht_ray.report.style.formats import NOTHING, describe, format_significant
 from ht_ray.report.style.tables import Cell, Column, Table, study_table
 
 __all__ = ["METRIC_TITLES", "aggregates_table", "games_table", "improvement_table"]

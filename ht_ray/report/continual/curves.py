@@ -21,8 +21,8 @@ from ht_ray.report.style.curve_lines import (
     line_styles,
     method_colour,
 )
-from ht_ray.report.style.drawing import Figure, PathLike, add_grid, add_legend, add_title, write_figure
-from ht_ray.report.style.names import format_seeds
+from ht_ray.report.style.figures import Figure, PathLike, add_grid, add_legend, add_title, write_figure
+from ht_ray.report.style.formats import format_seeds
 
 __all__ = ["epoch_curves", "integer_ticks", "lines_caption", "phase_curves"]
 

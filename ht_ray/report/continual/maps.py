@@ -12,7 +12,7 @@ from typing import Any, TypeAlias, TypeVar
 from ht_ray.errors import SettingError
 from ht_ray.report.data.statistics import Estimate, estimate
 from ht_ray.report.data.study import MissingDataError, StudyData, TrialData, seed_values
-from ht_ray.report.style.drawing import (
+from ht_ray.report.style.figures import (
     ColourScale,
     Figure,
     PathLike,
@@ -23,7 +23,7 @@ from ht_ray.report.style.drawing import (
     label_cells,
     write_figure,
 )
-from ht_ray.report.style.names import (
+from ht_ray.report.style.formats import (
     best_as_shown,
     capitalize,
     display_unit,

@@ -13,7 +13,7 @@ from ht_ray.report.data.paper import PaperComparison, compare_with_paper, paper_
 from ht_ray.report.data.statistics import estimate, interval_name, mean_interval
 from ht_ray.report.data.study import MissingDataError, StudyData, seed_values
 from ht_ray.report.style.curve_lines import BASELINE
-from ht_ray.report.style.drawing import (
+from ht_ray.report.style.figures import (
     EMPHASIS,
     Figure,
     PathLike,
@@ -23,7 +23,7 @@ from ht_ray.report.style.drawing import (
     mark_paper,
     write_figure,
 )
-from ht_ray.report.style.names import capitalize, display_unit, format_seeds, format_value, humanize, metric_title
+from ht_ray.report.style.formats import capitalize, display_unit, format_seeds, format_value, humanize, metric_title
 
 __all__ = ["method_bars"]
 

@@ -13,7 +13,7 @@ from ht_ray.errors import SettingError
 from ht_ray.report.data.paper import PaperComparison, compare_with_paper, paper_notes
 from ht_ray.report.data.statistics import drop_and_recovery, estimate, mean_interval, paired_difference
 from ht_ray.report.data.study import MissingDataError, StudyData, TrialData, seed_values
-from ht_ray.report.style.names import (
+from ht_ray.report.style.formats import (
     NOTHING,
     best_as_shown,
     describe,

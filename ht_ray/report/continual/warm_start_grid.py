@@ -15,7 +15,7 @@ from ht_ray.report.data.paper import SPLIT_OF, PaperComparison, compare_with_pap
 from ht_ray.report.data.statistics import Estimate, interval_name, mean_interval
 from ht_ray.report.data.study import MissingDataError, StudyData, TrialData, seed_values
 from ht_ray.report.style.curve_lines import BASELINE, MARKERS
-from ht_ray.report.style.drawing import (
+from ht_ray.report.style.figures import (
     ColourScale,
     Figure,
     PathLike,
@@ -26,7 +26,7 @@ from ht_ray.report.style.drawing import (
     label_cells,
     write_figure,
 )
-from ht_ray.report.style.names import NOTHING, describe, format_interval, format_mean_sd, format_seeds, format_value
+from ht_ray.report.style.formats import NOTHING, describe, format_interval, format_mean_sd, format_seeds, format_value
 from ht_ray.report.style.tables import INTERVAL_NOTE, TRAIN_NOTE, Cell, Column, Table, format_n, study_table
 
 __all__ = ["Grid", "GridCell", "grid_cells_table", "grid_figure", "grid_metrics", "grid_of", "grid_table", "is_grid"]

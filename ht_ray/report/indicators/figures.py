@@ -26,7 +26,7 @@ from ht_ray.report.style.curve_lines import (
     line_styles,
     spans_decades,
 )
-from ht_ray.report.style.drawing import (
+from ht_ray.report.style.figures import (
     COLOURS,
     Figure,
     PathLike,
@@ -38,7 +38,7 @@ from ht_ray.report.style.drawing import (
     escape_math,
     write_figure,
 )
-from ht_ray.report.style.names import capitalize, format_seeds, indicator_title, reported_indicators
+from ht_ray.report.style.formats import capitalize, format_seeds, indicator_title, reported_indicators
 
 __all__ = ["indicator_curves", "indicator_scatter"]
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ht_ray.report.data.statistics import correlation, estimate
 from ht_ray.report.data.study import MissingDataError, StudyData, TrialData, seed_values
-from ht_ray.report.style.names import (
+from ht_ray.report.style.formats import (
     NOTHING,
     describe,
     display_unit,

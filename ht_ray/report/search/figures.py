@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ht_ray.report.data.study import MissingDataError, StudyData, TrialData
-from ht_ray.report.search.search import (
+from ht_ray.report.search.outcomes import (
     grid_outcome,
     has_metric,
     is_population,
@@ -21,7 +21,7 @@ from ht_ray.report.search.search import (
     search_source,
     whole_trainings,
 )
-from ht_ray.report.style.drawing import (
+from ht_ray.report.style.figures import (
     COLOURS,
     EMPHASIS,
     ColourScale,
@@ -32,7 +32,7 @@ from ht_ray.report.style.drawing import (
     escape_math,
     write_figure,
 )
-from ht_ray.report.style.names import display_unit, format_seeds, format_value, humanize, metric_title
+from ht_ray.report.style.formats import display_unit, format_seeds, format_value, humanize, metric_title
 
 __all__ = ["population_figure", "search_figure", "search_map"]
 

@@ -16,8 +16,8 @@ from ht_ray._checks import check_choice
 from ht_ray.errors import SettingError
 from ht_ray.report.data.statistics import estimate
 from ht_ray.report.data.study import StudyData, TrialData, seed_values
-from ht_ray.report.style.drawing import COLOURS, EMPHASIS, escape_math
-from ht_ray.report.style.names import display_unit, humanize
+from ht_ray.report.style.figures import COLOURS, EMPHASIS, escape_math
+from ht_ray.report.style.formats import display_unit, humanize
 
 __all__ = [
     "BASELINE",

@@ -10,7 +10,7 @@ import numpy as np
 
 from ht_ray.report.data.combine import differing
 from ht_ray.report.data.study import MissingDataError, Scalar, StudyData, TrialData
-from ht_ray.report.style.names import NOTHING, describe, format_seeds, format_value, humanize, metric_title
+from ht_ray.report.style.formats import NOTHING, describe, format_seeds, format_value, humanize, metric_title
 from ht_ray.report.style.tables import Cell, Column, Table, study_table
 
 __all__ = [

@@ -24,7 +24,7 @@ import numpy as np
 from ht_ray._checks import check_choice
 from ht_ray.report.data.files import write_bytes
 from ht_ray.report.data.study import StudyData
-from ht_ray.report.style.names import capitalize, describe
+from ht_ray.report.style.formats import capitalize, describe
 
 __all__ = [
     "COLOURS",
