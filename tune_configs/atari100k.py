@@ -34,7 +34,7 @@ from ht_ray.agents.envs.games import ATARI_100K_GAMES, game_name
 from ht_ray.agents.variants import AGENTS, AgentConfig
 from ht_ray.errors import SettingError, SettingWarning
 from ht_ray.methods import Tortoise
-from ht_ray.report.atari.study import number_text
+from ht_ray.report.atari.study import format_thousands
 from ht_ray.sweep import TrialSpec, load_study_settings
 from tune_configs.command_line import Prepared, check_memory
 from tune_configs.command_line import main as run_main
@@ -487,7 +487,7 @@ def _prepare(settings: _AtariStudy, planned: tuple[TrialSpec, ...]) -> Prepared:
     counts = (len(settings.games), "game"), (len(settings.agents), "variant"), (settings.seeds, "seed")
     told = " × ".join(f"{number} {what}{'s' if number > 1 else ''}" for number, what in counts)
     print(
-        f"atari100k.py: {told} = {len(planned)} runs of {number_text(settings.steps)} steps, each evaluated on "
+        f"atari100k.py: {told} = {len(planned)} runs of {format_thousands(settings.steps)} steps, each evaluated on "
         f"{settings.evaluation_episodes} games",
         file=sys.stderr,
     )

@@ -13,7 +13,7 @@ from ht_ray.agents.envs.atari import AtariConfig
 from ht_ray.agents.training.train import Diverged as LossDiverged
 from ht_ray.agents.training.train import Evaluation, TrainingRun
 from ht_ray.agents.variants import agent_from_dict
-from ht_ray.report.atari.reference import human_normalised
+from ht_ray.report.atari.reference import human_normalized
 from ht_ray.sweep import Diverged, Report
 
 __all__ = ["AtariTrial"]
@@ -98,7 +98,7 @@ class AtariTrial:
         return {
             "step": played.step,
             "score": played.score,
-            "human_normalised": float(human_normalised(self.run.record.game, played.score)),
+            "human_normalised": float(human_normalized(self.run.record.game, played.score)),
             "game_steps": math.fsum(played.lengths) / len(played.lengths),
         }
 

@@ -22,7 +22,7 @@ from ht_ray.agents.drq.config import VARIANTS, DrQConfig
 from ht_ray.agents.envs.atari import AtariConfig
 from ht_ray.agents.training import train as plain_loop
 from ht_ray.errors import SettingError
-from ht_ray.report import human_normalised, load_study, paper_scores
+from ht_ray.report import human_normalized, load_study, paper_scores
 from ht_ray.report.atari.study import variants_of
 from ht_ray.sweep import Diverged, Report, Study
 from ht_ray.sweep.records.study_dir import create_study
@@ -268,7 +268,7 @@ def test_a_trial_is_the_plain_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert rows(found, "training") == record.losses
     assert len(record.losses) == 7
     assert found[-1].summary["final_score"] == record.final_score
-    assert found[-1].summary["final_human_normalised"] == human_normalised("Breakout", record.final_score or 0)
+    assert found[-1].summary["final_human_normalised"] == human_normalized("Breakout", record.final_score or 0)
     assert found[-1].summary["updates"] == record.updates == 50
     assert asdict(second.run.record) == asdict(record)
     assert all(report.summary.keys() == found[0].summary.keys() for report in found)
