@@ -402,7 +402,8 @@ def test_wrong_settings_are_refused_at_construction(settings, message) -> None:
 def test_wrong_settings_of_ema() -> None:
     with pytest.raises(SettingError, match="EMA: recalibrate_batchnorm"):
         EMAPlugin(recalibrate_batchnorm=0.5)
-    assert EMAPlugin(half_life=1).settings["reset_interval"] is None
+    with pytest.raises(SettingError, match="EMAPlugin has no setting 'reset_interval'"):
+        EMAPlugin(reset_interval=1)
 
 
 @pytest.mark.parametrize("make", [HareTortoisePlugin, EMAPlugin])
