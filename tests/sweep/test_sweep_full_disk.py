@@ -56,7 +56,7 @@ def trial(request: pytest.FixtureRequest, small_disk: Path, monkeypatch: pytest.
     return FullForAMoment
 
 
-def test_a_full_disk_is_told_as_one(trial: type[FullForAMoment], small_disk: Path) -> None:
+def test_a_full_disk_is_reported_as_one(trial: type[FullForAMoment], small_disk: Path) -> None:
     (small_disk / "checkpoints").mkdir()
     store, one = CheckpointStore(Storage(small_disk / "checkpoints"), "one"), trial({"seed": 1, "parts": 3}, None)
     one.advance()
@@ -79,9 +79,9 @@ def test_a_worker_waits_and_goes_on(
     worker._plan = WorkerPlan("", (assignment,), checkpoints, (), patience=60.0)
     worker._shared, worker._leaving = None, False
     worker._assign({"trial": 0})
-    told = [worker._step() for _ in range(4)]
-    assert [result["outcome"] for result in told] == ["running", "waiting", "running", "finished"]
-    assert [json.loads(result["report"])["index"] for result in told if "report" in result] == [0, 1, 2]
+    results = [worker._step() for _ in range(4)]
+    assert [result["outcome"] for result in results] == ["running", "waiting", "running", "finished"]
+    assert [json.loads(result["report"])["index"] for result in results if "report" in result] == [0, 1, 2]
     assert [note["event"] for note in worker._notes] == ["storage", "storage"]
 
 

@@ -11,7 +11,7 @@ from sweep_trials import spec
 
 from ht_ray.sweep.driver.run import _TrialNames
 from ht_ray.sweep.records.progress import StudyProgress
-from ht_ray.sweep.records.study_dir import TrialRecord
+from ht_ray.sweep.records.trial_record import TrialRecord
 
 
 def test_names_are_not_pickled_with_each_trial() -> None:
@@ -31,10 +31,10 @@ def test_lines_look_at_few_records(tmp_path: Path) -> None:
 
     class Watched(TrialRecord):
         @property
-        def final(self) -> bool:
+        def progress(self) -> float:
             nonlocal looked
             looked += 1
-            return super().final
+            return float(self.__dict__["progress"])
 
     for record in records:
         record.__class__ = Watched
