@@ -116,7 +116,7 @@ def drive(address: str, directory: Path, trials: int, reports: int, tensorboard:
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     assert result.finished == trials, result.describe()
     sizes = [path.stat() for path in directory.rglob("*") if path.is_file()]
-    records = [TrialRecord(directory, spec) for spec in load_plan(directory).trials]
+    records = [TrialRecord(directory, spec) for spec in load_plan(directory)]
     objects, object_bytes = object_store(address)
     measured = {
         "trials": trials,

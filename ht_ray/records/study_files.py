@@ -24,14 +24,15 @@ import math
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from ht_ray._files import append_whole
 from ht_ray._storage import storage_errors
-from ht_ray.records.checked_json import Damaged, parse
-from ht_ray.records.statuses import TrialStatus
+from ht_ray.records.checked_json import Damaged, Scalar, parse, to_sealed_json
+from ht_ray.records.statuses import EventKind, TrialStatus
 
 __all__ = [
     "CHECKPOINTS",
@@ -54,6 +55,7 @@ __all__ = [
     "TRIALS",
     "Reports",
     "append_line",
+    "note",
     "read_file",
 ]
 
@@ -196,6 +198,18 @@ def append_line(path: Path, line: str) -> None:
     with _appending, storage_errors(path), path.open("a+b", buffering=0) as file:
         _cut_torn_line(file)
         append_whole(file, line.encode() + b"\n")
+
+
+def note(directory: Path, event: EventKind, **values: Scalar | Sequence[str]) -> None:
+    """Add an event to the study's journal.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be written.
+    """
+    now = datetime.now().astimezone().isoformat(timespec="seconds")
+    append_line(directory / JOURNAL, to_sealed_json({"time": now, "event": event, **values}))
 
 
 def _cut_torn_line(file: io.FileIO) -> None:

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sweep_trials import spec, study
 
+from ht_ray._files import atomic_path, write_atomic
 from ht_ray._storage import StorageError
-from ht_ray.records import EventKind, TrialStatus
+from ht_ray.records import EventKind, FaultKind, TrialStatus
 from ht_ray.records.checked_json import to_json, to_jsonable
-from ht_ray.records.study_files import append_line
-from ht_ray.sweep.records.journal import note
+from ht_ray.records.study_files import append_line, note
 from ht_ray.sweep.records.results_table import write_results_csv
 from ht_ray.sweep.records.trial_record import TrialRecord
 from ht_ray.sweep.study.plan import create_study
@@ -140,6 +140,26 @@ def test_table_has_every_planned_trial_and_no_column_twice(study_dir: Path) -> N
     assert (one["seed"], one["summary.seed"], one["accuracy"], one["seconds"]) == ("0", "0.5", "", "2.0")
     assert (two["status"], two["error"], two["summary.seed"]) == ("failed", 'ValueError: a, "b"', "")
     assert not list(study_dir.glob(".*.tmp"))
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomic(path, "old")
+    with pytest.raises(KeyboardInterrupt), atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert [(found.name, found.read_text()) for found in tmp_path.iterdir()] == [("file", "old")]
+    write_atomic(path, b"new")
+    assert [(found.name, found.read_text()) for found in tmp_path.iterdir()] == [("file", "new")]
+
+
+def test_words_are_written_as_they_always_were() -> None:
+    written = to_json({"status": list(TrialStatus), "event": EventKind.RUN_STARTED, "kind": FaultKind.PREEMPTED})
+    statuses = ["unfinished", "running", "finished", "failed", "diverged", "stopped"]
+    assert json.loads(written) == {"status": statuses, "event": "run started", "kind": "pre-empted"}
+    assert [status for status in TrialStatus if status.ended] == statuses[2:]
+    assert [status for status in TrialStatus if status.complete] == ["finished", "diverged", "stopped"]
+    assert [status for status in TrialStatus if status.measured] == ["finished", "diverged"]
 
 
 def test_plain_values() -> None:

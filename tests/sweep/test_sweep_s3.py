@@ -23,8 +23,8 @@ from sweep_trials import Counting, spec, study
 from ht_ray._storage import Storage, StorageError
 from ht_ray.errors import SettingError
 from ht_ray.records import EventKind
+from ht_ray.records.study_files import note
 from ht_ray.sweep import SweepConfig, check_before_ray, load_study_settings
-from ht_ray.sweep.records.journal import note
 from ht_ray.sweep.records.trial_record import TrialRecord
 from ht_ray.sweep.storage.lease import _machine
 from ht_ray.sweep.storage.location import open_study
@@ -292,16 +292,16 @@ def test_a_study(cluster: str, server: Server, tmp_path: Path, scratch: Path) ->
 @pytest.mark.parametrize("seconds", [5, pytest.param(30, marks=pytest.mark.slow)])
 def test_a_worker_waits_for_its_storage(server: Server, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """A worker's steps without Ray around it, while its store refuses connections and breaks those that are open."""
-    from ht_ray.sweep.worker.trainable import Assignment, StudyTrainable, WorkerPlan
+    from ht_ray.sweep.worker.trainable import StudyTrainable, WorkerPlan
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     proxy = Proxy(server.port)
     checkpoints = Storage(server.uri(f"worker-{seconds}/checkpoints", port=proxy.port))
     config = {"seed": 1, "parts": 6}
     worker = StudyTrainable.__new__(StudyTrainable)
-    worker._plan = WorkerPlan("sweep_trials:Counting", (Assignment("one", config),), checkpoints, (), patience=120.0)
+    worker._plan = WorkerPlan("sweep_trials:Counting", {"one": config}, checkpoints, (), patience=120.0)
     worker._shared, worker._leaving = None, False
-    worker._assign({"trial": 0})
+    worker._assign({"trial": "one"})
     results = [worker._step(), worker._step()]
     timer = threading.Timer(seconds, proxy.join)
     proxy.cut()

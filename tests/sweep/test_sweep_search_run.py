@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -189,7 +190,8 @@ class FakeTune:
     """As much of Tune's controller as the schedulers touch."""
 
     def __init__(self, number: int) -> None:
-        self.trials = [SimpleNamespace(config={"trial": index}, status="PENDING") for index in range(number)]
+        names = [f"trial{index}-seed0" for index in range(number)]
+        self.trials = [SimpleNamespace(config={"trial": name}, status="PENDING") for name in names]
         for trial in self.trials:
             trial.set_config = lambda config, trial=trial: setattr(trial, "config", config)
 
@@ -204,6 +206,11 @@ class FakeTune:
 def records_of(study: Study, directory: Path) -> list[TrialRecord]:
     create_study(directory, study)
     return [TrialRecord(directory, spec) for spec in study.trials if spec.id != "plain"]
+
+
+def record_of(records: list[TrialRecord]) -> Callable[[Any], TrialRecord]:
+    """What finds the record of one of Tune's trials."""
+    return lambda trial: next(record for record in records if record.spec.id == trial.config["trial"])
 
 
 def add(record: TrialRecord, score: float, parts: int = 6) -> str:
@@ -236,9 +243,7 @@ def test_a_waiting_member_is_paused_only_if_another_could_run(tmp_path: Path) ->
         decided.append(log.decide(group, scores))
         return True
 
-    scheduler = PopulationScheduler(
-        study, search, records, lambda trial: records[trial.config["trial"]], log, decide, 3, None
-    )
+    scheduler = PopulationScheduler(study, search, records, record_of(records), log, decide, 3, None)
     for trial in tune.trials:
         scheduler.on_trial_add(tune, trial)
     result = {"outcome": "running", "reports": 1}
@@ -278,7 +283,7 @@ def test_rungs_know_what_an_earlier_run_reported(tmp_path: Path) -> None:
 
     def resumed() -> HalvingScheduler:
         assert study.search is not None
-        return HalvingScheduler(study, study.search, records, lambda trial: records[trial.config["trial"]])
+        return HalvingScheduler(study, study.search, records, record_of(records))
 
     scheduler, tune = resumed(), FakeTune(4)
 

@@ -14,10 +14,9 @@ from ray import tune
 
 from ht_ray._storage import StorageError, retry
 from ht_ray.records import EventKind, FaultKind, Outcome, TrialStatus
-from ht_ray.records.study_files import CHECKPOINTS
+from ht_ray.records.study_files import CHECKPOINTS, note
 from ht_ray.sweep.driver.search_driver import SearchDriver
 from ht_ray.sweep.records.failure_log import FailureLog, last_line
-from ht_ray.sweep.records.journal import note
 from ht_ray.sweep.records.progress import Console, StudyProgress
 from ht_ray.sweep.records.prometheus import StudyMetrics
 from ht_ray.sweep.records.results_table import write_results_csv
@@ -46,8 +45,8 @@ class StudyRecorder(tune.Callback):
         The study's.
     records
         All its trials.
-    assigned
-        The records of the trials of this attempt, by the number Tune knows them by.
+    due
+        The records of the trials of this attempt.
     events
         Writes the event files.
     metrics
@@ -67,7 +66,7 @@ class StudyRecorder(tune.Callback):
         self,
         location: StudyLocation,
         records: Sequence[TrialRecord],
-        assigned: Sequence[TrialRecord],
+        due: Sequence[TrialRecord],
         config: SweepConfig,
         progress: StudyProgress,
         console: Console,
@@ -80,7 +79,7 @@ class StudyRecorder(tune.Callback):
         self._location = location
         self._directory = location.directory
         self._records = records
-        self._assigned = assigned
+        self._due = {record.spec.id: record for record in due}
         self._config = config
         self._progress = progress
         self._console = console
@@ -199,7 +198,7 @@ class StudyRecorder(tune.Callback):
 
     def close(self) -> None:
         """Close what is open; what runs now is cut off."""
-        for record in self._assigned:
+        for record in self._due.values():
             record.cut_off()
         self._failures.close()
         self._show_metrics()
@@ -215,8 +214,7 @@ class StudyRecorder(tune.Callback):
         return self._searching.tune_options(self._write, self._note, self._console.say)
 
     def _record(self, trial: Any) -> TrialRecord:
-        number: int = trial.config["trial"]
-        return self._assigned[number]
+        return self._due[trial.config["trial"]]
 
     def _got_to(self, trial: Any, record: TrialRecord, position: Position) -> None:
         """Count failures from 0 again if the trial is further than it ever was."""

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ht_ray._storage import StorageError, retry, storage_errors
 from ht_ray.records import EventKind, RunEnd, TrialStatus
-from ht_ray.records.study_files import CHECKPOINTS, TRIALS
+from ht_ray.records.study_files import CHECKPOINTS, TRIALS, note
 from ht_ray.sweep.driver.cluster import check_shared, environment, import_path, running_ray
 from ht_ray.sweep.driver.search_driver import SearchDriver
-from ht_ray.sweep.records.journal import note
 from ht_ray.sweep.records.progress import Console, StudyProgress
 from ht_ray.sweep.records.results_table import write_results_csv
 from ht_ray.sweep.records.trial_record import TrialRecord
@@ -260,7 +259,7 @@ def _run(
     from ht_ray.sweep.driver.recorder import StopEarly, StudyRecorder
     from ht_ray.sweep.driver.tune_repair import isolate_worker_failures
     from ht_ray.sweep.records.prometheus import StudyMetrics
-    from ht_ray.sweep.worker.trainable import Assignment, StudyTrainable, WorkerPlan
+    from ht_ray.sweep.worker.trainable import StudyTrainable, WorkerPlan
 
     directory = location.directory
     stop = _StopSignals(console)
@@ -284,7 +283,7 @@ def _run(
     recorder.tidy()
     plan = WorkerPlan(
         study.factory,
-        tuple(Assignment(record.spec.id, record.spec.config) for record in due),
+        {record.spec.id: record.spec.config for record in due},
         location.storage.child(CHECKPOINTS),
         import_path=import_path(),
         checkpoint_every=None if config.checkpoint_minutes is None else 60 * config.checkpoint_minutes,
@@ -300,7 +299,6 @@ def _run(
     trainable.__name__ = trainable.__qualname__ = TRIAL_WORKER
     variables = {**_TUNE_ENVIRONMENT, "TUNE_MAX_PENDING_TRIALS_PG": str(min(pending, len(due)) + 1)}
 
-    name = _TrialNames(record.spec.id for record in due)
     note(
         directory,
         EventKind.RUN_STARTED,
@@ -324,8 +322,8 @@ def _run(
                 trainable,
                 name=scratch.name,
                 storage_path=str(scratch),
-                trial_name_creator=name,
-                trial_dirname_creator=name,
+                trial_name_creator=_trial_name,
+                trial_dirname_creator=_trial_name,
                 stop=StopEarly(lambda: stop.requested or recorder.stopped is not None),
                 max_failures=config.max_failures,
                 reuse_actors=True,
@@ -357,25 +355,10 @@ def _resources(config: SweepConfig) -> Any:
     return tune.PlacementGroupFactory([config.resources_per_trial], **labels)
 
 
-class _TrialNames:
-    """Names Tune's trials.
-
-    Tune writes it, pickled, into the state of each trial, twice: with its names a study of 500 trials left 200 MB, and
-    one of twice as many four times that. That state is never read, so the names are left out.
-    """
-
-    def __init__(self, names: Iterable[str]) -> None:
-        self._names = tuple(names)
-
-    def __call__(self, trial: Any) -> str:
-        number: int = trial.config["trial"]
-        return self._names[number]
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _TrialNames:
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _TrialNames, ((),)
+def _trial_name(trial: Any) -> str:
+    """Return the name of one of Tune's trials. Tune pickles it into the state of each trial, so it holds nothing."""
+    name: str = trial.config["trial"]
+    return name
 
 
 class _StopSignals:
@@ -415,21 +398,19 @@ class _StopSignals:
         self._console.say("Stopping: everything reported is kept. Again to stop without waiting for the workers.")
 
 
-class _NoSummary(logging.Filter):
-    """Drops Tune's list of incomplete trials, which the study's own report replaces."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not str(record.msg).startswith("Trials did not complete")
+def _is_no_summary(record: logging.LogRecord) -> bool:
+    """Whether it is not Tune's list of incomplete trials, which the study's own report replaces."""
+    return not str(record.msg).startswith("Trials did not complete")
 
 
 @contextmanager
 def _quiet_tune() -> Iterator[None]:
-    package, runner, silence = logging.getLogger("ray.tune"), logging.getLogger("ray.tune.tune"), _NoSummary()
+    package, runner = logging.getLogger("ray.tune"), logging.getLogger("ray.tune.tune")
     level = package.level
     package.setLevel(logging.ERROR)
-    runner.addFilter(silence)
+    runner.addFilter(_is_no_summary)
     try:
         yield
     finally:
         package.setLevel(level)
-        runner.removeFilter(silence)
+        runner.removeFilter(_is_no_summary)

@@ -66,15 +66,6 @@ class HalvingScheduler(FIFOScheduler):
         for record, report in sorted(reports, key=lambda pair: pair[1]["index"]):
             self._compare(record, report)
 
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        pass
-
-    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        pass
-
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: Any) -> None:
-        pass
-
     def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
         record = self._record_of(trial)
         if record.spec.id not in self._search.groups:
@@ -174,9 +165,6 @@ class PopulationScheduler(FIFOScheduler):
         tune_controller.pause_trial(trial, should_checkpoint=False)
         return str(TrialScheduler.NOOP)
 
-    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        pass
-
     def choose_trial_to_run(self, tune_controller: Any, *arguments: Any, **options: Any) -> Any:
         for group in dict.fromkeys(self._search.groups.values()):
             self._go_on(group)
@@ -223,7 +211,7 @@ class SuggestionSearcher(Searcher):
     Parameters
     ----------
     due
-        The records of the trials to run, by the number Tune knows them by.
+        The records of the trials to run.
     lineage_of
         Returns the settings that a trial is to have, if it is one that is searched.
     room
@@ -252,11 +240,11 @@ class SuggestionSearcher(Searcher):
             return None if self._more() else str(Searcher.FINISHED)
         if not self._room(len(self._live)):
             return None
-        number = self._handed
-        lineage = self._lineage_of(self._due[number])
+        record = self._due[self._handed]
+        lineage = self._lineage_of(record)
         self._handed += 1
         self._live.add(trial_id)
-        return {"trial": number, "lineage": lineage}
+        return {"trial": record.spec.id, "lineage": lineage}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         self._live.discard(trial_id)

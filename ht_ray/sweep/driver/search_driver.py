@@ -28,7 +28,7 @@ class SearchDriver:
     records
         All trials of the study.
     due
-        Those to run, by the number Tune knows them by.
+        Those to run.
     slots
         How many can run at a time.
     limit
@@ -47,7 +47,7 @@ class SearchDriver:
         self._study = study
         self._location = location
         self._records = records
-        self._due = due
+        self._due = {record.spec.id: record for record in due}
         self._slots = slots
         self._limit = limit
         self._halving: Any = None
@@ -91,8 +91,7 @@ class SearchDriver:
 
         search, study = self.search, self._study
         if search is None or (search.config.search == "grid" and search.config.scheduler == "none"):
-            numbers = tune.grid_search(list(range(len(self._due))))
-            return {"config": {"trial": numbers}, "max_concurrent_trials": self._limit}
+            return {"config": {"trial": tune.grid_search(list(self._due))}, "max_concurrent_trials": self._limit}
         # What is suggested later knows more.
         most = self._slots if self.suggests else self._limit
 
@@ -102,18 +101,19 @@ class SearchDriver:
         def lineage_of(record: TrialRecord) -> Lineage | None:
             return self._suggested_lineage(record, search, write) if self.suggests else None
 
+        due = list(self._due.values())
         scheduler: Any = None
-        searcher = SuggestionSearcher(self._due, lineage_of, room, more=lambda: False)
+        searcher = SuggestionSearcher(due, lineage_of, room, more=lambda: False)
         if search.config.scheduler == "asha":
             scheduler = self._halving = HalvingScheduler(study, search, self._records, self._record_of)
         elif search.config.scheduler == "pbt":
             scheduler = self._populations(search, write, note, say)
             searcher = SuggestionSearcher(
-                self._due,
+                due,
                 lineage_of,
                 # One that is paused does not count.
                 room=lambda live: scheduler.room(),
-                more=lambda: not all(record.status.ended for record in self._due),
+                more=lambda: not all(record.status.ended for record in self._due.values()),
             )
         # One more than there are: the searcher says when it has come to its end.
         return {"config": {}, "scheduler": scheduler, "search_alg": searcher, "num_samples": len(self._due) + 1}
@@ -188,8 +188,7 @@ class SearchDriver:
         return True
 
     def _record_of(self, trial: Any) -> TrialRecord:
-        number: int = trial.config["trial"]
-        return self._due[number]
+        return self._due[trial.config["trial"]]
 
     def _values(self, record: TrialRecord, search: Search) -> Values | None:
         """The values that a trial was given, now or by an earlier run."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ht_ray._storage import Storage, StorageError, retry, storage_errors
 from ht_ray.records import EventKind
-from ht_ray.sweep.records.journal import note
+from ht_ray.records.study_files import note
 from ht_ray.sweep.storage.lease import BEAT, Lease
 
 __all__ = ["UPLOADS_AT_A_TIME", "Mirror"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import platform
 import re
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -32,7 +32,6 @@ from ht_ray.sweep.study.trial import Study, TrialSpec
 
 __all__ = [
     "PROBE",
-    "StudyPlan",
     "check_plan",
     "create_study",
     "is_free",
@@ -48,45 +47,6 @@ PROBE = ".try-writing"
 # The names under which files are written before they are renamed.
 _HALF_WRITTEN = re.compile(r"\.(config|trials|lease)\.json\.\w+\.tmp")
 _PACKAGES = ("ht-ray", "torch", "ray", "numpy", "torchvision", "avalanche-lib", "gymnasium", "ale-py")
-
-
-@dataclass(frozen=True)
-class StudyPlan:
-    """What a study directory says was planned."""
-
-    name: str
-    metric: str
-    mode: str
-    settings: dict[str, Any]
-    trials: tuple[TrialSpec, ...]
-
-    def check_same(self, study: Study, location: str) -> None:
-        """Raise `SettingError`, naming the first difference, unless `study` has the trials planned here."""
-        if (difference := self._difference(study)) is not None:
-            raise SettingError(
-                f"resume = {location!r}: {difference}. Resume with the settings of that study (its config.json), "
-                "or start a new one."
-            )
-
-    def _difference(self, study: Study) -> str | None:
-        planned, given = [spec.id for spec in self.trials], [spec.id for spec in study.trials]
-        if self.name != study.name:
-            return f"it is the study {self.name!r}, not {study.name!r}"
-        if (self.metric, self.mode) != (study.metric, study.mode):
-            return f"it takes the {self.mode} of {self.metric!r}, not the {study.mode} of {study.metric!r}"
-        if planned != given:
-            only_there = [name for name in planned if name not in given]
-            only_here = [name for name in given if name not in planned]
-            parts = [f"{len(planned)} trials were planned there, {len(given)} are now"]
-            parts += [f"{only_there[0]!r} is only there"] if only_there else []
-            parts += [f"{only_here[0]!r} is new"] if only_here else []
-            parts += [] if only_there or only_here else ["their order differs"]
-            return "; ".join(parts)
-        for spec, other in zip(self.trials, study.trials, strict=True):
-            there, now = asdict(spec), to_jsonable(asdict(other))
-            if there != now:
-                return f"trial {spec.id!r} is {there} there and {now} now"
-        return None
 
 
 def is_study(location: str | Path) -> bool:
@@ -139,8 +99,8 @@ def load_study_settings(location: str | Path) -> dict[str, Any]:
     return settings
 
 
-def load_plan(location: str | Path) -> StudyPlan:
-    """Return what was planned for the study at a path or URI.
+def load_plan(location: str | Path) -> tuple[TrialSpec, ...]:
+    """Return the trials that were planned for the study at a path or URI.
 
     Raises
     ------
@@ -153,13 +113,12 @@ def load_plan(location: str | Path) -> StudyPlan:
         trials = parse(content, PLAN)
         if config.get("plan", sum_of(content)) != sum_of(content):
             raise Damaged("the check sum in config.json says that it was changed")
-        specs = tuple(TrialSpec(plan["id"], plan["label"], plan["settings"], plan.get("config", {})) for plan in trials)
+        return tuple(TrialSpec(plan["id"], plan["label"], plan["settings"], plan.get("config", {})) for plan in trials)
     except (Damaged, SettingError) as damage:
         raise SettingError(
             f"{_file(location, PLAN_FILE)} is damaged: {damage}. Restore it from a copy, or resume with the command "
             "that the study was started with: it is written again."
         ) from damage
-    return StudyPlan(config["study"], config["metric"], config["mode"], config["settings"], specs)
 
 
 def check_plan(location: str, study: Study) -> str | None:
@@ -168,16 +127,41 @@ def check_plan(location: str, study: Study) -> str | None:
     Raises
     ------
     SettingError
-        If `study` is not what was planned there.
+        If `study` is not what was planned there; the message names the first difference.
     """
     config = _load_config(location)
     try:
-        load_plan(location).check_same(study, location)
+        difference = _difference(config, load_plan(location), study)
+        if difference is None:
+            return None
+        raise SettingError(
+            f"resume = {location!r}: {difference}. Resume with the settings of that study (its config.json), or start "
+            "a new one."
+        )
     except SettingError as error:
         planned = (config["study"], config["metric"], config["mode"], config.get("plan"))
         if planned != (study.name, study.metric, study.mode, sum_of(_plan(study).encode())):
             raise
         return str(error)
+
+
+def _difference(config: Mapping[str, Any], trials: Sequence[TrialSpec], study: Study) -> str | None:
+    """What distinguishes `study` from the one that was planned; None if nothing does."""
+    if config["study"] != study.name:
+        return f"it is the study {config['study']!r}, not {study.name!r}"
+    metric, mode = config["metric"], config["mode"]
+    if (metric, mode) != (study.metric, study.mode):
+        return f"it takes the {mode} of {metric!r}, not the {study.mode} of {study.metric!r}"
+    planned, given = [spec.id for spec in trials], [spec.id for spec in study.trials]
+    if planned != given:
+        only_there = [f"{name!r} is only there" for name in planned if name not in given]
+        only_here = [f"{name!r} is new" for name in given if name not in planned]
+        parts = [f"{len(planned)} trials were planned there, {len(given)} are now", *only_there[:1], *only_here[:1]]
+        return "; ".join(parts if len(parts) > 1 else [*parts, "their order differs"])
+    for spec, other in zip(trials, study.trials, strict=True):
+        there, now = asdict(spec), to_jsonable(asdict(other))
+        if there != now:
+            return f"trial {spec.id!r} is {there} there and {now} now"
     return None
 
 

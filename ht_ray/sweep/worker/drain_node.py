@@ -63,14 +63,8 @@ def trial_workers(raylet: Raylet) -> list[int]:
     return workers
 
 
-def drain_node(nodes: Sequence[Raylet], *, grace: float, say: bool = True) -> list[int]:
-    """Drain `nodes`, send their trials away, and return the workers that have not left after `grace` seconds.
-
-    Parameters
-    ----------
-    say
-        Whether to print how many were told to leave.
-    """
+def drain_node(nodes: Sequence[Raylet], *, grace: float) -> list[int]:
+    """Drain `nodes`, send their trials away, and return the workers that have not left after `grace` seconds."""
     end = time.monotonic() + grace
     # Both at once: there may be few seconds. What is started on the node before it is drained is told to leave, too.
     draining = [_drain(node, grace) for node in nodes]
@@ -92,8 +86,7 @@ def drain_node(nodes: Sequence[Raylet], *, grace: float, say: bool = True) -> li
         if process.returncode:
             lines = out.strip().splitlines()
             print(f"The node could not be drained ({lines[-1] if lines else process.returncode}).", file=sys.stderr)
-    if say:
-        print(f"{len(notified)} trials were told to leave, {len(workers)} are still there")
+    print(f"{len(notified)} trials were told to leave, {len(workers)} are still there")
     return workers
 
 

@@ -33,7 +33,7 @@ from ht_ray.sweep.worker.checkpoints import Checkpoint, CheckpointStore
 from ht_ray.sweep.worker.faults import node_name
 from ht_ray.sweep.worker.gpu_memory import wait_for_gpu_memory
 
-__all__ = ["Assignment", "StudyTrainable", "TrialEnded", "WorkerPlan"]
+__all__ = ["StudyTrainable", "TrialEnded", "WorkerPlan"]
 
 # Seconds between two questions of a worker whose trial waits for others.
 _ASK_EVERY = 0.5
@@ -49,19 +49,12 @@ class TrialEnded(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Assignment:
-    """One trial to run in this attempt."""
-
-    id: str
-    config: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class WorkerPlan:
     """What every worker is given, once."""
 
     factory: str
-    assignments: tuple[Assignment, ...]
+    configs: Mapping[str, dict[str, Any]]
+    """The configs of the trials of this attempt, by their ids."""
     checkpoints: Storage
     """The folder for the checkpoints of all trials."""
     import_path: tuple[str, ...]
@@ -90,21 +83,22 @@ class StudyTrainable(tune.Trainable):
     process leaves.
     """
 
-    _trial: Trial | None
-    _lineage: Lineage | None
-    _taken: int
-    """After how many reports the trial last took over another's state."""
-    _lines: list[str]
-    _reached: dict[str, float]
-    """The last step of each curve."""
-    _part: int
-    _seconds: float
-    _notes: list[Mapping[str, str]]
-    _ended: bool
-    _unsaved: dict[str, Any] | None
-    """The result to return when the trial is saved."""
-    _outage: float | None
-    """When the storage was found to be away."""
+    def _assign(self, config: Mapping[str, Any]) -> None:
+        # The last trial's memory is free before the next one takes its own.
+        self._trial: Trial | None = None
+        gc.collect()
+        self._id: str = config["trial"]
+        self._store = CheckpointStore(self._plan.checkpoints, self._id, every=self._plan.keep_every)
+        self._lineage: Lineage | None = config.get("lineage")
+        self._taken = -1  # after how many reports the trial last took over another's state
+        self._lines: list[str] = []
+        self._reached: dict[str, float] = {}  # the last step of each curve
+        self._part = 0
+        self._seconds = 0.0
+        self._notes: list[Mapping[str, str]] = []
+        self._ended = False
+        self._unsaved: dict[str, Any] | None = None  # the result to return when the trial is saved
+        self._outage: float | None = None  # when the storage was found to be away
 
     def setup(self, config: dict[str, Any], *, plan: WorkerPlan, shared: Any) -> None:
         self._plan = plan
@@ -127,7 +121,7 @@ class StudyTrainable(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         if self._ended:
-            raise TrialEnded(f"trial {self._assignment.id}: what ended it was reported before")
+            raise TrialEnded(f"trial {self._id}: what ended it was reported before")
         result = {**self._step(), "node": self._node}
         if self._notes:
             result["notes"], self._notes = self._notes, []
@@ -289,25 +283,8 @@ class StudyTrainable(tune.Trainable):
     def _position(self) -> dict[str, Any]:
         return {"reports": len(self._lines), "part": self._part}
 
-    def _assign(self, config: Mapping[str, Any]) -> None:
-        # The last trial's memory is free before the next one takes its own.
-        self._trial = None
-        gc.collect()
-        self._assignment = self._plan.assignments[config["trial"]]
-        self._lineage = config.get("lineage")
-        self._taken = -1
-        self._store = CheckpointStore(self._plan.checkpoints, self._assignment.id, every=self._plan.keep_every)
-        self._lines = []
-        self._reached = {}
-        self._part = 0
-        self._seconds = 0.0
-        self._notes = []
-        self._ended = False
-        self._unsaved = None
-        self._outage = None
-
     def _build(self, checkpoint: Checkpoint) -> Trial:
-        config = self._assignment.config
+        config = self._plan.configs[self._id]
         if self._lineage is not None:
             values = self._lineage.segment(checkpoint.position[0]).values
             config = with_values(config, self._plan.parameters, values)
