@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -155,9 +153,7 @@ class StudyRecorder(tune.Callback):
         if self._searching.stopped(record) and not record.status.ended:
             self._end(record, TrialStatus.STOPPED, None)
         if record.status.complete:
-            now = time.monotonic()
-            for ended in self._searching.needless(record):
-                self._cleaning.append(self._cleaner.submit(self._clean, ended, now))
+            self._clean_after(record)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         record = self._record(trial)
@@ -273,12 +269,13 @@ class StudyRecorder(tune.Callback):
             return  # on storage elsewhere nothing is half deleted
         for record in self._records:
             if record.status.complete and any((folder / record.spec.id).glob(".*.tmp")):
-                self._cleaning.append(self._cleaner.submit(self._remove_remains, folder / record.spec.id))
+                self._clean_after(record)
 
-    @staticmethod
-    def _remove_remains(folder: Path) -> None:
-        for path in folder.glob(".*.tmp"):
-            shutil.rmtree(path)
+    def _clean_after(self, record: TrialRecord) -> None:
+        """Delete the checkpoints that nobody needs any more, as a trial has ended for good."""
+        now = time.monotonic()
+        for ended in self._searching.needless(record):
+            self._cleaning.append(self._cleaner.submit(self._clean, ended, now))
 
     def _clean(self, record: TrialRecord, ended: float) -> None:
         # On storage elsewhere the last report may still be on its way there.

@@ -197,8 +197,6 @@ def _prepare(directory: Path, study: Study, console: Console) -> tuple[list[Tria
         for name in (TRIALS, CHECKPOINTS):
             (directory / name).mkdir(exist_ok=True)
         records = [TrialRecord(directory, spec) for spec in study.trials]
-    if next(directory.glob("ray/attempt-*"), None) is not None:
-        console.say("This study was begun by an earlier version, whose checkpoints are not used: trials begin again.")
     due = []
     for record in records:
         for text in record.damage:
