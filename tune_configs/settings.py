@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Self, get_type_hints
 
 from ht_ray._checks import check_choice, check_number
-from ht_ray._schema import Damaged, check_form, form_of
 from ht_ray.diagnostics import IndicatorConfig
 from ht_ray.errors import SettingError
+from ht_ray.records.checked_json import Damaged, check_form, form_of
 from ht_ray.sweep import Search, TrialSpec
 from ht_ray.vision import (
     ContinualConfig,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ht_ray.diagnostics import IndicatorConfig
-from ht_ray.sweep import Diverged, Report
+from ht_ray.sweep import Report
 from ht_ray.vision import (
     ContinualConfig,
     ImageData,
@@ -25,7 +25,6 @@ from ht_ray.vision import (
     save_checkpoint,
     summarise,
 )
-from ht_ray.vision import Diverged as LossDiverged
 
 __all__ = ["TrialConfig", "VisionTrial", "stream_of", "trial_config"]
 
@@ -109,13 +108,16 @@ class VisionTrial:
         return self.strategy.measured
 
     def advance(self) -> Report:
-        """Train the next phase, or what an interruption has left of it."""
+        """Train the next phase, or what an interruption has left of it.
+
+        Raises
+        ------
+        ht_ray.errors.Diverged
+            If the training loss is no longer finite: that is the trial's result.
+        """
         phase = self.stream[self.phase]
         self.strategy.train_epochs = phase.epochs
-        try:
-            self.strategy.train(self.benchmark.train_stream[phase.index], eval_streams=[])
-        except LossDiverged as error:
-            raise Diverged(str(error)) from error
+        self.strategy.train(self.benchmark.train_stream[phase.index], eval_streams=[])
         self.phase += 1
         new = [dict(row) for row in self.rows if row["phase"] == self.phase]
         end = {**new[-1], "step": self.phase}

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from ht_ray._storage import locked
-from ht_ray._study_files import LOCK, Reports
+from ht_ray._files import locked
+from ht_ray.records.study_files import LOCK, Reports
 from ht_ray.report.atari.curves import efficiency_lines, game_lines
 from ht_ray.report.atari.study import is_atari, variants_of
 from ht_ray.report.data.files import Log, remove, with_patience, write_bytes
@@ -114,7 +114,7 @@ def repair_trial_events(study: StudyData, log: Log) -> None:
     if kind not in ("", "trials") or not (kind or any(trials.glob("*/events.out.tfevents.*"))) or not lock.is_file():
         return
     try:
-        from ht_ray._events import HParams, ended_events, mend
+        from ht_ray.records.event_files import HParams, ended_events, mend
     except ModuleNotFoundError:
         return  # the report says so
     hparams = HParams([trial.settings for trial in study.trials])

@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from ht_ray._storage import PASSING, StorageError, patiently
+from ht_ray._files import write_atomic
+from ht_ray._storage import PASSING, StorageError, retry
 from ht_ray.errors import SettingError
 
 __all__ = ["Log", "print_line", "remove", "storage_patience", "with_patience", "write_bytes", "write_text"]
@@ -41,7 +42,7 @@ def with_patience(action: Callable[[], T]) -> T:
         if seconds:
             log(f"{error}; waiting up to {seconds / 60:g} minutes for it")
 
-    return patiently(action, patience=seconds, trouble=trouble)
+    return retry(action, patience=seconds, on_trouble=trouble)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -58,14 +59,9 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def _write_bytes(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(content)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_atomic(path, content)
     except OSError as error:
         message = f"{path} cannot be written: {error.strerror or error}"
         if error.errno in PASSING:

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from ht_ray._schema import Damaged, parse, sum_of
 from ht_ray._storage import Storage, is_uri, storage_errors
-from ht_ray._study_files import CONFIG, FORMAT, JOURNAL, PLAN, REPORT, SETTLED, STATUS
 from ht_ray.errors import SettingError
+from ht_ray.records.checked_json import Damaged, parse, sum_of
+from ht_ray.records.study_files import CONFIG, FORMAT, JOURNAL, PLAN, REPORT, SETTLED, STATUS
 from ht_ray.report.data.journal import load_journal
 from ht_ray.report.data.study import Curve, StudyData, TrialData
 
