@@ -1,8 +1,22 @@
-"""The command ``python -m ht_ray.agents.train``: see `ht_ray.agents.training.train`."""
+"""The command ``python -m ht_ray.agents.train``, and the function ``ht_ray.agents.train``: one name for both.
+
+The module can be called, so that the name means the same whichever was imported first. See
+`ht_ray.agents.training.train`.
+"""
 
 import sys
+from types import ModuleType
 
-from ht_ray.agents.training.train import main
+from ht_ray.agents.training.train import main, train
+
+__all__ = ["main", "train"]
+
+
+class _Train(ModuleType):
+    __call__ = staticmethod(train)
+
+
+sys.modules[__name__].__class__ = _Train
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from ht_ray._checks import check_choice, check_number
+from ht_ray._deprecated import renamed
 from ht_ray.errors import SettingError
 
 __all__ = ["ReplayConfig", "check_discount", "check_steps"]
@@ -23,6 +24,7 @@ def check_discount(where: str, discount: float) -> None:
     check_number(where, discount, low=0, high=1)
 
 
+@renamed(prioritised="prioritized")
 @dataclass(frozen=True)
 class ReplayConfig:
     """Settings of a replay; the defaults are those of DrQ(ε) on Atari-100k.
@@ -39,7 +41,7 @@ class ReplayConfig:
         Of one step. Default 0.99.
     stack
         Frames in an observation. Default 4.
-    prioritised
+    prioritized
         Draw transitions in proportion to ``priority ** priority_exponent`` instead of uniformly. Default False.
     priority_exponent
         α of Schaul et al. (arXiv 1511.05952). Default 0.5: with losses as priorities the square root of the loss, as
@@ -73,7 +75,7 @@ class ReplayConfig:
     n_step: int = 10
     discount: float = 0.99
     stack: int = 4
-    prioritised: bool = False
+    prioritized: bool = False
     priority_exponent: float = 0.5
     importance: float = 0.5
     published_n_step: bool = False

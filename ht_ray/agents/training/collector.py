@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ht_ray.agents.base import Sampling
+from ht_ray.agents.base_config import AgentConfig
 from ht_ray.agents.envs.atari import AtariConfig
 from ht_ray.agents.envs.base import Environment, EnvironmentConfig
 from ht_ray.agents.epsilon import EpsilonSchedule
 from ht_ray.agents.replay import Batch, FrameReplay, make_replay
-from ht_ray.agents.variants import AgentConfig
 from ht_ray.mechanisms import derive_seed
 
 __all__ = ["Collector", "Game", "make_collector"]
@@ -98,7 +98,7 @@ class Collector:
                 sequence=now.sequence,
             )
             losses = [update(batch) for batch in sample.split(config.batch_size)]
-            if config.prioritised:
+            if config.prioritized:
                 self.replay.update_priorities(sample.indices, torch.cat(losses))
 
     def _start(self) -> None:

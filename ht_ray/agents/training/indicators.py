@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ht_ray._checks import check_number
-from ht_ray.agents.augment import to_unit
+from ht_ray.agents.augmentation import to_unit
 from ht_ray.agents.base import Agent
 from ht_ray.agents.replay import FrameReplay
 from ht_ray.diagnostics import IndicatorConfig, Indicators

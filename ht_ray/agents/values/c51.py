@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ht_ray.agents.values.value import TwoHotValue
+from ht_ray.agents.values.categorical import TwoHotValue
 
 __all__ = ["C51Value"]
 
