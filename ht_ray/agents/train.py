@@ -4,16 +4,22 @@ The module can be called, so that the name means the same whichever was imported
 `ht_ray.agents.training.train`.
 """
 
+import inspect
 import sys
 from types import ModuleType
+from typing import Any
 
 from ht_ray.agents.training.train import main, train
 
 __all__ = ["main", "train"]
 
 
+__signature__ = inspect.signature(train)
+
+
 class _Train(ModuleType):
-    __call__ = staticmethod(train)
+    def __call__(self, *args: Any, **given: Any) -> Any:
+        return train(*args, **given)
 
 
 sys.modules[__name__].__class__ = _Train

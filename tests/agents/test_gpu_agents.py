@@ -47,6 +47,13 @@ CONFIGS: dict[str, AgentConfig] = {
         **DRQ, momentum=0.5, reset_interval=3, shrink_perturb_interval=9, head_reset_interval=7, act_with_tortoise=True
     ),
     "drq, prioritized": DrQConfig(**DRQ, prioritized=True, value="two_hot", momentum=0.5),
+    "drq with methods": DrQConfig(
+        **DRQ,
+        momentum=0.5,
+        reset_interval=8,
+        methods="l2+regenerative+weight_clipping+optimizer_reset",
+        method_settings={"optimizer_reset_interval": 11, "weight_clipping_factor": 0.5},
+    ),
     # The n-step falls every other update, and starts anew after 14 and 28.
     "bbf": BBFConfig(**BBF, cycle_updates=12, restart_interval=14, training_steps=126, reset_interval=5, momentum=0.5),
     "bbf, cleared": BBFConfig(
@@ -73,8 +80,8 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         monkeypatch.setattr(backends.cudnn, "benchmark", False)
     else:
         monkeypatch.setattr(graphs, "Graph", Recorded)
-        for module in ("agent", "replay.frame_replay"):
-            monkeypatch.setattr(f"ht_ray.agents.{module}.use_graph", lambda where, graph, device: graph == "on")
+        for module in ("base", "replay.frame_replay"):
+            monkeypatch.setattr(f"ht_ray.agents.{module}.use_graph", lambda where, graph, device, **_: graph == "on")
         monkeypatch.setattr(Recorded, "captures", 0)
         monkeypatch.setattr(Recorded, "replays", 0)
     yield request.param

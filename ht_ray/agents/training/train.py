@@ -22,7 +22,6 @@ from torch import Tensor
 
 from ht_ray._checks import check_number
 from ht_ray.agents.base_config import MOST, AgentConfig
-from ht_ray.agents.bbf.config import BBFConfig
 from ht_ray.agents.device import check_device
 from ht_ray.agents.drq.config import DrQConfig
 from ht_ray.agents.envs.atari import AtariConfig
@@ -484,7 +483,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         config = agent_variant(variant, methods=methods, method_settings=settings)
-        if isinstance(config, BBFConfig):
+        if "training_steps" in config.__dataclass_fields__:
             config = replace(config, training_steps=given["steps"])
         if path is not None:
             known = {"game": game_name(game), "seed": given["seed"], "config": asdict(config)}
