@@ -1,4 +1,4 @@
-"""The registry of agents: their classes, settings and variants, by name."""
+"""Registry of agents: their classes, settings and variants, by name."""
 
 from __future__ import annotations
 

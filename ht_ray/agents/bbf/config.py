@@ -23,7 +23,7 @@ __all__ = ["BBF_VARIANTS", "BBFConfig", "bbf_variant"]
 class BBFConfig(AgentConfig):
     """BBF with two updates per step, on Atari-100k.
 
-    Two things start the network anew, at intervals of their own. A *restart* is BBF's: every `restart_interval`
+    Two things take the network back, at intervals of their own. A *restart* is BBF's: every `restart_interval`
     gradient steps the encoder and the transition model are shrunk and perturbed, the head is drawn afresh, and the
     schedules of n-step and discount begin again. A *reset* is Hare & Tortoise's: every `reset_interval` gradient steps
     the online network is set to its target.

@@ -1,4 +1,4 @@
-"""BBF's restart: the backbone is shrunk and perturbed, the head starts anew, in both networks."""
+"""Restart of BBF: the backbone is shrunk and perturbed, and the head drawn afresh, in both networks."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Restart(Method):
 
     Parameters
     ----------
-    module
+    module : nn.Module
         The network; the optimiser forgets its head's parameters.
-    target
+    target : nn.Module or None, default None
         None: there is none, or it is left alone. Its parameters must not be frozen, which is to leave them alone.
-    due
-        Whether there is a restart after so many optimiser steps. Default: there is none.
+    due : callable
+        Whether there is a restart after so many optimiser steps; by default there is none.
     settings, seed, **changes
         As in `Method`; the seed is that of the draws.
 

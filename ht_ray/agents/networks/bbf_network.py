@@ -1,4 +1,4 @@
-"""The network of BBF: a residual encoder, a head for distributions of values, and a model of what comes next."""
+"""BBF's network: a residual encoder, a head for distributions of values, and a model of what comes next."""
 
 from __future__ import annotations
 
@@ -71,13 +71,13 @@ class BBFNetwork(nn.Module):
 
     Parameters
     ----------
-    actions
-        How many there are.
-    bins
+    actions : int
+        Number of actions.
+    bins : int, default 51
         Logits for each action.
-    config
-        Default: `BBFNetworkConfig`'s.
-    observation_shape
+    config : BBFNetworkConfig or None, default None
+        Its shape; None: the defaults of `BBFNetworkConfig`.
+    observation_shape : tuple of int, default (4, 84, 84)
         ``(C, H, W)``.
 
     Raises
@@ -126,7 +126,7 @@ arXiv:2007.05929.
 
         Parameters
         ----------
-        observations
+        observations : Tensor
             ``(B, C, H, W)``, float, in [0, 1] (see `to_unit`, `augment`).
 
         Returns
@@ -142,9 +142,9 @@ arXiv:2007.05929.
 
         Parameters
         ----------
-        observations
+        observations : Tensor
             As in `forward`.
-        actions
+        actions : Tensor
             ``(B, K)``, int64: those taken from there on.
 
         Returns

@@ -1,4 +1,4 @@
-"""The residual encoder of IMPALA, as BBF widens it."""
+"""IMPALA's residual encoder, as BBF widens it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def renormalise(latents: Tensor) -> Tensor:
 
     Parameters
     ----------
-    latents
+    latents : Tensor
         ``(B, ...)``.
 
     Returns
@@ -54,12 +54,12 @@ class ImpalaEncoder(nn.Sequential):
 
     Parameters
     ----------
-    channels
-        Of the observations.
-    widths
+    channels : int
+        Channels of the observations.
+    widths : sequence of int
         Channels of each stage.
-    blocks
-        Residual blocks in a stage. Default 2.
+    blocks : int, default 2
+        Residual blocks in a stage.
 
     Raises
     ------

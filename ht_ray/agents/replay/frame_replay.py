@@ -1,4 +1,4 @@
-"""The replay: each frame is kept once, and stacked when sampled."""
+"""Replay of frames: each is kept once, and stacked when sampled."""
 
 from __future__ import annotations
 
@@ -66,28 +66,28 @@ class FrameReplay:
 
     Parameters
     ----------
-    capacity
+    capacity : int
         Frames held: one per step and one per start of an episode; divided among `envs`.
     frame_shape, frame_dtype
-        Of one frame. Default (84, 84), uint8.
-    stack
-        Frames in an observation. Default 4.
+        Shape and type of one frame; by default (84, 84), uint8.
+    stack : int, default 4
+        Frames in an observation.
     n_step, discount
         What `sample` takes when it is given none. Default 10, 0.99.
     prioritized, priority_exponent, importance
         See `ReplayConfig`: draw in proportion to ``priority ** priority_exponent``, with weights
         ``probability ** -importance``. New transitions get the greatest priority so far, at first 1.
         Default False, 0.5, 0.5.
-    published_n_step
-        See `ReplayConfig`. Default False.
-    envs
-        Environments that write, each into a part of its own. Default 1.
-    device
-        Where frames are kept and batches come. Neither adding nor sampling waits for a GPU. Default ``"cpu"``.
-    graph
-        See `Agent`: whether batches are put together, and priorities set, by CUDA graphs. Default ``"auto"``.
-    seed
-        Of the draws, which come from ``(seed, number of samples so far)`` and are the same on every device.
+    published_n_step : bool, default False
+        See `ReplayConfig`.
+    envs : int, default 1
+        Environments that write, each into a part of its own.
+    device : torch.device or str, default "cpu"
+        Where frames are kept and batches come. Neither adding nor sampling waits for a GPU.
+    graph : {"auto", "on", "off"}, default "auto"
+        See `Agent`: whether batches are put together, and priorities set, by CUDA graphs.
+    seed : int, default 0
+        Seed of the draws, which come from ``(seed, number of samples so far)`` and are the same on every device.
 
     Raises
     ------
@@ -216,7 +216,7 @@ class FrameReplay:
 
         Parameters
         ----------
-        terminated, truncated
+        terminated, truncated : bool
             Whether the episode ended here, and how; `terminated` counts if both are. `start` must follow.
 
         Raises
@@ -260,14 +260,14 @@ class FrameReplay:
 
         Parameters
         ----------
-        batch_size
+        batch_size : int
             How many.
         n_step, discount
-            Of this batch; those of the replay by default. `n_step` may also be one for each transition, int64 of shape
-            ``(B,)``, on the CPU; what is drawn then has the steps of the greatest behind it.
-        sequence
+            N-step and discount of this batch; those of the replay by default. `n_step` may also be one for each
+            transition, int64 of shape ``(B,)``, on the CPU; what is drawn then has the steps of the greatest behind it.
+        sequence : int, default 0
             How many of the observations that follow are returned too; transitions whose episode may still bring some
-            of them are not drawn. Default 0.
+            of them are not drawn.
 
         Raises
         ------
@@ -361,10 +361,10 @@ class FrameReplay:
 
         Parameters
         ----------
-        count
+        count : int
             How many.
-        seed
-            Of these draws alone.
+        seed : int
+            Seed of these draws alone.
 
         Returns
         -------
@@ -438,9 +438,9 @@ class FrameReplay:
 
         Parameters
         ----------
-        indices
+        indices : Tensor
             ``Batch.indices``, shape ``(B,)``.
-        priorities
+        priorities : Tensor
             At least 0, for instance losses: shape ``(B,)``. The replay raises them to `priority_exponent` itself. Where
             a transition was drawn repeatedly, the greatest counts.
 

@@ -1,4 +1,4 @@
-"""An agent at play: one game, and a replay that keeps what is seen."""
+"""Collector: an agent at play at one game, and a replay that keeps what is seen."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Collector:
 
     Parameters
     ----------
-    env
+    env : Environment
         The game. It is started when the first step is made, or continued by `load_state_dict`.
-    replay
-        Of one environment, for frames and stacks of the game's.
-    epsilon
+    replay : FrameReplay
+        A replay of one environment, for frames and stacks of the game's.
+    epsilon : EpsilonSchedule
         The probability of a random action, by the number of steps made.
     """
 
@@ -48,7 +48,7 @@ class Collector:
 
         Parameters
         ----------
-        act
+        act : callable
             From observations ``(1, stack, size, size)``, uint8, and the probability of a random action to an action,
             ``(1,)``.
 
@@ -80,11 +80,11 @@ class Collector:
 
         Parameters
         ----------
-        config
+        config : AgentConfig
             The agent's settings.
-        sampling
+        sampling : callable
             Says how the replay is to be sampled now: `Agent.sampling`.
-        update
+        update : callable
             Learns from a batch and returns the losses of its samples, ``(B,)``.
         """
         if not self.ready_to_learn(config, sampling()):

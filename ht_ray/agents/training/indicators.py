@@ -25,11 +25,11 @@ class AgentIndicators:
 
     Parameters
     ----------
-    agent
+    agent : Agent
         As it starts: the weights' distance is from here, also when it continues from a state that it loads later.
-    replay
+    replay : FrameReplay
         What it learns from.
-    interval
+    interval : int
         Gradient steps from one measurement to the next.
 
     Raises

@@ -96,17 +96,17 @@ class TrainingRun:
 
     Parameters
     ----------
-    game
+    game : str
         Its name.
-    config
+    config : AgentConfig or None, default None
         The agent's settings. Default: `DrQConfig`'s; see `agent_variant`.
-    seed
-        Of every draw.
-    env
+    seed : int, default 0
+        Seed of every draw.
+    env : EnvironmentConfig or None, default None
         The protocol, or another game's settings. Default: `AtariConfig`'s.
     device, precision, compile, graph
         See `Agent`; the replay is on the device too, with graphs of its own.
-    indicators_interval
+    indicators_interval : int or None, default None
         Gradient steps from one measurement of plasticity indicators to the next; see `AgentIndicators`. Default: none.
 
     Raises
@@ -326,19 +326,19 @@ def train(
     ----------
     game, config, seed, env, device, precision, compile, graph, indicators_interval
         See `TrainingRun`.
-    steps
-        Of the agent: four frames each. Default 100 000. BBF's restarts go by ``BBFConfig.training_steps`` instead.
-    evaluate_every
-        Steps from one evaluation to the next, besides the one at the end. Default: none. Training is the same whatever
-        it is.
-    evaluation_episodes
-        Games of each evaluation; 0 for no evaluation at all. Default 100.
-    checkpoint_dir
+    steps : int, default 100000
+        Steps of the agent, four frames each. BBF's restarts go by ``BBFConfig.training_steps`` instead.
+    evaluate_every : int or None, default None
+        Steps from one evaluation to the next, besides the one at the end. By default there is none. Training is
+        the same whatever it is.
+    evaluation_episodes : int, default 100
+        Games of each evaluation; 0 for no evaluation at all.
+    checkpoint_dir : str or Path or None, default None
         Where ``checkpoint.bin`` is written, and continued from if it is there; to the end of the same run, or with
         more `steps` further on. An evaluation that is due where it stands, and was not finished, is made up for.
-    checkpoint_every
-        Steps from one checkpoint to the next, besides the one at the end. Default 10 000.
-    on_evaluation
+    checkpoint_every : int, default 10000
+        Steps from one checkpoint to the next, besides the one at the end.
+    on_evaluation : callable, default None
         Called with each evaluation.
 
     Raises
@@ -484,7 +484,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = agent_variant(variant, methods=methods, method_settings=settings)
         if "training_steps" in config.__dataclass_fields__:
-            config = replace(config, training_steps=given["steps"])
+            length: dict[str, Any] = {"training_steps": given["steps"]}
+            config = replace(config, **length)
         if path is not None:
             known = {"game": game_name(game), "seed": given["seed"], "config": asdict(config)}
             _check_record(path, checkpoint_dir=given["checkpoint_dir"], **known)

@@ -1,4 +1,4 @@
-"""Value: how a network's outputs are values, and the loss of being wrong."""
+"""Values: how a network's outputs are values, and the loss of being wrong."""
 
 from __future__ import annotations
 
