@@ -15,7 +15,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
@@ -328,6 +328,8 @@ class AtariSettings(DrQConfig, _AtariStudy):
     """Of Shrink & Perturb, in gradient steps; by default 20000."""
     head_reset_interval: int | None = None
     """Of Head Reset, in gradient steps; by default the variant's."""
+    method_settings: Annotated[Mapping[str, Any] | None, tyro.conf.Suppress] = field(default=None, hash=False)
+    """Not a flag: settings follow the names in --methods, redo:redo_interval=500."""
 
     def __post_init__(self) -> None:
         self._check()
@@ -387,6 +389,8 @@ class BBFSettings(BBFConfig, _AtariStudy):
     code does, and keep for the others."""
     training_steps: Annotated[int, tyro.conf.Suppress] = BBFConfig.training_steps
     """Not to be set: it is --steps."""
+    method_settings: Annotated[Mapping[str, Any] | None, tyro.conf.Suppress] = field(default=None, hash=False)
+    """Not a flag: settings follow the names in --methods, redo:redo_interval=500."""
 
     def __post_init__(self) -> None:
         if "training_steps" in self._changed():

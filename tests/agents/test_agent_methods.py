@@ -286,6 +286,7 @@ def test_a_method_of_ones_own(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     run = {"check": True, "capture_output": True, "text": True, "timeout": 200, "env": environment}
     settings = subprocess.run([sys.executable, "-c", code], **run).stdout  # type: ignore[call-overload]
+    assert "my_methods:SignDecay+redo" in settings
     worker = (
         "import json, sys; from ht_ray.agents.registry import agent_from_dict, make_agent\n"
         "config = agent_from_dict(json.loads(sys.argv[1])); assert config.method_config.sign_decay_amount == 0.5\n"

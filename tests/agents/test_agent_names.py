@@ -90,10 +90,8 @@ def test_every_name_is_there() -> None:
 @pytest.mark.parametrize(
     "imports",
     [
-        "from ht_ray.agents import train",
         "import ht_ray.agents.train as module; from ht_ray.agents import train; assert module is train",
         "from ht_ray.agents import train; import ht_ray.agents.train as module; assert module is train",
-        "import ht_ray.agents.training.train; from ht_ray.agents import train",
     ],
 )
 def test_one_name_is_command_and_function(imports: str) -> None:
