@@ -15,7 +15,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
@@ -27,13 +27,13 @@ import tyro
 from torch import nn
 
 from ht_ray._checks import check_choice, check_number
-from ht_ray.agents.base_config import MOST
+from ht_ray.agents.base_config import MOST, AgentConfig
 from ht_ray.agents.bbf.config import BBFConfig
 from ht_ray.agents.drq.config import DrQConfig
 from ht_ray.agents.envs.games import ATARI_100K_GAMES, game_name
-from ht_ray.agents.variants import AGENTS, AgentConfig
+from ht_ray.agents.registry import AGENTS
 from ht_ray.errors import SettingError, SettingWarning
-from ht_ray.methods import Tortoise
+from ht_ray.methods import Phase, Tortoise
 from ht_ray.report.atari.study import format_thousands
 from ht_ray.sweep import TrialSpec, load_study_settings
 from tune_configs.command_line import Prepared, check_memory
@@ -283,7 +283,7 @@ def _resets(own: AgentConfig) -> bool:
 
 
 # Settings of BBF's restart, and of SPR.
-_RESTART = ("shrink_perturb_ratio", "restart_optimizer_state", "reinitialise_tortoise")
+_RESTART = ("shrink_perturb_ratio", "restart_optimizer_state", "reinitialize_tortoise")
 _SPR = ("spr_steps",)
 
 
@@ -307,7 +307,7 @@ class AtariSettings(DrQConfig, _AtariStudy):
         "shrink_perturb_ratio": lambda own: own.shrink_perturb_interval is not None,
         "head_reset_interval": lambda own: own.head_reset_interval is not None,
         "toward": lambda own: bool(own.shrink_perturb_interval or own.head_reset_interval),
-        "reinitialise_tortoise": lambda own: (
+        "reinitialize_tortoise": lambda own: (
             own.momentum is not None and bool(own.shrink_perturb_interval or own.head_reset_interval)
         ),
     }
@@ -328,6 +328,8 @@ class AtariSettings(DrQConfig, _AtariStudy):
     """Of Shrink & Perturb, in gradient steps; by default 20000."""
     head_reset_interval: int | None = None
     """Of Head Reset, in gradient steps; by default the variant's."""
+    method_settings: Annotated[Mapping[str, Any] | None, tyro.conf.Suppress] = field(default=None, hash=False)
+    """Not a flag: settings follow the names in --methods, redo:redo_interval=500."""
 
     def __post_init__(self) -> None:
         self._check()
@@ -387,6 +389,8 @@ class BBFSettings(BBFConfig, _AtariStudy):
     code does, and keep for the others."""
     training_steps: Annotated[int, tyro.conf.Suppress] = BBFConfig.training_steps
     """Not to be set: it is --steps."""
+    method_settings: Annotated[Mapping[str, Any] | None, tyro.conf.Suppress] = field(default=None, hash=False)
+    """Not a flag: settings follow the names in --methods, redo:redo_interval=500."""
 
     def __post_init__(self) -> None:
         if "training_steps" in self._changed():
@@ -478,7 +482,7 @@ def schedule_warnings(settings: _AtariStudy) -> list[str]:
             )
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always", SettingWarning)
-                tortoise.begin_phase(steps_per_epoch=1)
+                tortoise.before_phase(Phase(steps_per_epoch=1))
             sentences += [f"{agent.name}: {warning.message}" for warning in caught]
     return sentences
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from ht_ray.agents.envs.atari import AtariConfig
+from ht_ray.agents.registry import agent_from_dict
 from ht_ray.agents.training.train import Evaluation, TrainingRun
-from ht_ray.agents.variants import agent_from_dict
 from ht_ray.report.atari.reference import human_normalized
 from ht_ray.sweep import Report
 

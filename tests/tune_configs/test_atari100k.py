@@ -142,7 +142,7 @@ def test_nothing_that_is_not_the_papers_goes_by_its_name(setting: str) -> None:
 
 
 def test_what_else_differs_is_said() -> None:
-    settings = AtariSettings(lr=1e-3, max_steps=500, precision="bf16", evaluation_episodes=3, steps=10)
+    settings = AtariSettings(learning_rate=1e-3, max_steps=500, precision="bf16", evaluation_episodes=3, steps=10)
     assert settings.differs == [
         "lr = 0.001 instead of 0.0001",
         "max_steps = 500 instead of 27000",
@@ -277,7 +277,7 @@ def test_a_trial_is_the_plain_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_loss_without_bounds_is_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plain_loop, "_LOSS_STEPS", 20)
-    (spec,) = trials(small(lr=1e30))
+    (spec,) = trials(small(learning_rate=1e30))
     with pytest.raises(Diverged, match="training loss"):
         advanced(AtariTrial(spec.config), 4)
 

@@ -64,7 +64,7 @@ _DROPOUT_FUNCTIONS = frozenset(
 _POOLS = (
     nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
     nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
-    nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
+    nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d,
 )  # fmt: skip
 _POOL_FUNCTIONS = frozenset(
     f"{kind}_pool{size}d" for kind in ("max", "avg", "adaptive_avg", "adaptive_max") for size in (1, 2, 3)
@@ -479,7 +479,8 @@ def find_units(module: nn.Module, *, layers: Layers | None = None) -> UnitMap:
     The network is traced symbolically: it is not run, and neither it nor the random state changes. Units can be
     recycled where a linear layer or convolution, perhaps a BatchNorm, an activation (CReLU too), perhaps dropout,
     pooling and flattening, and other such layers follow each other, and the weights are trainable and used once.
-    The units of a residual stream cannot: several layers write into each of them.
+    The units of a residual stream cannot: several layers write into each of them. A network may name its units
+    itself: with a method ``unit_layers()`` that returns what `layers` is otherwise.
 
     Parameters
     ----------
@@ -487,7 +488,8 @@ def find_units(module: nn.Module, *, layers: Layers | None = None) -> UnitMap:
         The network, head included.
     layers
         The units to take, instead of tracing: tuples of an incoming layer's name, the activation's, those of the
-        outgoing layers, and, if there is one between the first two, that of the BatchNorm.
+        outgoing layers, and, if there is one between the first two, that of the BatchNorm. By default those that the
+        network names.
 
     Raises
     ------
@@ -505,6 +507,8 @@ def find_units(module: nn.Module, *, layers: Layers | None = None) -> UnitMap:
     >>> find_units(net, layers=[("0", "1", ("3",))]).hidden == found.hidden
     True
     """
+    if layers is None and callable(offered := getattr(module, "unit_layers", None)):
+        layers = offered()
     return _named(_Finder(module), layers) if layers is not None else _traced(module)
 
 
