@@ -198,6 +198,10 @@ class _Tracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        try:
+            self.path_of_module(m)
+        except NameError:  # made in the forward pass: no part of the network, but what it calls is recorded
+            return m.forward(*args, **kwargs)
         # Not through ``__call__``, which would run the hooks of containers.
         return super().call_module(m, m.forward, args, kwargs)
 

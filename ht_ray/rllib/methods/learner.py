@@ -63,6 +63,7 @@ _DISTANCE_INTERVAL = 100
 _COUNTS: Mapping[str, Mapping[str, str]] = {
     "hare_tortoise": {UPDATES: "updates", RESETS: "resets"},
     "target": {},
+    "regenerative": {},
     "shrink_perturb": {SHRINK_PERTURBS: "applications"},
     "head_reset": {HEAD_RESETS: "applications"},
     "redo": {"recycled_units": "recycled"},
@@ -372,10 +373,9 @@ class MethodLearner(TorchLearner):
     def _fresh(self, module: Any) -> nn.Module:
         # The RLModule made anew, so that initialisers which its settings name are used.
         made = RLModuleSpec.from_module(module).build()
-        if not self._has_target(module):
-            return all_networks(made)
-        made.make_target_networks()
-        return network_pair(made).online
+        if isinstance(made, TargetNetworkAPI):
+            made.make_target_networks()
+        return network_pair(made).online if self._has_target(module) else all_networks(made)
 
     def _optimizers(self, module_id: str) -> list[Any]:
         return [optimizer for _, optimizer in self.get_optimizers_for_module(module_id)]
