@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import ray.cloudpickle
@@ -217,6 +218,20 @@ def test_distributional_networks_have_units_too(made: Any) -> None:
     assert len(learner._methods[MODULE].composition.by_name["redo"].units.hidden) == 3
 
 
+def test_convolutions_have_units_too() -> None:
+    # RLlib pads before each of them, and puts the last one's maps last before it flattens them.
+    config = HTDQNConfig().rl_module(model_config={**SMALL, "conv_filters": [[4, 4, 2], [6, 4, 2]]})
+    images = gymnasium.spaces.Box(0, 1, (16, 16, 3), np.float32)
+    learner = config.training(methods="redo").build_learner(spaces={MODULE: (images, DISCRETE[1])})
+    units = learner._methods[MODULE].composition.by_name["redo"].units
+    first, last, *_ = units.hidden
+    assert not units.skipped and [one.layer for one in first.outgoing] == ["encoder.net.0.cnn.4"]
+    assert [(one.layer, one.repeats, one.interleaved) for one in last.outgoing] == [
+        ("af.net.mlp.0", 16, True),
+        ("vf.net.mlp.0", 16, True),
+    ]
+
+
 def test_networks_without_units_are_refused_when_the_learner_is_built() -> None:
     bare = {"fcnet_hiddens": [8], "fcnet_activation": "linear", "head_fcnet_hiddens": []}
     with pytest.raises(SettingError, match="ReDo: Networks has no hidden units that can be recycled"):
@@ -396,7 +411,7 @@ def algorithm_config(config: Any, **training: Any) -> Any:
 @pytest.mark.parametrize(
     ("settings", "metric"),
     [
-        ({"methods": "redo", "redo_interval": 50, "redo_threshold": 0.1}, "recycled_units"),
+        ({"methods": "redo", "redo_interval": 50, "redo_threshold": 0.3}, "recycled_units"),
         (
             {
                 "methods": "continual_backprop",
