@@ -16,8 +16,8 @@ from torch import Tensor
 from ht_ray.agents import to_unit
 from ht_ray.agents.registry import agent_from_dict, make_agent
 from ht_ray.agents.replay import Batch
-from ht_ray.rllib.hare_tortoise.learner import DISTANCE, HEAD_RESETS, RESETS, SHRINK_PERTURBS, UPDATES
 from ht_ray.rllib.last_value import LAST
+from ht_ray.rllib.methods.learner import DISTANCE, HEAD_RESETS, RESETS, SHRINK_PERTURBS, UPDATES
 
 __all__ = ["COMPONENT_AGENT", "AgentLearner", "AgentModule", "as_learner_batch"]
 
