@@ -123,7 +123,9 @@ def make_agent(config: AgentConfig, **given: Any) -> Agent:
     >>> type(make_agent(agent_variant("drq"), shape=(4, 84, 84), num_actions=6)).__name__
     'DrQAgent'
     """
-    for kind in _agents.values():
-        if isinstance(config, kind.config):
-            return kind.agent(config, **given)
+    kinds = {kind.config: kind for kind in _agents.values()}
+    # Of settings that are derived from another agent's, the nearest class is the agent's own.
+    for cls in type(config).__mro__:
+        if cls in kinds:
+            return kinds[cls].agent(config, **given)
     raise SettingError(f"make_agent: {type(config).__name__}: accepted are settings of {', '.join(AGENTS)}.")

@@ -15,6 +15,7 @@ class ScalarValue(Value):
 
     Examples
     --------
+    >>> import torch
     >>> ScalarValue().loss(torch.tensor([[0.0], [0.0]]), torch.tensor([0.5, 3.0]))
     tensor([0.1250, 2.5000])
     """

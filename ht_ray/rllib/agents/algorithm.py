@@ -31,7 +31,12 @@ from ht_ray.rllib.last_value import LAST
 __all__ = ["AgentAlgorithm", "AgentAlgorithmConfig"]
 
 # What RLlib's other algorithms call settings of an agent.
-_SYNONYMS = {"gamma": "discount", "train_batch_size": "batch_size", "train_batch_size_per_learner": "batch_size"}
+_SYNONYMS = {
+    "gamma": "discount",
+    "lr": "learning_rate",
+    "train_batch_size": "batch_size",
+    "train_batch_size_per_learner": "batch_size",
+}
 
 
 class AgentAlgorithmConfig(AlgorithmConfig):
