@@ -17,7 +17,7 @@ from itertools import pairwise
 
 import torch
 
-from ht_ray.diagnostics import INDICATORS, IndicatorConfig
+from ht_ray.diagnostics import INDICATOR_GROUPS, INDICATORS, IndicatorConfig
 from ht_ray.mechanisms import SettingWarning
 from ht_ray.vision import (
     METHODS,
@@ -42,7 +42,6 @@ NETWORKS = {
     "small CNN": (ModelConfig("vgg16", width=0.125), (3, 32, 32), 64),
 }
 COMBINED = ("shrink_perturb+l2+augment", "hare_tortoise+redo")
-GROUPS = ("weights", "features", "units", "gradients", "curvature", "covariance", "probe")
 
 
 def random_data(shape: tuple[int, int, int], count: int) -> ImageData:
@@ -102,12 +101,12 @@ def indicator_table(rounds: int) -> str:
     """Return milliseconds per evaluation of each group of indicators, 512 samples, as Markdown."""
     lines = ["| indicators | " + " | ".join(f"{network}: ms" for network in NETWORKS) + " |"]
     lines.append("| --- |" + " ---: |" * len(NETWORKS))
-    cells: dict[str, list[str]] = {group: [] for group in GROUPS}
+    cells: dict[str, list[str]] = {group: [] for group in INDICATOR_GROUPS}
     for config, shape, _batch in NETWORKS.values():
         data = random_data(shape, 512)
         model = make_model(config, shape=shape, num_classes=10, seed=0)
         normalise = Normalise(data.mean, data.std)
-        for group in GROUPS:
+        for group in INDICATOR_GROUPS:
             settings = IndicatorConfig(every=1, names=(group,))
             indicators = make_indicators(settings, model, data, training=TrainingConfig(), normalise=normalise, seed=0)
             assert indicators is not None

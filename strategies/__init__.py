@@ -4,12 +4,13 @@ Importing this package imports avalanche, which takes several seconds.
 """
 
 from ht_ray.errors import Interrupted
-from strategies.benchmark import ImagePool, PoolDataset, stream_benchmark
-from strategies.checkpoint import load_strategy, save_strategy
-from strategies.loading import InMemoryLoading
-from strategies.methods import MethodStrategy, make_strategy, method_plugins
-from strategies.metrics import PlasticityIndicators, indicator_metrics
-from strategies.plugins import (
+
+from .benchmark import ImagePool, PoolDataset, stream_benchmark
+from .checkpoint import load_strategy, save_strategy
+from .loading import InMemoryLoading
+from .methods import MethodStrategy, make_strategy, method_plugins
+from .metrics import PlasticityIndicators, indicator_metrics
+from .plugins import (
     AugmentPlugin,
     ContinualBackpropPlugin,
     EMAPlugin,
@@ -32,7 +33,7 @@ from strategies.plugins import (
     UPGDPlugin,
     WeightClippingPlugin,
 )
-from strategies.ready import EMA, HareTortoise, HeadReset, LimitedBuffer, Plain, ShrinkPerturb
+from .ready import EMA, HareTortoise, HeadReset, LimitedBuffer, Plain, ShrinkPerturb
 
 __all__ = [
     "EMA",

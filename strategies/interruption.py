@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ht_ray.errors import Interrupted
-from strategies.loading import TaskLoader
-from strategies.plugins import OrderedPlugin
+
+from .loading import TaskLoader
+from .plugins import OrderedPlugin
 
 if TYPE_CHECKING:
     from avalanche.training.templates import SupervisedTemplate as _Template

@@ -19,7 +19,8 @@ from ht_ray._checks import check_choice, check_number
 from ht_ray.mechanisms import isolated_rng
 from ht_ray.vision.data.loader import InMemoryLoader, Normalise
 from ht_ray.vision.training.optimizer import AUGMENTATIONS
-from strategies.benchmark import PoolDataset
+
+from .benchmark import PoolDataset
 
 if TYPE_CHECKING:
     from avalanche.training.templates import SupervisedTemplate as _Template

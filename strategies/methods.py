@@ -18,8 +18,9 @@ from ht_ray.vision.method_config import MethodConfig
 from ht_ray.vision.training.fit import Row
 from ht_ray.vision.training.indicators import make_indicators
 from ht_ray.vision.training.optimizer import TrainingConfig, make_optimizer
-from strategies.interruption import Interruptible
-from strategies.plugins import (
+
+from .interruption import Interruptible
+from .plugins import (
     ContinualBackpropPlugin,
     EMAPlugin,
     HareTortoisePlugin,
@@ -40,7 +41,7 @@ from strategies.plugins import (
     UPGDPlugin,
     WeightClippingPlugin,
 )
-from strategies.ready import Plain
+from .ready import Plain
 
 __all__ = ["MethodStrategy", "make_strategy", "method_plugins"]
 

@@ -11,8 +11,8 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import nn
 from torch.optim import Optimizer
 
-from strategies.loading import InMemoryLoading
-from strategies.plugins import (
+from .loading import InMemoryLoading
+from .plugins import (
     EMAPlugin,
     HareTortoisePlugin,
     HeadResetPlugin,

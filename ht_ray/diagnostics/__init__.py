@@ -24,8 +24,17 @@ from ht_ray.diagnostics.gradients import (
     loss_gradients,
     zero_gradient_ratio,
 )
-from ht_ray.diagnostics.indicators import INDICATOR_GROUPS, INDICATORS, IndicatorConfig, Indicators
+from ht_ray.diagnostics.indicators import Indicators
 from ht_ray.diagnostics.probe import Probe, plasticity_probe, probe_loss
+from ht_ray.diagnostics.registry import (
+    INDICATOR_GROUPS,
+    INDICATORS,
+    UNLABELLED_GROUPS,
+    Indicator,
+    IndicatorConfig,
+    Measurement,
+    register_indicator,
+)
 from ht_ray.diagnostics.units import ACTIVATIONS, ActivationRecord, activation_recorder, dormant_ratios
 from ht_ray.diagnostics.weights import weight_distance, weight_magnitude
 
@@ -33,13 +42,16 @@ __all__ = [
     "ACTIVATIONS",
     "INDICATORS",
     "INDICATOR_GROUPS",
+    "UNLABELLED_GROUPS",
     "ActivationRecord",
     "FeatureRecord",
     "GradientCovariance",
     "HessianEigenvalues",
+    "Indicator",
     "IndicatorConfig",
     "Indicators",
     "LossGradients",
+    "Measurement",
     "Probe",
     "Ranks",
     "activation_recorder",
@@ -55,6 +67,7 @@ __all__ = [
     "plasticity_probe",
     "probe_loss",
     "ranks",
+    "register_indicator",
     "srank",
     "stable_rank",
     "weight_distance",

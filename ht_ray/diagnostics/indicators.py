@@ -1,140 +1,25 @@
-"""All indicators of one network on one fixed batch, as plain numbers by name."""
+"""Indicators of one network on one fixed batch, measured again and again as it trains."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ht_ray._checks import check_choice, check_number
-from ht_ray.diagnostics._measuring import Loss, accumulator, count, measuring, run, take, trainable
-from ht_ray.diagnostics.curvature import hessian_eigenvalues
-from ht_ray.diagnostics.features import FeatureRecord, feature_recorder, ranks, zero_activation_ratio
-from ht_ray.diagnostics.gradients import gradient_covariance, loss_gradients
-from ht_ray.diagnostics.probe import OptimizerMaker, probe_loss
-from ht_ray.diagnostics.units import ActivationRecord, activation_recorder
-from ht_ray.diagnostics.weights import weight_distance, weight_magnitude
+from ht_ray._checks import check_number
+from ht_ray.diagnostics._measuring import Loss, accumulator, count, take, trainable
+from ht_ray.diagnostics.features import feature_recorder
+from ht_ray.diagnostics.probe import OptimizerMaker
+from ht_ray.diagnostics.registry import INDICATORS, IndicatorConfig, Measurement
 from ht_ray.errors import SettingError
 from ht_ray.mechanisms.weights.fresh import fresh_weights
 from ht_ray.mechanisms.weights.rng import generator
 from ht_ray.methods.method import Inputs
 
-__all__ = ["INDICATORS", "INDICATOR_GROUPS", "IndicatorConfig", "Indicators"]
-
-_MOST_EIGENVALUES = 10
-
-#: The names of a group's indicators, by the name of the group in `IndicatorConfig.names`.
-INDICATOR_GROUPS: dict[str, tuple[str, ...]] = {
-    "weights": ("weight_magnitude", "weight_distance"),
-    "features": ("zero_activation_ratio", "srank", "effective_rank", "stable_rank"),
-    "units": ("dormant_ratio", "dead_unit_ratio"),
-    "gradients": ("zero_gradient_ratio", "gradient_norm"),
-    "curvature": (
-        "hessian_max",
-        *(f"hessian_{i}" for i in range(2, _MOST_EIGENVALUES + 1)),
-        "hessian_min",
-        "hessian_residual",
-    ),
-    "covariance": ("gradient_cosine", "gradient_interference"),
-    "probe": ("probe_loss", "probe_baseline", "probe_gap"),
-}
-
-#: What to call an indicator in a figure, by its name.
-INDICATORS: dict[str, str] = {
-    "weight_magnitude": "Weight magnitude",
-    "weight_distance": "Weight distance from initialisation",
-    "zero_activation_ratio": "Zero activations of the features",
-    "srank": "Feature rank (srank)",
-    "effective_rank": "Effective rank of the features",
-    "stable_rank": "Stable rank of the features",
-    "dormant_ratio": "Dormant units",
-    "dead_unit_ratio": "Units that never fire",
-    "zero_gradient_ratio": "Zero gradients of the features",
-    "gradient_norm": "Gradient norm",
-    "hessian_max": "Largest Hessian eigenvalue",
-    **{f"hessian_{i}": f"Hessian eigenvalue {i}" for i in range(2, _MOST_EIGENVALUES + 1)},
-    "hessian_min": "Smallest Hessian eigenvalue seen",
-    "hessian_residual": "Largest error bound of the Hessian eigenvalues",
-    "gradient_cosine": "Cosine between samples' gradients",
-    "gradient_interference": "Interfering pairs of samples",
-    "probe_loss": "Loss reached on new labels",
-    "probe_baseline": "Loss a fresh network reaches on new labels",
-    "probe_gap": "Loss on new labels above a fresh network's",
-}
-
-
-@dataclass(frozen=True)
-class IndicatorConfig:
-    """Which indicators of plasticity are measured, when, and on how many samples.
-
-    Raises
-    ------
-    SettingError
-        If a value is not accepted.
-
-    References
-    ----------
-    Lee et al. (2024), appendix C. arXiv:2406.02596.
-    Sokar et al. (2023). The dormant neuron phenomenon in deep reinforcement learning. arXiv:2302.12902.
-    Lyle et al. (2023). Understanding plasticity in neural networks. arXiv:2303.01486.
-
-    Examples
-    --------
-    >>> IndicatorConfig(names=("weights", "feature"))
-    Traceback (most recent call last):
-    ...
-    ht_ray.errors.SettingError: IndicatorConfig.names = 'feature': accepted are 'weights', 'features', 'units', \
-'gradients', 'curvature', 'covariance', 'probe'. Did you mean 'features'?
-    """
-
-    every: int = 0
-    """Epochs from one measurement to the next; 0 measures nothing."""
-    samples: int = 512
-    """Training samples in the fixed batch; 512 is the paper's least."""
-    names: tuple[str, ...] = ("weights", "features", "units", "gradients")
-    """Groups of indicators: weights, features, units, gradients; and, at a higher price: curvature (at most
-    `hessian_iterations` products, each a few times the price of a training step on the fixed batch, and as many copies
-    of the network held), covariance (of single samples' gradients), probe (`probe_steps` of training)."""
-    srank_delta: float = 0.01
-    """Share of the sum of singular values that srank leaves out."""
-    dormant_threshold: float = 0.025
-    """A unit is dormant whose activity is at most this share of its layer's average."""
-    eigenvalues: int = 5
-    """Largest eigenvalues of the Hessian."""
-    hessian_iterations: int = 50
-    """Most Hessian-vector products for them."""
-    covariance_samples: int = 64
-    """Samples of the fixed batch whose gradients are compared."""
-    probe_steps: int = 100
-    """Steps of training on random labels."""
-    probe_batch_size: int = 256
-    """Samples of each of these steps."""
-    chunk_size: int = 256
-    """Samples computed at a time; changes memory and speed, not results but by rounding."""
-
-    def __post_init__(self) -> None:
-        check_number("IndicatorConfig.every", self.every, low=0, integer=True)
-        check_number("IndicatorConfig.samples", self.samples, low=2, integer=True)
-        for name in self.names:
-            check_choice("IndicatorConfig.names", name, INDICATOR_GROUPS)
-        if not self.names or len(set(self.names)) < len(self.names):
-            raise SettingError(
-                f"IndicatorConfig.names = {self.names!r}: accepted are one or more different groups; "
-                "IndicatorConfig.every = 0 measures nothing."
-            )
-        check_number("IndicatorConfig.srank_delta", self.srank_delta, low=0, high=1, low_open=True, high_open=True)
-        check_number("IndicatorConfig.dormant_threshold", self.dormant_threshold, low=0)
-        check_number("IndicatorConfig.eigenvalues", self.eigenvalues, low=1, high=_MOST_EIGENVALUES, integer=True)
-        check_number("IndicatorConfig.hessian_iterations", self.hessian_iterations, low=self.eigenvalues, integer=True)
-        check_number("IndicatorConfig.covariance_samples", self.covariance_samples, low=2, integer=True)
-        check_number("IndicatorConfig.probe_steps", self.probe_steps, low=1, integer=True)
-        check_number("IndicatorConfig.probe_batch_size", self.probe_batch_size, low=1, integer=True)
-        check_number("IndicatorConfig.chunk_size", self.chunk_size, low=1, integer=True)
+__all__ = ["Indicators"]
 
 
 class Indicators:
@@ -249,98 +134,32 @@ class Indicators:
         Values that are not defined are NaN: of a network whose activations are not finite, of units where no
         activation is a module, of the distance where no parameter is left of the initial ones.
         """
-        config = self.config
         home = next(iter((*self.module.parameters(), *self.module.buffers())), self.labels).device
-        inputs: Inputs = (
-            tuple(x.to(home) for x in self.inputs) if isinstance(self.inputs, tuple) else self.inputs.to(home)
+        measurement = Measurement(
+            config=self.config,
+            module=self.module,
+            inputs=tuple(x.to(home) for x in self.inputs) if isinstance(self.inputs, tuple) else self.inputs.to(home),
+            labels=self.labels.to(home),
+            initial=self.initial,
+            backbone=self.backbone,
+            make_optimizer=self.make_optimizer,
+            num_classes=self.num_classes,
+            seed=self.seed,
+            loss=self.loss,
+            fresh=self.fresh,
         )
-        labels = self.labels.to(home)
+        if self._probe_baseline is not None:
+            measurement.probe_baseline = self._probe_baseline
         values: dict[str, Tensor] = {}
-        if "weights" in config.names:
-            values["weight_magnitude"] = weight_magnitude(self.module)["all"]
-            values["weight_distance"] = weight_distance(self.module, self.initial)["all"]
-        values |= self._of_one_pass(inputs, labels)
-        if "curvature" in config.names:
-            curvature = hessian_eigenvalues(
-                self.module,
-                inputs,
-                labels,
-                k=config.eigenvalues,
-                iterations=config.hessian_iterations,
-                seed=self.seed,
-                loss=self.loss,
-                chunk_size=config.chunk_size,
-            )
-            largest = INDICATOR_GROUPS["curvature"][: config.eigenvalues]
-            values |= dict(zip(largest, curvature.values, strict=False))  # a tiny network has fewer
-            values["hessian_min"] = curvature.smallest
-            values["hessian_residual"] = curvature.residuals.max()
-        if "covariance" in config.names:
-            covariance = gradient_covariance(
-                self.module, inputs, labels, samples=config.covariance_samples, loss=self.loss
-            )
-            values["gradient_cosine"] = covariance.cosine
-            values["gradient_interference"] = covariance.interference
-        if "probe" in config.names:
-            values["probe_loss"] = self._probe(inputs, fresh=False)
-            if self._probe_baseline is None:
-                fresh = self.fresh if self.fresh is not None else True
-                self._probe_baseline = float(self._probe(inputs, fresh=fresh))
-            values["probe_baseline"] = torch.tensor(self._probe_baseline)
-            values["probe_gap"] = values["probe_loss"] - self._probe_baseline
+        for name, indicator in INDICATORS.items():
+            value = indicator.measure(measurement) if indicator.group in self.config.names else None
+            if value is not None:
+                values[name] = value
+        if "probe" in self.config.names:
+            self._probe_baseline = measurement.probe_baseline
         wide = accumulator(home)
         numbers = torch.stack([value.to(home, wide) for value in values.values()]).tolist()
         return dict(zip(values, numbers, strict=True))
-
-    def _of_one_pass(self, inputs: Inputs, labels: Tensor) -> dict[str, Tensor]:
-        """Return the indicators of features, units and gradients, which one pass over the batch serves."""
-        config = self.config
-        values: dict[str, Tensor] = {}
-        units: ActivationRecord | None = None
-        features: FeatureRecord | None = None
-        gradients: dict[str, Tensor] = {}
-        with ExitStack() as stack:
-            if "units" in config.names:
-                units = stack.enter_context(activation_recorder(self.module))
-            if "features" in config.names:
-                features = stack.enter_context(feature_recorder(self.module, self.backbone))
-            if "gradients" in config.names:
-                zero_ratio, norm = loss_gradients(
-                    self.module,
-                    inputs,
-                    labels,
-                    backbone=self.backbone,
-                    loss=self.loss,
-                    chunk_size=config.chunk_size,
-                )
-                gradients = {"zero_gradient_ratio": zero_ratio, "gradient_norm": norm}
-            elif units is not None or features is not None:
-                with measuring(self.module):
-                    run(self.module, inputs, config.chunk_size)
-        if features is not None:
-            matrix = features.matrix()
-            values["zero_activation_ratio"] = zero_activation_ratio(matrix)
-            values |= ranks(matrix, config.srank_delta)._asdict()
-        if units is not None:
-            ratios = units.dormant_ratios((config.dormant_threshold, 0.0))
-            values["dormant_ratio"] = ratios[config.dormant_threshold]["all"]
-            values["dead_unit_ratio"] = ratios[0.0]["all"]
-        return values | gradients
-
-    def _probe(self, inputs: Inputs, fresh: nn.Module | Callable[[], nn.Module] | bool) -> Tensor:
-        assert self.make_optimizer is not None
-        return probe_loss(
-            self.module,
-            self.make_optimizer,
-            inputs,
-            num_classes=self.num_classes,
-            steps=self.config.probe_steps,
-            batch_size=self.config.probe_batch_size,
-            seed=self.seed,
-            fresh=fresh,
-            loss=self.loss,
-            chunk_size=self.config.chunk_size,
-        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return what to continue with: the initial weights, and what the fresh network reached, once it is known."""

@@ -13,13 +13,13 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.models.base import ENCODER_OUT
 from torch import Tensor, nn
 
-from ht_ray.diagnostics import IndicatorConfig, Indicators
+from ht_ray.diagnostics import UNLABELLED_GROUPS, IndicatorConfig, Indicators
 from ht_ray.errors import SettingError
 
 __all__ = ["OnlineNetwork", "RecentSamples", "measure_indicators"]
 
 # What the gradient says is in RLlib's own metrics: `gradients_default_optimizer_global_norm`.
-_CONFIG = IndicatorConfig(names=("weights", "features", "units"))
+_CONFIG = IndicatorConfig(names=UNLABELLED_GROUPS)
 
 
 class _Encoder(nn.Module):

@@ -5,37 +5,36 @@ torchvision and scikit-learn are imported when a data set is read.
 
 from ht_ray.errors import Interrupted
 from ht_ray.methods import METHODS, MethodConfig, display_name, method_parts, parse_method
-from ht_ray.vision.data.augment import random_crop_flip
+from ht_ray.vision.data.augment import AUGMENTATIONS, random_crop_flip
 from ht_ray.vision.data.dataset import DATA_SETS, DataConfig, ImageData, image_encoding, load_data
 from ht_ray.vision.data.loader import InMemoryLoader, Normalise
 from ht_ray.vision.data.reservoir import Reservoir
 from ht_ray.vision.data.streams import (
+    STREAMS,
     ContinualConfig,
     Phase,
     Stream,
+    StreamConfig,
     WarmStartConfig,
     continual,
     make_stream,
     noise_schedule,
     noisy_labels,
+    register_stream,
+    stream_config,
     warm_start,
 )
 from ht_ray.vision.models import ModelConfig, Network, make_model
 from ht_ray.vision.training.evaluate import Evaluation, evaluate, evaluating
 from ht_ray.vision.training.fit import Diverged, Row, fit, load_checkpoint, save_checkpoint, summarise
 from ht_ray.vision.training.indicators import make_indicators
-from ht_ray.vision.training.optimizer import (
-    AUGMENTATIONS,
-    TrainingConfig,
-    make_optimizer,
-    set_learning_rate,
-    warmup_factor,
-)
+from ht_ray.vision.training.optimizer import TrainingConfig, make_optimizer, set_learning_rate, warmup_factor
 
 __all__ = [
     "AUGMENTATIONS",
     "DATA_SETS",
     "METHODS",
+    "STREAMS",
     "ContinualConfig",
     "DataConfig",
     "Diverged",
@@ -51,6 +50,7 @@ __all__ = [
     "Reservoir",
     "Row",
     "Stream",
+    "StreamConfig",
     "TrainingConfig",
     "WarmStartConfig",
     "continual",
@@ -70,8 +70,10 @@ __all__ = [
     "noisy_labels",
     "parse_method",
     "random_crop_flip",
+    "register_stream",
     "save_checkpoint",
     "set_learning_rate",
+    "stream_config",
     "summarise",
     "warm_start",
     "warmup_factor",

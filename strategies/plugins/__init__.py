@@ -1,10 +1,10 @@
 """Avalanche plugins: they decide when, the mechanisms of `ht_ray.mechanisms` decide what."""
 
-from strategies.plugins.augment import AugmentPlugin
-from strategies.plugins.hare_tortoise import EMAPlugin, HareTortoisePlugin
-from strategies.plugins.limited_buffer import LimitedBufferPlugin
-from strategies.plugins.measure import MeasurePlugin
-from strategies.plugins.mechanisms import (
+from .augment import AugmentPlugin
+from .hare_tortoise import EMAPlugin, HareTortoisePlugin
+from .limited_buffer import LimitedBufferPlugin
+from .measure import MeasurePlugin
+from .mechanisms import (
     ContinualBackpropPlugin,
     L2Plugin,
     MechanismPlugin,
@@ -16,9 +16,9 @@ from strategies.plugins.mechanisms import (
     UPGDPlugin,
     WeightClippingPlugin,
 )
-from strategies.plugins.ordered import OrderedPlugin
-from strategies.plugins.phase_training import PhaseTrainingPlugin
-from strategies.plugins.reinitialise import (
+from .ordered import OrderedPlugin
+from .phase_training import PhaseTrainingPlugin
+from .reinitialise import (
     HeadResetPlugin,
     PlasticityInjectionPlugin,
     ReinitialisePlugin,

@@ -15,8 +15,9 @@ from ht_ray._checks import check_number
 from ht_ray.mechanisms import SettingError
 from ht_ray.mechanisms.weights.buffers import check_patterns
 from ht_ray.methods import Tortoise
-from strategies.plugins._early_stopping import BestTortoise
-from strategies.plugins.ordered import OrderedPlugin
+
+from ._early_stopping import BestTortoise
+from .ordered import OrderedPlugin
 
 __all__ = ["EMAPlugin", "HareTortoisePlugin", "find_tortoise"]
 

@@ -14,9 +14,10 @@ from ht_ray.diagnostics import Indicators
 from ht_ray.vision.data.dataset import ImageData
 from ht_ray.vision.training.evaluate import evaluate
 from ht_ray.vision.training.fit import Diverged, Row
-from strategies.benchmark import ImagePool
-from strategies.plugins.hare_tortoise import find_tortoise
-from strategies.plugins.ordered import OrderedPlugin
+
+from ..benchmark import ImagePool
+from .hare_tortoise import find_tortoise
+from .ordered import OrderedPlugin
 
 __all__ = ["MeasurePlugin"]
 

@@ -25,9 +25,10 @@ from ht_ray.methods import (
     SpectralDecoupling,
     WeightClipping,
 )
-from strategies.loading import InMemoryLoading
-from strategies.plugins.hare_tortoise import find_tortoise
-from strategies.plugins.ordered import OrderedPlugin
+
+from ..loading import InMemoryLoading
+from .hare_tortoise import find_tortoise
+from .ordered import OrderedPlugin
 
 __all__ = [
     "ContinualBackpropPlugin",

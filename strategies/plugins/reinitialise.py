@@ -12,8 +12,9 @@ from torch import nn
 from ht_ray._checks import check_choice, check_number
 from ht_ray.errors import SettingWarning
 from ht_ray.methods import HeadReset, InjectedHead, PlasticityInjection, ShrinkPerturb
-from strategies.plugins.hare_tortoise import find_tortoise
-from strategies.plugins.ordered import OrderedPlugin
+
+from .hare_tortoise import find_tortoise
+from .ordered import OrderedPlugin
 
 __all__ = ["HeadResetPlugin", "PlasticityInjectionPlugin", "ReinitialisePlugin", "ShrinkPerturbPlugin"]
 

@@ -6,6 +6,7 @@ import io
 import math
 import subprocess
 import sys
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch.nn.functional import cross_entropy
 from ht_ray.diagnostics import (
     INDICATOR_GROUPS,
     INDICATORS,
+    Indicator,
     IndicatorConfig,
     Indicators,
     dormant_ratios,
@@ -24,11 +26,13 @@ from ht_ray.diagnostics import (
     loss_gradients,
     plasticity_probe,
     ranks,
+    register_indicator,
     weight_distance,
     weight_magnitude,
     zero_activation_ratio,
 )
 from ht_ray.errors import SettingError
+from ht_ray.report.style.names import DETAILS, INDICATOR_TITLES
 from ht_ray.vision.models import ModelConfig, make_model
 
 _SHAPE = (1, 8, 8)
@@ -53,8 +57,39 @@ def _move(net: nn.Module) -> None:
             parameter.add_(torch.ones_like(parameter), alpha=0.01)
 
 
-def test_every_name_has_a_group_and_a_title():
+def test_groups_hold_every_record_once():
     assert [name for names in INDICATOR_GROUPS.values() for name in names] == list(INDICATORS)
+    assert all(record.name == name and name in INDICATOR_GROUPS[record.group] for name, record in INDICATORS.items())
+
+
+def test_reports_have_the_titles_of_the_records():
+    """The report runs without torch: it has a table of its own, which is this one."""
+    assert {name: record.title for name, record in INDICATORS.items()} == INDICATOR_TITLES
+    assert {name for name, record in INDICATORS.items() if record.detail} == DETAILS
+
+
+@patch.dict(INDICATORS)
+@patch.dict(INDICATOR_GROUPS)
+def test_an_indicator_is_added_by_one_record():
+    record = Indicator(
+        name="layers",
+        title="layers",
+        group="shape",
+        definition="number of modules",
+        plastic="unclear",
+        source="a test",
+        measure=lambda m: torch.tensor(float(len(list(m.module.modules())))),
+    )
+    with pytest.raises(SettingError, match=r"IndicatorConfig\.names = 'shape'"):
+        IndicatorConfig(names=("shape",))
+    assert register_indicator(record) is record
+    net = _network()
+    indicators = Indicators(IndicatorConfig(names=("weights", "shape")), net, *_batch(), num_classes=4, seed=0)
+    values = indicators.measure()
+    assert list(values) == ["weight_magnitude", "weight_distance", "layers"]
+    assert values["layers"] == len(list(net.modules()))
+    with pytest.raises(SettingError, match="'layers': accepted is a name that no other"):
+        register_indicator(record)
 
 
 def test_values_are_those_of_the_functions():

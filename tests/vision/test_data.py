@@ -34,7 +34,7 @@ from ht_ray.vision.data.dataset import DATA_SETS, DataConfig, ImageData, image_e
 
 needs_data = pytest.mark.skipif("HT_RAY_DATA" not in os.environ, reason="HT_RAY_DATA names no folder of real images")
 REAL = Path(os.environ.get("HT_RAY_DATA", "."))
-SUFFIXES = (".tar", ".tar.gz", ".tar.xz", ".tar.bz2", ".zip")
+SUFFIXES = (".tar", ".tar.gz", ".tar.xz", ".zip")
 CLASSES = ("ape", "bee", "cat")
 
 
@@ -316,6 +316,17 @@ def test_images_without_an_encoding_are_refused(tmp_path):
     broken = pack(tmp_path / "broken", {"train/cat/a.png": b"x"})
     with pytest.raises(SettingError, match=r"a\.png cannot be decoded"):
         image_encoding(DataConfig("cifar10", root=str(broken)))
+    cut = pack(tmp_path / "cut.tar.gz", encoded(pictures()))
+    os.truncate(cut, 20)
+    with pytest.raises(SettingError, match="truncated or corrupt"):
+        image_encoding(DataConfig("cifar10", root=str(cut)))
+
+
+@pytest.mark.parametrize("suffix", [".tar.bz2", ".tbz2", ".txz", ".7z"])
+def test_archives_of_other_kinds_are_refused(suffix, tmp_path):
+    (tmp_path / f"cifar10{suffix}").write_bytes(b"x")
+    with pytest.raises(SettingError, match=r"a file of this kind is not read; accepted are \.tar, .*\.zip"):
+        load(tmp_path / f"cifar10{suffix}")
 
 
 def test_an_xz_file_of_several_streams_is_read_whole(tmp_path):

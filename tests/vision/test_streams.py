@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -12,13 +14,18 @@ from scipy import stats
 
 from ht_ray.mechanisms import SettingError, generator
 from ht_ray.vision import (
+    STREAMS,
     ContinualConfig,
+    Phase,
     Stream,
+    StreamConfig,
     WarmStartConfig,
     continual,
     make_stream,
     noise_schedule,
     noisy_labels,
+    register_stream,
+    stream_config,
     warm_start,
 )
 
@@ -254,5 +261,53 @@ def test_fresh_training_is_the_second_phase_alone() -> None:
     ],
 )
 def test_wrong_settings_are_refused_with_what_is_accepted(make, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("name", ["continual", "warm_start"])
+def test_a_stream_is_made_by_name_by_settings_and_by_configuration(name: str) -> None:
+    labels = labels_of(100, 5)
+    config = stream_config(name, epochs=7)
+    assert (type(config), config.name, config.epochs) == (STREAMS[name], name, 7)
+    assert pickle.loads(pickle.dumps(config)) == config
+    by_name = make_stream(labels, 5, name, seed=3)
+    assert by_name.name == name
+    assert equal(by_name, make_stream(labels, 5, STREAMS[name](), seed=3))
+
+
+@patch.dict(STREAMS)
+def test_a_stream_is_added_by_one_class() -> None:
+    @register_stream("halves")
+    @dataclasses.dataclass(frozen=True)
+    class HalvesConfig(StreamConfig):
+        epochs: int = 2
+
+        def make(self, labels: torch.Tensor, num_classes: int, *, seed: int) -> Stream:
+            half = len(labels) // 2
+            parts = (torch.arange(half), torch.arange(half, 2 * half))
+            return Stream(self.name, tuple(Phase(k, self.epochs, p, labels[p], 0.0, half) for k, p in enumerate(parts)))
+
+    stream = make_stream(labels_of(10, 2), 2, stream_config("halves", epochs=3), seed=0)
+    assert (stream.name, [phase.epochs for phase in stream], [len(phase) for phase in stream]) == (
+        "halves",
+        [3] * 2,
+        [5] * 2,
+    )
+    with pytest.raises(SettingError, match="'halves': accepted is a name that no other stream has"):
+        register_stream("halves")(HalvesConfig)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: make_stream(labels_of(9, 2), 2, "continaul", seed=0), "'continaul': .* Did you mean 'continual'"),
+        (lambda: make_stream(labels_of(9, 2), 2, {"epochs": 2}, seed=0), "accepted are 'continual', 'warm_start'"),
+        (lambda: stream_config("warmstart"), "Did you mean 'warm_start'"),
+        (lambda: stream_config("warm_start", warm_epoch=3), "WarmStartConfig: setting = 'warm_epoch': .*'warm_epochs'"),
+        (lambda: stream_config("continual", phases=0), "phases = 0"),
+    ],
+)
+def test_unknown_streams_and_settings_are_refused_with_the_nearest(make, message: str) -> None:
     with pytest.raises(SettingError, match=message):
         make()

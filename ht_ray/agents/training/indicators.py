@@ -8,12 +8,12 @@ from ht_ray._checks import check_number
 from ht_ray.agents.augment import to_unit
 from ht_ray.agents.base import Agent
 from ht_ray.agents.replay import FrameReplay
-from ht_ray.diagnostics import IndicatorConfig, Indicators
+from ht_ray.diagnostics import UNLABELLED_GROUPS, IndicatorConfig, Indicators
 from ht_ray.mechanisms import derive_seed
 
 __all__ = ["AgentIndicators"]
 
-_CONFIG = IndicatorConfig(names=("weights", "features", "units"))
+_CONFIG = IndicatorConfig(names=UNLABELLED_GROUPS)
 
 
 class AgentIndicators:

@@ -13,7 +13,10 @@ from torch import Tensor
 from ht_ray._checks import check_number
 from ht_ray.errors import SettingError
 
-__all__ = ["crop_flip", "random_crop_flip"]
+__all__ = ["AUGMENTATIONS", "crop_flip", "random_crop_flip"]
+
+#: What `TrainingConfig.augment` accepts.
+AUGMENTATIONS = ("none", "crop", "crop_flip")
 
 
 def random_crop_flip(

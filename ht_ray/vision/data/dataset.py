@@ -48,8 +48,8 @@ class DataConfig:
           (``val`` is not read where there is a ``test`` with classes);
         - Tiny ImageNet's official layout: ``train/<class>/images/<image>``, ``val/images`` and
           ``val/val_annotations.txt``; its test images have no classes and are left out;
-        - an archive of class folders, with one leading folder at most: ``.tar``, ``.tar.gz``, ``.tar.xz``,
-          ``.tar.bz2``, ``.zip``;
+        - an archive of class folders, with one leading folder at most: ``.tar``, ``.tar.gz`` (``.tgz``),
+          ``.tar.xz``, ``.zip``;
         - a folder that holds exactly one such archive named after the data set: ``cifar10.tar.xz``,
           ``tiny-imagenet-200.zip``.
     cache

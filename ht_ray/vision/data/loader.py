@@ -1,4 +1,4 @@
-"""Batches from images that are held in memory: gathered, augmented and normalised on the device, a batch at once."""
+"""In-memory loader: gathers, augments and normalises a whole batch at once, on the device."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from torch import Tensor
 from ht_ray._checks import check_choice, check_number
 from ht_ray.errors import SettingError
 from ht_ray.mechanisms import generator
-from ht_ray.vision.data.augment import crop_flip_places, draw_places
-from ht_ray.vision.training.optimizer import AUGMENTATIONS
+from ht_ray.vision.data.augment import AUGMENTATIONS, crop_flip_places, draw_places
 
 __all__ = ["InMemoryLoader", "Normalise"]
 

@@ -1,4 +1,4 @@
-"""Where images come from: torchvision's layouts, folders of classes, and archives of those.
+"""Image sources: torchvision's layouts, folders of classes, and tar and zip archives of those.
 
 Reading has two steps. The first walks the whole source and checks it (an archive to its last checksum), so that what is
 wrong with it is said before any image is decoded; the second decodes all images on a thread pool into one tensor.
@@ -7,8 +7,10 @@ Nothing is unpacked to disk and no member of an archive is ever used as a path.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import http.client
+import lzma
 import os
 import re
 import stat
@@ -16,14 +18,11 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from bz2 import BZ2File
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from gzip import GzipFile
-from io import BufferedReader, BytesIO
+from io import BytesIO
 from itertools import pairwise
-from lzma import LZMAError, LZMAFile
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal, NamedTuple, Self, cast
 
@@ -39,7 +38,15 @@ _TORCHVISION = {
     "cifar10": ("CIFAR10", "cifar-10-batches-py"),
     "cifar100": ("CIFAR100", "cifar-100-python"),
 }
-_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".zip")
+# How archives are opened. tarfile's own "r|xz" stops after the first of several xz streams; these readers do not.
+_OPENERS: dict[str, Callable[..., Any]] = {
+    ".tar": Path.open,
+    ".tar.gz": gzip.open,
+    ".tgz": gzip.open,
+    ".tar.xz": lzma.open,
+    ".zip": Path.open,
+}
+_ARCHIVES = tuple(_OPENERS)
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff")
 _SPLITS = ("train", "test", "val")
 _LAYOUTS = (
@@ -52,6 +59,12 @@ _LAYOUTS = (
 _MOST_OF_FILE = 1 << 26
 _MOST_OF_ALL = 1 << 35
 _MOST_OF_HEADER = 1 << 20
+# What readers of archives and images raise over bytes that are not what they should be. Errors of the disk are OSErrors
+# too; messages pass on their words.
+_DAMAGE = (
+    *(OSError, EOFError, ValueError, LookupError, OverflowError, NotImplementedError, SyntaxError, struct.error),
+    *(zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile),
+)
 _EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV")
 
 
@@ -159,17 +172,8 @@ def read_torchvision(name: str, root: Path, download: bool) -> ImageSets:
     try:
         train = reader(str(root), train=True, download=download)
         test = reader(str(root), train=False)
-    # What torchvision raises: RuntimeError, URLError (an OSError) for what is missing; the rest for IDX files
-    # that are damaged, which it does not check.
-    except (
-        OSError,
-        RuntimeError,
-        http.client.HTTPException,
-        EOFError,
-        ValueError,
-        AssertionError,
-        LookupError,
-    ) as error:
+    # RuntimeError and URLError (an OSError) are for what is missing; torchvision does not check IDX files.
+    except (*_DAMAGE, RuntimeError, AssertionError, http.client.HTTPException) as error:
         raise SettingError(
             f"{name!r} could not be read from {root / _TORCHVISION[name][1]} or downloaded there "
             f"({type(error).__name__}: {error}). Delete what is there and try again, or put one of these elsewhere and "
@@ -199,14 +203,7 @@ def encoding(source: Source) -> str:
 
     if source.kind == "torchvision":
         return "as published"
-    files: Iterable[tuple[str, bytes | Path]]
-    if source.kind == "folder":
-        files = _folder_files(source.path)
-    elif source.path.name.lower().endswith(".zip"):
-        files = _zip_files(source.path)
-    else:
-        files = _tar_files(source.path)
-    first = next((file for file in files if file[0].lower().endswith(_IMAGES)), None)
+    first = next((file for file in _files(source) if file[0].lower().endswith(_IMAGES)), None)
     if first is None:
         raise SettingError(f"{source.path} holds no images. Expected is {_LAYOUTS}.")
     name, data = first
@@ -254,13 +251,7 @@ def decode(source: Source, channels: int) -> ImageSets:
         If the archive is truncated or corrupt, its folders are not as expected, or an image cannot be decoded or has
         another size than the others.
     """
-    if source.kind == "archive":
-        if not os.access(source.path, os.R_OK):
-            raise SettingError(f"{source.path} cannot be read: no permission.")
-        files: Iterable[tuple[str, bytes | Path]] = _archive_files(source.path)
-    else:
-        files = _folder_files(source.path)
-    train, test, classes = _arrange(files, source.path)
+    train, test, classes = _arrange(list(_files(source)), source.path)
     images = _decode_all(train + test, channels, source.path)
     number = {label: index for index, label in enumerate(classes)}
     labels = torch.tensor([number[item.label] for item in train + test], dtype=torch.int64)
@@ -358,6 +349,10 @@ def _annotations(name: str, data: bytes | Path) -> dict[str, str]:
     return {row[0]: row[1] for row in rows}
 
 
+def _files(source: Source) -> Iterable[tuple[str, bytes | Path]]:
+    return _archive_files(source.path) if source.kind == "archive" else _folder_files(source.path)
+
+
 def _folder_files(root: Path) -> Iterator[tuple[str, Path]]:
     def refuse(error: OSError) -> None:
         raise SettingError(f"{error.filename} cannot be read ({error.strerror}).") from error
@@ -405,34 +400,30 @@ class _Measure:
 # --- archives ---
 
 
-def _archive_files(path: Path) -> list[tuple[str, bytes]]:
-    """Return the data set's files, having read the archive to its end and verified what checksums it has."""
+def _archive_files(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield the data set's files; at its end the archive has been read whole, and what checksums it has verified."""
+    suffix = next(suffix for suffix in _ARCHIVES if path.name.lower().endswith(suffix))
     try:
-        return list(_zip_files(path) if path.name.lower().endswith(".zip") else _tar_files(path))
+        if suffix == ".tar.xz":
+            # A truncated download is found before it is decompressed (the .xz file format 1.2.1, section 2.1.2.4).
+            with path.open("rb") as end:
+                end.seek(-2, os.SEEK_END)
+                if end.read() != b"YZ":
+                    raise EOFError("the end of the xz stream is missing")
+        with _OPENERS[suffix](path, "rb") as file:
+            yield from _zip_files(path, file) if suffix == ".zip" else _tar_files(path, file)
     except SettingError:
         raise
-    # What the readers raise over bytes that are not what they should be. Errors of the disk are OSErrors too, and
-    # the message passes on their words.
-    except (
-        OSError,
-        EOFError,
-        tarfile.TarError,
-        zipfile.BadZipFile,
-        LZMAError,
-        zlib.error,
-        struct.error,
-        ValueError,
-        LookupError,
-        OverflowError,
-        NotImplementedError,
-    ) as error:
+    except PermissionError as error:
+        raise SettingError(f"{path} cannot be read: no permission.") from error
+    except _DAMAGE as error:
         raise SettingError(
             f"{path} is truncated or corrupt ({type(error).__name__}: {error}). Copy or download it again."
         ) from error
 
 
-def _zip_files(path: Path) -> Iterator[tuple[str, bytes]]:
-    with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+def _zip_files(path: Path, file: IO[bytes]) -> Iterator[tuple[str, bytes]]:
+    with zipfile.ZipFile(file) as archive:
         # zipfile does not compare its members with the number that the end record gives (APPNOTE 4.3.16; 65535 stands
         # for "in the zip64 record", and more wrap round in some writers' archives).
         file.seek(-min(path.stat().st_size, (1 << 16) + 22), os.SEEK_END)
@@ -491,8 +482,8 @@ class _StrictMember(tarfile.TarInfo):
             raise tarfile.ReadError(f"{error} at byte {archive.offset} of the tar stream") from error
 
 
-def _tar_files(path: Path) -> Iterator[tuple[str, bytes]]:
-    with _decompressed(path) as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=_StrictMember) as archive:
+def _tar_files(path: Path, file: IO[bytes]) -> Iterator[tuple[str, bytes]]:
+    with tarfile.open(fileobj=file, mode="r|", tarinfo=_StrictMember) as archive:
         measure = _Measure(path)
         for member in archive:
             needed = not member.isdir() and _place(member.name) is not None
@@ -509,43 +500,6 @@ def _tar_files(path: Path) -> Iterator[tuple[str, bytes]]:
             measure.add(len(block), None)
             if block.strip(b"\0"):
                 raise tarfile.ReadError("there is more after the end marker")
-
-
-def _decompressed(path: Path) -> LZMAFile | GzipFile | BZ2File | BufferedReader:
-    # tarfile's own "r|xz" stops after the first of several xz streams; these readers do not.
-    suffix = path.name.lower().rsplit(".", 1)[1]
-    if suffix in ("xz", "txz"):
-        _check_end_of_xz(path)
-        return LZMAFile(path)
-    if suffix in ("gz", "tgz"):
-        return GzipFile(path)
-    if suffix in ("bz2", "tbz2"):
-        return BZ2File(path)
-    return path.open("rb")
-
-
-def _check_end_of_xz(path: Path) -> None:
-    """Raise unless the file ends as an xz stream does; a truncated download is found without decompressing it.
-
-    The last 12 bytes are a CRC32, the size of the index before them, flags and "YZ"; the index ends with its own CRC32
-    (the .xz file format 1.2.1, sections 2.1.2 and 4). Zero bytes after the last stream, which the format allows and
-    Python's reader does not, are refused too.
-    """
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 12))
-        footer = file.read()
-        if len(footer) == 12 and footer[10:] == b"YZ" and _is_crc32(footer[:4], footer[4:10]):
-            length = 4 * (int.from_bytes(footer[4:8], "little") + 1)
-            file.seek(max(0, size - 12 - length))
-            index = file.read(length)
-            if _is_crc32(index[-4:], index[:-4]):
-                return
-    raise EOFError("the end of the xz stream is missing")
-
-
-def _is_crc32(crc: bytes, data: bytes) -> bool:
-    return crc == zlib.crc32(data).to_bytes(4, "little")
 
 
 # --- images ---
@@ -585,18 +539,7 @@ def _pixels(item: _Item, channels: int, path: Path) -> np.ndarray:
     try:
         image = Image.open(BytesIO(item.data if isinstance(item.data, bytes) else item.data.read_bytes()))
         image.load()
-    # What Pillow's decoders raise over damaged files.
-    except (
-        OSError,
-        EOFError,
-        SyntaxError,
-        ValueError,
-        LookupError,
-        OverflowError,
-        struct.error,
-        zlib.error,
-        Image.DecompressionBombError,
-    ) as error:
+    except (*_DAMAGE, Image.DecompressionBombError) as error:
         raise SettingError(f"{path}: {item.name} cannot be decoded as an image ({error}).") from error
     if image.mode not in _EIGHT_BIT:
         raise SettingError(f"{path}: {item.name} has mode {image.mode!r}; accepted are 8 bits per channel.")

@@ -1,11 +1,15 @@
-"""Streams of phases: which samples, with which labels, a network trains on, one phase after the other."""
+"""Streams of phases: which samples, with which labels, a network trains on, one phase after the other.
+
+A stream is added by one class: its settings, and how they make it (`StreamConfig`, `register_stream`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,14 +20,18 @@ from ht_ray.mechanisms import generator
 from ht_ray.vision.data.reservoir import Reservoir
 
 __all__ = [
+    "STREAMS",
     "ContinualConfig",
     "Phase",
     "Stream",
+    "StreamConfig",
     "WarmStartConfig",
     "continual",
     "make_stream",
     "noise_schedule",
     "noisy_labels",
+    "register_stream",
+    "stream_config",
     "warm_start",
 ]
 
@@ -85,6 +93,84 @@ class Stream:
     def epochs(self) -> int:
         """Epochs of all phases together."""
         return sum(phase.epochs for phase in self.phases)
+
+
+class StreamConfig(ABC):
+    """Settings of a stream, and how they make it; base of `ContinualConfig` and `WarmStartConfig`.
+
+    Examples
+    --------
+    >>> @register_stream("shuffled_labels")
+    ... @dataclass(frozen=True)
+    ... class ShuffledLabelsConfig(StreamConfig):
+    ...     epochs: int = 5
+    ...
+    ...     def make(self, labels, num_classes, *, seed):
+    ...         order = torch.randperm(len(labels), generator=generator(seed, "shuffled labels"))
+    ...         phase = Phase(0, self.epochs, torch.arange(len(labels)), labels[order], noise=1.0, new=len(labels))
+    ...         return Stream(self.name, (phase,))
+    >>> make_stream(torch.arange(4), 4, "shuffled_labels", seed=0).epochs
+    5
+    >>> del STREAMS["shuffled_labels"]
+    """
+
+    name: ClassVar[str]
+    """The stream's name in `STREAMS`, given by `register_stream`."""
+
+    @abstractmethod
+    def make(self, labels: Tensor, num_classes: int, *, seed: int) -> Stream:
+        """Return the stream over a training set with these true `labels` (int64, shape ``(n,)``).
+
+        It depends on the arguments and the settings alone; draws come from `ht_ray.mechanisms.generator`.
+        """
+
+
+_Config = TypeVar("_Config", bound=type[StreamConfig])
+
+#: The class of each stream's settings, by the stream's name.
+STREAMS: dict[str, type[StreamConfig]] = {}
+
+
+def register_stream(name: str) -> Callable[[_Config], _Config]:
+    """Return a class decorator that enters the class into `STREAMS` under `name`; see `StreamConfig`.
+
+    Raises
+    ------
+    SettingError
+        If another stream has the name.
+    """
+
+    def register(config: _Config) -> _Config:
+        if name in STREAMS:
+            raise SettingError(f"register_stream: name = {name!r}: accepted is a name that no other stream has.")
+        config.name = name
+        STREAMS[name] = config
+        return config
+
+    return register
+
+
+def stream_config(name: str, **settings: Any) -> StreamConfig:
+    """Return the settings of the stream `name`, those that are not given at their defaults.
+
+    Raises
+    ------
+    SettingError
+        If there is no such stream, it has no such setting, or a value is not accepted.
+
+    Examples
+    --------
+    >>> stream_config("warm_start", epochs=20, fresh=True).epochs
+    20
+    >>> stream_config("warmstart")
+    Traceback (most recent call last):
+    ...
+    ht_ray.errors.SettingError: stream = 'warmstart': accepted are 'continual', 'warm_start'. Did you mean 'warm_start'?
+    """
+    config = STREAMS[check_choice("stream", name, STREAMS)]
+    for setting in settings:
+        check_choice(f"{config.__name__}: setting", setting, [field.name for field in fields(config)])  # type: ignore[arg-type]
+    return config(**settings)
 
 
 def noisy_labels(
@@ -181,8 +267,9 @@ def noise_schedule(noise: str | Sequence[float], phases: int) -> tuple[float, ..
     return tuple(values)
 
 
+@register_stream("continual")
 @dataclass(frozen=True)
-class ContinualConfig:
+class ContinualConfig(StreamConfig):
     """Settings of the continual stream (arXiv 2406.02596, section 5.2).
 
     Attributes
@@ -222,9 +309,14 @@ class ContinualConfig:
         check_choice("ContinualConfig: noise_rule", self.noise_rule, ["uniform", "other"])
         noise_schedule(self.noise, self.phases)
 
+    def make(self, labels: Tensor, num_classes: int, *, seed: int) -> Stream:
+        """Return the stream: see `continual`."""
+        return continual(labels, num_classes, self, seed=seed)
 
+
+@register_stream("warm_start")
 @dataclass(frozen=True)
-class WarmStartConfig:
+class WarmStartConfig(StreamConfig):
     """Settings of the warm-start stream (arXiv 2406.02596, section 3; Ash & Adams 2020).
 
     Attributes
@@ -259,12 +351,16 @@ class WarmStartConfig:
             check_number("WarmStartConfig: warm_epochs", self.warm_epochs, low=1, high=_MOST_EPOCHS, integer=True)
         check_choice("WarmStartConfig: noise_rule", self.noise_rule, ["uniform", "other"])
 
+    def make(self, labels: Tensor, num_classes: int, *, seed: int) -> Stream:
+        """Return the stream: see `warm_start`."""
+        return warm_start(labels, num_classes, self, seed=seed)
+
 
 def continual(labels: Tensor, num_classes: int, config: ContinualConfig, *, seed: int) -> Stream:
     """Make the continual stream over a training set with these true `labels` (int64, shape ``(n,)``).
 
     Order of arrival, buffer and label noise each come from their own generator, derived from `seed`; the labels of
-    all samples of a phase, replayed ones too, are noised anew at the phase's ratio.
+    all samples of a phase, replayed ones too, are drawn again at the phase's ratio.
 
     Examples
     --------
@@ -292,7 +388,7 @@ def continual(labels: Tensor, num_classes: int, config: ContinualConfig, *, seed
         noisy = noisy_labels(labels[indices], noise, num_classes, rule=config.noise_rule, generator=draw)
         phases.append(Phase(k, config.epochs, indices, noisy, noise, len(chunk)))
         memory.add(chunk)
-    return Stream("continual", tuple(phases))
+    return Stream(config.name, tuple(phases))
 
 
 def warm_start(labels: Tensor, num_classes: int, config: WarmStartConfig, *, seed: int) -> Stream:
@@ -307,7 +403,7 @@ def warm_start(labels: Tensor, num_classes: int, config: WarmStartConfig, *, see
     total = len(labels)
     whole = torch.arange(total)
     if config.fresh:
-        return Stream("warm_start", (Phase(0, config.epochs, whole, labels.clone(), 0.0, total),))
+        return Stream(config.name, (Phase(0, config.epochs, whole, labels.clone(), 0.0, total),))
     count = max(1, round(config.subset_ratio * total))
     subset = torch.randperm(total, generator=generator(seed, "order of arrival"))[:count]
     # Tolerance, as 100 / 0.1 must be 1000 whatever the last bit says.
@@ -320,7 +416,7 @@ def warm_start(labels: Tensor, num_classes: int, config: WarmStartConfig, *, see
         generator=generator(seed, "label noise", 0),
     )
     return Stream(
-        "warm_start",
+        config.name,
         (
             Phase(0, warm, subset, noisy, config.label_noise, count),
             Phase(1, config.epochs, whole, labels.clone(), 0.0, total - count),
@@ -328,8 +424,25 @@ def warm_start(labels: Tensor, num_classes: int, config: WarmStartConfig, *, see
     )
 
 
-def make_stream(labels: Tensor, num_classes: int, config: ContinualConfig | WarmStartConfig, *, seed: int) -> Stream:
-    """Make the stream that `config` describes; see `continual` and `warm_start`."""
-    if isinstance(config, WarmStartConfig):
-        return warm_start(labels, num_classes, config, seed=seed)
-    return continual(labels, num_classes, config, seed=seed)
+def make_stream(labels: Tensor, num_classes: int, config: StreamConfig | str, *, seed: int) -> Stream:
+    """Make the stream that `config` describes.
+
+    Parameters
+    ----------
+    labels : Tensor
+        The true labels of the training set, int64 of shape ``(n,)``.
+    num_classes : int
+        How many classes there are.
+    config : StreamConfig or str
+        The stream's settings; or its name in `STREAMS`, which stands for the default settings.
+    seed : int
+        The seed that all draws are derived from.
+
+    Raises
+    ------
+    SettingError
+        If there is no such stream, or the training set is too small for it.
+    """
+    if not isinstance(config, StreamConfig):
+        config = stream_config(config)
+    return config.make(labels, num_classes, seed=seed)

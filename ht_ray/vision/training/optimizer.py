@@ -11,10 +11,9 @@ from torch.optim import AdamW, Optimizer
 
 from ht_ray._checks import check_choice, check_number
 from ht_ray.errors import SettingError
+from ht_ray.vision.data.augment import AUGMENTATIONS
 
 __all__ = ["AUGMENTATIONS", "TrainingConfig", "make_optimizer", "set_learning_rate", "warmup_factor"]
-
-AUGMENTATIONS = ("none", "crop", "crop_flip")
 
 
 @dataclass(frozen=True)
