@@ -8,7 +8,7 @@ from ht_ray.errors import Interrupted
 from .benchmark import ImagePool, PoolDataset, stream_benchmark
 from .checkpoint import load_strategy, save_strategy
 from .loading import InMemoryLoading
-from .methods import MethodStrategy, make_strategy, method_plugins
+from .method_strategy import MethodStrategy, make_strategy
 from .metrics import PlasticityIndicators, indicator_metrics
 from .plugins import (
     AugmentPlugin,
@@ -19,14 +19,12 @@ from .plugins import (
     L2Plugin,
     LimitedBufferPlugin,
     MeasurePlugin,
-    MechanismPlugin,
+    MethodPlugin,
     OptimizerResetPlugin,
-    OrderedPlugin,
     PhaseTrainingPlugin,
     PlasticityInjectionPlugin,
     ReDoPlugin,
     RegenerativePlugin,
-    ReinitialisePlugin,
     SelfDistillationPlugin,
     ShrinkPerturbPlugin,
     SpectralDecouplingPlugin,
@@ -51,10 +49,9 @@ __all__ = [
     "LimitedBuffer",
     "LimitedBufferPlugin",
     "MeasurePlugin",
-    "MechanismPlugin",
+    "MethodPlugin",
     "MethodStrategy",
     "OptimizerResetPlugin",
-    "OrderedPlugin",
     "PhaseTrainingPlugin",
     "Plain",
     "PlasticityIndicators",
@@ -62,7 +59,6 @@ __all__ = [
     "PoolDataset",
     "ReDoPlugin",
     "RegenerativePlugin",
-    "ReinitialisePlugin",
     "SelfDistillationPlugin",
     "ShrinkPerturb",
     "ShrinkPerturbPlugin",
@@ -72,7 +68,6 @@ __all__ = [
     "indicator_metrics",
     "load_strategy",
     "make_strategy",
-    "method_plugins",
     "save_strategy",
     "stream_benchmark",
 ]

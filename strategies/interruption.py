@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ht_ray.errors import Interrupted
 
 from .loading import TaskLoader
-from .plugins import OrderedPlugin
+from .plugins import MethodPlugin
 
 if TYPE_CHECKING:
     from avalanche.training.templates import SupervisedTemplate as _Template
@@ -74,8 +74,7 @@ class Interruptible(_Template):
         self.make_train_dataloader(**kwargs)
         self.dataloader.loader.epoch = self.clock.train_exp_epochs + 1
         for plugin in self.plugins:
-            if isinstance(plugin, OrderedPlugin):
-                plugin.line_up(self)
+            if isinstance(plugin, MethodPlugin):
                 plugin.resume(self)
 
     def _train_exp(self, experience: Any, eval_streams: Any = None, **kwargs: Any) -> None:

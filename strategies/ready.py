@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from avalanche.training.plugins import SupervisedPlugin
@@ -17,8 +17,10 @@ from .plugins import (
     HareTortoisePlugin,
     HeadResetPlugin,
     LimitedBufferPlugin,
+    MethodPlugin,
     ShrinkPerturbPlugin,
 )
+from .plugins.method import RENAMED, method_settings, signature_of
 
 __all__ = ["EMA", "HareTortoise", "HeadReset", "LimitedBuffer", "Plain", "ShrinkPerturb"]
 
@@ -68,7 +70,43 @@ class Plain(InMemoryLoading, SupervisedTemplate):
             self.plugins.remove(self.evaluator)
 
 
-class HareTortoise(Plain):
+class _WithMethod(Plain):
+    """Base of the strategies with one method: settings as in its plugin, the rest as in `Plain`."""
+
+    plugin: ClassVar[type[MethodPlugin]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "plugin" in vars(cls) and "__init__" not in vars(cls):
+            # Avalanche refuses what no constructor names.
+            def init(self: Any, **kwargs: Any) -> None:
+                _WithMethod.__init__(self, **kwargs)
+
+            init.__signature__ = signature_of(cls.plugin, _WithMethod.__init__)  # type: ignore[attr-defined]
+            cls.__init__ = init  # type: ignore[method-assign]
+
+    def __init__(
+        self, *, model: nn.Module, optimizer: Optimizer, plugins: Sequence[SupervisedPlugin] = (), **kwargs: Any
+    ) -> None:
+        assert self.plugin.kind is not None
+        known = (*method_settings(self.plugin.kind), *RENAMED)
+        own = {name: kwargs.pop(name) for name in known if name in kwargs}
+        #: The method's plugin.
+        self.method = self.plugin(seed=kwargs.get("seed", 0), **own)
+        super().__init__(model=model, optimizer=optimizer, plugins=[self.method, *plugins], **kwargs)
+
+    def trained_tortoise(self) -> nn.Module:
+        """Return the slow network as a plain module of its own, in evaluation mode.
+
+        Raises
+        ------
+        RuntimeError
+            Before the first experience, and without a tortoise.
+        """
+        return self.method.trained_tortoise()
+
+
+class HareTortoise(_WithMethod):
     """Hare & Tortoise (arXiv 2406.02596); settings as in `HareTortoisePlugin`, the rest as in `Plain`.
 
     Examples
@@ -81,121 +119,25 @@ class HareTortoise(Plain):
     >>> strategy = HareTortoise(model=model, optimizer=optimizer, momentum=0.99, reset_interval=5, evaluator=None)
     """
 
-    def __init__(
-        self,
-        *,
-        model: nn.Module,
-        optimizer: Optimizer,
-        momentum: float | None = None,
-        half_life: float | None = None,
-        reset_interval: int | None = 10,
-        reset_unit: Literal["epochs", "steps"] = "epochs",
-        optimizer_state: Literal["keep", "clear"] = "keep",
-        reset_at_phase_end: bool = True,
-        recalibrate_batchnorm: int = 0,
-        average_buffers: Collection[str] = (),
-        plugins: Sequence[SupervisedPlugin] = (),
-        **kwargs: Any,
-    ) -> None:
-        plugin = HareTortoisePlugin(
-            momentum=momentum,
-            half_life=half_life,
-            reset_interval=reset_interval,
-            reset_unit=reset_unit,
-            optimizer_state=optimizer_state,
-            reset_at_phase_end=reset_at_phase_end,
-            recalibrate_batchnorm=recalibrate_batchnorm,
-            average_buffers=average_buffers,
-        )
-        super().__init__(model=model, optimizer=optimizer, plugins=[plugin, *plugins], **kwargs)
-        self._tortoise_plugin = plugin
-
-    def trained_tortoise(self) -> nn.Module:
-        """Return the slow network as a plain module of its own, in evaluation mode."""
-        return self._tortoise_plugin.trained_tortoise()
+    plugin = HareTortoisePlugin
 
 
-class EMA(Plain):
+class EMA(_WithMethod):
     """Exponential moving average of the weights predicts; settings as in `EMAPlugin`, the rest as in `Plain`."""
 
-    def __init__(
-        self,
-        *,
-        model: nn.Module,
-        optimizer: Optimizer,
-        momentum: float | None = None,
-        half_life: float | None = None,
-        recalibrate_batchnorm: int = 0,
-        average_buffers: Collection[str] = (),
-        plugins: Sequence[SupervisedPlugin] = (),
-        **kwargs: Any,
-    ) -> None:
-        plugin = EMAPlugin(
-            momentum=momentum,
-            half_life=half_life,
-            recalibrate_batchnorm=recalibrate_batchnorm,
-            average_buffers=average_buffers,
-        )
-        super().__init__(model=model, optimizer=optimizer, plugins=[plugin, *plugins], **kwargs)
-        self._tortoise_plugin = plugin
-
-    def trained_tortoise(self) -> nn.Module:
-        """Return the averaged network as a plain module of its own, in evaluation mode."""
-        return self._tortoise_plugin.trained_tortoise()
+    plugin = EMAPlugin
 
 
-class ShrinkPerturb(Plain):
+class ShrinkPerturb(_WithMethod):
     """Shrink & Perturb before each new experience; settings as in `ShrinkPerturbPlugin`, the rest as in `Plain`."""
 
-    def __init__(
-        self,
-        *,
-        model: nn.Module,
-        optimizer: Optimizer,
-        ratio: float = 0.8,
-        noise: float = 0.0,
-        toward: Literal["initial", "fresh", "zero"] = "initial",
-        perturb: float = 0.0,
-        optimizer_state: Literal["clear", "keep"] = "clear",
-        seed: int = 0,
-        factory: Callable[[], nn.Module] | None = None,
-        reinitialise_tortoise: bool = True,
-        plugins: Sequence[SupervisedPlugin] = (),
-        **kwargs: Any,
-    ) -> None:
-        plugin = ShrinkPerturbPlugin(
-            ratio=ratio,
-            noise=noise,
-            toward=toward,
-            perturb=perturb,
-            optimizer_state=optimizer_state,
-            seed=seed,
-            factory=factory,
-            reinitialise_tortoise=reinitialise_tortoise,
-        )
-        super().__init__(model=model, optimizer=optimizer, plugins=[plugin, *plugins], seed=seed, **kwargs)
+    plugin = ShrinkPerturbPlugin
 
 
-class HeadReset(Plain):
+class HeadReset(_WithMethod):
     """Head Reset before each new experience; settings as in `HeadResetPlugin`, the rest as in `Plain`."""
 
-    def __init__(
-        self,
-        *,
-        model: nn.Module,
-        optimizer: Optimizer,
-        head: str | None = None,
-        toward: Literal["initial", "fresh"] = "initial",
-        seed: int = 0,
-        factory: Callable[[], nn.Module] | None = None,
-        reinitialise_tortoise: bool = True,
-        plugins: Sequence[SupervisedPlugin] = (),
-        **kwargs: Any,
-    ) -> None:
-        plugin = HeadResetPlugin(
-            head=head, toward=toward, seed=seed, factory=factory, reinitialise_tortoise=reinitialise_tortoise
-        )
-        super().__init__(model=model, optimizer=optimizer, plugins=[plugin, *plugins], seed=seed, **kwargs)
+    plugin = HeadResetPlugin
 
 
 class LimitedBuffer(Plain):

@@ -66,6 +66,7 @@ class HeadReset(Method):
     name = "head_reset"
     title = "Head Reset"
     rank = 2
+    acts_before_phases = True
     agent_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({"interval": 40_000})
 
     @dataclass(frozen=True, kw_only=True)

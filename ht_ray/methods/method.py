@@ -107,6 +107,8 @@ class Method:
     aliases: ClassVar[tuple[str, ...]] = ()
     #: Its place in the order; see the class.
     rank: ClassVar[float] = 0
+    #: Whether it acts at the beginning of phases from the second on, unless it is given an interval.
+    acts_before_phases: ClassVar[bool] = False
     #: A method that is added where no other in the composition has a tortoise: its name.
     brings: ClassVar[str | None] = None
     #: Why it cannot act on an agent, whose outputs are values and whose training has no phases; None: it can.
@@ -251,6 +253,8 @@ class Method:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`, once the network has been rebuilt and loaded."""
 
+    _warned = False
+
     def _due(self, unit: str, count: int) -> bool:
         """Return whether the settings' interval ends at this count of epochs or steps."""
         own = self.settings
@@ -258,7 +262,10 @@ class Method:
 
     def _warn_of_interval(self, interval: int | None, unit: str, phase: Phase, name: str = "interval") -> None:
         """Warn where an interval in epochs, which are counted anew in each phase, is longer than a phase."""
-        if interval is not None and unit == "epochs" and phase.epochs is not None and interval > phase.epochs:
+        if interval is None or unit != "epochs" or phase.epochs is None or interval <= phase.epochs:
+            return
+        if not self._warned:
+            self._warned = True
             warnings.warn(
                 f"{type(self).__name__}: {name} = {interval} epochs, and a phase has {phase.epochs}: it never acts, as "
                 f"epochs are counted anew in each phase. Take an interval of at most {phase.epochs}, or count in "

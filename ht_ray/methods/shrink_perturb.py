@@ -71,6 +71,7 @@ class ShrinkPerturb(Method):
     name = "shrink_perturb"
     title = "Shrink & Perturb"
     rank = 1
+    acts_before_phases = True
     agent_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({"interval": 20_000})
 
     @dataclass(frozen=True, kw_only=True)

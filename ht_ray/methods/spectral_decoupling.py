@@ -61,10 +61,14 @@ class SpectralDecoupling(Method):
         )
 
     settings: Settings
+    #: What heads put in place of the logits of unknown classes, a large constant: such logits take no part.
+    masked: tuple[float, ...] = ()
 
     def loss(self, outputs: Tensor) -> Tensor | None:
         """Return the penalty on logits ``(B, K)``."""
         if not self.settings.strength:
             return None
+        for value in self.masked:
+            outputs = outputs.masked_fill(outputs == value, 0.0)
         wide = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         return self.settings.strength / 2 * wide.square().flatten(1).sum(1).mean()

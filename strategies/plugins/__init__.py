@@ -1,29 +1,26 @@
-"""Avalanche plugins: they decide when, the mechanisms of `ht_ray.mechanisms` decide what."""
+"""Avalanche plugins: the host of the methods, the named plugins, buffers, augmentation, measurements."""
 
 from .augment import AugmentPlugin
-from .hare_tortoise import EMAPlugin, HareTortoisePlugin
 from .limited_buffer import LimitedBufferPlugin
 from .measure import MeasurePlugin
-from .mechanisms import (
+from .method import MethodPlugin
+from .named import (
     ContinualBackpropPlugin,
+    EMAPlugin,
+    HareTortoisePlugin,
+    HeadResetPlugin,
     L2Plugin,
-    MechanismPlugin,
     OptimizerResetPlugin,
+    PlasticityInjectionPlugin,
     ReDoPlugin,
     RegenerativePlugin,
     SelfDistillationPlugin,
+    ShrinkPerturbPlugin,
     SpectralDecouplingPlugin,
     UPGDPlugin,
     WeightClippingPlugin,
 )
-from .ordered import OrderedPlugin
 from .phase_training import PhaseTrainingPlugin
-from .reinitialise import (
-    HeadResetPlugin,
-    PlasticityInjectionPlugin,
-    ReinitialisePlugin,
-    ShrinkPerturbPlugin,
-)
 
 __all__ = [
     "AugmentPlugin",
@@ -34,14 +31,12 @@ __all__ = [
     "L2Plugin",
     "LimitedBufferPlugin",
     "MeasurePlugin",
-    "MechanismPlugin",
+    "MethodPlugin",
     "OptimizerResetPlugin",
-    "OrderedPlugin",
     "PhaseTrainingPlugin",
     "PlasticityInjectionPlugin",
     "ReDoPlugin",
     "RegenerativePlugin",
-    "ReinitialisePlugin",
     "SelfDistillationPlugin",
     "ShrinkPerturbPlugin",
     "SpectralDecouplingPlugin",

@@ -8,21 +8,22 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from avalanche.training.plugins import SupervisedPlugin
 
 from ht_ray._checks import check_number
 from ht_ray.diagnostics import Indicators
+from ht_ray.errors import Diverged
 from ht_ray.vision.data.dataset import ImageData
 from ht_ray.vision.training.evaluate import evaluate
-from ht_ray.vision.training.fit import Diverged, Row
+from ht_ray.vision.training.fit import Row
 
 from ..benchmark import ImagePool
-from .hare_tortoise import find_tortoise
-from .ordered import OrderedPlugin
+from .method import MethodPlugin
 
 __all__ = ["MeasurePlugin"]
 
 
-class MeasurePlugin(OrderedPlugin, supports_distributed=True):  # type: ignore[call-arg]
+class MeasurePlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """Measure after epochs as `ht_ray.vision.fit` does: the same rows, bit for bit.
 
     The network that predicts (the tortoise, if there is one) is tested on ``data.test_images``; training loss and
@@ -52,8 +53,6 @@ class MeasurePlugin(OrderedPlugin, supports_distributed=True):  # type: ignore[c
     samples
         How many images have been trained on in the last experience, counted in each epoch.
     """
-
-    rank = -1000
 
     def __init__(
         self,
@@ -92,7 +91,7 @@ class MeasurePlugin(OrderedPlugin, supports_distributed=True):  # type: ignore[c
         self.epochs = last if epochs is None else epochs
         self.samples = samples
 
-    def begin(self, strategy: Any) -> None:
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         self.samples = 0
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
@@ -100,17 +99,22 @@ class MeasurePlugin(OrderedPlugin, supports_distributed=True):  # type: ignore[c
         self._correct = torch.zeros((), dtype=torch.int64, device=strategy.device)
         self._seen = 0
 
-    def add_loss(self, strategy: Any) -> None:
-        self._batch_loss = strategy.loss.detach().reshape(())  # before methods add their terms
+    def before_backward(self, strategy: Any, **kwargs: Any) -> None:
+        self._batch_loss = strategy.loss.detach()
 
-    def follow_step(self, strategy: Any) -> None:
+    def after_update(self, strategy: Any, **kwargs: Any) -> None:
+        host = MethodPlugin.host(strategy)
+        # Without what methods add to it.
+        loss = self._batch_loss if host is None or host.plain_loss is None else host.plain_loss
         labels = strategy.mb_y
-        self._loss += self._batch_loss * len(labels)
+        self._loss += loss.reshape(()) * len(labels)
         self._correct += (strategy.mb_output.detach().argmax(1) == labels).sum()
         self._seen += len(labels)
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        super().after_training_epoch(strategy, **kwargs)  # if it stands first: the others act before it measures
+        host = MethodPlugin.host(strategy)
+        if host is not None:
+            host.after_training_epoch(strategy)  # if this plugin stands before it
         phase, epoch = strategy.clock.train_exp_counter + 1, strategy.clock.train_exp_epochs + 1
         train_loss = self._loss.item() / max(1, self._seen)
         if not math.isfinite(train_loss):
@@ -122,9 +126,8 @@ class MeasurePlugin(OrderedPlugin, supports_distributed=True):  # type: ignore[c
         if not (last or indicated or epoch % self.evaluate_every == 0):
             return
         images, normalise = self.pool.on(strategy.device)
-        tortoise = find_tortoise(strategy)
-        predicting = nullcontext() if tortoise is None else tortoise.attach(strategy.model).predict()
-        with predicting:
+        tortoise = next((t for p in MethodPlugin.all_in(strategy) if (t := p.tortoise) is not None), None)
+        with nullcontext() if tortoise is None else tortoise.predict():
             tested = evaluate(
                 strategy.model,
                 images,

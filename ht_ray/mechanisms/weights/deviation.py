@@ -35,7 +35,7 @@ class _Deviation(torch.autograd.Function):
 
 
 def deviation(power: int, anchors: list[Tensor] | None, parameters: list[Tensor]) -> Tensor:
-    """Return the sum of ``|w - anchor| ** power`` over all parameters, shape ``()``; without anchors, of ``|w| ** power``.
+    """Return the sum of ``|w - anchor| ** power`` over all parameters, or of ``|w| ** power``; shape ``()``.
 
     Parameters
     ----------

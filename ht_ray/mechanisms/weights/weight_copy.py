@@ -209,7 +209,7 @@ class WeightCopy:
     Raises
     ------
     ValueError
-        If `module` has such a tensor, or `target` differs in names, shapes, types or devices, or shares storage with it.
+        If `module` has such a tensor, or `target` differs in names, shapes, types or devices, or shares its storage.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Methods by name, as plugins: what the studies run, and what the plain loop is compared with."""
+"""The strategy that trains as the plain loop does: what the studies run."""
 
 from __future__ import annotations
 
@@ -11,39 +11,18 @@ from torch import nn
 
 from ht_ray.diagnostics import IndicatorConfig, Indicators
 from ht_ray.mechanisms import load_optimizer_state
+from ht_ray.methods import MethodConfig
 from ht_ray.vision.data.dataset import ImageData
 from ht_ray.vision.data.loader import Normalise
-from ht_ray.vision.method import check_architecture
-from ht_ray.vision.method_config import MethodConfig
 from ht_ray.vision.training.fit import Row
 from ht_ray.vision.training.indicators import make_indicators
 from ht_ray.vision.training.optimizer import TrainingConfig, make_optimizer
 
 from .interruption import Interruptible
-from .plugins import (
-    ContinualBackpropPlugin,
-    EMAPlugin,
-    HareTortoisePlugin,
-    HeadResetPlugin,
-    L2Plugin,
-    MeasurePlugin,
-    MechanismPlugin,
-    OptimizerResetPlugin,
-    OrderedPlugin,
-    PhaseTrainingPlugin,
-    PlasticityInjectionPlugin,
-    ReDoPlugin,
-    RegenerativePlugin,
-    ReinitialisePlugin,
-    SelfDistillationPlugin,
-    ShrinkPerturbPlugin,
-    SpectralDecouplingPlugin,
-    UPGDPlugin,
-    WeightClippingPlugin,
-)
+from .plugins import MeasurePlugin, MethodPlugin, PhaseTrainingPlugin
 from .ready import Plain
 
-__all__ = ["MethodStrategy", "make_strategy", "method_plugins"]
+__all__ = ["MethodStrategy", "make_strategy"]
 
 
 class MethodStrategy(Interruptible, Plain):
@@ -82,7 +61,7 @@ class MethodStrategy(Interruptible, Plain):
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "parameters": [[names[parameter] for parameter in group["params"]] for group in groups],
-            "plugins": [plugin.state_dict() for plugin in self.plugins if isinstance(plugin, _STATEFUL)],
+            "plugins": [plugin.state_dict() for plugin in MethodPlugin.all_in(self)],
             "indicators": self._indicators.state_dict() if self._indicators is not None else {},
             "rows": list(self.measured),
             "position": self.position(),
@@ -92,13 +71,9 @@ class MethodStrategy(Interruptible, Plain):
 
     def load_training_state(self, state: Mapping[str, Any]) -> None:
         """Continue from `training_state`, on a strategy made with the same settings that has not trained yet."""
-        stateful = [plugin for plugin in self.plugins if isinstance(plugin, _STATEFUL)]
-        for plugin, saved in zip(stateful, state["plugins"], strict=True):
-            if isinstance(plugin, MechanismPlugin) and saved:
-                plugin.attach(self.model)  # as in the run that is continued: before a head was added
-        for plugin, saved in zip(stateful, state["plugins"], strict=True):
-            if isinstance(plugin, ReinitialisePlugin):
-                plugin.rebuild(saved, self.model)
+        methods = MethodPlugin.all_in(self)
+        for plugin, saved in zip(methods, state["plugins"], strict=True):
+            plugin.rebuild(saved, self.model)
         self.model.load_state_dict(state["model"])
         # The order in which the optimiser met its parameters, some of which may have been added in training.
         parameters = dict(self.model.named_parameters())
@@ -107,7 +82,7 @@ class MethodStrategy(Interruptible, Plain):
         # Avalanche clears the optimiser's state the first time it looks at it: let it look before.
         self.make_optimizer(reset_optimizer_state=True)
         load_optimizer_state(self.optimizer, state["optimizer"])
-        for plugin, saved in zip(stateful, state["plugins"], strict=True):
+        for plugin, saved in zip(methods, state["plugins"], strict=True):
             plugin.load_state_dict(saved, self.model)
         if self._indicators is not None:
             self._indicators.load_state_dict(state["indicators"])
@@ -115,45 +90,6 @@ class MethodStrategy(Interruptible, Plain):
         # Earlier versions saved between experiences only.
         self.load_position(state.get("position", {}))
         self._measuring.continue_from(state["rows"], epochs=state.get("epochs"), samples=state.get("samples", 0))
-
-
-_STATEFUL = (HareTortoisePlugin, ReinitialisePlugin, MechanismPlugin)
-
-_PLUGINS: dict[str, Callable[..., OrderedPlugin]] = {
-    "shrink_perturb": ShrinkPerturbPlugin,
-    "head_reset": HeadResetPlugin,
-    "plasticity_injection": PlasticityInjectionPlugin,
-    "l2": L2Plugin,
-    "spectral_decoupling": SpectralDecouplingPlugin,
-    "regenerative": RegenerativePlugin,
-    "self_distillation": SelfDistillationPlugin,
-    "upgd": UPGDPlugin,
-    "weight_clipping": WeightClippingPlugin,
-    "continual_backprop": ContinualBackpropPlugin,
-    "redo": ReDoPlugin,
-    "optimizer_reset": OptimizerResetPlugin,
-}
-_REINITIALISING = ("shrink_perturb", "head_reset", "plasticity_injection", "continual_backprop", "redo")
-
-
-def method_plugins(config: MethodConfig, *, seed: int = 0) -> list[OrderedPlugin]:
-    """Return the plugins of a method; augmentation, CReLU, LayerNorm and Adam's settings are not done by plugins.
-
-    What they are done by: see `MethodConfig.training` and `MethodConfig.model`.
-    """
-    plugins: list[OrderedPlugin] = []
-    if "hare_tortoise" in config.parts:
-        settings = config.settings_of("hare_tortoise")
-        plugins.append(HareTortoisePlugin(**settings, recalibrate_batchnorm=config.recalibrate_batchnorm))
-    elif config.has_ema:
-        plugins.append(EMAPlugin(momentum=config.momentum, recalibrate_batchnorm=config.recalibrate_batchnorm))
-    for name, plugin in _PLUGINS.items():
-        if name in config.parts:
-            settings = config.settings_of(name, seed=seed)
-            if name in _REINITIALISING:
-                settings["reinitialise_tortoise"] = config.reinitialise_tortoise
-            plugins.append(plugin(**settings))
-    return plugins
 
 
 def make_strategy(
@@ -190,7 +126,6 @@ def make_strategy(
         Of Avalanche's template.
     """
     method = method or MethodConfig("plain")
-    check_architecture(method, model)
     config = method.training(training or TrainingConfig(), data.shape)
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
@@ -206,7 +141,7 @@ def make_strategy(
             fresh_optimizer=config.fresh_optimizer,
             seed=seed,
         ),
-        *method_plugins(method, seed=seed),
+        MethodPlugin(method, seed=seed),
         *plugins,
         MeasurePlugin(
             data,
