@@ -77,6 +77,14 @@ class SettingError(ValueError):
             return start + _Names(name).vformat(self.reason, (), self.told)
         return f"{start}: accepted is {self.accepted}." + (f" {self.hint}" if self.hint else "")
 
+    def of(self, owner: str, field: str, value: Any = None) -> SettingError:
+        """Return this error as that of another setting, whose value, if given, stands in place of its own."""
+        given = self.value if value is None else value
+        if self.reason is None and self.accepted is None:
+            return SettingError(owner=owner, field=field, value=given, reason=": {text}", text=str(self))
+        rest: dict[str, Any] = {"accepted": self.accepted, "hint": self.hint, "reason": self.reason, **self.told}
+        return SettingError(owner=owner, field=field, value=given, **rest)
+
     def __reduce__(self) -> tuple[Any, ...]:
         # An exception is pickled by its arguments alone, and some cross processes.
         names = ("owner", "field", "value", "accepted", "hint", "reason")

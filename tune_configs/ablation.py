@@ -22,9 +22,8 @@ if __package__ in (None, ""):  # run as a script: the checkout need not be insta
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ht_ray._checks import check_choice, check_number
-from ht_ray.errors import SettingError
+from ht_ray.methods import MethodConfig, display_name
 from ht_ray.sweep import Parameter, Search, SearchConfig, TrialSpec, Values, draw_distinct
-from ht_ray.vision import MethodConfig, display_name
 from tune_configs.command_line import Prepared, prepare_vision
 from tune_configs.command_line import main as run_main
 from tune_configs.settings import VisionSettings, check_distinct
@@ -67,30 +66,20 @@ class AblationSettings(SearchConfig, VisionSettings):
         if self.baselines:
             check_distinct(owner, "baselines", self.baselines)
         if self.scheduler != "none" and self.stream == "warm_start":
-            raise SettingError(
-                owner=owner,
-                field="scheduler",
-                value=self.scheduler,
-                reason=": a warm start reports twice, and its first phase is a means and not an end, by which nothing "
-                "can be stopped or copied. Accepted with {stream} = 'continual'.",
+            why = (
+                ": a warm start reports twice, and its first phase is a means and not an end, by which nothing can be "
+                "stopped or copied. Accepted with {stream} = 'continual'."
             )
+            raise self.refused("scheduler", why)
         if self.draws and not self.parameters:
-            raise SettingError(
-                owner=owner,
-                field="momenta",
-                value=self.momenta,
-                reason=" and {reset_intervals} = {intervals!r}: there is nothing to search; give the smallest and the "
-                "largest value of one of them.",
-                intervals=self.reset_intervals,
-            )
+            why = " and {reset_intervals} = {intervals!r}: there is nothing to search; give several values of one."
+            raise self.refused("momenta", why, intervals=self.reset_intervals)
         if self.search == "optuna" and self._preset("seeds") > 1:
-            raise SettingError(
-                owner=owner,
-                field="seeds",
-                value=self.seeds,
-                reason=": {search} = 'optuna' tries every setting with one seed, the first; leave it out, and run the "
-                "best settings with more seeds as a grid afterwards.",
+            why = (
+                ": {search} = 'optuna' tries every setting with one seed, the first; leave it out, and run the best "
+                "settings with more seeds as a grid afterwards."
             )
+            raise self.refused("seeds", why)
 
     def resolved(self) -> Self:
         """Return these settings with all that they imply written out, as results record them."""

@@ -16,8 +16,8 @@ if __package__ in (None, ""):  # run as a script: the checkout need not be insta
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ht_ray._checks import check_choice, check_number
+from ht_ray.methods import MethodConfig, parse_method
 from ht_ray.sweep import TrialSpec
-from ht_ray.vision import MethodConfig, parse_method
 from tune_configs.command_line import main as run_main
 from tune_configs.settings import VisionSettings, check_distinct
 from tune_configs.trials import trial
@@ -37,7 +37,7 @@ class ContinualSettings(VisionSettings):
     methods: tuple[str, ...] = ("plain", "ema", "shrink_perturb", "head_reset", "hare_tortoise")
     """Methods to compare; several joined by + are combined: hare_tortoise+head_reset. Settings of its own follow a
     colon: l2:l2_strength=0.01. A method of yours is my_package.my_module:MyMethod."""
-    access: tuple[Literal["full", "buffer", "new"], ...] = ("full", "buffer")  # type: ignore[assignment]
+    access: tuple[Literal["full", "buffer", "new"], ...] = ("full", "buffer")
     """Continual: all that has arrived, a limited buffer of it, or the new chunk alone; each is compared by itself."""
     momentum: float = 0.99
     """Of the tortoise, in Hare & Tortoise, EMA and self-distillation."""

@@ -8,7 +8,7 @@ import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, field, fields, is_dataclass, make_dataclass
-from types import NoneType, UnionType
+from types import GenericAlias, NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import tyro
@@ -168,17 +168,16 @@ def help_page(
 
 def _entry(flag: Flag, value: Any) -> list[str]:
     # As many sentences as two lines or so hold, and one at least; the rest is in the documents.
-    sentences = re.split(r"(?<=[.;]) ", flag.help.replace("`", ""))
-    help_, *more = sentences
+    help_, *more = re.split(r"(?<=[a-z)]\.) ", flag.help.replace("`", ""))
     while more and len(help_) + len(more[0]) < _WIDTH + _COLUMN:
         help_ += f" {more.pop(0)}"
     if _kinds(flag.kind) == (bool,):
         left = f"  {flag_name(flag.name)}, {flag_name(f'no_{flag.name}')}"
     else:
         left = f"  {flag_name(flag.name)} {_metavar(flag)}"
-    text = textwrap.wrap(f"{help_.rstrip(';')} (default: {_shown(value)})", _WIDTH - _COLUMN, break_on_hyphens=False)
+    text = textwrap.wrap(f"{help_} (default: {_shown(value)})", _WIDTH - _COLUMN, break_on_hyphens=False)
     beside = [text.pop(0)] if len(left) < _COLUMN - 1 else []
-    return [left.ljust(_COLUMN) + "".join(beside), *(" " * _COLUMN + line for line in text)]
+    return [(left.ljust(_COLUMN) + "".join(beside)).rstrip(), *(" " * _COLUMN + line for line in text)]
 
 
 def _shown(value: Any) -> str:
@@ -238,42 +237,19 @@ def current_flags(arguments: Sequence[str], renamed: Mapping[str, str]) -> tuple
 
 
 def parse_flags(
-    name: str, arguments: Sequence[str] | None, groups: Mapping[str, tuple[Sequence[Flag], Mapping[str, Any]]]
-) -> dict[str, dict[str, Any]]:
-    """Return the values of flags, by group and name; what cannot be read at all ends the program with status 2.
+    name: str, arguments: Sequence[str], flags: Sequence[Flag], values: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the values of flags; `values` go before the flags' defaults.
 
-    Values are checked by whoever makes settings of them, so that they are refused in our words and not the parser's.
-
-    Parameters
-    ----------
-    name
-        Of the study.
-    arguments
-        The command line; ``sys.argv`` by default.
-    groups
-        The flags of each group, and values that go before their defaults.
+    What cannot be read at all ends the program with status 2. Values are checked by whoever makes settings of them, so
+    that they are refused in our words and not the parser's.
     """
-    parts = [
-        (
-            group,
-            tyro.conf.OmitArgPrefixes[
-                make_dataclass(
-                    group,
-                    [
-                        (
-                            flag.name,
-                            Annotated[_readable(flag.kind), tyro.conf.arg(help=flag.help)],
-                            field(default=values.get(flag.name, flag.default)),
-                        )
-                        for flag in flags
-                    ],
-                )
-            ],
-        )
-        for group, (flags, values) in groups.items()
+    made = [
+        (flag.name, Annotated[_readable(flag.kind), tyro.conf.arg(help=flag.help)], field(default=values[flag.name]))
+        for flag in flags
     ]
-    parsed = tyro.cli(make_dataclass("Arguments", parts), args=arguments, prog=f"{name}.py", add_help=False)
-    return {group: vars(getattr(parsed, group)) for group in groups}
+    parsed: Any = tyro.cli(make_dataclass("Flags", made), args=arguments, prog=f"{name}.py", add_help=False)
+    return dict(vars(parsed))
 
 
 def _readable(kind: Any) -> Any:
@@ -283,5 +259,5 @@ def _readable(kind: Any) -> Any:
     if get_origin(kind) in (Union, UnionType):
         return Union[tuple(_readable(one) for one in get_args(kind))]  # noqa: UP007
     if get_origin(kind) is tuple:
-        return tuple[tuple(one if one is Ellipsis else _readable(one) for one in get_args(kind))]  # type: ignore[misc]
+        return GenericAlias(tuple, tuple(one if one is Ellipsis else _readable(one) for one in get_args(kind)))
     return kind

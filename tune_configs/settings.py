@@ -21,7 +21,6 @@ from ht_ray.vision import (
     DataConfig,
     MethodConfig,
     ModelConfig,
-    StreamConfig,
     TrainingConfig,
     parse_method,
 )
@@ -30,56 +29,20 @@ from tune_configs.vision_trial import plain_method, trial_config
 
 __all__ = ["PRESETS", "StudySettings", "VisionSettings", "check_distinct", "with_methods"]
 
+_IMPLIED = ("model", "learning_rate", "weight_decay", "batch_size", "augment", "buffer_size", "seeds")
 #: What a data set's name implies where no flag says otherwise. Network, learning rate, weight decay and number of seeds
-#: are those of arXiv 2406.02596, appendices A.2 and A.3; digits is ours: small, so that it takes minutes.
+#: are those of arXiv 2406.02596, appendices A.2 and A.3; digits is ours: small, so that it takes minutes (the buffer is
+#: of 1437 images).
 PRESETS: dict[str, dict[str, Any]] = {
-    "digits": {
-        "model": "mlp",
-        "learning_rate": 1e-3,
-        "weight_decay": 1e-4,
-        "batch_size": 32,
-        "augment": "none",
-        "buffer_size": 200,  # of 1437 images
-        "seeds": 5,
-    },
-    "mnist": {
-        "model": "mlp",
-        "learning_rate": 1e-3,
-        "weight_decay": 1e-4,
-        "batch_size": 256,
-        "augment": "none",
-        "buffer_size": 5000,
-        "seeds": 5,
-    },
-    "cifar10": {
-        "model": "resnet18",
-        "learning_rate": 1e-3,
-        "weight_decay": 1e-5,
-        "batch_size": 256,
-        "augment": "crop_flip",
-        "buffer_size": 5000,
-        "seeds": 5,
-    },
-    "cifar100": {
-        "model": "vit_tiny",
-        "learning_rate": 3e-3,
-        "weight_decay": 0.05,
-        "batch_size": 256,
-        "augment": "crop_flip",
-        "buffer_size": 5000,
-        "seeds": 5,
-    },
-    "tiny-imagenet": {
-        "model": "vgg16",
-        "learning_rate": 1e-3,
-        "weight_decay": 1e-4,
-        "batch_size": 256,
-        "augment": "crop_flip",
-        "buffer_size": 5000,
-        "seeds": 3,
-    },
+    data: dict(zip(_IMPLIED, values, strict=True))
+    for data, values in {
+        "digits": ("mlp", 1e-3, 1e-4, 32, "none", 200, 5),
+        "mnist": ("mlp", 1e-3, 1e-4, 256, "none", 5000, 5),
+        "cifar10": ("resnet18", 1e-3, 1e-5, 256, "crop_flip", 5000, 5),
+        "cifar100": ("vit_tiny", 3e-3, 0.05, 256, "crop_flip", 5000, 5),
+        "tiny-imagenet": ("vgg16", 1e-3, 1e-4, 256, "crop_flip", 5000, 3),
+    }.items()
 }
-
 #: Defaults of the studies that are not the library's.
 _DEFAULTS: Mapping[str, Any] = {"epochs": 20}
 #: What a study has of its own in their place: a grid, or one value with another default.
@@ -122,7 +85,6 @@ RENAMED: Mapping[tuple[str, str], str] = {
 
 def _generated() -> list[tuple[str, Any, Field[Any]]]:
     """Return the settings that are those of configurations, and of the methods: name, type, field."""
-    implied = {name for preset in PRESETS.values() for name in preset}
     of_streams = {config.name: help_texts(config) for config in STREAMS.values()}
     found: dict[str, tuple[str, Any, Field[Any]]] = {}
     for section in (_DATA, _MODEL, *_STREAM_SECTIONS, _TRAINING, _MEASURED):
@@ -134,7 +96,7 @@ def _generated() -> list[tuple[str, Any, Field[Any]]]:
             text = _stream_text(name, of_streams) if section in _STREAM_SECTIONS else texts[one.name]
             metadata = {"help": text, "section": section.title, "choices": section.choices.get(one.name, ())}
             kind, default = hints[one.name], _DEFAULTS.get(name, default_of(one))
-            kind, default = (kind | None, None) if name in implied else (kind, default)
+            kind, default = (kind | None, None) if name in _IMPLIED else (kind, default)
             found[name] = name, kind, field(default=default, metadata=metadata)
     return [*found.values(), *_of_methods(found)]
 
@@ -167,6 +129,11 @@ class StudySettings(ABC):
 
     device: str = field(default="auto", metadata={"choices": ("auto", "cpu", "cuda")})
     """Where a trial runs: auto is its GPU, if it has one."""
+
+    def refused(self, name: str, reason: str, value: Any = None, **told: Any) -> SettingError:
+        """Return the refusal of a setting, of all its value or of `value` in it; see `SettingError`."""
+        given = getattr(self, name) if value is None else value
+        return SettingError(owner=type(self).__name__, field=name, value=given, reason=reason, **told)
 
     @abstractmethod
     def resolved(self) -> Self:
@@ -218,6 +185,14 @@ class StudySettings(ABC):
         return cls(**values)
 
 
+def _fields(config: Any) -> dict[str, Field[Any]]:
+    return {one.name: one for one in fields(config)}
+
+
+def _streams_with(name: str) -> list[str]:
+    return [stream for stream, config in STREAMS.items() if name in _fields(config)]
+
+
 _Flags: Any = make_dataclass("_Flags", _generated(), frozen=True)
 
 
@@ -259,20 +234,14 @@ class VisionSettings(_Flags, StudySettings):
         for one in fields(self):
             value = getattr(self, one.name)
             if value != one.default and not self._has_meaning(one.name):
-                streams = [name for name, config in STREAMS.items() if one.name in config.__dataclass_fields__]
-                raise SettingError(
-                    owner=owner,
-                    field=one.name,
-                    value=value,
-                    reason=": it has no meaning for {VisionSettings.stream} = {stream!r}, only for {streams}.",
-                    stream=self.stream,
-                    streams=", ".join(map(repr, streams)),
-                )
+                streams = _streams_with(one.name)
+                only = ", ".join(map(repr, streams))
+                why = f": it has no meaning for {{VisionSettings.stream}} = {self.stream!r}, only for {only}."
+                raise self.refused(one.name, why)
 
     def _has_meaning(self, name: str) -> bool:
         """Whether the stream has the setting, if it is one of a stream's."""
-        having = [stream for stream, config in STREAMS.items() if name in config.__dataclass_fields__]
-        return not having or self.stream in having
+        return self.stream in (_streams_with(name) or [self.stream])
 
     @classmethod
     def old_names(cls) -> dict[str, str]:
@@ -288,7 +257,7 @@ class VisionSettings(_Flags, StudySettings):
 
     def resolved(self) -> Self:
         """Return these settings with the data set's own values written out, as results record them."""
-        values = {name: self._preset(name) for name in PRESETS[self.data] if self._has_meaning(name)}
+        values = {name: self._preset(name) for name in _IMPLIED if self._has_meaning(name)}
         if self.data_root is not None:
             # A study may be resumed from another directory.
             values["data_root"] = str(Path(self.data_root).expanduser().absolute())
@@ -326,7 +295,7 @@ class VisionSettings(_Flags, StudySettings):
         return {
             "data": self.data,
             "model": asdict(method.model(self._model_config())),
-            "stream": {"kind": self.stream, **asdict(replace(self._stream_config(access), **stream))},
+            "stream": {"kind": self.stream, **asdict(self._stream_config(access, **stream))},
             "training": asdict(self._training_config()),
             "indicators": asdict(self.indicator_config()),
             "evaluate_every": self.evaluate_every,
@@ -361,7 +330,7 @@ class VisionSettings(_Flags, StudySettings):
             return value
         if name == "augment" and self.stream == "warm_start":
             return "none"  # protocol of tables 4 and 5 and appendix D
-        return PRESETS[self.data].get(name)
+        return PRESETS.get(self.data, {}).get(name)  # a data set that there is not is refused with the others
 
     def _made(self, section: _Section, **given: Any) -> Any:
         values = {own: self._preset(name) for own, name in section.names().items() if name not in _NO_FLAGS}
@@ -373,9 +342,9 @@ class VisionSettings(_Flags, StudySettings):
     def _training_config(self) -> TrainingConfig:
         return self._made(_TRAINING)
 
-    def _stream_config(self, access: str = "full") -> StreamConfig:
+    def _stream_config(self, access: str = "full", **given: Any) -> Any:
         section = _Section("", STREAMS[self.stream], {}, {})
-        return self._made(section, **({"access": access} if "access" in section.names() else {}))
+        return self._made(section, **({"access": access} if "access" in section.names() else {}), **given)
 
 
 def with_methods(settings_class: type[Any]) -> type[Any]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ht_ray.diagnostics import IndicatorConfig
 from ht_ray.errors import SettingWarning
 from ht_ray.sweep import Diverged, Report
+from ht_ray.vision import Diverged as LossDiverged
 from ht_ray.vision import (
     ImageData,
     MethodConfig,
@@ -26,7 +27,6 @@ from ht_ray.vision import (
     stream_config,
     summarise,
 )
-from ht_ray.vision import Diverged as LossDiverged
 
 __all__ = ["TrialConfig", "VisionTrial", "plain_method", "stream_of", "trial_config"]
 

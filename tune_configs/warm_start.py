@@ -20,9 +20,9 @@ if __package__ in (None, ""):  # run as a script: the checkout need not be insta
 
 from ht_ray._checks import check_choice, check_number
 from ht_ray.errors import SettingError
-from ht_ray.sweep import TrialSpec
 from ht_ray.methods import METHODS, Method, MethodConfig, find_method, method_parts, parse_method
 from ht_ray.methods.registry import split_methods
+from ht_ray.sweep import TrialSpec
 from tune_configs.command_line import main as run_main
 from tune_configs.settings import MOST_SEEDS, PRESETS, VisionSettings, check_distinct
 from tune_configs.trials import trial
@@ -142,21 +142,12 @@ class WarmStartSettings(VisionSettings):
         defaults = {one.name: one.default for one in fields(self)}
         for name, instead in advice.items():
             if getattr(self, name) != defaults[name]:
-                raise SettingError(
-                    owner=_OWNER,
-                    field=name,
-                    value=getattr(self, name),
-                    reason=f": it has no meaning for {{{_OWNER}.compare}} = {self.compare!r}, {instead}.",
-                )
+                why = f": it has no meaning for {{{_OWNER}.compare}} = {self.compare!r}, {instead}."
+                raise self.refused(name, why)
 
     def _check_base(self, base: str) -> None:
         if split_methods(base)[1] is not None:
-            raise SettingError(
-                owner=_OWNER,
-                field="base",
-                value=base,
-                reason=": accepted are names; their settings are those of the whole study.",
-            )
+            raise self.refused("base", ": accepted are names; their settings are those of the whole study.")
         try:
             waiting = _waiting(MethodConfig(base))
         except SettingError as error:
@@ -164,15 +155,8 @@ class WarmStartSettings(VisionSettings):
             raise error.of(_OWNER, "base") from error
         for text in self.methods if waiting else ():
             if self._parsed(text, "").fresh:
-                raise SettingError(
-                    owner=_OWNER,
-                    field="base",
-                    value=base,
-                    reason=f": {{method!r}} acts before a second phase, and {{text!r}} of {{{_OWNER}.methods}} has one "
-                    "phase.",
-                    method=waiting[0],
-                    text=text,
-                )
+                why = f": {{one!r}} acts before a second phase, and {{text!r}} of {{{_OWNER}.methods}} has one phase."
+                raise self.refused("base", why, one=waiting[0], text=text)
 
     def _parsed(self, text: str, base: str) -> _Compared:
         texts, own = split_methods(text)
@@ -180,20 +164,15 @@ class WarmStartSettings(VisionSettings):
         kept = [part for part in parts if part.strip().lower() != "fresh"]
         fresh = len(kept) < len(parts)
         if len(parts) - len(kept) > 1:
-            raise SettingError(owner=_OWNER, field="methods", value=text, reason=": 'fresh' is given twice.")
+            raise self.refused("methods", ": 'fresh' is given twice.", text)
         kept += [part for part in method_parts(base) if part not in kept] if base else []
         if len(kept) > 1 and "plain" in kept and base:
             kept.remove("plain")
         whole = "+".join(kept or ["plain"]) + (f":{own}" if own is not None else "")
         method = self.method_config(whole, momentum=self.momentum, reset_interval=self.reset_interval)
         if fresh and (waiting := _waiting(method)):
-            raise SettingError(
-                owner=_OWNER,
-                field="methods",
-                value=text,
-                reason=": {method!r} acts before a second phase; 'fresh' has one.",
-                method=waiting[0],
-            )
+            why = ": {one!r} acts before a second phase; 'fresh' has one."
+            raise self.refused("methods", why, text, one=waiting[0])
         return _Compared(fresh, method, parse_method(whole)[1])
 
     @property
@@ -207,11 +186,10 @@ class WarmStartSettings(VisionSettings):
 
     def _preset(self, name: str) -> Any:
         # Learning rate and weight decay go with the network, which figure 7 trains on another data set than its own.
-        own = PRESETS[self.data]
-        if name in ("learning_rate", "weight_decay") and self.model not in (None, own["model"]):
-            own = next((preset for preset in _PAPER if preset["model"] == self.model), own)
-        value = getattr(self, name)
-        return own[name] if value is None else value
+        given = getattr(self, name) is not None or self.model in (None, PRESETS[self.data]["model"])
+        if name in ("learning_rate", "weight_decay") and not given:
+            return next((preset[name] for preset in _PAPER if preset["model"] == self.model), None)
+        return super()._preset(name)
 
 
 def _told(value: float) -> str:
