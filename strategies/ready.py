@@ -76,16 +76,16 @@ class _WithMethod(Plain):
     plugin: ClassVar[type[MethodPlugin]]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
         if "plugin" in vars(cls) and "__init__" not in vars(cls):
-            # Avalanche refuses what no constructor names.
+            # Avalanche, which wraps constructors in here, refuses what none of them names.
             def init(self: Any, **kwargs: Any) -> None:
-                _WithMethod.__init__(self, **kwargs)
+                self._begin(**kwargs)
 
-            init.__signature__ = signature_of(cls.plugin, _WithMethod.__init__)  # type: ignore[attr-defined]
+            init.__signature__ = signature_of(cls.plugin, _WithMethod._begin)  # type: ignore[attr-defined]
             cls.__init__ = init  # type: ignore[method-assign]
+        super().__init_subclass__(**kwargs)
 
-    def __init__(
+    def _begin(
         self, *, model: nn.Module, optimizer: Optimizer, plugins: Sequence[SupervisedPlugin] = (), **kwargs: Any
     ) -> None:
         assert self.plugin.kind is not None
@@ -93,20 +93,22 @@ class _WithMethod(Plain):
         own = {name: kwargs.pop(name) for name in known if name in kwargs}
         #: The method's plugin.
         self.method = self.plugin(seed=kwargs.get("seed", 0), **own)
-        super().__init__(model=model, optimizer=optimizer, plugins=[self.method, *plugins], **kwargs)
+        Plain.__init__(self, model=model, optimizer=optimizer, plugins=[self.method, *plugins], **kwargs)
 
+
+class _WithTortoise(_WithMethod):
     def trained_tortoise(self) -> nn.Module:
         """Return the slow network as a plain module of its own, in evaluation mode.
 
         Raises
         ------
         RuntimeError
-            Before the first experience, and without a tortoise.
+            Before the first experience.
         """
         return self.method.trained_tortoise()
 
 
-class HareTortoise(_WithMethod):
+class HareTortoise(_WithTortoise):
     """Hare & Tortoise (arXiv 2406.02596); settings as in `HareTortoisePlugin`, the rest as in `Plain`.
 
     Examples
@@ -122,7 +124,7 @@ class HareTortoise(_WithMethod):
     plugin = HareTortoisePlugin
 
 
-class EMA(_WithMethod):
+class EMA(_WithTortoise):
     """Exponential moving average of the weights predicts; settings as in `EMAPlugin`, the rest as in `Plain`."""
 
     plugin = EMAPlugin

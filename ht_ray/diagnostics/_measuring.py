@@ -1,4 +1,4 @@
-"""What all measurements share: they leave no trace in the network, and run a batch in chunks."""
+"""Measuring context and batch helpers: no trace is left in the network, and a batch runs in chunks."""
 
 from __future__ import annotations
 

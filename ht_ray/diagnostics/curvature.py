@@ -1,4 +1,4 @@
-"""The curvature of the loss: the largest eigenvalues of its Hessian."""
+"""Curvature of the loss: the largest eigenvalues of its Hessian."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def hessian_eigenvalues(
     -----
     Vectors are orthogonalised twice against all before them, so no eigenvalue appears twice by rounding. When the
     Krylov space is exhausted before `k` eigenvalues are known, it goes on from a new vector orthogonal to all so far.
-    Equal eigenvalues are told apart only in that case.
+    Equal eigenvalues are distinguished only in that case.
 
     References
     ----------
@@ -195,7 +195,7 @@ def _lanczos(
     basis.append(start / start.norm())
     wanted = min(k, size)
     diagonal: list[float] = []
-    beside: list[float] = []
+    off_diagonal: list[float] = []
     while True:
         image = product(basis[-1])
         diagonal.append(float(basis[-1] @ image))
@@ -206,12 +206,12 @@ def _lanczos(
             nan = start.new_full((), float("nan"))
             return HessianEigenvalues(nan.expand(wanted), nan.expand(wanted), nan, nan, False, len(diagonal))
         known = len(diagonal)
-        scale = max(map(abs, [*diagonal, *beside]))
+        scale = max(map(abs, [*diagonal, *off_diagonal]))
         exhausted = norm <= 10 * torch.finfo(start.dtype).eps * scale or known == size
         if exhausted:
             norm = 0.0
         tridiagonal = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
-        tridiagonal += torch.diag(torch.tensor(beside, dtype=torch.float64), -1)  # the lower triangle is read
+        tridiagonal += torch.diag(torch.tensor(off_diagonal, dtype=torch.float64), -1)  # the lower triangle is read
         values, vectors = torch.linalg.eigh(tridiagonal)
         residuals = norm * vectors[-1].abs()
         top = residuals.flip(0)[:wanted]
@@ -225,6 +225,6 @@ def _lanczos(
                 converged=converged,
                 iterations=known,
             )
-        beside.append(norm)
+        off_diagonal.append(norm)
         following = orthogonal(draw()) if exhausted else rest
         basis.append(following / following.norm())

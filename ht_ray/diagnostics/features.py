@@ -1,4 +1,4 @@
-"""The features that a backbone returns: how many are zero, and how many directions they use."""
+"""Features that a backbone returns: how many are zero, and how many directions they use."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class Indicators:
         Maps outputs and labels to the mean loss of a batch.
     fresh
         For the probe: a freshly initialised network, or what makes one; None if `module`'s layers can initialise
-        themselves anew.
+        themselves again.
 
     Raises
     ------

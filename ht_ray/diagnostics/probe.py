@@ -1,4 +1,4 @@
-"""How well a copy of a network still learns something new."""
+"""Plasticity probe: how well a copy of a network still learns something new."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ OptimizerMaker = Callable[[Iterable[nn.Parameter]], Optimizer] | Optimizer
 
 
 class Probe(NamedTuple):
-    """The loss that a network reached on new targets, beside that of a fresh one; tensors of shape ``()``."""
+    """The loss that a network reached on new targets, next to that of a fresh one; tensors of shape ``()``."""
 
     loss: Tensor
     """Mean loss of the copy on the inputs after its training, in evaluation mode."""
@@ -87,7 +87,7 @@ def plasticity_probe(
         Of labels, order, dropout and fresh weights: the same seed sets the same task, so results can be compared over
         time and between networks.
     fresh
-        A freshly initialised network, or what makes one. None: `module`'s layers initialise themselves anew (see
+        A freshly initialised network, or what makes one. None: `module`'s layers initialise themselves again (see
         `ht_ray.mechanisms.fresh_weights`).
     loss
         Maps outputs and targets to the mean loss of a batch.
@@ -99,7 +99,7 @@ def plasticity_probe(
     SettingError
         If a setting is not accepted.
     ValueError
-        If the layers cannot initialise themselves anew, and there is no `fresh`.
+        If the layers cannot initialise themselves again, and there is no `fresh`.
 
     References
     ----------
@@ -148,25 +148,25 @@ def probe_loss(
     number = count(inputs)
     labels = _targets(targets, inputs, num_classes, seed)
     with isolated(module.parameters()), isolated_rng(derive_seed(seed, "probe: training")):
-        twin = _twin(module)
+        copied = _copy_of(module)
         if fresh is not False:
-            _refresh(twin, fresh, seed)
-        optimizer = _optimizer(make_optimizer, module, twin)
+            _refresh(copied, fresh, seed)
+        optimizer = _optimizer(make_optimizer, module, copied)
         size = min(batch_size, number)
         draws = generator(seed, "probe: order")
         # Batches are cut across the ends of the permutations: each has the full size, as BatchNorm needs.
         rounds = -(-steps * size // number)
         order = torch.cat([torch.randperm(number, generator=draws) for _ in range(rounds)]).to(labels.device)
-        twin.train()
+        copied.train()
         for step in range(steps):
             index = order[step * size : (step + 1) * size]
             optimizer.zero_grad()
-            loss(widened(call(twin, take(inputs, index))), labels[index]).backward()  # type: ignore[no-untyped-call,unused-ignore]
+            loss(widened(call(copied, take(inputs, index))), labels[index]).backward()  # type: ignore[no-untyped-call,unused-ignore]
             optimizer.step()
         total = torch.zeros((), dtype=accumulator(labels.device), device=labels.device)
-        with measuring(twin), torch.no_grad():
+        with measuring(copied), torch.no_grad():
             for chunk, part in chunks(inputs, chunk_size):
-                total += loss(widened(call(twin, chunk)), labels[part]) * len(labels[part])
+                total += loss(widened(call(copied, chunk)), labels[part]) * len(labels[part])
     return total / number
 
 
@@ -181,7 +181,7 @@ def _targets(targets: str | Tensor, inputs: Inputs, num_classes: int, seed: int)
     return torch.randint(num_classes, (number,), generator=generator(seed, "probe: labels")).to(device)
 
 
-def _twin(module: nn.Module) -> nn.Module:
+def _copy_of(module: nn.Module) -> nn.Module:
     # Hooks belong to those who watch the original: the copy gets none, and what they refer to is not copied either.
     # Those by which torch computes a layer's weight are part of the layer.
     memo: dict[int, Any] = {
@@ -190,28 +190,28 @@ def _twin(module: nn.Module) -> nn.Module:
         for name, value in vars(part).items()
         if name.endswith("_hooks") and isinstance(value, dict)
     }
-    twin = detached_copy(module, memo)
-    for parameter in twin.parameters():
+    copied = detached_copy(module, memo)
+    for parameter in copied.parameters():
         parameter.grad = None
-    return twin
+    return copied
 
 
 @torch.no_grad()
-def _refresh(twin: nn.Module, fresh: nn.Module | Callable[[], nn.Module] | bool, seed: int) -> None:
+def _refresh(copied: nn.Module, fresh: nn.Module | Callable[[], nn.Module] | bool, seed: int) -> None:
     if isinstance(fresh, nn.Module):
         given = fresh
-        new = fresh_weights(twin, seed=0, factory=lambda: given)
+        new = fresh_weights(copied, seed=0, factory=lambda: given)
     else:
         factory = None if isinstance(fresh, bool) else fresh
-        new = fresh_weights(twin, seed=derive_seed(seed, "probe: fresh weights"), factory=factory)
-    for name, tensor in named_tensors(twin):
+        new = fresh_weights(copied, seed=derive_seed(seed, "probe: fresh weights"), factory=factory)
+    for name, tensor in named_tensors(copied):
         tensor.copy_(new[name])
 
 
-def _optimizer(make_optimizer: OptimizerMaker, module: nn.Module, twin: nn.Module) -> Optimizer:
+def _optimizer(make_optimizer: OptimizerMaker, module: nn.Module, copied: nn.Module) -> Optimizer:
     if not isinstance(make_optimizer, Optimizer):
-        return make_optimizer(trainable(twin).values())
-    copies = dict(zip(map(id, module.parameters()), twin.parameters(), strict=True))
+        return make_optimizer(trainable(copied).values())
+    copies = dict(zip(map(id, module.parameters()), copied.parameters(), strict=True))
     groups = []
     for group in make_optimizer.param_groups:
         parameters = [copies[id(parameter)] for parameter in group["params"] if id(parameter) in copies]

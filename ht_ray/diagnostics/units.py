@@ -1,4 +1,4 @@
-"""Which units of a network are active."""
+"""Units of a network: which of them are active."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How large the weights are, and how far from where they began."""
+"""Weights: how large they are, and how far from their initial values."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
@@ -73,19 +73,23 @@ class MethodConfig:
         flat = current_names("MethodConfig", flat, old_names(), all_settings())
         given = settings or {}
         made = {}
+        active = _with_brought(parts)
+        taken = {flat_name for part in active for flat_name in flat_names(METHODS[part])}
         for part, cls in METHODS.items():
             held = given.get(part, {})
             if not isinstance(held, Mapping):
                 held = {one.name: getattr(held, one.name) for one in fields(held)}
-            own = {one: flat[flat_name] for flat_name, one in flat_names(cls).items() if flat_name in flat}
-            if not (part in _with_brought(parts) or held or own):
+            # Those of other methods are checked, unless an active one shares, and so checks, them.
+            names = {name: one for name, one in flat_names(cls).items() if part in active or name not in taken}
+            own = {one: flat[name] for name, one in names.items() if name in flat}
+            if not (part in active or held or own):
                 continue
             try:
                 made[part] = cls.Settings.make({**held, **own})
             except SettingError as error:
                 raise _as_given(error, cls) from error
         object.__setattr__(self, "name", "+".join(parts))
-        object.__setattr__(self, "settings", {part: made[part] for part in _with_brought(parts)})
+        object.__setattr__(self, "settings", {part: made[part] for part in active})
         known = {part: METHODS[part] for part in parts}
         foreign = {part: cls for part, cls in known.items() if cls.__module__.partition(".")[0] != "ht_ray"}
         where = {part: f"{cls.__module__}:{cls.__qualname__}" for part, cls in foreign.items()}
@@ -94,18 +98,16 @@ class MethodConfig:
     def __hash__(self) -> int:
         return hash((self.name, tuple(self.settings.items())))
 
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any:
-            if name.startswith("_") or name in ("name", "settings", "sources"):
-                raise AttributeError(name)
-            for part, own in self.settings.items():
-                if (one := flat_names(METHODS[part]).get(name)) is not None:
-                    return getattr(own, one)
-            known = all_settings()
-            if name in known:
-                return known[name].default
-            raise AttributeError(f"MethodConfig has no setting {name!r}.{did_you_mean(name, known)}")
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name in ("name", "settings", "sources"):
+            raise AttributeError(name)
+        for part, own in self.settings.items():
+            if (one := flat_names(METHODS[part]).get(name)) is not None:
+                return getattr(own, one)
+        known = all_settings()
+        if name in known:
+            return known[name].default
+        raise AttributeError(f"MethodConfig has no setting {name!r}.{did_you_mean(name, known)}")
 
     @classmethod
     def for_agents(cls, name: str, **flat: Any) -> MethodConfig:

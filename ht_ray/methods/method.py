@@ -227,7 +227,7 @@ class Method:
     def after_step(self, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
         """Call after the optimiser's step; arguments as in `before_phase`."""
 
-    def end_epoch(self, optimizer: Any = None, tortoise: Tortoise | None = None, *, last: bool = False) -> None:
+    def end_epoch(self, optimizer: Any = None, tortoise: Tortoise | None = None, *, last: bool = False) -> bool | None:
         """Call after each epoch, before evaluation.
 
         Parameters
@@ -236,7 +236,13 @@ class Method:
             As in `before_phase`.
         last : bool, default False
             Whether it was the phase's last.
+
+        Returns
+        -------
+        bool or None
+            Whether something was due, of a method that says so.
         """
+        return None
 
     def end_phase(self) -> None:
         """Call after a phase."""
@@ -480,7 +486,7 @@ class Composition:
             If `state` is of other methods.
         """
         if state.keys() != (held := self.by_name).keys():
-            raise ValueError(f"the state is of {sorted(state)}; the composition has {sorted(held)}")
+            raise ValueError(f"the state is of {sorted(state)}; {self.name!r} has {sorted(held)}")
         for name, method in held.items():
             method.rebuild(state[name])
 

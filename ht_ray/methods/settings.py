@@ -25,7 +25,7 @@ class SettingInfo(NamedTuple):
     was: tuple[str, ...]
     """Names that it had there in earlier versions."""
     check: Callable[[str, Any], Any] | None
-    """A check in place of that of the type: called with where the setting is, and its value, unless that is None."""
+    """A check in place of that of the type: called with where the setting is and its value, unless that may be None."""
 
 
 def setting(
@@ -89,7 +89,7 @@ class MethodSettings:
             where, value = f"{self.owner}: {name}", getattr(self, name)
             if info.check is None:
                 _check(where, value, kind, info.bounds)
-            elif value is not None:
+            elif value is not None or type(None) not in get_args(kind):
                 info.check(where, value)
 
     @classmethod

@@ -257,13 +257,18 @@ class Tortoise(Method):
             return True
         return False
 
-    def end_epoch(self, optimizer: Any = None, tortoise: Tortoise | None = None, *, last: bool = False) -> None:
+    def end_epoch(self, optimizer: Any = None, tortoise: Tortoise | None = None, *, last: bool = False) -> bool:
         """Call after every training epoch, before evaluation: reset the hare if that is due in epochs.
 
         Parameters
         ----------
         last
             Whether this was the last epoch of its phase (see `reset_at_phase_end`).
+
+        Returns
+        -------
+        bool
+            Whether the hare was reset.
         """
         if self._inputs:
             self.recalibrate_batchnorm(self._inputs)
@@ -272,6 +277,8 @@ class Tortoise(Method):
         due = self.reset_unit == "epochs" and self.reset_interval and self.epochs % self.reset_interval == 0
         if due and (self.reset_at_phase_end or not last):
             self.reset(optimizer)
+            return True
+        return False
 
     def follow(self) -> None:
         """Move the tortoise towards the hare by one step of the average, and count it."""

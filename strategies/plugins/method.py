@@ -372,7 +372,7 @@ def named_plugin(cls: type[Method]) -> type[MethodPlugin]:
     """Return the plugin of one method: ``ReDoPlugin(threshold=0.1)`` for ``MethodPlugin(ReDo, threshold=0.1)``."""
     summary = (inspect.getdoc(cls) or "").partition("\n\n")[0]
 
-    class Named(MethodPlugin, supports_distributed=True):
+    class Named(MethodPlugin, supports_distributed=True):  # type: ignore[call-arg]
         kind = cls
 
         def __init__(self, *, seed: int = 0, **settings: Any) -> None:
@@ -381,5 +381,5 @@ def named_plugin(cls: type[Method]) -> type[MethodPlugin]:
     Named.__name__ = Named.__qualname__ = f"{cls.__name__}Plugin"
     Named.__module__ = f"{__package__}.named"
     Named.__doc__ = f"{summary}\n\nA `MethodPlugin` of `ht_ray.methods.{cls.__name__}`, with its settings."
-    Named.__signature__ = signature_of(Named)  # type: ignore[attr-defined]
+    Named.__signature__ = signature_of(Named)
     return Named

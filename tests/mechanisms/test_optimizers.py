@@ -154,7 +154,7 @@ def test_rprop_takes_its_learning_rate_for_units_of_continual_backprop() -> None
     optimizer = maker("Rprop")(net)
     method = ContinualBackprop(net, replacement_rate=0.05, maturity=5)
     for number in range(40):
-        with method.watching():
+        with method.watch():
             step(net, optimizer, *regression("AdamW", number))
         sizes = optimizer.state[net[0].weight]["step_size"].clone()
         method.after_step(optimizer)

@@ -122,7 +122,7 @@ def test_resuming_is_bit_identical(form) -> None:
 def test_a_target_network_keeps_the_bound_by_itself(form, training: bool) -> None:
     net = network(form)
     target = copy.deepcopy(net).requires_grad_(False).train(training)
-    tortoise = Tortoise(net, momentum=0.99, reset_interval=250, reset_unit="steps", twin=target)
+    tortoise = Tortoise(net, momentum=0.99, reset_interval=250, reset_unit="steps", target=target)
     train(net, tortoise, 300)
     assert bound(target) == pytest.approx(1, abs=0.01)
     before = state_of(target), state_of(net)
@@ -149,7 +149,7 @@ def test_what_sets_weights_makes_vectors_for_them(form, with_target: bool, act, 
     net = network(form)
     method = act(net)
     target = copy.deepcopy(net) if with_target else None
-    tortoise = Tortoise(net, momentum=0.9, twin=target)
+    tortoise = Tortoise(net, momentum=0.9, target=target)
     train(net, tortoise, 100)
     method.apply(tortoise)
     assert bound(net[part]) == pytest.approx(1, abs=0.01)

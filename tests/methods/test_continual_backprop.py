@@ -34,7 +34,7 @@ def train(
         if method is None:
             outputs = net(batch)
         else:
-            with method.watching():
+            with method.watch():
                 outputs = net(batch)
         outputs.square().mean().backward()
         optimizer.step()
@@ -67,7 +67,7 @@ def test_units_are_replaced_as_by_hand() -> None:
         x = np.random.default_rng(step).normal(size=(8, 4))
         target = np.sin(x[:, :2] * 3)
         optimizer.zero_grad()
-        with method.watching():
+        with method.watch():
             loss = (net(torch.from_numpy(x)) - torch.from_numpy(target)).square().sum() / 16
         loss.backward()
         optimizer.step()
@@ -114,7 +114,7 @@ def test_contributions_of_maps_positions_and_halves_are_summed() -> None:
     )
     images = torch.randn(5, 2, 8, 8)
     method = ContinualBackprop(net, utility_decay=0.0)
-    with method.watching():
+    with method.watch():
         net(images)
     method.after_step(torch.optim.SGD(net.parameters()))
     maps = net[:2](images).detach().numpy()
@@ -180,8 +180,9 @@ def test_no_two_units_get_the_same_new_weights() -> None:
     optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
     for step in range(60):
         if step == 30:
-            method.begin_phase()
-        with method.watching():
+            method.before_phase()
+            method.grown()
+        with method.watch():
             net(torch.randn(8, 4))
         method.after_step(optimizer)
         seen += list(net[0].weight[method.ages["2"] == 0].detach().clone())
@@ -211,8 +212,9 @@ def test_replacing_does_not_shift_dropout() -> None:
 def test_off_needs_no_units_and_leaves_no_hooks() -> None:
     net = nn.Linear(2, 2)
     method = ContinualBackprop(net, replacement_rate=0.0)
-    method.begin_phase()
-    with method.watching():
+    method.before_phase()
+    method.grown()
+    with method.watch():
         net(torch.zeros(1, 2))
     method.after_step(torch.optim.SGD(net.parameters()))
     assert method.steps == 0
@@ -221,7 +223,7 @@ def test_off_needs_no_units_and_leaves_no_hooks() -> None:
 def test_hooks_are_there_for_the_forward_pass_only() -> None:
     net = make()
     method = ContinualBackprop(net)
-    with pytest.raises(RuntimeError), method.watching():
+    with pytest.raises(RuntimeError), method.watch():
         net(torch.zeros(2, 7))
     assert not any(part._forward_hooks for part in net.modules())
     copy.deepcopy(net)
@@ -231,10 +233,10 @@ def test_a_forward_pass_that_was_not_watched_is_told() -> None:
     net = make()
     method = ContinualBackprop(net)
     net(torch.zeros(2, 4))
-    with pytest.raises(RuntimeError, match=r"no activation of 2, 5 was seen.*watching"):
+    with pytest.raises(RuntimeError, match=r"no activation of 2, 5 was seen.*watch"):
         method.after_step(torch.optim.SGD(net.parameters()))
     train(net, method, 1)
-    with pytest.raises(RuntimeError, match="watching"):
+    with pytest.raises(RuntimeError, match="watch"):
         method.after_step(torch.optim.SGD(net.parameters()))
 
 
@@ -243,7 +245,7 @@ def test_utilities_are_float32_under_autocast() -> None:
     net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
     method = ContinualBackprop(net, utility_decay=0.0)
     batch = torch.randn(4096, 4)
-    with method.watching(), torch.autocast("cpu", dtype=torch.bfloat16):
+    with method.watch(), torch.autocast("cpu", dtype=torch.bfloat16):
         net(batch)
     method.after_step(torch.optim.SGD(net.parameters()))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -291,7 +293,8 @@ def test_known_units_keep_their_state_when_the_network_grows() -> None:
     train(net, method, 3)
     utility = method.utilities["5"].clone()
     net[4], net[6] = nn.Linear(12, 10), nn.Linear(10, 5)
-    method.begin_phase()
+    method.before_phase()
+    method.grown()
     assert method.ages["5"].tolist() == [3] * 8 + [0, 0]
     assert torch.equal(method.utilities["5"][:8], utility)
     assert method.utilities["5"][8:].eq(0).all()

@@ -39,7 +39,8 @@ def test_it_is_a_new_optimiser_at_each_interval(make, unit, interval, length, ep
     optimizer, other = make(ours), make(reference)
     steps = resets = 0
     for _ in range(2):  # phases
-        method.begin_phase()
+        method.before_phase()
+        method.grown()
         for epoch in range(1, epochs + 1):
             for _ in range(length):
                 steps += 1

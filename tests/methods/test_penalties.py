@@ -12,7 +12,7 @@ from torch import nn
 from ht_ray.errors import SettingError
 from ht_ray.mechanisms.weights.fresh import fresh_weights
 from ht_ray.mechanisms.weights.rng import derive_seed
-from ht_ray.methods.penalties import L2, Regenerative, SpectralDecoupling
+from ht_ray.methods import L2, Regenerative, SpectralDecoupling
 
 LOGITS = torch.zeros(4, 2)
 
@@ -79,7 +79,8 @@ def test_decoupled_l2_is_the_weight_decay_of_adamw(form) -> None:
         ]
         optimizer = torch.optim.AdamW(parameters, lr=0.05, weight_decay=decay, **form)
         method = L2(nn.ModuleList([net, unused]), strength=0.0 if decay else 0.2)
-        method.begin_phase()
+        method.before_phase()
+        method.grown()
         for step in range(8):
             optimizer.zero_grad()
             torch.manual_seed(step)
@@ -202,7 +203,8 @@ def test_units_that_are_grown_go_back_to_their_own_first_values() -> None:
     method = Regenerative(net, strength=1.0)
     net[0] = nn.Linear(2, 3, bias=False)
     new = net[0].weight.detach()[2:].clone()
-    method.begin_phase()
+    method.before_phase()
+    method.grown()
     with torch.no_grad():
         net[0].weight.fill_(5.0)
     expected = (5 - torch.cat([old, new])).square().sum()

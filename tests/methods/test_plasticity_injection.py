@@ -311,7 +311,8 @@ def test_without_the_tortoise_it_takes_the_hares_old_head() -> None:
     tortoise, optimizer = Tortoise(module, momentum=0.8), adamw(module)
     train(module, optimizer, tortoise)
     PlasticityInjection(module).apply(None, optimizer)
-    tortoise.begin_phase()
+    tortoise.before_phase()
+    tortoise.grown()
     for name, value in module.head.state_dict().items():
         assert torch.equal(tortoise.weights[f"head.{name}"], value)
 
@@ -404,7 +405,8 @@ def test_other_reinitialisations_leave_the_frozen_parts_alone() -> None:
     method.apply(tortoise, optimizer)
     assert find_head(module) == "head"
     for other in (shrink, reset):
-        other.begin_phase()
+        other.before_phase()
+        other.grown()
     first = state_of(module)
     train(module, optimizer, tortoise, start=10)
     trained = state_of(module)
@@ -422,11 +424,13 @@ def test_other_reinitialisations_leave_the_frozen_parts_alone() -> None:
 def test_begin_phase_keeps_frozen_what_was_replaced() -> None:
     module = net()
     method = PlasticityInjection(module)
-    method.begin_phase()
+    method.before_phase()
+    method.grown()
     assert all(p.requires_grad for p in module.parameters())
     method.apply()
     module.head.frozen[2] = nn.Linear(4, 3)
-    method.begin_phase()
+    method.before_phase()
+    method.grown()
     assert not any(p.requires_grad for p in module.head.frozen.parameters())
     assert all(p.requires_grad for p in module.head.grown.parameters())
 

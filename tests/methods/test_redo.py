@@ -183,7 +183,8 @@ def test_epochs_are_counted_anew_in_each_phase_and_steps_go_on() -> None:
     epochs, steps = ReDo(net, interval=2), ReDo(net, interval=4, unit="steps")
     for method in (epochs, steps):
         for phase in range(2):
-            method.begin_phase()
+            method.before_phase()
+            method.grown()
             assert not method.batches
             train(net, method, 15, start=15 * phase)
     assert epochs.applications == 2
@@ -202,7 +203,8 @@ def test_off_and_nothing_to_recycle_are_bit_identical_to_plain_training(setting:
 
 def test_off_needs_no_network_that_can_be_recycled_and_holds_no_batches() -> None:
     method = ReDo(nn.Linear(2, 2), interval=None)
-    method.begin_phase()
+    method.before_phase()
+    method.grown()
     method.before_forward(torch.zeros(1, 2))
     assert not method.batches
 
@@ -222,10 +224,12 @@ def test_a_resumed_run_continues_bit_for_bit() -> None:
     whole = make()
     method = ReDo(whole, threshold=0.9, interval=2)
     optimizer = torch.optim.AdamW(whole.parameters(), lr=0.01)
-    method.begin_phase()
+    method.before_phase()
+    method.grown()
     train(whole, method, 20, optimizer=optimizer)
     kept = copy.deepcopy((whole.state_dict(), optimizer.state_dict(), method.state_dict()))
-    method.begin_phase()
+    method.before_phase()
+    method.grown()
     train(whole, method, 20, start=20, optimizer=optimizer)
     assert method.recycled > kept[2]["recycled"] > 0
 
@@ -235,7 +239,8 @@ def test_a_resumed_run_continues_bit_for_bit() -> None:
     optimizer.load_state_dict(kept[1])
     resumed = ReDo(part, threshold=0.9, interval=2)
     resumed.load_state_dict(kept[2])
-    resumed.begin_phase()
+    resumed.before_phase()
+    resumed.grown()
     train(part, resumed, 20, start=20, optimizer=optimizer)
     assert resumed.state_dict() == method.state_dict()
     assert all(torch.equal(a, b) for a, b in zip(values(whole).values(), values(part).values(), strict=True))
@@ -246,7 +251,8 @@ def test_a_network_that_has_grown_is_looked_at_anew() -> None:
     method = ReDo(net, threshold=0.0)
     net[4], net[6] = nn.Linear(12, 10), nn.Linear(10, 5)
     silence(net, 4, [9])
-    method.begin_phase()
+    method.before_phase()
+    method.grown()
     assert method.apply(batches()) == {"2": 0, "5": 1}
 
 
@@ -281,7 +287,8 @@ def test_what_is_left_alone_is_said_once() -> None:
     assert caught[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        method.begin_phase()
+        method.before_phase()
+        method.grown()
         ReDo(make())
 
 

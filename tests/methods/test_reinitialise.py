@@ -237,8 +237,10 @@ def test_units_that_the_head_has_grown_go_back_to_their_own_initial_weights(kind
     train(net, 3, tortoise)
     grow(net, 5)
     new_units = net.head[3].weight[3:].detach().clone()
-    method.begin_phase()
-    tortoise.begin_phase()
+    method.before_phase()
+    method.grown()
+    tortoise.before_phase()
+    tortoise.grown()
     train(net, 3, tortoise)
     method.apply(tortoise)
     for weight in (net.head[3].weight, tortoise.weights["head.3.weight"]):

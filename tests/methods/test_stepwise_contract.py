@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ht_ray.methods import L2, Regenerative, SpectralDecoupling
 from ht_ray.methods.optimizer_reset import OptimizerReset
-from ht_ray.methods.penalties import L2, Regenerative, SpectralDecoupling
 from ht_ray.methods.self_distillation import SelfDistillation
 from ht_ray.methods.tortoise import Tortoise
 from ht_ray.methods.upgd import UPGD
@@ -83,9 +83,11 @@ class Trial:
         )
 
     def begin(self) -> None:
-        self.tortoise.begin_phase()
+        self.tortoise.before_phase()
+        self.tortoise.grown()
         if self.mechanism is not None:
-            self.mechanism.begin_phase()
+            self.mechanism.before_phase()
+            self.mechanism.grown()
 
     def run(self, steps: int) -> Trial:
         dtype = self.net.head.weight.dtype

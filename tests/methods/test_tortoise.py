@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ht_ray.mechanisms import SettingError, SettingWarning, named_tensors, recalibrate_batchnorm
-from ht_ray.methods import Tortoise, half_life, momentum_of_half_life
+from ht_ray.methods import Phase, Tortoise, half_life, momentum_of_half_life
 
 
 def network(seed: int = 0) -> nn.Sequential:
@@ -52,7 +52,8 @@ def test_resets_in_steps_happen_after_every_rth_step_over_all_phases(interval: i
     tortoise = Tortoise(hare, momentum=0.5, reset_interval=interval, reset_unit="steps", reset_at_phase_end=False)
     happened = []
     for _ in range(phases):
-        tortoise.begin_phase()
+        tortoise.before_phase()
+        tortoise.grown()
         for _ in range(steps):
             with torch.no_grad():
                 hare.weight.add_(1.0)
@@ -70,7 +71,8 @@ def test_resets_in_epochs_are_counted_within_a_phase(interval: int, epochs: int,
     hare = nn.Linear(1, 1)
     tortoise = Tortoise(hare, momentum=0.5, reset_interval=interval, reset_at_phase_end=at_end)
     for _ in range(2):
-        tortoise.begin_phase()
+        tortoise.before_phase()
+        tortoise.grown()
         for epoch in range(1, epochs + 1):
             with torch.no_grad():
                 hare.weight.add_(1.0)
@@ -269,7 +271,8 @@ def test_training_while_predicting_is_refused_and_a_new_phase_recovers() -> None
     with pytest.raises(RuntimeError, match="swap back first"):
         tortoise.state_dict()
     updates = tortoise.updates
-    tortoise.begin_phase()
+    tortoise.before_phase()
+    tortoise.grown()
     assert tortoise.updates == updates
     assert_same(values_of(hare), fast)
     assert_same(dict(tortoise.weights.tensors), slow)
@@ -316,7 +319,8 @@ def test_it_follows_a_head_that_grows() -> None:
     old, hare[4] = hare[4], nn.Linear(5, 6)
     with torch.no_grad():
         hare[4].weight[:3], hare[4].bias[:3] = old.weight, old.bias
-    tortoise.begin_phase()
+    tortoise.before_phase()
+    tortoise.grown()
     assert torch.equal(tortoise.weights["4.weight"][:3], slow["4.weight"])
     assert torch.equal(tortoise.weights["4.weight"][3:], hare[4].weight[3:])
     with tortoise.predict():
@@ -462,7 +466,7 @@ def test_a_batch_that_fails_leaves_modes_and_momentum() -> None:
 def caught(tortoise: Tortoise, **phase: int) -> list[str]:
     with warnings.catch_warnings(record=True) as messages:
         warnings.simplefilter("always")
-        tortoise.begin_phase(**phase)
+        tortoise.before_phase(Phase(**phase))
     assert all(message.category is SettingWarning for message in messages)
     assert all(message.filename == __file__ for message in messages)
     return [str(message.message) for message in messages]
@@ -484,7 +488,7 @@ def test_it_warns_of_a_momentum_longer_than_a_phase() -> None:
 def test_it_warns_of_an_interval_that_no_phase_reaches() -> None:
     tortoise = Tortoise(nn.Linear(2, 2), momentum=0.5, reset_interval=10)
     with pytest.warns(SettingWarning, match="reset_interval = 10 epochs, and a phase has 3: the hare is never reset"):
-        tortoise.begin_phase(steps_per_epoch=100, epochs=3)
+        tortoise.before_phase(Phase(steps_per_epoch=100, epochs=3))
 
 
 def test_it_warns_of_resets_too_frequent_to_learn_and_its_share_is_right() -> None:

@@ -215,7 +215,8 @@ def test_units_that_are_grown_keep_the_old_ones_utility() -> None:
     old = method.utilities["0.weight"].clone()
     assert old.any()
     net[0] = nn.Linear(3, 4)
-    method.begin_phase()
+    method.before_phase()
+    method.grown()
     assert torch.equal(method.utilities["0.weight"][:2], old)
     assert not method.utilities["0.weight"][2:].any()
 

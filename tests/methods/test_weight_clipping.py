@@ -98,7 +98,8 @@ def test_a_replaced_layer_is_found_at_the_next_phase() -> None:
     method = WeightClipping(net, factor=1.0)
     net[0] = nn.Linear(4, 3)
     spread(net)
-    method.begin_phase()
+    method.before_phase()
+    method.grown()
     method.after_step(sgd(net))
     assert net[0].weight.abs().max() == 0.5
 

@@ -56,7 +56,7 @@ def test_as_the_loader_augments_bit_for_bit(image_data, differing, kind) -> None
     for by_plugin in (False, True):
         record = Batches()
         plugin = AugmentPlugin(kind=kind, fill=black(image_data), seed=3)
-        method = MethodConfig("plain") if by_plugin else MethodConfig("augment", augmentation=kind)
+        method = MethodConfig("plain") if by_plugin else MethodConfig("augment", augment_kind=kind)
         plugins = [plugin, record] if by_plugin else [record]
         strategy = make_strategy(
             mlp(image_data), image_data, method=method, training=training, seed=3, epochs=2, plugins=plugins

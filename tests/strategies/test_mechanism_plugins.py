@@ -27,7 +27,7 @@ from torch.optim import SGD, AdamW
 
 from ht_ray.errors import SettingError, SettingWarning
 from ht_ray.mechanisms import CReLU
-from ht_ray.methods import L2, InjectedHead, Mechanism
+from ht_ray.methods import L2, InjectedHead, Method
 from ht_ray.vision import MethodConfig
 from strategies import EMAPlugin, HareTortoisePlugin, HeadResetPlugin, ShrinkPerturbPlugin
 from strategies.methods import method_plugins
@@ -281,7 +281,7 @@ def test_deepcopy(make_network, make_benchmark, differing, name, kind) -> None:
         one.train(benchmark.train_stream[1])
         one.eval(benchmark.test_stream[:2])
         ends.append(ended(one))
-        assert one.plugins[0].mechanism.module is one.model
+        assert one.plugins[0].method.module is one.model
     assert differing(*ends) == []
 
 
@@ -366,7 +366,7 @@ def test_tortoise_is_treated_alike(make_network, make_benchmark, recorder, name,
     for with_it in (False, True):
         network = make_network(seed=1)
         tortoise = HareTortoisePlugin(momentum=0.9, reset_interval=None)
-        plugin = PLUGINS[name](reinitialise_tortoise=treated)[0]
+        plugin = PLUGINS[name](reinitialize_tortoise=treated)[0]
         strategy = naive(network, [tortoise, *([plugin] if with_it else [])], epochs=1)
         torch.manual_seed(1)
         strategy.train(make_benchmark().train_stream[0])
@@ -500,21 +500,21 @@ def test_online_streams_count_steps_over_all_sub_experiences(make_network, make_
     for experience in with_classes_timeline(stream):
         strategy.train(experience)
     assert strategy.clock.train_exp_counter == strategy.clock.train_iterations == 9
-    assert (reset.mechanism.resets, redo.mechanism.applications, backprop.mechanism.steps) == (2, 2, 9)
-    assert backprop.mechanism.replacements > 0
+    assert (reset.method.resets, redo.method.applications, backprop.method.steps) == (2, 2, 9)
+    assert backprop.method.replacements > 0
     epochs = OptimizerResetPlugin()  # each sub-experience counts its epochs anew, and has one
     strategy = naive(make_network("growing"), [epochs], epochs=1)
     for experience in with_classes_timeline(stream):
         strategy.train(experience)
-    assert epochs.mechanism.resets == 9
+    assert epochs.method.resets == 9
 
 
 def test_crelu_networks_are_recycled(make_benchmark) -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(6, 4), CReLU(), nn.Linear(8, 6))
     plugin = ReDoPlugin(threshold=1000.0, interval=1)
     naive(network, [plugin], epochs=1).train(make_benchmark().train_stream[0])
-    assert plugin.mechanism.recycled == 4
-    assert len(plugin.mechanism.batches) == 0  # or a checkpoint would hold images
+    assert plugin.method.recycled == 4
+    assert len(plugin.method.batches) == 0  # or a checkpoint would hold images
     assert not network[3].weight.any()
 
 
@@ -585,7 +585,7 @@ def test_a_mechanism_of_ones_own(make_network, make_benchmark, differing) -> Non
 
     assert Own.rank == L2.rank
     assert Family.rank == MechanismPlugin.rank
-    assert Mechanism.rank == 0
+    assert Method.rank == 0
     ends = []
     for plugin in (Own(strength=0.5), L2Plugin(strength=0.5)):
         network = make_network(seed=1)

@@ -215,7 +215,7 @@ def test_settings_of_a_method_reach_its_plugins() -> None:
         ratio=0.25,
         noise=0.5,
         toward="fresh",
-        reinitialise_tortoise=False,
+        reinitialize_tortoise=False,
     )
     tortoise, shrink, head = method_plugins(config, seed=9)
     assert tortoise.settings == {
@@ -230,8 +230,8 @@ def test_settings_of_a_method_reach_its_plugins() -> None:
     assert tortoise.recalibrate_batchnorm == 3
     assert (shrink.settings["ratio"], shrink.settings["noise"], shrink.settings["toward"]) == (0.25, 0.5, "fresh")
     assert (head.settings["toward"], head.settings["seed"], shrink.settings["seed"]) == ("fresh", 9, 9)
-    assert not shrink.reinitialise_tortoise
-    assert not head.reinitialise_tortoise
+    assert not shrink.reinitialize_tortoise
+    assert not head.reinitialize_tortoise
 
 
 def test_settings_of_training_reach_the_strategy(image_data) -> None:

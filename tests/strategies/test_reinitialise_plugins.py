@@ -96,7 +96,7 @@ def test_shrink_perturb_with_noise_towards_other_weights(make_network, make_benc
             if toward == "fresh":
                 wanted += 0.4 * fresh[name]
             torch.testing.assert_close(start[name], wanted, rtol=0, atol=1e-6)
-    assert plugin.mechanism.applications == 2
+    assert plugin.method.applications == 2
 
 
 @pytest.mark.parametrize("with_tortoise", [False, True])
@@ -130,8 +130,8 @@ def test_tortoise_can_be_left_alone(make_network, make_benchmark) -> None:
     tortoise = HareTortoisePlugin(momentum=0.5, reset_interval=None)
     moments = Moments(tortoise)
     plugins = [
-        ShrinkPerturbPlugin(reinitialise_tortoise=False),
-        HeadResetPlugin(reinitialise_tortoise=False),
+        ShrinkPerturbPlugin(reinitialize_tortoise=False),
+        HeadResetPlugin(reinitialize_tortoise=False),
         tortoise,
         moments,
     ]
@@ -185,7 +185,7 @@ def test_order_is_fixed_whatever_the_order_of_the_plugins(make_network, make_ben
             assert torch.equal(moments.starts[-1][name], moments.starts[-1][f"tortoise/{name}"])
             assert torch.equal(network.state_dict()[name], value)
         # Head Reset came last: the head is exactly the initial one, without noise.
-        head = plugins[order.index(1)].mechanism.initial.tensors
+        head = plugins[order.index(1)].method.initial.tensors
         assert torch.equal(moments.starts[-1]["classifier.classifier.weight"], head["classifier.weight"])
     assert all(differing(ends[0], end) == [] for end in ends[1:])
 
@@ -236,7 +236,7 @@ def test_initial_weights_of_new_units_are_those_they_were_born_with(make_network
     strategy = naive(network, [start, plugin, Moments()])
     strategy.train(make_benchmark().train_stream)
     born = start.states[1]["classifier.classifier.weight"]
-    kept = plugin.mechanism.initial["classifier.weight"]
+    kept = plugin.method.initial["classifier.weight"]
     assert torch.equal(kept[:2], start.states[0]["classifier.classifier.weight"])
     assert torch.equal(kept[2:4], born[2:4])
 
@@ -262,7 +262,7 @@ def test_online_streams_are_reinitialised_once_per_experience(make_network, make
     for experience in with_classes_timeline(stream):
         strategy.train(experience)
     assert strategy.clock.train_exp_counter == 9
-    assert (plugin.experiences, plugin.mechanism.applications) == (3, 2)
+    assert (plugin.experiences, plugin.method.applications) == (3, 2)
 
 
 def test_online_streams_without_boundaries_are_one_experience(make_network, make_benchmark) -> None:
@@ -273,7 +273,7 @@ def test_online_streams_without_boundaries_are_one_experience(make_network, make
         for experience in with_classes_timeline(stream):
             strategy.train(experience)
     assert len([w for w in caught if w.category is SettingWarning]) == 1
-    assert plugin.mechanism.applications == 0
+    assert plugin.method.applications == 0
 
 
 @pytest.mark.parametrize(
@@ -313,7 +313,7 @@ def test_deepcopy(make_network, make_benchmark, differing) -> None:
         torch.manual_seed(1)
         one.train(benchmark.train_stream[1])
         ends.append(dict(one.model.state_dict()))
-        assert one.plugins[0].mechanism.module is one.model
+        assert one.plugins[0].method.module is one.model
     assert differing(*ends) == []
 
 

@@ -210,11 +210,11 @@ def test_training_state_is_plain_and_continues_bit_for_bit(tmp_path, image_data,
         reset_interval=3,
         reset_unit="steps",
         noise=0.01,
-        injection_times=times,
+        plasticity_injection_times=times,
         redo_threshold=0.7,
         redo_interval=1,
-        cbp_replacement_rate=0.1,
-        cbp_maturity=2,
+        continual_backprop_replacement_rate=0.1,
+        continual_backprop_maturity=2,
     )
     training = TrainingConfig(batch_size=16, fresh_optimizer=fresh)
     stream = make_stream(image_data.train_labels, 3, ContinualConfig(phases=3, epochs=2), seed=1)
@@ -290,7 +290,9 @@ def train_on(path: str, experiences: int) -> str:
     stream = make_stream(data.train_labels, 10, ContinualConfig(phases=3, epochs=2, access="new"), seed=0)
     benchmark = stream_benchmark(data, stream)
     model = make_model(ModelConfig("mlp", hidden=(8,)), shape=data.shape, num_classes=10, seed=0)
-    method = MethodConfig("hare_tortoise+shrink_perturb+head_reset", momentum=0.8, reset_interval=2, noise=0.01)
+    method = MethodConfig(
+        "hare_tortoise+shrink_perturb+head_reset", momentum=0.8, reset_interval=2, shrink_perturb_noise=0.01
+    )
     strategy = make_strategy(model, data, method=method, training=TrainingConfig(batch_size=32), epochs=2)
     strategy.plugins.insert(0, LimitedBufferPlugin(30))
     strategy, done = load_strategy(strategy, path)

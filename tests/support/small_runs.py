@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ht_ray.methods import Composition
 from ht_ray.vision import (
     ContinualConfig,
     ImageData,
-    Method,
     MethodConfig,
     ModelConfig,
     Network,
@@ -58,14 +58,14 @@ def train(
     count: int = 250,
     plain_steps: bool = False,
     **more: Any,
-) -> tuple[nn.Module, Method, list[Row]]:
+) -> tuple[nn.Module, Composition, list[Row]]:
     """Return the network, the method over it, and the rows of a run; its epochs end in a smaller batch.
 
     With `plain_steps` no steps are captured as a graph, whatever the device.
     """
     data = make_data(network, count=count)
     net = make_net(network, method).to(device)
-    acting = Method(method, net, seed=0)
+    acting = method.build(net, seed=0)
     stream = make_stream(data.train_labels, 10, ContinualConfig(phases=phases, epochs=epochs), seed=0)
     steps = TrainingConfig(**{"batch_size": 32, **(training or {})})
     if plain_steps and "graph" in inspect.signature(fit).parameters:

@@ -520,7 +520,7 @@ def test_a_changed_source_is_decoded_again(suffix, tmp_path):
     pack(root, encoded(changed))
     for path in [root, *root.rglob("*.png")]:
         os.utime(path, (2e9, 2e9))
-    with pytest.warns(RuntimeWarning, match="images have changed.*decoding anew") as caught:
+    with pytest.warns(RuntimeWarning, match="images have changed.*decoding again") as caught:
         assert_holds(load(root), changed)
     assert caught[0].filename == __file__
     if not suffix:

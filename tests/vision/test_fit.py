@@ -22,7 +22,6 @@ from ht_ray.vision import (
     DataConfig,
     Diverged,
     ImageData,
-    Method,
     MethodConfig,
     ModelConfig,
     Network,
@@ -188,8 +187,14 @@ METHODS = [
     METHOD,
     MethodConfig("hare_tortoise", momentum=0.9, reset_interval=5, reset_unit="steps", optimizer_state="clear"),
     MethodConfig("ema+head_reset", momentum=0.9, toward="fresh", recalibrate_batchnorm=2),
-    MethodConfig("hare_tortoise+shrink_perturb", momentum=0.9, reset_interval=1, noise=0.01, reset_at_phase_end=False),
-    MethodConfig("shrink_perturb+head_reset", ratio=0.3, toward="fresh"),
+    MethodConfig(
+        "hare_tortoise+shrink_perturb",
+        momentum=0.9,
+        reset_interval=1,
+        shrink_perturb_noise=0.01,
+        reset_at_phase_end=False,
+    ),
+    MethodConfig("shrink_perturb+head_reset", shrink_perturb_ratio=0.3, toward="fresh"),
 ]
 
 
@@ -257,7 +262,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, named: str, chan
 
 def test_a_given_method_has_the_tortoise_afterwards() -> None:
     net = make_net()
-    acting = Method(METHOD, net, seed=0)
+    acting = METHOD.build(net, seed=0)
     _, rows = run(net, method=acting)
     twin, same = run(method=METHOD)
     assert rows == same
@@ -279,8 +284,8 @@ NEUTRAL = [
     MethodConfig("hare_tortoise", momentum=0.9, reset_interval=None),
     MethodConfig("hare_tortoise", momentum=0.9, reset_interval=3),
     MethodConfig("hare_tortoise", momentum=0.0, reset_interval=1),
-    MethodConfig("shrink_perturb", ratio=0.0),
-    MethodConfig("shrink_perturb", ratio=0.0, toward="fresh"),
+    MethodConfig("shrink_perturb", shrink_perturb_ratio=0.0),
+    MethodConfig("shrink_perturb", shrink_perturb_ratio=0.0, toward="fresh"),
 ]
 
 

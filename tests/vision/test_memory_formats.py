@@ -113,7 +113,7 @@ def replace_useless(net: nn.Module, inputs: Tensor) -> None:
     silence(net)
     method = quietly(lambda: ContinualBackprop(net, replacement_rate=0.1, maturity=0, seed=3))
     net.eval()
-    with torch.no_grad(), method.watching():
+    with torch.no_grad(), method.watch():
         net(inputs)
     for hidden in method.hidden:
         method.due[hidden.name] = 1.0 - 0.1 * hidden.units  # one unit is due
@@ -193,8 +193,8 @@ SETTINGS: dict[str, Any] = {
     "reset_interval": 1,
     "redo_threshold": 0.7,
     "redo_interval": 1,
-    "cbp_replacement_rate": 0.1,
-    "cbp_maturity": 1,
+    "continual_backprop_replacement_rate": 0.1,
+    "continual_backprop_maturity": 1,
     "toward": "fresh",
     "perturb": 0.1,
     "noise": 0.01,

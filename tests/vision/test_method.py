@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ht_ray.mechanisms import SettingError, SettingWarning, named_tensors, recalibrate_batchnorm
-from ht_ray.vision import METHODS, Method, MethodConfig, display_name, method_parts
+from ht_ray.methods import METHODS, Composition, MethodConfig, Phase, display_name, method_parts
 
 
 class Net(nn.Module):
@@ -28,7 +28,7 @@ def values_of(net: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in named_tensors(net)}
 
 
-def slow_of(method: Method) -> dict[str, torch.Tensor]:
+def slow_of(method: Composition) -> dict[str, torch.Tensor]:
     assert method.tortoise is not None
     return {name: tensor.clone() for name, tensor in method.tortoise.weights.tensors.items()}
 
@@ -38,13 +38,13 @@ def assert_same(left, right, names=None) -> None:
         assert torch.equal(left[name], right[name]), name
 
 
-def start(name: str, **chosen) -> tuple[Net, Method, torch.optim.Optimizer]:
+def start(name: str, **chosen) -> tuple[Net, Composition, torch.optim.Optimizer]:
     torch.manual_seed(0)
     net = Net()
-    return net, Method(MethodConfig(name, **chosen), net, seed=0), torch.optim.Adam(net.parameters(), lr=0.1)
+    return net, MethodConfig(name, **chosen).build(net, seed=0), torch.optim.Adam(net.parameters(), lr=0.1)
 
 
-def train(net: Net, method: Method, optimizer: torch.optim.Optimizer, steps: int = 3) -> None:
+def train(net: Net, method: Composition, optimizer: torch.optim.Optimizer, steps: int = 3) -> None:
     for _ in range(steps):
         batch = torch.randn(8, 3)
         optimizer.zero_grad()
@@ -53,10 +53,10 @@ def train(net: Net, method: Method, optimizer: torch.optim.Optimizer, steps: int
         method.after_step(optimizer, batch)
 
 
-def begin(method: Method, phase: int, optimizer: torch.optim.Optimizer) -> None:
+def begin(method: Composition, phase: int, optimizer: torch.optim.Optimizer) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SettingWarning)  # phases of three steps
-        method.begin_phase(phase, optimizer, steps_per_epoch=3, epochs=4)
+        method.before_phase(Phase(phase, 4, 3), optimizer)
 
 
 PARAMETERS = [name for name, _ in Net().named_parameters()]
@@ -66,8 +66,8 @@ def test_names_combine_and_are_displayed() -> None:
     assert method_parts(" Hare-Tortoise + head_reset") == ("hare_tortoise", "head_reset")
     assert MethodConfig("ema+shrink_perturb").parts == ("ema", "shrink_perturb")
     assert display_name("ema+shrink_perturb") == "EMA + Shrink & Perturb"
-    for name, title in METHODS.items():
-        assert display_name(name) == title
+    for name, method in METHODS.items():
+        assert display_name(name) == method.title
 
 
 @pytest.mark.parametrize(
@@ -83,10 +83,10 @@ def test_names_combine_and_are_displayed() -> None:
         ({"reset_unit": "phases"}, "reset_unit = 'phases'"),
         ({"optimizer_state": "new"}, "optimizer_state = 'new'"),
         ({"recalibrate_batchnorm": -1}, "recalibrate_batchnorm = -1"),
-        ({"ratio": 2}, "ratio = 2"),
-        ({"noise": -1}, "noise = -1"),
-        ({"perturb": -0.1}, "perturb = -0.1"),
-        ({"toward": "zero"}, "accepted are 'initial', 'fresh'"),
+        ({"shrink_perturb_ratio": 2}, "shrink_perturb_ratio = 2"),
+        ({"shrink_perturb_noise": -1}, "shrink_perturb_noise = -1"),
+        ({"shrink_perturb_perturb": -0.1}, "shrink_perturb_perturb = -0.1"),
+        ({"toward": "none"}, "accepted are 'initial', 'fresh'"),
     ],
 )
 def test_wrong_settings_are_refused_with_what_is_accepted(chosen: dict, message: str) -> None:
@@ -102,8 +102,7 @@ def test_plain_does_nothing() -> None:
     method.end_epoch(optimizer, last=True)
     with method.predict():
         assert_same(values_of(net), before)
-    assert method.state_dict() == {}
-    assert len(method.inputs) == 0
+    assert method.state_dict() == {"plain": {}}
 
 
 @pytest.mark.parametrize("name", ["ema", "hare_tortoise"])
@@ -143,8 +142,8 @@ def test_it_predicts_with_the_tortoise() -> None:
 @pytest.mark.parametrize("both", [True, False])
 def test_reinitialisation_comes_before_each_new_phase_for_both_networks(both: bool) -> None:
     net, method, optimizer = start(
-        "hare_tortoise+shrink_perturb+head_reset", momentum=0.9, reset_interval=None, ratio=0.75, noise=0.1,
-        reinitialise_tortoise=both,
+        "hare_tortoise+shrink_perturb+head_reset", momentum=0.9, reset_interval=None, shrink_perturb_ratio=0.75,
+        shrink_perturb_noise=0.1, reinitialize_tortoise=both,
     )  # fmt: skip
     initial = values_of(net)
     begin(method, 0, optimizer)
@@ -177,7 +176,7 @@ def test_fresh_weights_come_from_the_methods_seed() -> None:
     for seed in (0, 0, 1):
         torch.manual_seed(0)
         net = Net()
-        method = Method(MethodConfig("head_reset", toward="fresh"), net, seed=seed)
+        method = MethodConfig("head_reset", toward="fresh").build(net, seed=seed)
         begin(method, 1, torch.optim.Adam(net.parameters()))
         heads.append(net.head.weight.detach())
     assert torch.equal(heads[0], heads[1])
@@ -188,27 +187,27 @@ def test_batchnorm_is_recalibrated_from_the_last_batches_before_a_reset() -> Non
     net, method, optimizer = start("hare_tortoise", momentum=0.9, reset_interval=1, recalibrate_batchnorm=2)
     batches: list[torch.Tensor] = []
     method.after_step(optimizer, torch.full((8, 3), 9.0))  # of an earlier epoch
-    method.inputs.clear()
+    method.tortoise._inputs.clear()
     for _ in range(4):
         train(net, method, optimizer, 1)
-        batches.append(method.inputs[-1])
+        batches.append(method.tortoise._inputs[-1])
     assert method.tortoise is not None
     expected = method.tortoise.trained_tortoise()
     recalibrate_batchnorm(expected, batches[-2:])
     method.end_epoch(optimizer, last=False)
     assert_same(slow_of(method), values_of(expected))
     assert_same(values_of(net), values_of(expected))
-    assert len(method.inputs) == 0
+    assert len(method.tortoise._inputs) == 0
 
 
 @pytest.mark.parametrize("name", ["ema", "hare_tortoise+shrink_perturb", "shrink_perturb+head_reset", "plain"])
 def test_a_state_continues_the_same_methods(name: str) -> None:
-    net, method, optimizer = start(name, momentum=0.9, toward="fresh", noise=0.1)
+    net, method, optimizer = start(name, momentum=0.9, toward="fresh", shrink_perturb_noise=0.1)
     begin(method, 1, optimizer)
     train(net, method, optimizer)
     state = copy.deepcopy(method.state_dict())
     twin = copy.deepcopy(net)
-    resumed = Method(method.config, twin, seed=0)
+    resumed = MethodConfig(name, momentum=0.9, toward="fresh", shrink_perturb_noise=0.1).build(twin, seed=0)
     resumed.load_state_dict(state)
     for one, other in ((net, method), (twin, resumed)):
         torch.manual_seed(2)
@@ -242,7 +241,7 @@ def test_the_order_at_each_moment_is_fixed(monkeypatch) -> None:
         "optimizer_reset+redo+continual_backprop+weight_clipping+upgd+self_distillation+regenerative+l2"
         "+spectral_decoupling+plasticity_injection+head_reset+shrink_perturb+hare_tortoise"
     )
-    method = Method(MethodConfig(name, redo_unit="steps", redo_interval=1), net, seed=0)
+    method = MethodConfig(name, redo_unit="steps", redo_interval=1).build(net, seed=0)
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
     calls: list[str] = []
 
@@ -256,11 +255,13 @@ def test_the_order_at_each_moment_is_fixed(monkeypatch) -> None:
         monkeypatch.setattr(part, moment, noted)
 
     assert method.tortoise is not None
-    for called, reinitialiser in method.reinitialisers.items():
-        record(reinitialiser, called, "apply")
+    for called in ("shrink_perturb", "head_reset", "plasticity_injection"):
+        record(method.by_name[called], called, "apply")
+    others = {name: one for name, one in method.by_name.items() if one is not method.tortoise}
     for moment in ("loss", "before_step", "after_step", "end_epoch"):
-        for called, mechanism in method.mechanisms.items():
-            record(mechanism, called, moment)
+        for called, one in others.items():
+            if not one.acts_before_phases:
+                record(one, called, moment)
     record(method.tortoise, "tortoise follows", "average")
     record(method.tortoise, "tortoise", "count_step")
     record(method.tortoise, "tortoise", "end_epoch")
@@ -271,7 +272,7 @@ def test_the_order_at_each_moment_is_fixed(monkeypatch) -> None:
     terms = ["l2", "spectral_decoupling", "regenerative", "self_distillation"]
     batch = torch.randn(8, 3)
     method.before_forward(batch)
-    with method.watching():
+    with method.watch():
         outputs = net(batch)
     method.loss(outputs.sum(), outputs).backward()
     assert calls[:4] == terms
@@ -306,7 +307,7 @@ def test_a_new_head_can_be_reset_to_its_own_initial_weights() -> None:
 @pytest.mark.parametrize("part", ["crelu", "layer_norm"])
 def test_an_architecture_must_be_that_of_the_network(part) -> None:
     with pytest.raises(SettingError, match=r"make_model\(method\.model"):
-        Method(MethodConfig(part), Net(), seed=0)
+        MethodConfig(part).build(Net(), seed=0)
 
 
 def test_a_state_of_more_methods_is_refused() -> None:
@@ -324,9 +325,9 @@ def test_a_state_of_more_methods_is_refused() -> None:
         ({"redo_unit": "epoch"}, "Did you mean 'epochs'"),
         ({"adam_betas": (0.9, 1.0)}, "adam_betas = 1.0"),
         ({"adam_betas": (0.9,)}, "two numbers"),
-        ({"augmentation": "flip"}, "augmentation = 'flip'"),
+        ({"augment_kind": "flip"}, "augment_kind = 'flip'"),
         ({"regenerative_norm": "L1"}, "regenerative_norm = 'L1'"),
-        ({"cbp_replacement_rate": 1.5}, "cbp_replacement_rate = 1.5"),
+        ({"continual_backprop_replacement_rate": 1.5}, "continual_backprop_replacement_rate = 1.5"),
         ({"weight_clipping_factor": 0}, "weight_clipping_factor = 0"),
         ({"name": "ema+self_distillation"}, "leave 'ema' out"),
         ({"name": "l2_init+regenerative"}, "given twice"),

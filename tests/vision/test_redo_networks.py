@@ -251,7 +251,7 @@ def test_continual_backprop_runs_on_the_networks(name: str) -> None:
         method = ContinualBackprop(trained.net, replacement_rate=0.3, maturity=1)
     for _ in range(3):
         trained.optimizer.zero_grad()
-        with method.watching():
+        with method.watch():
             loss = nn.functional.cross_entropy(trained.net(trained.batches[0]), torch.arange(24) % 10)
         loss.backward()
         trained.optimizer.step()

@@ -30,8 +30,8 @@ SETTINGS = {
     "noise": 0.01,
     "redo_threshold": 0.7,
     "redo_interval": 1,
-    "cbp_replacement_rate": 0.1,
-    "cbp_maturity": 2,
+    "continual_backprop_replacement_rate": 0.1,
+    "continual_backprop_maturity": 2,
     "optimizer_reset_interval": 3,
     "optimizer_reset_unit": "steps",
 }
@@ -51,13 +51,13 @@ def data() -> ImageData:
 
 CHOSEN = [
     *(MethodConfig(name, **SETTINGS) for name in METHODS),
-    MethodConfig("plasticity_injection", injection_times=None),
-    MethodConfig("plasticity_injection+head_reset", injection_times=None, toward="fresh"),
+    MethodConfig("plasticity_injection", plasticity_injection_times=None),
+    MethodConfig("plasticity_injection+head_reset", plasticity_injection_times=None, toward="fresh"),
     MethodConfig("regenerative", regenerative_toward="fresh"),
-    MethodConfig("shrink_perturb", ratio=0.6, perturb=0.1),
+    MethodConfig("shrink_perturb", shrink_perturb_ratio=0.6, shrink_perturb_perturb=0.1),
     MethodConfig("redo", redo_interval=2, redo_unit="steps", redo_batches=9, redo_threshold=0.7),
     MethodConfig("ema", momentum=0.8, recalibrate_batchnorm=2),
-    MethodConfig(EVERYTHING, injection_times=None, **SETTINGS),
+    MethodConfig(EVERYTHING, plasticity_injection_times=None, **SETTINGS),
 ]
 
 

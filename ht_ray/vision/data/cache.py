@@ -1,8 +1,8 @@
-"""Tensors on disk that know what they were made from.
+"""Tensor cache on disk, whose files know what they were made from.
 
 One file holds a header (JSON: format, fingerprint of the source, where each tensor lies, a digest of the tensors) and
 the tensors' bytes, ready to be mapped into memory. It is plain data, never pickle. Readers trust nothing: the header
-and the bytes carry digests, and a file that does not match is built anew.
+and the bytes carry digests, and a file that does not match is built again.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def cached(path: Path, fingerprint: Mapping[str, Any], build: Callable[[], Conte
     except OSError:
         pass  # None there, or none that can be read: then writing either replaces it or warns.
     except CacheError as error:
-        warnings.warn(f"{path}: {error}; decoding anew.", RuntimeWarning, stacklevel=stacklevel)
+        warnings.warn(f"{path}: {error}; decoding again.", RuntimeWarning, stacklevel=stacklevel)
     tensors, notes = build()
     try:
         write(path, fingerprint, tensors, notes)

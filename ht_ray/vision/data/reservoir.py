@@ -1,4 +1,4 @@
-"""A bounded memory that is a uniform sample of everything seen."""
+"""Reservoir: a bounded memory that is a uniform sample of everything seen."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class HeConv2d(nn.Conv2d):
     """
 
     def reset_parameters(self) -> None:
-        """Draw the initial weights anew."""
+        """Draw the initial weights again."""
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
         if self.bias is not None:
             nn.init.zeros_(self.bias)
@@ -40,7 +40,7 @@ class TruncNormalLinear(nn.Linear):
     """
 
     def reset_parameters(self) -> None:
-        """Draw the initial weights anew."""
+        """Draw the initial weights again."""
         small_normal_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)

@@ -1,4 +1,4 @@
-"""The backbone of the MLP for MNIST."""
+"""Backbone of the MLP for MNIST."""
 
 from __future__ import annotations
 

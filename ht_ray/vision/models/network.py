@@ -1,4 +1,4 @@
-"""A network is a backbone and a head: which one is built, how wide, and from which initial weights."""
+"""Network of a backbone and a head: which one is built, how wide, and from which initial weights."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Network(nn.Module):
     Notes
     -----
     For the networks of `make_model`, calling ``reset_parameters()`` on every sub-module that has it draws every
-    parameter anew from its initial distribution and empties BatchNorm's statistics. In the order of
+    parameter again from its initial distribution and empties BatchNorm's statistics. In the order of
     ``Module.apply`` and from the same state of the generator, it draws the same values as the construction.
 
     No activation module is used in two places, and none works in place, so that hooks see what each one returns.

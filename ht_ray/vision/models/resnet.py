@@ -1,4 +1,4 @@
-"""The backbone of ResNet-18 for small images."""
+"""Backbone of ResNet-18 for small images."""
 
 from __future__ import annotations
 

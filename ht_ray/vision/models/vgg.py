@@ -1,4 +1,4 @@
-"""The backbone of VGG-16 with BatchNorm."""
+"""Backbone of VGG-16 with BatchNorm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The backbone of ViT-Tiny (DeiT-Ti)."""
+"""Backbone of ViT-Tiny (DeiT-Ti)."""
 
 from __future__ import annotations
 
