@@ -25,7 +25,9 @@ from typing import Any
 
 from ht_ray.sweep import Report, Study, SweepConfig, TrialSpec, run_study
 from ht_ray.sweep.records.progress import Console, StudyProgress
-from ht_ray.sweep.records.study_dir import TrialRecord, load_plan, write_results_csv
+from ht_ray.sweep.records.results_table import write_results_csv
+from ht_ray.sweep.records.trial_record import TrialRecord
+from ht_ray.sweep.study.plan import load_plan
 
 SEEDS = 5
 # What a row of the table shows: heading, key of the measurement, format.
@@ -114,7 +116,7 @@ def drive(address: str, directory: Path, trials: int, reports: int, tensorboard:
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     assert result.finished == trials, result.describe()
     sizes = [path.stat() for path in directory.rglob("*") if path.is_file()]
-    records = [TrialRecord(directory, spec) for spec in load_plan(directory).trials]
+    records = [TrialRecord(directory, spec) for spec in load_plan(directory)]
     objects, object_bytes = object_store(address)
     measured = {
         "trials": trials,

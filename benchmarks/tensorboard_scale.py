@@ -23,10 +23,11 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from ht_ray.records import TrialStatus
+from ht_ray.records.checked_json import to_json
 from ht_ray.sweep import TrialSpec
-from ht_ray.sweep.records.study_dir import TrialRecord
-from ht_ray.sweep.records.tensorboard_means import study_events
-from ht_ray.sweep.study.jsonable import to_json
+from ht_ray.sweep.records.tensorboard import study_events
+from ht_ray.sweep.records.trial_record import TrialRecord
 
 SEEDS = 5
 PHASES = 10
@@ -69,7 +70,7 @@ def write_study(directory: Path, trials: int, epochs: int, kind: str) -> float:
             began = time.process_time()
             events.add(record, report)
             spent += time.process_time() - began
-        record.end("finished")
+        record.end(TrialStatus.FINISHED)
         events.end(record)
     return spent / trials
 

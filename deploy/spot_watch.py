@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         time.sleep(options.every)
     print("spot_watch: this instance will be taken back: leaving the cluster", file=sys.stderr, flush=True)
     return subprocess.run(
-        [sys.executable, "-m", "ht_ray.sweep.worker.drain_node", "--grace", str(options.grace)], check=False
+        [sys.executable, "-m", "ht_ray.sweep.leave", "--grace", str(options.grace)], check=False
     ).returncode
 
 

@@ -1,13 +1,13 @@
-"""Folders on any file system that PyArrow or fsspec knows: local ones, NFS, S3 and its like.
+"""Storage of folders on any file system that PyArrow or fsspec knows: local ones, NFS, S3 and its like.
 
-This is the ground floor: the standard library only, until a folder that is not local is used.
+The standard library only, until a folder that is not local is used.
 """
 
 from __future__ import annotations
 
 import errno
-import io
 import os
+import re
 import shutil
 import time
 import uuid
@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ht_ray._checks import check_choice
+from ht_ray._files import write_atomic
 from ht_ray.errors import SettingError
 
 __all__ = [
@@ -25,11 +26,9 @@ __all__ = [
     "Storage",
     "StorageError",
     "is_uri",
-    "locked",
-    "patiently",
+    "redact",
+    "retry",
     "storage_errors",
-    "write_atomic",
-    "write_whole",
 ]
 
 T = TypeVar("T")
@@ -38,7 +37,7 @@ T = TypeVar("T")
 # an empty object behind.
 _OBJECT_STORES = ("s3", "gcs", "abfs")
 _S3_OPTIONS = ("region", "scheme", "endpoint_override", "tls_ca_file_path")
-# A store that is away is to be noticed; waiting for it is `patiently`'s business.
+# A store that is away is to be noticed; waiting for it is the business of `retry`.
 _S3_CONNECT, _S3_REQUEST, _S3_ATTEMPTS = 5.0, 10.0, 3
 
 
@@ -61,6 +60,17 @@ def is_uri(location: str | Path) -> bool:
     return "://" in str(location)
 
 
+def redact(text: str) -> str:
+    """Return `text` without the keys and secrets in its URIs.
+
+    Examples
+    --------
+    >>> redact("s3://me:secret@bucket/first")
+    's3://***@bucket/first'
+    """
+    return re.sub(r"(?<=://)[^/@\s]+@", "***@", text)
+
+
 @contextmanager
 def storage_errors(where: str | Path) -> Iterator[None]:
     """Turn an `OSError` of the block into a `StorageError` that names the storage `where`."""
@@ -72,61 +82,19 @@ def storage_errors(where: str | Path) -> Iterator[None]:
         raise StorageError(f"the storage {str(where)!r} cannot be used: {error}") from error
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file that, whenever the process dies, has either its old content or all of the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        temporary.replace(path)
-    except OSError:
-        # On a full disk half a file only takes more room.
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_whole(file: io.FileIO, content: bytes) -> None:
-    """Write `content` at the end of an open file: all of it, or on an error nothing."""
-    end = file.seek(0, os.SEEK_END)
-    rest = memoryview(content)
-    try:
-        while rest:
-            rest = rest[file.write(rest) :]
-    except OSError:
-        # A full disk takes part of it.
-        file.truncate(end)
-        raise
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[bool]:
-    """Hold the lock of a file, which is made, while the block runs; yield whether it was free.
-
-    It goes with the process, so a killed one leaves none behind.
-    """
-    import fcntl
-
-    with path.open("a+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-
-
-def patiently(
+def retry(
     what: Callable[[], T],
     *,
     patience: float,
-    trouble: Callable[[StorageError], None] = lambda error: None,
+    on_trouble: Callable[[StorageError], None] = lambda error: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> T:
-    """Return ``what()``, trying it again while it raises `StorageError`, for `patience` seconds.
+    """Return ``what()``, called again while it raises `StorageError`, for `patience` seconds.
 
     Parameters
     ----------
-    trouble
-        Told about the first error.
+    on_trouble
+        Called with the first error.
     stop
         Whether to give up before.
 
@@ -137,14 +105,12 @@ def patiently(
     """
     began = time.monotonic()
     wait = 0.25
-    first = True
     while True:
         try:
             return what()
         except StorageError as error:
-            if first:
-                first = False
-                trouble(error)
+            if wait == 0.25:
+                on_trouble(error)
             if stop() or time.monotonic() - began + wait > patience:
                 raise
         time.sleep(wait)
@@ -312,18 +278,7 @@ class Storage:
     def _open(self) -> tuple[Any, str]:
         """The file system and the path on it."""
         if self._opened is None:
-            if self.location.startswith("s3://"):
-                self._opened = _s3(self.location)
-                return self._opened
-            import pyarrow
-            from pyarrow import fs
-
-            try:
-                self._opened = fs.FileSystem.from_uri(self.location)
-            except pyarrow.ArrowInvalid as error:
-                if "Unrecognized filesystem type" not in str(error):
-                    raise SettingError(f"The storage {self.location!r} cannot be used: {error}.") from error
-                self._opened = _fsspec(self.location)
+            self._opened = _s3(self.location) if self.location.startswith("s3://") else _from_uri(self.location)
         return self._opened
 
 
@@ -356,9 +311,16 @@ def _s3(location: str) -> tuple[Any, str]:
     return system, f"{bucket}{unquote(parts.path)}".rstrip("/")
 
 
-def _fsspec(location: str) -> tuple[Any, str]:
+def _from_uri(location: str) -> tuple[Any, str]:
+    import pyarrow
     from pyarrow import fs
 
+    try:
+        opened: tuple[Any, str] = fs.FileSystem.from_uri(location)
+        return opened
+    except pyarrow.ArrowInvalid as error:
+        if "Unrecognized filesystem type" not in str(error):
+            raise SettingError(f"The storage {location!r} cannot be used: {error}.") from error
     try:
         import fsspec
 

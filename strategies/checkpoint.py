@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import torch
 from avalanche.checkpointing import maybe_load_checkpoint, save_checkpoint
 
+from ht_ray._files import atomic_path
+
 __all__ = ["load_strategy", "save_strategy"]
 
 TStrategy = TypeVar("TStrategy")
@@ -29,9 +31,8 @@ def save_strategy(strategy: Any, path: str | Path) -> None:
     """
     path = Path(path)
     _let_dill_find_optimizers()
-    temporary = path.with_name(path.name + ".tmp")
-    save_checkpoint(strategy, str(temporary))
-    temporary.replace(path)
+    with atomic_path(path) as temporary:
+        save_checkpoint(strategy, str(temporary))
 
 
 def load_strategy(strategy: TStrategy, path: str | Path, map_location: Any = None) -> tuple[TStrategy, int]:

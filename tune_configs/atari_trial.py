@@ -10,11 +10,10 @@ from typing import Any
 import torch
 
 from ht_ray.agents.envs.atari import AtariConfig
-from ht_ray.agents.training.train import Diverged as LossDiverged
 from ht_ray.agents.training.train import Evaluation, TrainingRun
 from ht_ray.agents.variants import agent_from_dict
 from ht_ray.report.atari.reference import human_normalised
-from ht_ray.sweep import Diverged, Report
+from ht_ray.sweep import Report
 
 __all__ = ["AtariTrial"]
 
@@ -55,14 +54,16 @@ class AtariTrial:
         """Train up to the next evaluation or checkpoint, and evaluate where it is due.
 
         Or do what an interruption has left of that: an evaluation goes on in the middle of its games.
+
+        Raises
+        ------
+        ht_ray.errors.Diverged
+            If the training loss is no longer finite: that is the trial's result.
         """
         config, run = self.config, self.run
         steps, every, episodes = config["steps"], config["evaluate_every"], config["evaluation_episodes"]
         if not run.evaluating:
-            try:
-                run.advance(steps, every, config["checkpoint_every"])
-            except LossDiverged as error:
-                raise Diverged(str(error)) from error
+            run.advance(steps, every, config["checkpoint_every"])
         step = run.record.steps
         evaluations = []
         if step == steps or (every is not None and step % every == 0):

@@ -25,8 +25,8 @@ from ht_ray.errors import SettingError, SettingWarning
 from ht_ray.methods import METHODS, MethodConfig, Phase, Tortoise, setting_names
 from ht_ray.methods.registry import all_settings, flat_names, load_method, split_methods
 from ht_ray.sweep import RayStartError, Study, SweepConfig, TrialSpec, check_before_ray, load_study_settings, run_study
-from ht_ray.sweep.records.study_dir import load_plan
 from ht_ray.sweep.study.config import GIB, ray_address
+from ht_ray.sweep.study.plan import load_plan
 from ht_ray.vision import ImageData, load_data, make_model
 from tune_configs.flags import current_flags, flag_name, flags_of, help_page, parse_flags
 from tune_configs.settings import RENAMED, StudySettings, VisionSettings, with_methods
@@ -194,7 +194,7 @@ def _load_methods(arguments: Sequence[str]) -> None:
 
 def _as_planned(location: str, settings: StudySettings, planned: tuple[TrialSpec, ...]) -> tuple[TrialSpec, ...]:
     """Return the trials as the study that is resumed has them, if they train the same under other names."""
-    stored = load_plan(location).trials
+    stored = load_plan(location)
 
     def meaning(spec: TrialSpec) -> Any:
         config = settings.canonical(json.loads(json.dumps(spec.config)))

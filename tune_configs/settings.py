@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, get_type_hints
 
 from ht_ray._checks import check_choice, check_number
-from ht_ray._schema import Damaged, check_form, form_of
 from ht_ray.diagnostics import INDICATOR_GROUPS, IndicatorConfig
 from ht_ray.errors import SettingError
 from ht_ray.methods import registry
+from ht_ray.records.checked_json import Damaged, check_form, form_of
 from ht_ray.sweep import Search, TrialSpec
 from ht_ray.vision import (
     AUGMENTATIONS,

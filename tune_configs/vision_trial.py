@@ -11,8 +11,7 @@ from torch import Tensor
 
 from ht_ray.diagnostics import IndicatorConfig
 from ht_ray.errors import SettingWarning
-from ht_ray.sweep import Diverged, Report
-from ht_ray.vision import Diverged as LossDiverged
+from ht_ray.sweep import Report
 from ht_ray.vision import (
     ImageData,
     MethodConfig,
@@ -119,13 +118,16 @@ class VisionTrial:
         return self.strategy.measured
 
     def advance(self) -> Report:
-        """Train the next phase, or what an interruption has left of it."""
+        """Train the next phase, or what an interruption has left of it.
+
+        Raises
+        ------
+        ht_ray.errors.Diverged
+            If the training loss is no longer finite: that is the trial's result.
+        """
         phase = self.stream[self.phase]
         self.strategy.train_epochs = phase.epochs
-        try:
-            self.strategy.train(self.benchmark.train_stream[phase.index], eval_streams=[])
-        except LossDiverged as error:
-            raise Diverged(str(error)) from error
+        self.strategy.train(self.benchmark.train_stream[phase.index], eval_streams=[])
         self.phase += 1
         new = [dict(row) for row in self.rows if row["phase"] == self.phase]
         end = {**new[-1], "step": self.phase}

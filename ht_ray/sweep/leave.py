@@ -1,4 +1,4 @@
-"""The command ``python -m ht_ray.sweep.leave``: see `ht_ray.sweep.worker.drain_node`."""
+"""Command ``python -m ht_ray.sweep.leave``: see `ht_ray.sweep.worker.drain_node`."""
 
 import sys
 

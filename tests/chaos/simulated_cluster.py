@@ -66,11 +66,11 @@ class SimulatedCluster:
         return True
 
     def kill_node(self, draw: random.Random, *, replace: bool = True) -> None:
-        """Kill a node with all that runs on it, as a power cut would, and let another take its place."""
+        """Kill a node with all that runs on it, as a power cut would, and start another instead."""
         self._kill_raylet(draw, _children, replace)
 
     def kill_raylet(self, draw: random.Random, *, replace: bool = True) -> None:
-        """Kill a node's raylet alone, and let another node take its place: what the raylet ran has to notice."""
+        """Kill a node's raylet alone, and start another instead: what the raylet ran has to notice."""
         self._kill_raylet(draw, lambda raylet: [], replace)
 
     def _kill_raylet(self, draw: random.Random, also: Callable[[int], list[int]], replace: bool) -> None:

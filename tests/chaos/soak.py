@@ -163,11 +163,11 @@ def disturb(soak: Soak, plan: list[str], planned: int, draw: random.Random) -> C
             if not soak.until(lambda: soak.progress(planned) >= share or time.monotonic() > late):  # noqa: B023
                 break
             time.sleep(draw.uniform(0, 2))
-        told = soak.disturb(kind, draw)
-        if told is None:
+        harm = soak.disturb(kind, draw)
+        if harm is None:
             break
         done[kind] += 1
-        say(f"{number + 1:3d} of {len(plan)}: {kind:6s} {told}, {soak.progress(planned):.1%} of the reports are there")
+        say(f"{number + 1:3d} of {len(plan)}: {kind:6s} {harm}, {soak.progress(planned):.1%} of the reports are there")
     return done
 
 

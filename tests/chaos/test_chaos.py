@@ -115,6 +115,6 @@ def test_a_study_survives_node_worker_memory_and_driver(
     assert [entry["event"] for entry in events].count("node lost") >= 1
     assert [entry["event"] for entry in events].count("run started") == 2
     assert [entry["event"] for entry in events].count("run ended") == 1
-    told = (directory / "table.md").read_text()
+    table = (directory / "table.md").read_text()
     for text in ("worker died", "out of memory", "node lost"):
-        assert text in told, told
+        assert text in table, table

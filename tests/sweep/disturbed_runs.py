@@ -26,7 +26,7 @@ def wait_for(condition: Callable[[], object], seconds: float = 400.0) -> None:
 def run(
     study: Study, disturb: Callable[[Callable[[], str]], None] | None = None, **config: Any
 ) -> tuple[StudyResult, str]:
-    """Run a study, and return its result and what it said. `disturb` runs beside it, and is given what it said yet."""
+    """Run a study, and return its result and what it said. `disturb` runs meanwhile, and is given what it said yet."""
     stream = io.StringIO()
     errors: list[BaseException] = []
 

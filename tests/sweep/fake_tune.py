@@ -120,7 +120,7 @@ def fake_tune(results: int | None = None) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setattr("ht_ray.sweep.driver.run._ray", ray)
+        patch.setattr("ht_ray.sweep.driver.run.running_ray", ray)
         patch.setattr("ray.nodes", list)
         patch.setattr("ray.tune.run", run)
         patch.setattr("ray.tune.with_parameters", with_parameters)

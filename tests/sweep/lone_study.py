@@ -68,12 +68,12 @@ def of_a_study(directory: Path) -> dict[str, Any]:
         out, _ = draining.communicate()
         seen["drained"] = (draining.returncode, out)
 
-    told = io.StringIO()
+    output = io.StringIO()
     # Everything that is made readable by all would be so.
     os.umask(0)
     config = SweepConfig(results_dir=str(directory), tensorboard="none")
-    result = run_study(study(spec("one")), config, console=Console(told), finish=look)
-    return {**seen, "exit_code": result.exit_code, "told": told.getvalue()}
+    result = run_study(study(spec("one")), config, console=Console(output), finish=look)
+    return {**seen, "exit_code": result.exit_code, "told": output.getvalue()}
 
 
 def of_failures(number: int) -> dict[str, Any]:

@@ -17,11 +17,11 @@ from ht_ray.sweep.records.progress import Console
 
 #: What a driver calls, in this order, from its first look at the cluster to its first trials.
 MOMENTS = (
-    "ht_ray.sweep.driver.run:_slots",
-    "ht_ray.sweep.driver.run:open_place",
+    "ht_ray.sweep.driver.cluster:_slots",
+    "ht_ray.sweep.driver.run:open_study",
     "ht_ray.sweep.driver.run:create_study",
-    "ht_ray.sweep.driver.run:_check_shared",
-    "ht_ray.sweep.driver.run:_nodes_without",
+    "ht_ray.sweep.driver.run:check_shared",
+    "ht_ray.sweep.driver.cluster:_nodes_without",
     "ray:wait",  # for the nodes' answers
     "ht_ray.sweep.driver.run:_prepare",
     "ht_ray.sweep.driver.run:_run",

@@ -15,7 +15,7 @@ from ht_ray.sweep.driver.local_ray import start_ray
 
 
 class Placed:
-    """Notes the node that it runs on, and waits until as many trials run at the same time as it is told."""
+    """Notes the node that it runs on, and waits until as many trials run at the same time as its config says."""
 
     def __init__(self, config: dict[str, Any], shared: Any) -> None:
         self.config = config

@@ -186,12 +186,12 @@ def climbing(
     trials = [TrialSpec("plain", "Plain", {"momentum": None, "interval": None, "seed": 0}, _hill(0.9, 1, 0, parts))]
     groups = {}
     for seed in range(seeds):
-        for place, values in enumerate(draw_distinct((MOMENTUM, INTERVAL), number, 0, "test")):
-            own = {} if place != config.get("who", 0) else {k: v for k, v in config.items() if k != "who"}
-            told = values if settled else {"momentum": None, "interval": None}
-            name = f"trial{place}-seed{seed}"
+        for index, values in enumerate(draw_distinct((MOMENTUM, INTERVAL), number, 0, "test")):
+            own = {} if index != config.get("who", 0) else {k: v for k, v in config.items() if k != "who"}
+            given = values if settled else {"momentum": None, "interval": None}
+            name = f"trial{index}-seed{seed}"
             hill = _hill(values["momentum"], values["interval"], seed, parts)
-            trials.append(TrialSpec(name, f"Trial {place}", {**told, "seed": seed}, {**hill, "sleep": sleep, **own}))
+            trials.append(TrialSpec(name, f"Trial {index}", {**given, "seed": seed}, {**hill, "sleep": sleep, **own}))
             groups[name] = f"seed {seed}" if chosen.scheduler == "pbt" else "all"
     label = "m={momentum:g} r={interval:g}"
     found = Search(chosen, (MOMENTUM, INTERVAL), tuple(groups), parts, groups, label) if search is not None else None

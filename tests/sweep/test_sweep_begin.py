@@ -20,7 +20,7 @@ from sweep_trials import spec, study
 from ht_ray._storage import Storage, StorageError
 from ht_ray.errors import SettingError
 from ht_ray.sweep import SweepConfig, check_before_ray
-from ht_ray.sweep.records.study_dir import create_study, is_study
+from ht_ray.sweep.study.plan import create_study, is_study
 
 STUDY = study(spec("one", parts=2), spec("two", parts=2, seed=1))
 
@@ -125,9 +125,9 @@ def test_a_study_that_died_while_it_was_made_is_begun(
 def test_a_study_at_a_uri_that_died_while_it_was_made_is_begun(
     tmp_path: Path, whole: Callable[[str | Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ht_ray.sweep.study.location._SETTLES", 0.0)
+    monkeypatch.setattr("ht_ray.sweep.storage.lease._SETTLES", 0.0)
     # The one that was killed lives: it is this process.
-    monkeypatch.setattr("ht_ray.sweep.study.location._LEASE_ENDS", 0.0)
+    monkeypatch.setattr("ht_ray.sweep.storage.lease.LEASE_ENDS", 0.0)
     left = set()
     for moment in range(100):
         folder = tmp_path / f"study-{moment}"
@@ -158,7 +158,7 @@ def test_a_study_at_a_uri_that_died_while_it_was_made_is_begun(
 
 def test_the_plan_is_there_before_anything_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers write straight to a URI: what they save is not to be the first that is there."""
-    monkeypatch.setattr("ht_ray.sweep.study.location._SETTLES", 0.0)
+    monkeypatch.setattr("ht_ray.sweep.storage.lease._SETTLES", 0.0)
     uri = (tmp_path / "study").as_uri()
     found: list[bool] = []
     monkeypatch.setattr("ht_ray.sweep.driver.run._run", lambda *_: (found.append(is_study(uri)), (False, None))[1])

@@ -19,8 +19,8 @@ import pytest
 from sweep_trials import Counting
 
 from ht_ray._storage import Storage, StorageError
+from ht_ray.records.checked_json import to_json
 from ht_ray.sweep import Trial
-from ht_ray.sweep.study.jsonable import to_json
 from ht_ray.sweep.worker.checkpoints import Checkpoint, CheckpointStore
 
 PARTS = 5
@@ -43,7 +43,7 @@ def counting(seed: int = 1) -> Counting:
     return Counting({"seed": seed, "parts": PARTS}, None)
 
 
-def anew(checkpoint: Checkpoint) -> Counting:
+def new(checkpoint: Checkpoint) -> Counting:
     return counting()
 
 
@@ -74,8 +74,8 @@ Harm = Callable[[bytes, bytes, random.Random], bytes | None]
 
 
 def flipped(content: bytes, other: bytes, draw: random.Random) -> bytes:
-    place = draw.randrange(len(content))
-    return content[:place] + bytes([content[place] ^ 1 << draw.randrange(8)]) + content[place + 1 :]
+    position = draw.randrange(len(content))
+    return content[:position] + bytes([content[position] ^ 1 << draw.randrange(8)]) + content[position + 1 :]
 
 
 HARMS: dict[str, Harm] = {
@@ -191,28 +191,28 @@ def test_the_two_newest_are_kept(everywhere: tuple[Path, Storage]) -> None:
     assert positions(folder) == [2, 3]
     store.save(trial, Checkpoint((3, 1), tuple(lines), seconds=1.5, extra={"rung": 2}))
     assert [name[:13] for name in names(folder)] == ["000003-000000", "000003-000001"]
-    found = store.load_newest(anew, pytest.fail)
+    found = store.load_newest(new, pytest.fail)
     assert found is not None
     assert found[1] == Checkpoint((3, 1), tuple(lines), 1.5, {"rung": 2})
     store.end(keep=True)
     assert [name[:13] for name in names(folder)] == ["000003-000001"]
     store.end(keep=False)
     assert not (folder / "one").exists()
-    assert store.load_newest(anew, pytest.fail) is None
+    assert store.load_newest(new, pytest.fail) is None
 
 
 def test_after_damage_the_good_ones_are_kept(everywhere: tuple[Path, Storage]) -> None:
-    """The damaged ones have the higher numbers; they are not what a trial that began anew is to leave."""
+    """The damaged ones have the higher numbers; they are not what a trial that began again is to leave."""
     folder, storage = everywhere
     saved(CheckpointStore(storage, "one"), counting(), 4)
     for name in names(folder):
         (folder / "one" / name / "manifest.json").write_bytes(b"")
     store, said = CheckpointStore(storage, "one"), []
-    assert store.load_newest(anew, said.append) is None
+    assert store.load_newest(new, said.append) is None
     assert len(said) == 2
     lines = saved(store, counting(), 1)
     assert positions(folder) == [1]
-    found = CheckpointStore(storage, "one").load_newest(anew, pytest.fail)
+    found = CheckpointStore(storage, "one").load_newest(new, pytest.fail)
     assert found is not None
     assert found[1].lines == tuple(lines)
 
@@ -227,7 +227,7 @@ def test_what_a_kill_left_is_not_used_and_goes_away(everywhere: tuple[Path, Stor
     half = shutil.copytree(newest, newest.with_name("000003-000000-ffffffff"))
     (half / "manifest.json").unlink()
     said: list[str] = []
-    found = CheckpointStore(storage, "one").load_newest(anew, said.append)
+    found = CheckpointStore(storage, "one").load_newest(new, said.append)
     assert found is not None
     assert found[1].position == (2, 0)
     assert [text.partition(" is damaged (")[2] for text in said] == [
@@ -267,10 +267,10 @@ def test_a_kill_in_mid_save(everywhere: tuple[Path, Storage], monkeypatch: pytes
         [sys.executable, "-c", _MID_SAVE, storage.location], env={**os.environ, "PYTHONPATH": path}, check=False
     )
     assert killed.returncode == -signal.SIGKILL
-    # The half one is beside the whole one, or in the scratch.
+    # The half one is next to the whole one, or in the scratch.
     assert len([*(folder / "one").glob(".*.tmp"), *(tmp_path / "scratch").iterdir()]) == 1
     store = CheckpointStore(storage, "one")
-    found = store.load_newest(anew, pytest.fail)
+    found = store.load_newest(new, pytest.fail)
     assert found is not None
     assert found[1].position == (1, 0)
     store.save(found[0], Checkpoint((2, 0), ("{}", "{}")))
@@ -285,12 +285,12 @@ def test_a_folder_that_is_gone_is_not_an_empty_one(tmp_path: Path) -> None:
     lines = saved(store, trial, 1)
     away = folder.rename(tmp_path / "away")
     with pytest.raises(StorageError, match=r"cannot be used.*checkpoints"):
-        store.load_newest(anew, pytest.fail)
+        store.load_newest(new, pytest.fail)
     with pytest.raises(StorageError, match=r"cannot be used.*checkpoints"):
         store.save(trial, Checkpoint((1, 1), tuple(lines)))
     assert not folder.exists()
     away.rename(folder)
-    assert store.load_newest(anew, pytest.fail) is not None
+    assert store.load_newest(new, pytest.fail) is not None
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
@@ -307,7 +307,7 @@ def test_one_that_cannot_be_read_is_passed_over(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
     said: list[str] = []
-    found = store.load_newest(anew, said.append)
+    found = store.load_newest(new, said.append)
     assert found is not None
     assert found[1].position == (1, 0)
     assert os.strerror(number) in said[0]
@@ -319,7 +319,7 @@ def test_a_folder_without_permission(tmp_path: Path) -> None:
     newest = tmp_path / "one" / names(tmp_path)[-1]
     newest.chmod(0)
     said: list[str] = []
-    found = CheckpointStore(Storage(tmp_path), "one").load_newest(anew, said.append)
+    found = CheckpointStore(Storage(tmp_path), "one").load_newest(new, said.append)
     newest.chmod(0o700)
     assert found is not None
     assert found[1].position == (1, 0)
@@ -378,5 +378,5 @@ def test_a_later_format_is_not_guessed_at(tmp_path: Path) -> None:
     content = json.dumps({**values, "format": 99})
     path.write_text(f"{content}\n{hashlib.blake2b(content.encode()).hexdigest()}\n")
     said: list[str] = []
-    assert store.load_newest(anew, said.append) is None
+    assert store.load_newest(new, said.append) is None
     assert "its format is 99" in said[0]

@@ -85,13 +85,13 @@ def results(directory: Path) -> dict[str, Any]:
 def events(folder: Path) -> list[Any]:
     from tensorboard.compat.proto.event_pb2 import Event
 
-    from ht_ray._events import _read, _told
+    from ht_ray.records.event_files import _content, _read
 
     (path,) = folder.glob("events.out.*")
     found = _read(path.read_bytes())
     assert found is not None, path
     assert all(isinstance(event, Event) for event in found)
-    return [_told(event) for event in found]
+    return [_content(event) for event in found]
 
 
 class Studies:
@@ -123,8 +123,8 @@ Change = Callable[[bytes, random.Random], bytes]
 
 
 def flip(content: bytes, draw: random.Random) -> bytes:
-    place = draw.randrange(len(content))
-    return content[:place] + bytes([content[place] ^ 1 << draw.randrange(8)]) + content[place + 1 :]
+    position = draw.randrange(len(content))
+    return content[:position] + bytes([content[position] ^ 1 << draw.randrange(8)]) + content[position + 1 :]
 
 
 def cut(content: bytes, draw: random.Random) -> bytes:
@@ -159,7 +159,7 @@ def check_damaged(studies: Studies, name: str, directory: Path, path: Path, what
 def try_damage(studies: Studies, work: Path, change: Change, times: int, seed: int) -> Counter[str]:
     """Change a file of a study so many times, resume it and report; count what came of it, by the kind of file."""
     draw = random.Random(seed)
-    told: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     files = {
         directory: sorted(path for path in directory.rglob("*") if path.is_file() and path.stat().st_size)
         for _, directory in studies.directories
@@ -173,8 +173,8 @@ def try_damage(studies: Studies, work: Path, change: Change, times: int, seed: i
         shutil.copytree(original, directory)
         path = directory / chosen.relative_to(original)
         path.write_bytes(change(path.read_bytes(), draw))
-        told[f"{kind}: {check_damaged(studies, name, directory, path, f'{change.__name__} {number}')}"] += 1
-    return told
+        counts[f"{kind}: {check_damaged(studies, name, directory, path, f'{change.__name__} {number}')}"] += 1
+    return counts
 
 
 def test_damage_to_any_file_changes_no_result(studies: Studies, tmp_path: Path) -> None:
@@ -289,8 +289,8 @@ def test_event_files_are_made_again(studies: Studies, tmp_path: Path) -> None:
 def test_a_thousand_bits_and_two_hundred_cuts(studies: Studies, tmp_path: Path) -> None:
     began = time.monotonic()
     for change, times in ((flip, 1000), (cut, 200)):
-        told = try_damage(studies, tmp_path, change, times, seed=3)
-        assert told.total() == times
+        counts = try_damage(studies, tmp_path, change, times, seed=3)
+        assert counts.total() == times
         print(f"\n{change.__name__}: {times} in {time.monotonic() - began:.0f} s")
-        for what, count in sorted(told.items()):
+        for what, count in sorted(counts.items()):
             print(f"  {count:4} {what}")

@@ -14,7 +14,7 @@ from sweep_trials import Counting
 from ht_ray._storage import Storage, StorageError
 from ht_ray.agents.training.checkpoint import save_checkpoint as save_agent
 from ht_ray.sweep.worker.checkpoints import Checkpoint, CheckpointStore
-from ht_ray.sweep.worker.trainable import Assignment, StudyTrainable, WorkerPlan
+from ht_ray.sweep.worker.trainable import StudyTrainable, WorkerPlan
 from ht_ray.vision import save_checkpoint
 
 WEIGHTS = {"weights": torch.zeros(1 << 15)}
@@ -56,7 +56,7 @@ def trial(request: pytest.FixtureRequest, small_disk: Path, monkeypatch: pytest.
     return FullForAMoment
 
 
-def test_a_full_disk_is_told_as_one(trial: type[FullForAMoment], small_disk: Path) -> None:
+def test_a_full_disk_is_reported_as_one(trial: type[FullForAMoment], small_disk: Path) -> None:
     (small_disk / "checkpoints").mkdir()
     store, one = CheckpointStore(Storage(small_disk / "checkpoints"), "one"), trial({"seed": 1, "parts": 3}, None)
     one.advance()
@@ -75,13 +75,13 @@ def test_a_worker_waits_and_goes_on(
     monkeypatch.setattr("ht_ray.sweep.worker.trainable.load_factory", lambda name: trial)
     (small_disk / "checkpoints").mkdir()
     worker = StudyTrainable.__new__(StudyTrainable)
-    assignment, checkpoints = Assignment("one", {"seed": 1, "parts": 3}), Storage(small_disk / "checkpoints")
-    worker._plan = WorkerPlan("", (assignment,), checkpoints, (), patience=60.0)
+    checkpoints = Storage(small_disk / "checkpoints")
+    worker._plan = WorkerPlan("", {"one": {"seed": 1, "parts": 3}}, checkpoints, (), patience=60.0)
     worker._shared, worker._leaving = None, False
-    worker._assign({"trial": 0})
-    told = [worker._step() for _ in range(4)]
-    assert [result["outcome"] for result in told] == ["running", "waiting", "running", "finished"]
-    assert [json.loads(result["report"])["index"] for result in told if "report" in result] == [0, 1, 2]
+    worker._assign({"trial": "one"})
+    results = [worker._step() for _ in range(4)]
+    assert [result["outcome"] for result in results] == ["running", "waiting", "running", "finished"]
+    assert [json.loads(result["report"])["index"] for result in results if "report" in result] == [0, 1, 2]
     assert [note["event"] for note in worker._notes] == ["storage", "storage"]
 
 

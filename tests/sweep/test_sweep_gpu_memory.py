@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import pytest
 
 from ht_ray.errors import SettingError
-from ht_ray.sweep.driver.gpu_memory import wait_for_gpu_memory
+from ht_ray.sweep.worker.gpu_memory import wait_for_gpu_memory
 
 GIB = 1 << 30
 
@@ -26,8 +26,8 @@ def wait(memory: Callable[[], tuple[int, int]], needed: float, share: float, pat
     """Return what was said."""
     said: list[Mapping[str, str]] = []
     wait_for_gpu_memory(needed * GIB, share=share, say=said.append, memory=memory, patience=patience, every=2.0)
-    assert {told["event"] for told in said} <= {"waiting"}
-    return [told["detail"] for told in said]
+    assert {note["event"] for note in said} <= {"waiting"}
+    return [note["detail"] for note in said]
 
 
 @pytest.fixture(autouse=True)
@@ -70,4 +70,4 @@ def test_without_a_gpu_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SettingError, match="the trial has no GPU"):
-        wait_for_gpu_memory(GIB, share=0.5, say=lambda told: None)
+        wait_for_gpu_memory(GIB, share=0.5, say=lambda note: None)

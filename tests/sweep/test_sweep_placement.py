@@ -43,8 +43,8 @@ def test_a_resource_that_the_cluster_has_not_is_refused(cluster: str, tmp_path: 
 @pytest.mark.timeout(600)
 def test_trials_run_only_where_they_may(tmp_path: Path) -> None:
     done = in_a_process_of_its_own("placement_trials.py", tmp_path)
-    told = [line for line in done.splitlines() if line.startswith(("labels", "resources", "both"))]
-    assert told == ["labels 2 ['slow']", "resources 2 ['fast']", "both 2 ['fast']"]
+    found = [line for line in done.splitlines() if line.startswith(("labels", "resources", "both"))]
+    assert found == ["labels 2 ['slow']", "resources 2 ['fast']", "both 2 ['fast']"]
     assert json.loads((tmp_path / "both/trials/trial-0/status.json").read_text())["status"] == "finished"
 
 

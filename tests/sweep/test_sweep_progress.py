@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sweep_trials import spec
 
+from ht_ray.records import TrialStatus
+from ht_ray.records.checked_json import to_json
 from ht_ray.sweep.records.progress import Console, StudyProgress, Workload, clock, seconds_left
-from ht_ray.sweep.records.study_dir import TrialRecord
-from ht_ray.sweep.study.jsonable import to_json
+from ht_ray.sweep.records.trial_record import TrialRecord
 
 DONE = Workload(1.0, 10.0, ended=True)
 WAITING = Workload(0.0, 0.0)
@@ -84,7 +85,7 @@ def test_untouched_trials_by_their_number_are_as_untouched_trials_one_by_one(
 
 
 CHANGES = st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["start", "report", "cut", "cut off", "end"])))
-ENDS = st.sampled_from(["finished", "failed", "diverged"])
+ENDS = st.sampled_from([TrialStatus.FINISHED, TrialStatus.FAILED, TrialStatus.DIVERGED])
 
 
 @settings(deadline=None, max_examples=50)
@@ -113,8 +114,8 @@ def test_lines_after_many_changes_are_those_of_a_new_look(
     assert {status: number for status, number in progress.counts.items() if number} == Counter(
         record.status for record in records
     )
-    told = progress.lines()
-    assert told == StudyProgress("s", records, "loss", "min", slots=2).lines()
+    lines = progress.lines()
+    assert lines == StudyProgress("s", records, "loss", "min", slots=2).lines()
 
 
 def test_clock() -> None:
@@ -128,7 +129,7 @@ def test_summary_names_the_best_finished_trial(tmp_path: Path) -> None:
         record.start()
         report = {"index": 0, "progress": 1.0, "summary": {"loss": loss}, "seconds": 1.0}
         record.append("{}", report)
-    for record, status in zip(records, ("finished", "finished", "diverged", "finished"), strict=True):
+    for record, status in zip(records, map(TrialStatus, ("finished", "finished", "diverged", "finished")), strict=True):
         record.end(status)
     lines = StudyProgress("s", records, "loss", "min", slots=1).lines()
     assert lines == ["s: 3 of 4 trials done, 1 diverged, 0:00:00 elapsed", "best loss so far 0.2: m=1 (seed 1)"]

@@ -12,9 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sweep_trials import spec, study
 
+from ht_ray._files import atomic_path, write_atomic
 from ht_ray._storage import StorageError
-from ht_ray.sweep.records.study_dir import TrialRecord, append_line, create_study, note, write_results_csv
-from ht_ray.sweep.study.jsonable import to_json, to_plain
+from ht_ray.records import EventKind, FaultKind, TrialStatus
+from ht_ray.records.checked_json import to_json, to_jsonable
+from ht_ray.records.study_files import append_line, note
+from ht_ray.sweep.records.results_table import write_results_csv
+from ht_ray.sweep.records.trial_record import TrialRecord
+from ht_ray.sweep.study.plan import create_study
 
 
 @pytest.fixture
@@ -35,7 +40,7 @@ def test_record_is_read_back(study_dir: Path) -> None:
     assert (record.status, record.reports, list(record.read())) == ("unfinished", 0, [])
     fill(record, 3)
     record.restarts, record.node = 2, "here"
-    record.end("failed", "Traceback\nValueError: bad\n")
+    record.end(TrialStatus.FAILED, "Traceback\nValueError: bad\n")
     again = TrialRecord(study_dir, spec("one"))
     assert (again.status, again.error, again.restarts, again.node) == ("failed", record.error, 2, "here")
     assert (again.reports, again.summary, again.seconds, again.torn) == (3, {"a": 2}, 3.0, False)
@@ -84,8 +89,8 @@ def test_a_record_with_any_byte_changed_can_be_read(study_dir: Path) -> None:
     fill(TrialRecord(study_dir, spec("one")), 3)
     path = study_dir / "trials/one/results.jsonl"
     whole = path.read_bytes()
-    for place in range(len(whole)):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 2]) + whole[place + 1 :])
+    for position in range(len(whole)):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 2]) + whole[position + 1 :])
         assert TrialRecord(study_dir, spec("one")).reports <= 3
     path.with_name("status.json").write_bytes(b"\0" * 40)
     assert TrialRecord(study_dir, spec("one")).status == "unfinished"
@@ -103,7 +108,7 @@ def test_half_a_line_does_not_spoil_the_next(tmp_path: Path) -> None:
     assert path.read_text() == "next\n"
 
 
-def test_a_study_that_is_gone_is_not_begun_anew(study_dir: Path) -> None:
+def test_a_study_that_is_gone_is_not_made_again(study_dir: Path) -> None:
     record = TrialRecord(study_dir, spec("one"))
     fill(record, 1)
     away = study_dir.rename(study_dir.with_name("away"))
@@ -111,7 +116,7 @@ def test_a_study_that_is_gone_is_not_begun_anew(study_dir: Path) -> None:
         record.start,
         lambda: fill(record, 2),
         lambda: record.restore(["{}"]),
-        lambda: note(study_dir, "storage"),
+        lambda: note(study_dir, EventKind.STORAGE),
         lambda: write_results_csv(study_dir, [record]),
     ):
         with pytest.raises(StorageError, match="cannot be used"):
@@ -127,8 +132,8 @@ def test_table_has_every_planned_trial_and_no_column_twice(study_dir: Path) -> N
     records[0].start()
     summary = {"seed": 0.5, "accuracy": None}
     records[0].append("{}", {"index": 0, "summary": summary, "progress": 1.0, "seconds": 2.0})
-    records[0].end("finished")
-    records[1].end("failed", 'Traceback\n  File "x"\nValueError: a, "b"\n\n')
+    records[0].end(TrialStatus.FINISHED)
+    records[1].end(TrialStatus.FAILED, 'Traceback\n  File "x"\nValueError: a, "b"\n\n')
     write_results_csv(study_dir, records)
     with (study_dir / "results.csv").open(newline="") as file:
         one, two = csv.DictReader(file)
@@ -137,11 +142,31 @@ def test_table_has_every_planned_trial_and_no_column_twice(study_dir: Path) -> N
     assert not list(study_dir.glob(".*.tmp"))
 
 
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomic(path, "old")
+    with pytest.raises(KeyboardInterrupt), atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert [(found.name, found.read_text()) for found in tmp_path.iterdir()] == [("file", "old")]
+    write_atomic(path, b"new")
+    assert [(found.name, found.read_text()) for found in tmp_path.iterdir()] == [("file", "new")]
+
+
+def test_words_are_written_as_they_always_were() -> None:
+    written = to_json({"status": list(TrialStatus), "event": EventKind.RUN_STARTED, "kind": FaultKind.PREEMPTED})
+    statuses = ["unfinished", "running", "finished", "failed", "diverged", "stopped"]
+    assert json.loads(written) == {"status": statuses, "event": "run started", "kind": "pre-empted"}
+    assert [status for status in TrialStatus if status.ended] == statuses[2:]
+    assert [status for status in TrialStatus if status.complete] == ["finished", "diverged", "stopped"]
+    assert [status for status in TrialStatus if status.measured] == ["finished", "diverged"]
+
+
 def test_plain_values() -> None:
     value = {"nan": float("nan"), "inf": -np.inf, "f32": np.float32(0.5), "int": np.int64(3), "yes": True, "t": (1,)}
-    assert to_plain(value) == {"nan": None, "inf": None, "f32": 0.5, "int": 3, "yes": True, "t": [1]}
-    assert json.loads(to_json(value)) == to_plain(value)
+    assert to_jsonable(value) == {"nan": None, "inf": None, "f32": 0.5, "int": 3, "yes": True, "t": [1]}
+    assert json.loads(to_json(value)) == to_jsonable(value)
     with pytest.raises(TypeError, match="is a set"):
-        to_plain({"a": {1}})
+        to_jsonable({"a": {1}})
     with pytest.raises(TypeError, match="the key 1 is no text"):
-        to_plain({1: 2})
+        to_jsonable({1: 2})

@@ -21,14 +21,15 @@ from sweep_trials import spec, study
 
 from ht_ray.errors import SettingError
 from ht_ray.sweep import Study, StudyResult, SweepConfig, TrialSpec, load_study_settings, run_study
-from ht_ray.sweep.driver.run import _nodes_without
+from ht_ray.sweep.driver.cluster import _nodes_without
 from ht_ray.sweep.records.progress import Console
-from ht_ray.sweep.records.study_dir import create_study, lock_study
+from ht_ray.sweep.storage.location import lock_study
+from ht_ray.sweep.study.plan import create_study
 from ht_ray.sweep.worker.faults import NodeWatch
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
-# What trials share is told apart from nothing at all.
+# What trials share is distinguished from nothing at all.
 SHARED = np.arange(4)
 # Seconds of one part of a trial that is to be disturbed.
 PART = 0.2
@@ -153,7 +154,7 @@ def test_trial_that_cannot_be_saved_fails_without_retries(mixed: tuple[Path, Stu
     assert "OSError: this trial was made to fail when saved" in found["error"]
 
 
-def test_diverged_trial_is_told_apart(mixed: tuple[Path, StudyResult, str]) -> None:
+def test_diverged_trial_is_no_failure(mixed: tuple[Path, StudyResult, str]) -> None:
     found = status(mixed[0], "diverges")
     assert (found["status"], found["error"]) == ("diverged", "the loss was nan in epoch 7")
     assert len(reports(mixed[0], "diverges")) == 2
@@ -227,7 +228,7 @@ def test_hparams_tab_compares_the_trials(mixed: tuple[Path, StudyResult, str]) -
     assert end.status == api_pb2.STATUS_FAILURE
 
 
-def test_progress_is_told(mixed: tuple[Path, StudyResult, str]) -> None:
+def test_progress_is_shown(mixed: tuple[Path, StudyResult, str]) -> None:
     first, last = mixed[2].splitlines()[0], mixed[2].splitlines()[-1]
     assert first.startswith("counting: 0 of 7 trials done")
     assert last.startswith("counting: 4 of 7 trials done, 2 failed, 1 diverged")

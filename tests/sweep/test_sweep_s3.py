@@ -22,9 +22,13 @@ from sweep_trials import Counting, spec, study
 
 from ht_ray._storage import Storage, StorageError
 from ht_ray.errors import SettingError
+from ht_ray.records import EventKind
+from ht_ray.records.study_files import note
 from ht_ray.sweep import SweepConfig, check_before_ray, load_study_settings
-from ht_ray.sweep.records.study_dir import TrialRecord, create_study, is_study, note
-from ht_ray.sweep.study.location import _machine, open_place
+from ht_ray.sweep.records.trial_record import TrialRecord
+from ht_ray.sweep.storage.lease import _machine
+from ht_ray.sweep.storage.location import open_study
+from ht_ray.sweep.study.plan import create_study, is_study
 from ht_ray.sweep.worker.checkpoints import Checkpoint, CheckpointStore
 
 pytest.importorskip("moto.server", reason="needs moto[server]")
@@ -120,10 +124,10 @@ def test_options_of_a_uri(server: Server, query: str, message: str | None) -> No
             Storage(uri).exists()
 
 
-def test_credentials_in_a_uri_are_refused_and_not_told() -> None:
-    with pytest.raises(SettingError, match="accepted is a URI without credentials") as told:
+def test_credentials_in_a_uri_are_refused_and_not_shown() -> None:
+    with pytest.raises(SettingError, match="accepted is a URI without credentials") as caught:
         check_before_ray(SweepConfig(results_dir="s3://KEY:hush@bucket/first?region=us-east-1"))
-    assert "hush" not in str(told.value)
+    assert "hush" not in str(caught.value)
 
 
 def test_a_wrong_bucket_or_server_is_refused_quickly(server: Server) -> None:
@@ -147,8 +151,8 @@ def test_settings_are_checked_on_the_storage(server: Server) -> None:
     assert check_before_ray(SweepConfig(results_dir=uri)) == uri
     assert check_before_ray(SweepConfig(resume_or_start=uri)) == uri
     assert not Storage(server.uri("settings")).names("first")
-    with open_place(uri, patience=5, say=pytest.fail) as place:
-        create_study(place.directory, study(spec("one")))
+    with open_study(uri, patience=5, say=pytest.fail) as location:
+        create_study(location.directory, study(spec("one")))
     assert is_study(uri)
     assert load_study_settings(uri) == {"parts": 3, "limit": None}
     assert check_before_ray(SweepConfig(resume=uri)) == uri
@@ -168,75 +172,75 @@ def filled(directory: Path, reports: int) -> TrialRecord:
 
 def test_the_drivers_files_come_and_go(server: Server, scratch: Path) -> None:
     uri = server.uri("mirror/first")
-    with open_place(uri, patience=5, say=pytest.fail) as place:
-        create_study(place.directory, study(spec("one")))
-        filled(place.directory, 2)
-        (place.directory / "trials/one/events.out.1").write_bytes(b"first")
-        (place.directory / "tensorboard/plain").mkdir(parents=True)
-        (place.directory / "tensorboard/plain/events.out.1").write_bytes(b"kept")
-        place.sync()
-        assert "lease.json" in place.storage.names()
-        assert place.storage.read("trials/one/results.jsonl").count(b"\n") == 2
+    with open_study(uri, patience=5, say=pytest.fail) as location:
+        create_study(location.directory, study(spec("one")))
+        filled(location.directory, 2)
+        (location.directory / "trials/one/events.out.1").write_bytes(b"first")
+        (location.directory / "tensorboard/plain").mkdir(parents=True)
+        (location.directory / "tensorboard/plain/events.out.1").write_bytes(b"kept")
+        location.sync()
+        assert "lease.json" in location.storage.names()
+        assert location.storage.read("trials/one/results.jsonl").count(b"\n") == 2
     assert not left_in(scratch)
     assert Storage(uri).names() == ["config.json", "tensorboard", "trials", "trials.json"]
-    with open_place(uri, patience=5, say=pytest.fail) as place:
-        assert TrialRecord(place.directory, spec("one")).reports == 2
-        filled(place.directory, 3)
-        (place.directory / "trials/one/events.out.1").unlink()
-        (place.directory / "trials/one/events.out.2").write_bytes(b"second")
+    with open_study(uri, patience=5, say=pytest.fail) as location:
+        assert TrialRecord(location.directory, spec("one")).reports == 2
+        filled(location.directory, 3)
+        (location.directory / "trials/one/events.out.1").unlink()
+        (location.directory / "trials/one/events.out.2").write_bytes(b"second")
     assert Storage(uri).read("tensorboard/plain/events.out.1") == b"kept"
     assert Storage(uri).names("trials/one") == ["events.out.2", "results.jsonl", "status.json"]
     assert Storage(uri).read("trials/one/results.jsonl").count(b"\n") == 3
 
 
 def test_one_driver_at_a_time(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ht_ray.sweep.study.location._BEAT", 0.3)
-    monkeypatch.setattr("ht_ray.sweep.study.location._LEASE_ENDS", 10.0)
+    monkeypatch.setattr("ht_ray.sweep.storage.lease.BEAT", 0.3)
+    monkeypatch.setattr("ht_ray.sweep.storage.lease.LEASE_ENDS", 10.0)
     uri, said = server.uri("lease/first"), []
-    with open_place(uri, patience=5, say=said.append) as place:
-        create_study(place.directory, study(spec("one")))
-        assert place.mirror is not None
-        place.mirror._every = 0.2
+    with open_study(uri, patience=5, say=said.append) as location:
+        create_study(location.directory, study(spec("one")))
+        assert location.mirror is not None
+        location.mirror._every = 0.2
         with (
             pytest.raises(SettingError, match=rf"is being run by process {os.getpid()} on .*; wait for it or stop it"),
-            open_place(uri, patience=5, say=said.append),
+            open_study(uri, patience=5, say=said.append),
         ):
             pass
         assert "Waiting up to 10 s" in said[0]
         # Another driver, on another machine, that has not heard of this one for too long.
         taken = {"host": "elsewhere", "pid": 1, "machine": "other", "token": "other", "beat": 0}
         Storage(uri).write("lease.json", json.dumps(taken).encode())
-        filled(place.directory, 5)
-        while place.lost is None:
+        filled(location.directory, 5)
+        while location.lost is None:
             time.sleep(0.1)
-        assert "process 1 on elsewhere has taken over the study" in place.lost
+        assert "process 1 on elsewhere has taken over the study" in location.lost
         with pytest.raises(StorageError, match="has taken over"):
-            place.sync()
+            location.sync()
     assert json.loads(Storage(uri).read("lease.json")) == taken
     # A machine's own driver that is gone is not waited for; one elsewhere is, for as long as it may only be slow.
     ours = {**taken, "machine": _machine(), "pid": 2**22 + 1}
     Storage(uri).write("lease.json", json.dumps(ours).encode())
     said.clear()
-    with open_place(uri, patience=5, say=said.append):
+    with open_study(uri, patience=5, say=said.append):
         assert said == []
     assert not Storage(uri).exists("lease.json")
 
 
-def test_an_outage_is_told_and_loses_nothing(server: Server, scratch: Path) -> None:
+def test_an_outage_is_reported_and_loses_nothing(server: Server, scratch: Path) -> None:
     proxy, said = Proxy(server.port), []
     uri = server.uri("outage/first", port=proxy.port)
-    with open_place(uri, patience=60, say=said.append) as place:
-        create_study(place.directory, study(spec("one")))
+    with open_study(uri, patience=60, say=said.append) as location:
+        create_study(location.directory, study(spec("one")))
         written = time.monotonic()
-        place.sync()
+        location.sync()
         with proxy.away():
-            place.sync(written)  # it is there already
-            filled(place.directory, 4)
-            note(place.directory, "test")
-            assert place.mirror is not None
+            location.sync(written)  # it is there already
+            filled(location.directory, 4)
+            note(location.directory, EventKind.STORAGE)
+            assert location.mirror is not None
             with pytest.raises(StorageError):
-                place.mirror._bring()
-        place.sync()
+                location.mirror._bring()
+        location.sync()
     assert re.search(r"cannot be used: .*onnect.*; results are kept in .*scratch", said[0])
     assert "answers again, after" in said[1]
     journal = [json.loads(line) for line in Storage(server.uri("outage/first")).read("journal.jsonl").splitlines()]
@@ -247,14 +251,14 @@ def test_an_outage_is_told_and_loses_nothing(server: Server, scratch: Path) -> N
 def test_what_could_not_be_brought_is_kept(server: Server, scratch: Path) -> None:
     proxy = Proxy(server.port)
     with (
-        pytest.raises(StorageError, match=r"What is not at .* yet is kept in .*copy that folder over it") as told,
-        open_place(server.uri("lost/first", port=proxy.port), patience=1, say=lambda text: None) as place,
+        pytest.raises(StorageError, match=r"What is not at .* yet is kept in .*copy that folder over it") as caught,
+        open_study(server.uri("lost/first", port=proxy.port), patience=1, say=lambda text: None) as location,
     ):
-        create_study(place.directory, study(spec("one")))
-        place.sync()
+        create_study(location.directory, study(spec("one")))
+        location.sync()
         proxy.cut()
-        filled(place.directory, 4)
-    kept = Path(str(told.value).rpartition("kept in ")[2].partition(":")[0])
+        filled(location.directory, 4)
+    kept = Path(str(caught.value).rpartition("kept in ")[2].partition(":")[0])
     assert TrialRecord(kept, spec("one")).reports == 4
     assert kept.parent.parent == scratch
 
@@ -288,26 +292,26 @@ def test_a_study(cluster: str, server: Server, tmp_path: Path, scratch: Path) ->
 @pytest.mark.parametrize("seconds", [5, pytest.param(30, marks=pytest.mark.slow)])
 def test_a_worker_waits_for_its_storage(server: Server, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """A worker's steps without Ray around it, while its store refuses connections and breaks those that are open."""
-    from ht_ray.sweep.worker.trainable import Assignment, StudyTrainable, WorkerPlan
+    from ht_ray.sweep.worker.trainable import StudyTrainable, WorkerPlan
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     proxy = Proxy(server.port)
     checkpoints = Storage(server.uri(f"worker-{seconds}/checkpoints", port=proxy.port))
     config = {"seed": 1, "parts": 6}
     worker = StudyTrainable.__new__(StudyTrainable)
-    worker._plan = WorkerPlan("sweep_trials:Counting", (Assignment("one", config),), checkpoints, (), patience=120.0)
+    worker._plan = WorkerPlan("sweep_trials:Counting", {"one": config}, checkpoints, (), patience=120.0)
     worker._shared, worker._leaving = None, False
-    worker._assign({"trial": 0})
-    told = [worker._step(), worker._step()]
+    worker._assign({"trial": "one"})
+    results = [worker._step(), worker._step()]
     timer = threading.Timer(seconds, proxy.join)
     proxy.cut()
     timer.start()
-    while told[-1]["outcome"] != "finished":
-        told.append(worker._step())
-    outcomes = [result["outcome"] for result in told if result["outcome"] != "waiting"]
+    while results[-1]["outcome"] != "finished":
+        results.append(worker._step())
+    outcomes = [result["outcome"] for result in results if result["outcome"] != "waiting"]
     assert outcomes == [*["running"] * 5, "finished"]
-    assert len(told) > 6
-    lines = [{**json.loads(result["report"]), "seconds": None} for result in told if "report" in result]
+    assert len(results) > 6
+    lines = [{**json.loads(result["report"]), "seconds": None} for result in results if "report" in result]
     trial = Counting(config, None)
     assert [line["curves"] for line in lines] == [trial.advance().curves for _ in range(6)]
     assert "cannot be used" in worker._notes[0]["detail"]
@@ -339,9 +343,9 @@ def test_a_server_that_is_away_for_half_a_minute_twice(
     assert (result.exit_code, result.stopped) == (0, None), said
     assert_same(LONG, direct, undisturbed)
     assert said.count("answers again, after") + said.count("can be used again, after") >= 2
-    told = [line["detail"] for line in journal(direct) if line["event"] == "storage"]
-    assert sum("cannot be used" in text for text in told) >= 2
-    assert any("again, after" in text for text in told)
+    details = [line["detail"] for line in journal(direct) if line["event"] == "storage"]
+    assert sum("cannot be used" in text for text in details) >= 2
+    assert any("again, after" in text for text in details)
     assert not [line for line in journal(direct) if line["event"] == "fault"]
     assert not left_in(scratch)
 
@@ -393,7 +397,7 @@ def test_wrong_credentials_are_refused_quickly(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.slow
-def test_no_credentials_are_told_quickly(server: Server) -> None:
+def test_no_credentials_are_reported_quickly(server: Server) -> None:
     code = (
         "import sys; from ht_ray.sweep import SweepConfig, check_before_ray; "
         "check_before_ray(SweepConfig(results_dir=sys.argv[1]))"
@@ -410,18 +414,18 @@ def test_a_process_ends_though_its_store_is_away(server: Server) -> None:
     code = """
 import os, sys
 from ht_ray._storage import Storage, StorageError, storage_errors
-from ht_ray.sweep.study.location import open_place
+from ht_ray.sweep.storage.location import open_study
 storage = Storage(sys.argv[1])
 storage.write("a", b"1")
 if not (child := os.fork()):
     os._exit(0)
 os.waitpid(child, 0)
 try:
-    with open_place(sys.argv[1], patience=0, say=print) as place:
-        (place.directory / "b").write_text("2")
-        place.sync()
+    with open_study(sys.argv[1], patience=0, say=print) as location:
+        (location.directory / "b").write_text("2")
+        location.sync()
         os.kill(int(sys.argv[2]), 19)
-        (place.directory / "b").write_text("3")
+        (location.directory / "b").write_text("3")
 except StorageError as error:
     print(error)
     sys.exit(3)

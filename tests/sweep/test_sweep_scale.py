@@ -9,16 +9,15 @@ from types import SimpleNamespace
 
 from sweep_trials import spec
 
-from ht_ray.sweep.driver.run import _TrialNames
+from ht_ray.sweep.driver.run import _trial_name
 from ht_ray.sweep.records.progress import StudyProgress
-from ht_ray.sweep.records.study_dir import TrialRecord
+from ht_ray.sweep.records.trial_record import TrialRecord
 
 
 def test_names_are_not_pickled_with_each_trial() -> None:
-    names = _TrialNames(f"trial-{number}" for number in range(5000))
-    assert names(SimpleNamespace(config={"trial": 4321})) == "trial-4321"
-    assert copy.deepcopy({"names": names})["names"] is names  # Tune copies what it is configured with
-    assert len(pickle.dumps(names)) < 200
+    assert _trial_name(SimpleNamespace(config={"trial": "trial-4321"})) == "trial-4321"
+    assert copy.deepcopy({"names": _trial_name})["names"] is _trial_name  # Tune copies what it is configured with
+    assert len(pickle.dumps(_trial_name)) < 200
 
 
 def test_lines_look_at_few_records(tmp_path: Path) -> None:
@@ -31,10 +30,10 @@ def test_lines_look_at_few_records(tmp_path: Path) -> None:
 
     class Watched(TrialRecord):
         @property
-        def final(self) -> bool:
+        def progress(self) -> float:
             nonlocal looked
             looked += 1
-            return super().final
+            return float(self.__dict__["progress"])
 
     for record in records:
         record.__class__ = Watched

@@ -15,9 +15,10 @@ from sweep_trials import INTERVAL, MOMENTUM, Climbing, climbing
 
 from ht_ray._storage import Storage
 from ht_ray.errors import SettingError
+from ht_ray.records.study_files import POPULATION
 from ht_ray.sweep import Parameter, Search, SearchConfig, Study, draw_distinct
-from ht_ray.sweep.search.population import POPULATION, Course, Leg, PopulationLog, next_legs
-from ht_ray.sweep.search.search import placed, random_stream
+from ht_ray.sweep.search.population import Lineage, PopulationLog, Segment, next_segments
+from ht_ray.sweep.search.search import random_stream, with_values
 from ht_ray.sweep.worker.checkpoints import Checkpoint, CheckpointStore
 
 PARAMETERS = (MOMENTUM, INTERVAL, Parameter("x", "x", -2.0, 3.0), Parameter("y", "y", 0, 7, integer=True))
@@ -79,7 +80,7 @@ def test_momenta_have_three_digits_of_their_complement() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"scale": "logg"}, "Did you mean 'log'"),
         ({"high": 1.0, "scale": "log_complement"}, "high < 1"),
@@ -89,20 +90,20 @@ def test_momenta_have_three_digits_of_their_complement() -> None:
         ({"low": 0, "high": 1, "integer": True, "scale": "log_complement"}, "high < 1"),
     ],
 )
-def test_parameters_that_cannot_work_are_refused(changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(SettingError, match=told):
+def test_parameters_that_cannot_work_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
         Parameter(**{"path": "m", "column": "m", "low": 0.1, "high": 0.5, **changes})
 
 
 def test_values_are_put_at_their_places_and_nowhere_else() -> None:
     config = {"method": {"momentum": 0.5, "interval": 3}, "seed": 0}
-    assert placed(config, [MOMENTUM], {"momentum": 0.9}) == {"method": {"momentum": 0.9, "interval": 3}, "seed": 0}
+    assert with_values(config, [MOMENTUM], {"momentum": 0.9}) == {"method": {"momentum": 0.9, "interval": 3}, "seed": 0}
     assert config["method"] == {"momentum": 0.5, "interval": 3}
     assert (MOMENTUM.get(config), INTERVAL.get(config)) == (0.5, 3)
     with pytest.raises(SettingError, match=r"no 'momentun' there\. Did you mean 'momentum'"):
-        placed(config, [Parameter("method.momentun", "m", 0.1, 0.2)], {"m": 0.1})
+        with_values(config, [Parameter("method.momentun", "m", 0.1, 0.2)], {"m": 0.1})
     with pytest.raises(SettingError, match="no 'x' there"):
-        placed(config, [Parameter("seed.x", "m", 0.1, 0.2)], {"m": 0.1})
+        with_values(config, [Parameter("seed.x", "m", 0.1, 0.2)], {"m": 0.1})
 
 
 @given(st.integers(1, 30), st.integers(0, 5))
@@ -118,7 +119,7 @@ def test_more_draws_than_there_are_values_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "message"),
     [
         ({"search": "optuma"}, "Did you mean 'optuna'"),
         ({"scheduler": "ahsa"}, "Did you mean 'asha'"),
@@ -133,8 +134,8 @@ def test_more_draws_than_there_are_values_are_refused() -> None:
         ({"search_seed": 3}, "a grid draws nothing"),
     ],
 )
-def test_searches_that_cannot_work_are_refused(fields: dict[str, Any], told: str) -> None:
-    with pytest.raises(SettingError, match=told):
+def test_searches_that_cannot_work_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
         SearchConfig(**fields)
 
 
@@ -164,43 +165,43 @@ scores = st.lists(st.one_of(st.floats(-10, 10), st.just(math.nan)), min_size=8, 
 @given(scores, st.sampled_from([0.1, 0.25, 0.5]), st.integers(1, 5), st.permutations(range(8)))
 def test_the_worst_copy_the_best(values: list[float], quantile: float, reports: int, order: list[int]) -> None:
     search = a_search(quantile=quantile)
-    told = dict(zip(search.trials, values, strict=True))
-    legs = next_legs(told, first_of(search), search, "seed 0", reports)
+    given = dict(zip(search.trials, values, strict=True))
+    segments = next_segments(given, first_of(search), search, "seed 0", reports)
     # Neither depends on the order in which the members came.
-    shuffled = {search.trials[place]: values[place] for place in order}
-    assert next_legs(shuffled, first_of(search), search, "seed 0", reports) == legs
+    shuffled = {search.trials[number]: values[number] for number in order}
+    assert next_segments(shuffled, first_of(search), search, "seed 0", reports) == segments
     number = math.ceil(8 * quantile)
-    assert len(legs) <= number
+    assert len(segments) <= number
     ranked = sorted((-math.inf if math.isnan(value) else value for value in values), reverse=True)
-    for trial, leg in legs.items():
-        assert leg.source is not None and leg.source not in legs
-        assert told[leg.source] >= ranked[number - 1]
-        assert not told[trial] >= told[leg.source]
+    for trial, segment in segments.items():
+        assert segment.source is not None and segment.source not in segments
+        assert given[segment.source] >= ranked[number - 1]
+        assert not given[trial] >= given[segment.source]
         for parameter in search.parameters:
-            parameter.coordinate(leg.values[parameter.column])  # refuses what is outside the range
+            parameter.coordinate(segment.values[parameter.column])  # refuses what is outside the range
 
 
 def test_settings_are_steps_from_the_copied_ones_or_new() -> None:
     for probability in (0.0, 1.0):
         search = a_search(resample_probability=probability)
         first = first_of(search)
-        told = {trial: float(place) for place, trial in enumerate(search.trials)}
-        legs = next_legs(told, first, search, "seed 0", 2)
-        assert set(legs) == set(search.trials[:2])
-        for leg in legs.values():
+        given = {trial: float(number) for number, trial in enumerate(search.trials)}
+        segments = next_segments(given, first, search, "seed 0", 2)
+        assert set(segments) == set(search.trials[:2])
+        for segment in segments.values():
             near = {
-                column: [parameter.perturb(first[str(leg.source)][column], factor) for factor in (1.2, 0.8)]
+                column: [parameter.perturb(first[str(segment.source)][column], factor) for factor in (1.2, 0.8)]
                 for column, parameter in (("momentum", MOMENTUM), ("interval", INTERVAL))
             }
-            steps = all(leg.values[column] in near[column] for column in near)
+            steps = all(segment.values[column] in near[column] for column in near)
             assert steps == (probability == 0)
 
 
 def test_what_was_decided_is_read_again_and_a_torn_line_is_decided_alike(tmp_path: Path) -> None:
     search = a_search()
     log = PopulationLog(tmp_path, search, first_of(search))
-    told = {trial: float(place) for place, trial in enumerate(search.trials)}
-    assert [log.due("seed 0"), *(len(log.decide("seed 0", told)) for _ in range(3)), log.due("seed 0")] == [
+    given = {trial: float(number) for number, trial in enumerate(search.trials)}
+    assert [log.due("seed 0"), *(len(log.decide("seed 0", given)) for _ in range(3)), log.due("seed 0")] == [
         1,
         2,
         2,
@@ -212,20 +213,20 @@ def test_what_was_decided_is_read_again_and_a_torn_line_is_decided_alike(tmp_pat
     path.write_bytes(whole[:-7])
     again = PopulationLog(tmp_path, search, first_of(search))
     assert again.due("seed 0") == 3
-    again.decide("seed 0", told)
+    again.decide("seed 0", given)
     assert path.read_bytes() == whole
-    assert all(again.course(trial) == log.course(trial) for trial in search.trials)
-    log.decide("seed 0", told)
-    log.decide("seed 0", told)
+    assert all(again.lineage(trial) == log.lineage(trial) for trial in search.trials)
+    log.decide("seed 0", given)
+    log.decide("seed 0", given)
     assert log.due("seed 0") is None  # six reports: the last decision is after five
 
 
 def test_a_course_says_which_settings_hold_and_whom_a_part_continues() -> None:
-    course = Course((Leg(0, None, {"m": 1.0}), Leg(3, "b", {"m": 2.0})), until=5, members=("a", "b"))
-    assert [course.leg(reports).values["m"] for reports in range(5)] == [1.0, 1.0, 1.0, 2.0, 2.0]
-    assert course.row(3) == {"step": 4, "m": 2.0, "copied_from": 2}
-    assert course.row(4) == {"step": 5, "m": 2.0, "copied_from": 0}
-    assert Course(course.legs).row(3) is None
+    lineage = Lineage((Segment(0, None, {"m": 1.0}), Segment(3, "b", {"m": 2.0})), until=5, members=("a", "b"))
+    assert [lineage.segment(reports).values["m"] for reports in range(5)] == [1.0, 1.0, 1.0, 2.0, 2.0]
+    assert lineage.row(3) == {"step": 4, "m": 2.0, "copied_from": 2}
+    assert lineage.row(4) == {"step": 5, "m": 2.0, "copied_from": 0}
+    assert Lineage(lineage.segments).row(3) is None
 
 
 def test_checkpoints_that_others_may_copy_are_kept_longer(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,9 +22,10 @@ from sweep_trials import Climbing, climbing
 from ht_ray.report import load_study
 from ht_ray.sweep import Study, StudyResult, SweepConfig, run_study
 from ht_ray.sweep.records.progress import Console
-from ht_ray.sweep.records.study_dir import TrialRecord, create_study
-from ht_ray.sweep.search.population import Leg, PopulationLog
+from ht_ray.sweep.records.trial_record import TrialRecord
+from ht_ray.sweep.search.population import PopulationLog, Segment
 from ht_ray.sweep.search.suggest import Tried, suggest
+from ht_ray.sweep.study.plan import create_study
 
 needs_optuna = pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="needs ht-ray[optuna]")
 
@@ -59,11 +61,11 @@ def population(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_members_continue_what_they_copy(population: Path) -> None:
-    told = {line["trial"]: line for line in events(population, "copied")}
-    assert told
+    copied = {line["trial"]: line for line in events(population, "copied")}
+    assert copied
     rounds = [json.loads(line) for line in (population / "population.jsonl").read_text().splitlines()]
     assert [line["reports"] for line in rounds] == [2, 4]
-    names = [f"trial{place}-seed0" for place in range(5)]
+    names = [f"trial{number}-seed0" for number in range(5)]
     all_reports = reports(population)
     # By hand: what each member's state has gained, part by part.
     gained: dict[str, list[float]] = {name: [] for name in names}
@@ -188,7 +190,8 @@ class FakeTune:
     """As much of Tune's controller as the schedulers touch."""
 
     def __init__(self, number: int) -> None:
-        self.trials = [SimpleNamespace(config={"trial": place}, status="PENDING") for place in range(number)]
+        names = [f"trial{index}-seed0" for index in range(number)]
+        self.trials = [SimpleNamespace(config={"trial": name}, status="PENDING") for name in names]
         for trial in self.trials:
             trial.set_config = lambda config, trial=trial: setattr(trial, "config", config)
 
@@ -205,6 +208,11 @@ def records_of(study: Study, directory: Path) -> list[TrialRecord]:
     return [TrialRecord(directory, spec) for spec in study.trials if spec.id != "plain"]
 
 
+def record_of(records: list[TrialRecord]) -> Callable[[Any], TrialRecord]:
+    """What finds the record of one of Tune's trials."""
+    return lambda trial: next(record for record in records if record.spec.id == trial.config["trial"])
+
+
 def add(record: TrialRecord, score: float, parts: int = 6) -> str:
     index = record.reports
     report = {
@@ -218,8 +226,8 @@ def add(record: TrialRecord, score: float, parts: int = 6) -> str:
     return json.dumps(report)
 
 
-def test_a_place_is_given_up_only_if_another_needs_it(tmp_path: Path) -> None:
-    from ht_ray.sweep.search.schedulers import PopulationScheduler
+def test_a_waiting_member_is_paused_only_if_another_could_run(tmp_path: Path) -> None:
+    from ht_ray.sweep.driver.schedulers import PopulationScheduler
 
     study = climbing(3, search={"scheduler": "pbt"})
     search, tune = study.search, FakeTune(3)
@@ -229,22 +237,20 @@ def test_a_place_is_given_up_only_if_another_needs_it(tmp_path: Path) -> None:
         record.directory.mkdir(parents=True)
     first = {record.spec.id: {"momentum": 0.9, "interval": 1} for record in records}
     log = PopulationLog(tmp_path, search, first)
-    decided: list[dict[str, Leg]] = []
+    decided: list[dict[str, Segment]] = []
 
     def decide(group: str, scores: dict[str, float]) -> bool:
         decided.append(log.decide(group, scores))
         return True
 
-    scheduler = PopulationScheduler(
-        search, "average", "max", records, lambda trial: records[trial.config["trial"]], log, decide, 3, None
-    )
+    scheduler = PopulationScheduler(study, search, records, record_of(records), log, decide, 3, None)
     for trial in tune.trials:
         scheduler.on_trial_add(tune, trial)
     result = {"outcome": "running", "reports": 1}
     a, b, c = tune.trials
     a.status = b.status = "RUNNING"
     add(records[0], 1.0)
-    assert scheduler.on_trial_result(tune, a, result) == "NOOP" and a.status == "PAUSED"  # c has no place yet
+    assert scheduler.on_trial_result(tune, a, result) == "NOOP" and a.status == "PAUSED"  # c does not run yet
     assert scheduler.choose_trial_to_run(tune) is c
     c.status = "RUNNING"
     add(records[1], 2.0)
@@ -253,18 +259,18 @@ def test_a_place_is_given_up_only_if_another_needs_it(tmp_path: Path) -> None:
     add(records[2], 0.0)
     assert scheduler.on_trial_result(tune, c, result) == "CONTINUE"
     assert scheduler.choose_trial_to_run(tune) is a
-    assert [set(legs) for legs in decided] == [{records[2].spec.id}]
-    assert a.config["course"].until == 2
+    assert [set(segments) for segments in decided] == [{records[2].spec.id}]
+    assert a.config["lineage"].until == 2
     # Those that ran on hear of it when their workers ask.
     for trial in (b, c):
-        assert trial.config["course"].until == 1
+        assert trial.config["lineage"].until == 1
         assert scheduler.on_trial_result(tune, trial, {"outcome": "held", "reports": 1}) == "NOOP"
-        assert trial.config["course"].until == 2
-    assert c.config["course"].leg(1).source == records[1].spec.id
+        assert trial.config["lineage"].until == 2
+    assert c.config["lineage"].segment(1).source == records[1].spec.id
 
 
 def test_rungs_know_what_an_earlier_run_reported(tmp_path: Path) -> None:
-    from ht_ray.sweep.search.schedulers import HalvingScheduler
+    from ht_ray.sweep.driver.schedulers import HalvingScheduler
 
     study = climbing(4, search={"scheduler": "asha", "reduction_factor": 2})
     records = records_of(study, tmp_path)
@@ -277,12 +283,12 @@ def test_rungs_know_what_an_earlier_run_reported(tmp_path: Path) -> None:
 
     def resumed() -> HalvingScheduler:
         assert study.search is not None
-        return HalvingScheduler(study.search, "average", "max", records, lambda trial: records[trial.config["trial"]])
+        return HalvingScheduler(study, study.search, records, record_of(records))
 
     scheduler, tune = resumed(), FakeTune(4)
 
-    def said(place: int, **result: Any) -> str:
-        return scheduler.on_trial_result(tune, tune.trials[place], {"reports": records[place].reports, **result})
+    def said(index: int, **result: Any) -> str:
+        return scheduler.on_trial_result(tune, tune.trials[index], {"reports": records[index].reports, **result})
 
     # The second went on from the first rung before the run ended, the third did not.
     assert said(1, outcome="resumed", lines=[]) == "CONTINUE"

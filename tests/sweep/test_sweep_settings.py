@@ -12,7 +12,7 @@ from sweep_trials import spec, study
 
 from ht_ray.errors import SettingError
 from ht_ray.sweep import Report, SweepConfig, TrialSpec, check_before_ray, load_study_settings, run_study
-from ht_ray.sweep.records.study_dir import create_study
+from ht_ray.sweep.study.plan import create_study
 
 
 def test_importing_the_sweep_imports_nothing_heavy() -> None:
@@ -87,7 +87,7 @@ def node(labels: dict[str, str] | None = None, **resources: float) -> dict[str, 
 
 
 def test_what_fits_on_the_nodes() -> None:
-    from ht_ray.sweep.driver.run import _slots
+    from ht_ray.sweep.driver.cluster import _slots
 
     nodes = [
         node({"kind": "a100"}, CPU=8, GPU=2, fast=1, memory=8 * 2**30),
@@ -107,16 +107,16 @@ def test_what_fits_on_the_nodes() -> None:
 
 
 def test_what_no_node_has_is_refused_with_what_there_is() -> None:
-    from ht_ray.sweep.driver.run import _slots
+    from ht_ray.sweep.driver.cluster import _slots
 
     nodes = [node({"kind": "t4"}, CPU=8, GPU=1, fast=1), node(CPU=2)]
-    for settings, told in [
+    for settings, message in [
         ({"gpus_per_trial": 2}, r"\(CPU 1, GPU 2\).* 2 nodes with 8 CPUs and 1 GPUs; 2 CPUs and 0 GPUs"),
         ({"resources": ("fast=2",)}, r"fast 2\).* 8 CPUs and 1 GPUs, fast 1; 2 CPUs and 0 GPUs, fast 0"),
         ({"node_labels": ("kind=a100",)}, r"label kind=a100\).*, label kind=t4; .*, label kind=None"),
         ({"memory_per_trial": 1.5}, r"0 GiB"),
     ]:
-        with pytest.raises(SettingError, match=told):
+        with pytest.raises(SettingError, match=message):
             _slots(SweepConfig(**settings), nodes)
         assert _slots(SweepConfig(**settings, autoscaling=True), nodes) == 1
 
@@ -131,7 +131,7 @@ def test_resume_or_start_is_one_of_the_two(tmp_path: Path) -> None:
     # What was begun is not taken for one that is to be started.
     (tmp_path / "study" / "trials.json").unlink()
     assert config.located() == SweepConfig(resume=str(tmp_path / "study"))
-    with pytest.raises(SettingError, match="a study has one place"):
+    with pytest.raises(SettingError, match="a study has one location"):
         SweepConfig(resume_or_start="a", results_dir="b")
 
 

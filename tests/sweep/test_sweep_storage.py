@@ -14,7 +14,7 @@ from disturbed_runs import assert_same, journal, reports, run, wait_for
 from small_disks import fill, make_room
 from sweep_trials import spec, study
 
-from ht_ray._storage import Storage, StorageError, patiently
+from ht_ray._storage import Storage, StorageError, retry
 from ht_ray.errors import SettingError
 from ht_ray.sweep import SweepConfig, check_before_ray
 
@@ -170,7 +170,7 @@ def test_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     monkeypatch.setattr("time.sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
-    told: list[StorageError] = []
+    errors: list[StorageError] = []
 
     def until(end: float) -> Callable[[], float]:
         def what() -> float:
@@ -180,10 +180,10 @@ def test_patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return what
 
-    assert patiently(until(20.0), patience=60.0, trouble=told.append) >= 20.0
-    assert [str(error) for error in told] == ["away at 0.0"]
+    assert retry(until(20.0), patience=60.0, on_trouble=errors.append) >= 20.0
+    assert [str(error) for error in errors] == ["away at 0.0"]
     with pytest.raises(StorageError, match="away"):
-        patiently(until(1000.0), patience=60.0)
+        retry(until(1000.0), patience=60.0)
     assert now[0] < 100.0
     with pytest.raises(ValueError, match="no storage's"):
-        patiently(lambda: (_ for _ in ()).throw(ValueError("no storage's")), patience=60.0)
+        retry(lambda: (_ for _ in ()).throw(ValueError("no storage's")), patience=60.0)

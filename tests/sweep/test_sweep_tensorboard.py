@@ -13,10 +13,11 @@ from sweep_trials import spec
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import api_pb2, metadata
 
-from ht_ray.sweep.records.study_dir import TrialRecord
-from ht_ray.sweep.records.tensorboard import HParams, StudyEvents, TrialEvents
-from ht_ray.sweep.records.tensorboard_means import ConfigurationEvents, study_events
-from ht_ray.sweep.study.jsonable import to_json
+from ht_ray.records import TrialStatus
+from ht_ray.records.checked_json import to_json
+from ht_ray.records.event_files import HParams
+from ht_ray.sweep.records.tensorboard import ConfigurationEvents, StudyEvents, TrialEvents, study_events
+from ht_ray.sweep.records.trial_record import TrialRecord
 
 
 def read(folder: Path) -> EventAccumulator:
@@ -76,11 +77,11 @@ def test_a_seed_that_has_ended_is_not_waited_for(tmp_path: Path) -> None:
             report(record, events, 0.0)
     run = tmp_path / "tensorboard/Plain"
     assert len(scalars(run)["epoch/loss"]) == 1
-    records[1].end("diverged", "the loss was nan")
+    records[1].end(TrialStatus.DIVERGED, "the loss was nan")
     events.end(records[1])
     assert scalars(run)["epoch/loss"] == [(1, 1.0), (2, 2.0), (3, 3.0)]
     assert len(scalars(run)["std/epoch/loss"]) == 1
-    records[0].end("finished")
+    records[0].end(TrialStatus.FINISHED)
     events.end(records[0])
     content = read(run).summary_metadata[metadata.SESSION_END_INFO_TAG].plugin_data.content
     assert metadata.parse_session_end_info_plugin_data(content).status == api_pb2.STATUS_FAILURE
@@ -105,7 +106,7 @@ def test_hparams_have_a_row_for_each_configuration(tmp_path: Path) -> None:
     events = ConfigurationEvents(tmp_path, records)
     for record in records:
         report(record, events, 1.0)
-        record.end("finished")
+        record.end(TrialStatus.FINISHED)
         events.end(record)
     assert {path.name for path in (tmp_path / "tensorboard").iterdir()} == {"Plain", "EMA_m=0.9"}
     content = read(tmp_path / "tensorboard/EMA_m=0.9").summary_metadata
@@ -117,7 +118,7 @@ def test_hparams_have_a_row_for_each_configuration(tmp_path: Path) -> None:
     assert end.status == api_pb2.STATUS_SUCCESS
 
 
-def test_configurations_of_one_label_are_told_apart(tmp_path: Path) -> None:
+def test_configurations_of_one_label_have_names_of_their_own(tmp_path: Path) -> None:
     records = records_of(tmp_path, "A/b", "a\\b", "C", "D")
     for record, access in zip(records[4:], ("full", "full", "buffer", "buffer"), strict=True):
         record.spec.settings.update(access=access, method="same")
@@ -144,7 +145,7 @@ def test_what_is_written_depends_neither_on_order_nor_on_resuming(
                 events = ConfigurationEvents(directory, records)
             report(records[which], events, 0.1 * which)
         for record in records:
-            record.end("finished")
+            record.end(TrialStatus.FINISHED)
             events.end(record)
         return [
             scalars(directory / "tensorboard" / name)
@@ -153,9 +154,9 @@ def test_what_is_written_depends_neither_on_order_nor_on_resuming(
         ]
 
     root = tmp_path_factory.mktemp("orders")
-    told = run(root / "a", order, None)
-    assert told == run(root / "b", sorted(order), None)
-    assert told == run(root / "c", order, stop)
+    written = run(root / "a", order, None)
+    assert written == run(root / "b", sorted(order), None)
+    assert written == run(root / "c", order, stop)
 
 
 def test_many_values_of_a_setting_do_not_make_large_files() -> None:
@@ -164,7 +165,7 @@ def test_many_values_of_a_setting_do_not_make_large_files() -> None:
     assert sizes[1] < sizes[0]
 
 
-def test_a_large_study_is_told_of_the_lighter_way(tmp_path: Path) -> None:
+def test_a_large_study_hears_of_the_lighter_way(tmp_path: Path) -> None:
     said: list[str] = []
     records = [TrialRecord(tmp_path, spec(f"t{n}", label=f"m={n // 5}", seed=n % 5)) for n in range(250)]
     assert isinstance(study_events("trials", tmp_path, records, said.append), TrialEvents)

@@ -25,7 +25,7 @@ from ht_ray.errors import SettingError
 from ht_ray.report import human_normalised, load_study, paper_scores
 from ht_ray.report.atari.study import variants_of
 from ht_ray.sweep import Diverged, Report, Study
-from ht_ray.sweep.records.study_dir import create_study
+from ht_ray.sweep.study.plan import create_study
 from tune_configs import atari100k
 from tune_configs.atari100k import AtariSettings, schedule_warnings, trials
 from tune_configs.atari_trial import AtariTrial

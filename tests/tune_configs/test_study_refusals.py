@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from ht_ray.sweep import RayStartError, Study
-from ht_ray.sweep.records.study_dir import create_study
+from ht_ray.sweep.study.plan import create_study
 from tune_configs import ablation, command_line
 from tune_configs.ablation import AblationSettings
 

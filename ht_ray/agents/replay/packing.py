@@ -16,6 +16,8 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
+from ht_ray._files import atomic_path
+
 __all__ = ["ReplayFileError", "pack", "read_file", "unpack", "write_file"]
 
 _MAGIC = b"HTREPLAY"
@@ -66,16 +68,11 @@ def write_file(state: dict[str, Any], path: Path) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getbuffer()
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(_HEADER.pack(_MAGIC, len(content), zlib.crc32(content)))
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())  # or a machine that fails has the new name without the new content
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(_HEADER.pack(_MAGIC, len(content), zlib.crc32(content)))
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())  # or a machine that fails has the new name without the new content
 
 
 def read_file(path: Path) -> dict[str, Any]:

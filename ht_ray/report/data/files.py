@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from ht_ray._storage import PASSING, StorageError, patiently
+from ht_ray._files import write_atomic
+from ht_ray._storage import PASSING, StorageError, retry
 from ht_ray.errors import SettingError
 
 __all__ = ["remove", "say", "waited", "waiting", "write_bytes", "write_text"]
@@ -40,7 +41,7 @@ def waited(what: Callable[[], T]) -> T:
         if patience:
             say(f"{error}; waiting up to {patience / 60:g} minutes for it")
 
-    return patiently(what, patience=patience, trouble=trouble)
+    return retry(what, patience=patience, on_trouble=trouble)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -57,14 +58,9 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def _write_bytes(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(content)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_atomic(path, content)
     except OSError as error:
         told = f"{path} cannot be written: {error.strerror or error}"
         if error.errno in PASSING:

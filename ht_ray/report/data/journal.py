@@ -11,8 +11,8 @@ from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
-from ht_ray._schema import SUM, Damaged, parse
-from ht_ray._study_files import JOURNAL
+from ht_ray.records.checked_json import SUM, Damaged, parse
+from ht_ray.records.study_files import JOURNAL
 
 __all__ = ["JOURNAL", "Event", "Journal", "Run", "load_journal", "telling_line"]
 

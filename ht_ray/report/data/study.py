@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ht_ray._checks import did_you_mean
-from ht_ray._schema import Damaged, parse, sum_of
 from ht_ray._storage import is_uri
-from ht_ray._study_files import CONFIG, FORMAT, PLAN, REPORT, SETTLED, STATUS
 from ht_ray.errors import SettingError
+from ht_ray.records.checked_json import Damaged, parse, sum_of
+from ht_ray.records.study_files import CONFIG, FORMAT, PLAN, REPORT, SETTLED, STATUS
 from ht_ray.report.data.fetch import fetched, without_secrets
 from ht_ray.report.data.journal import Journal, load_journal
 

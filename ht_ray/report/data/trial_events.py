@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from ht_ray._storage import locked
-from ht_ray._study_files import LOCK, Reports
+from ht_ray._files import locked
+from ht_ray.records.study_files import LOCK, Reports
 from ht_ray.report.data.files import waited
 from ht_ray.report.data.study import StudyData
 
@@ -30,7 +30,7 @@ def mend_trial_events(study: StudyData, say: Callable[[str], object]) -> None:
     if kind not in ("", "trials") or not (kind or any(trials.glob("*/events.out.tfevents.*"))) or not lock.is_file():
         return
     try:
-        from ht_ray._events import HParams, ended_events, mend
+        from ht_ray.records.event_files import HParams, ended_events, mend
     except ModuleNotFoundError:
         return  # the report says so
     hparams = HParams([trial.settings for trial in study.trials])

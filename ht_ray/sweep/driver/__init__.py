@@ -1,1 +1,1 @@
-"""The driver: runs a study on Ray Tune. Importing its modules imports Ray."""
+"""Driver of a study: its run settings and the cluster, Ray, Tune, and what is written down of the trials."""

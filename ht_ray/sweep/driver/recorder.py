@@ -1,28 +1,29 @@
-"""Writes down, in the driver, what the trials report. Importing this module imports Ray."""
+"""Recorder of what the trials report, in the driver. Importing this module imports Ray."""
 
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from ray import tune
 
-from ht_ray._storage import StorageError, patiently
-from ht_ray.sweep.driver.failure_log import FailureTeller, last_line
-from ht_ray.sweep.driver.search_driver import Searching
+from ht_ray._storage import StorageError, retry
+from ht_ray.records import EventKind, FaultKind, Outcome, TrialStatus
+from ht_ray.records.study_files import CHECKPOINTS, note
+from ht_ray.sweep.driver.search_driver import SearchDriver
+from ht_ray.sweep.records.failure_log import FailureLog, last_line
 from ht_ray.sweep.records.progress import Console, StudyProgress
 from ht_ray.sweep.records.prometheus import StudyMetrics
-from ht_ray.sweep.records.study_dir import CHECKPOINTS, TrialRecord, note, write_results_csv
+from ht_ray.sweep.records.results_table import write_results_csv
 from ht_ray.sweep.records.tensorboard import StudyEvents
+from ht_ray.sweep.records.trial_record import TrialRecord
+from ht_ray.sweep.storage.location import StudyLocation
 from ht_ray.sweep.study.config import SweepConfig
-from ht_ray.sweep.study.location import Place
 from ht_ray.sweep.worker.checkpoints import CheckpointStore, Position
-from ht_ray.sweep.worker.faults import Death, NodeWatch, death_of
+from ht_ray.sweep.worker.faults import Failure, NodeWatch, classify_failure
 
 __all__ = ["StopEarly", "StudyRecorder"]
 
@@ -38,16 +39,16 @@ class StudyRecorder(tune.Callback):
 
     Parameters
     ----------
-    place
+    location
         The study's.
     records
         All its trials.
-    assigned
-        The records of the trials of this attempt, by the number Tune knows them by.
+    due
+        The records of the trials of this attempt.
     events
         Writes the event files.
     metrics
-        Told of what is watched.
+        What is watched.
     searching
         The study's search.
     stopping
@@ -61,22 +62,22 @@ class StudyRecorder(tune.Callback):
 
     def __init__(
         self,
-        place: Place,
+        location: StudyLocation,
         records: Sequence[TrialRecord],
-        assigned: Sequence[TrialRecord],
+        due: Sequence[TrialRecord],
         config: SweepConfig,
         progress: StudyProgress,
         console: Console,
         events: StudyEvents,
         metrics: StudyMetrics,
-        searching: Searching,
+        searching: SearchDriver,
         stopping: Callable[[], bool],
     ) -> None:
         self.stopped: str | None = None
-        self._place = place
-        self._directory = place.directory
+        self._location = location
+        self._directory = location.directory
         self._records = records
-        self._assigned = assigned
+        self._due = {record.spec.id: record for record in due}
         self._config = config
         self._progress = progress
         self._console = console
@@ -84,14 +85,14 @@ class StudyRecorder(tune.Callback):
         self._stopping = stopping
         self._events = events
         self._metrics = metrics
-        self._failures = FailureTeller(console.say)
+        self._failures = FailureLog(console.say)
         self._table_due = time.monotonic() + _TABLE_EVERY
         self._position: dict[str, Position] = {}
         self._notices: dict[str, int] = {}
-        self._told: dict[str, Death] = {}
+        self._reported: dict[str, Failure] = {}
         self._faults_on: dict[str, dict[str, None]] = {}
         self._nodes = NodeWatch(self._node_changed)
-        self._checkpoints = place.storage.child(CHECKPOINTS)
+        self._checkpoints = location.storage.child(CHECKPOINTS)
         self._cleaner = ThreadPoolExecutor(1, "ht-ray-cleaner")
         self._cleaning: list[Future[None]] = []
 
@@ -117,9 +118,9 @@ class StudyRecorder(tune.Callback):
         # Tune keeps the last result of every trial in its own files; it needs none of this.
         line, lines = result.pop("report", None), result.pop("lines", None)
         error, detail = result.pop("error", None), result.pop("detail", "")
-        for told in result.pop("notes", ()):
-            self._note(**told, trial=record.spec.id, node=record.node)
-            self._failures.tell(record.spec.id, told["event"], told["detail"])
+        for one in result.pop("notes", ()):
+            self._note(**one, trial=record.spec.id, node=record.node)
+            self._failures.add(record.spec.id, one["event"], one["detail"])
         if lines is not None:
             self._restore(record, lines)
         samples = result.pop("samples", 0)
@@ -128,41 +129,40 @@ class StudyRecorder(tune.Callback):
             self._metrics.samples(record.spec.label, samples)
         self._progress.part_began(record)
         outcome = result["outcome"]
-        if outcome == "fault":
-            self._told[record.spec.id] = (result["kind"], detail)
-            if result["kind"] == "storage":
+        if outcome == Outcome.FAULT:
+            self._reported[record.spec.id] = (result["kind"], detail)
+            if result["kind"] == FaultKind.STORAGE:
                 self._stop(detail)
-            elif result["kind"] == "pre-empted":
+            elif result["kind"] == FaultKind.PREEMPTED:
                 notices = self._notices[record.spec.id] = self._notices.get(record.spec.id, 0) + 1
                 if notices <= _NOTICES_PER_FAILURE * max(1, self._config.max_failures):
                     trial.max_failures += 1
-        elif outcome == "failed":
+        elif outcome == Outcome.FAILED:
             # It would fail again: the next step ends its process, and Tune is not to start another.
             trial.max_failures = 0
-            self._note("fault", trial=record.spec.id, kind="error", node=record.node, detail=last_line(error))
+            detail = last_line(error)
+            self._note(EventKind.FAULT, trial=record.spec.id, kind=FaultKind.ERROR, node=record.node, detail=detail)
         elif "reports" in result:
             self._got_to(trial, record, (result["reports"], result["part"]))
-        if outcome in ("finished", "failed", "diverged"):
-            self._end(record, outcome, error)
+        if outcome in (Outcome.FINISHED, Outcome.FAILED, Outcome.DIVERGED):
+            self._end(record, TrialStatus(outcome), error)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         # What failed may be resumed, from the checkpoint before if the newest is damaged.
         record = self._record(trial)
-        if self._searching.stopped(record) and not record.final:
-            self._end(record, "stopped", None)
-        if record.status in ("finished", "diverged", "stopped"):
-            now = time.monotonic()
-            for ended in self._searching.needless(record):
-                self._cleaning.append(self._cleaner.submit(self._clean, ended, now))
+        if self._searching.stopped(record) and not record.status.ended:
+            self._end(record, TrialStatus.STOPPED, None)
+        if record.status.complete:
+            self._clean_after(record)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         record = self._record(trial)
-        kind, detail = self._death(trial, record)
+        kind, detail = self._failure(trial, record)
         record.restarts += 1
         self._fault(record, kind, detail)
         if record.node is not None:
             self._faults_on.setdefault(record.node, {})[record.spec.id] = None
-        self._failures.tell(
+        self._failures.add(
             record.spec.id,
             f"is restarted from its newest checkpoint ({record.restarts} restart{'s' if record.restarts > 1 else ''})",
             _KINDS.get(kind, kind),
@@ -170,19 +170,19 @@ class StudyRecorder(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         record = self._record(trial)
-        if record.final:
+        if record.status.ended:
             return
-        kind, detail = self._death(trial, record)
+        kind, detail = self._failure(trial, record)
         self._fault(record, kind, detail)
         if self.stopped is None:
             tries = self._config.max_failures + 1
             often = f"{tries} times in a row without getting further" if tries > 1 else "once (no restarts are allowed)"
-            self._end(record, "failed", f"{_KINDS.get(kind, kind)}, {often}; the last time: {detail}")
+            self._end(record, TrialStatus.FAILED, f"{_KINDS.get(kind, kind)}, {often}; the last time: {detail}")
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self._nodes.look()
-        if self._place.lost is not None:
-            self._stop(self._place.lost)
+        if self._location.lost is not None:
+            self._stop(self._location.lost)
         if self._console.due():
             self._console.status(self._progress.lines())
             self._show_metrics()
@@ -194,7 +194,7 @@ class StudyRecorder(tune.Callback):
 
     def close(self) -> None:
         """Close what is open; what runs now is cut off."""
-        for record in self._assigned:
+        for record in self._due.values():
             record.cut_off()
         self._failures.close()
         self._show_metrics()
@@ -210,11 +210,10 @@ class StudyRecorder(tune.Callback):
         return self._searching.tune_options(self._write, self._note, self._console.say)
 
     def _record(self, trial: Any) -> TrialRecord:
-        number: int = trial.config["trial"]
-        return self._assigned[number]
+        return self._due[trial.config["trial"]]
 
     def _got_to(self, trial: Any, record: TrialRecord, position: Position) -> None:
-        """Count failures anew if the trial is further than it ever was."""
+        """Count failures from 0 again if the trial is further than it ever was."""
         if position > self._position[record.spec.id]:
             self._position[record.spec.id] = position
             self._notices.pop(record.spec.id, None)
@@ -223,13 +222,12 @@ class StudyRecorder(tune.Callback):
     def _allow(self, trial: Any) -> None:
         trial.max_failures = trial.run_metadata.num_failures + self._config.max_failures
 
-    def _death(self, trial: Any, record: TrialRecord) -> Death:
-        told = self._told.pop(record.spec.id, None)
-        return death_of(trial) if told is None else told
+    def _failure(self, trial: Any, record: TrialRecord) -> Failure:
+        return self._reported.pop(record.spec.id, None) or classify_failure(trial)
 
-    def _node_changed(self, event: str, node: str) -> None:
+    def _node_changed(self, event: EventKind, node: str) -> None:
         # That a node is gone is noticed some time after its workers cannot be reached.
-        trials = list(self._faults_on.pop(node, ())) if event == "node lost" else []
+        trials = list(self._faults_on.pop(node, ())) if event == EventKind.NODE_LOST else []
         self._note(event, node=node, trials=trials)
         self._console.say(f"{event}: {node}{f', with {len(trials)} of the trials' if trials else ''}")
 
@@ -240,25 +238,26 @@ class StudyRecorder(tune.Callback):
             self._write(lambda: self._events.changed(record))
         if known == len(lines) and self._searching.pauses(record):
             return
-        self._note("resumed", trial=record.spec.id, node=record.node, reports=len(lines), known=known)
+        self._note(EventKind.RESUMED, trial=record.spec.id, node=record.node, reports=len(lines), known=known)
 
     def _add(self, record: TrialRecord, line: str) -> None:
         report: Mapping[str, Any] = json.loads(line)
         if report["index"] < record.reports:
-            # A trial that found no good checkpoint begins anew.
+            # A trial that found no good checkpoint begins again.
             self._write(lambda: record.cut(report["index"]))
             self._write(lambda: self._events.changed(record))
         self._write(lambda: record.append(line, report))
         self._write(lambda: self._events.add(record, report))
 
-    def _end(self, record: TrialRecord, status: str, error: str | None) -> None:
+    def _end(self, record: TrialRecord, status: TrialStatus, error: str | None) -> None:
         self._write(lambda: record.end(status, error))
         self._write(lambda: self._events.end(record))
         if error is not None:
-            self._failures.tell(record.spec.id, status, error)
+            self._failures.add(record.spec.id, status, error)
 
-    def _fault(self, record: TrialRecord, kind: str, detail: str) -> None:
-        self._note("fault", trial=record.spec.id, kind=kind, node=record.node, reports=record.reports, detail=detail)
+    def _fault(self, record: TrialRecord, kind: FaultKind, detail: str) -> None:
+        where = {"node": record.node, "reports": record.reports}
+        self._note(EventKind.FAULT, trial=record.spec.id, kind=kind, **where, detail=detail)
         self._metrics.fault(kind)
 
     def _show_metrics(self) -> None:
@@ -269,20 +268,21 @@ class StudyRecorder(tune.Callback):
         if (folder := self._checkpoints.local) is None:
             return  # on storage elsewhere nothing is half deleted
         for record in self._records:
-            if record.status in ("finished", "diverged", "stopped") and any((folder / record.spec.id).glob(".*.tmp")):
-                self._cleaning.append(self._cleaner.submit(self._remove_remains, folder / record.spec.id))
+            if record.status.complete and any((folder / record.spec.id).glob(".*.tmp")):
+                self._clean_after(record)
 
-    @staticmethod
-    def _remove_remains(folder: Path) -> None:
-        for path in folder.glob(".*.tmp"):
-            shutil.rmtree(path)
+    def _clean_after(self, record: TrialRecord) -> None:
+        """Delete the checkpoints that nobody needs any more, as a trial has ended for good."""
+        now = time.monotonic()
+        for ended in self._searching.needless(record):
+            self._cleaning.append(self._cleaner.submit(self._clean, ended, now))
 
     def _clean(self, record: TrialRecord, ended: float) -> None:
         # On storage elsewhere the last report may still be on its way there.
-        self._place.sync(ended)
+        self._location.sync(ended)
         CheckpointStore(self._checkpoints, record.spec.id).end(keep=self._config.keep_checkpoints)
 
-    def _note(self, event: str, **values: Any) -> None:
+    def _note(self, event: EventKind, **values: Any) -> None:
         self._write(lambda: note(self._directory, event, **values))
 
     def _write(self, what: Callable[[], Any]) -> Any:
@@ -292,20 +292,22 @@ class StudyRecorder(tune.Callback):
 
         troubles: list[StorageError] = []
 
-        def trouble(error: StorageError) -> None:
+        def on_trouble(error: StorageError) -> None:
             troubles.append(error)
             minutes = self._config.storage_minutes
             self._console.say(f"{error}; waiting up to {minutes:g} minutes for it, nothing is lost meanwhile")
 
         began = time.monotonic()
         try:
-            result = patiently(what, patience=60 * self._config.storage_minutes, trouble=trouble, stop=self._stopping)
+            result = retry(what, patience=60 * self._config.storage_minutes, on_trouble=on_trouble, stop=self._stopping)
         except StorageError as error:
             self._stop(str(error))
             return None
         if troubles:
             self._console.say("the storage can be used again")
-            self._note("storage", detail=f"{troubles[0]}; it could be used after {time.monotonic() - began:.0f} s")
+            self._note(
+                EventKind.STORAGE, detail=f"{troubles[0]}; it could be used after {time.monotonic() - began:.0f} s"
+            )
         return result
 
     def _stop(self, reason: str) -> None:
@@ -332,9 +334,9 @@ class StopEarly(tune.Stopper):
 
 
 _KINDS = {
-    "worker died": "its worker died",
-    "out of memory": "its memory ran out",
-    "lost contact": "its worker cannot be reached any more",
-    "node lost": "its node was lost",
-    "pre-empted": "its worker was told to leave",
+    FaultKind.WORKER_DIED: "its worker died",
+    FaultKind.OUT_OF_MEMORY: "its memory ran out",
+    FaultKind.LOST_CONTACT: "its worker cannot be reached any more",
+    FaultKind.NODE_LOST: "its node was lost",
+    FaultKind.PREEMPTED: "its worker was told to leave",
 }

@@ -1,4 +1,4 @@
-"""The driver's part of a search: what Tune is given, and what of it goes into the records."""
+"""Driver of a search: what Tune is given, and what of it goes into the records."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ht_ray.sweep.records.study_dir import TrialRecord
-from ht_ray.sweep.search.population import Course, Leg, PopulationLog
-from ht_ray.sweep.search.search import Parameter, Search, Values, placed
+from ht_ray.records import EventKind
+from ht_ray.sweep.records.trial_record import TrialRecord
+from ht_ray.sweep.search.population import Lineage, PopulationLog, Segment
+from ht_ray.sweep.search.search import Parameter, Search, Values, with_values
 from ht_ray.sweep.search.suggest import Tried, suggest
-from ht_ray.sweep.study.location import Place
+from ht_ray.sweep.storage.location import StudyLocation
 from ht_ray.sweep.study.trial import Study
 
-__all__ = ["Searching"]
+__all__ = ["SearchDriver"]
 
 _Write = Callable[[Callable[[], Any]], Any]
 
 
-class Searching:
+class SearchDriver:
     """Runs the search of a study, if it has one, through Tune's scheduler and searcher.
 
     Parameters
@@ -27,7 +28,7 @@ class Searching:
     records
         All trials of the study.
     due
-        Those to run, by the number Tune knows them by.
+        Those to run.
     slots
         How many can run at a time.
     limit
@@ -37,16 +38,16 @@ class Searching:
     def __init__(
         self,
         study: Study,
-        place: Place,
+        location: StudyLocation,
         records: Sequence[TrialRecord],
         due: Sequence[TrialRecord],
         slots: int,
         limit: int | None,
     ) -> None:
         self._study = study
-        self._place = place
+        self._location = location
         self._records = records
-        self._due = due
+        self._due = {record.spec.id: record for record in due}
         self._slots = slots
         self._limit = limit
         self._halving: Any = None
@@ -86,41 +87,40 @@ class Searching:
         """
         from ray import tune
 
-        from ht_ray.sweep.search.schedulers import HalvingScheduler, SuggestionSearcher
+        from ht_ray.sweep.driver.schedulers import HalvingScheduler, SuggestionSearcher
 
         search, study = self.search, self._study
         if search is None or (search.config.search == "grid" and search.config.scheduler == "none"):
-            numbers = tune.grid_search(list(range(len(self._due))))
-            return {"config": {"trial": numbers}, "max_concurrent_trials": self._limit}
+            return {"config": {"trial": tune.grid_search(list(self._due))}, "max_concurrent_trials": self._limit}
         # What is suggested later knows more.
         most = self._slots if self.suggests else self._limit
 
         def room(live: int) -> bool:
             return most is None or live < most
 
-        def course_of(record: TrialRecord) -> Course | None:
-            return self._suggested_course(record, search, write) if self.suggests else None
+        def lineage_of(record: TrialRecord) -> Lineage | None:
+            return self._suggested_lineage(record, search, write) if self.suggests else None
 
+        due = list(self._due.values())
         scheduler: Any = None
-        searcher = SuggestionSearcher(self._due, course_of, room, more=lambda: False)
+        searcher = SuggestionSearcher(due, lineage_of, room, more=lambda: False)
         if search.config.scheduler == "asha":
-            scheduler = HalvingScheduler(search, study.metric, study.mode, self._records, self._record_of)
-            self._halving = scheduler
+            scheduler = self._halving = HalvingScheduler(study, search, self._records, self._record_of)
         elif search.config.scheduler == "pbt":
             scheduler = self._populations(search, write, note, say)
             searcher = SuggestionSearcher(
-                self._due,
-                course_of,
-                # One that is paused takes no place.
+                due,
+                lineage_of,
+                # One that is paused does not count.
                 room=lambda live: scheduler.room(),
-                more=lambda: not all(record.final for record in self._due),
+                more=lambda: not all(record.status.ended for record in self._due.values()),
             )
         # One more than there are: the searcher says when it has come to its end.
         return {"config": {}, "scheduler": scheduler, "search_alg": searcher, "num_samples": len(self._due) + 1}
 
     def _populations(self, search: Search, write: _Write, note: Callable[..., None], say: Callable[[str], None]) -> Any:
         """The scheduler of a study with populations."""
-        from ht_ray.sweep.search.schedulers import PopulationScheduler
+        from ht_ray.sweep.driver.schedulers import PopulationScheduler
 
         study = self._study
         planned = {spec.id: spec.config for spec in study.trials}
@@ -128,10 +128,10 @@ class Searching:
             trial: {parameter.column: parameter.get(planned[trial]) for parameter in search.parameters}
             for trial in search.trials
         }
-        log = PopulationLog(self._place.directory, search, first)
+        log = PopulationLog(self._location.directory, search, first)
         if log.damage is not None:
             say(f"{log.damage}; what was decided from there on is decided again")
-            note("file damaged", detail=log.damage)
+            note(EventKind.FILE_DAMAGED, detail=log.damage)
         sign = 1 if study.mode == "max" else -1
         history = {
             record.spec.id: [_score(report["summary"].get(study.metric), sign) for report in record.read()]
@@ -141,28 +141,21 @@ class Searching:
         write(lambda: log.catch_up(history))
 
         def decide(group: str, scores: dict[str, float]) -> bool:
-            legs = write(lambda: log.decide(group, scores))
+            segments = write(lambda: log.decide(group, scores))
             # Before anyone acts on it, it is where a driver that comes after this one will find it.
-            if legs is None or not write(self._synced):
+            if segments is None or not write(self._synced):
                 return False
-            for trial, leg in legs.items():
-                before = log.values(trial, leg.reports - 1)
-                note("copied", trial=trial, source=leg.source, reports=leg.reports, detail=_changes(before, leg))
+            for trial, segment in segments.items():
+                before, reports = log.values(trial, segment.reports - 1), segment.reports
+                changes = [f"{column} {before[column]:.12g} -> {new:.12g}" for column, new in segment.values.items()]
+                note(EventKind.COPIED, trial=trial, source=segment.source, reports=reports, detail="; ".join(changes))
             return True
 
         return PopulationScheduler(
-            search,
-            study.metric,
-            study.mode,
-            self._records,
-            self._record_of,
-            log,
-            decide,
-            due=len(self._due),
-            limit=self._limit,
+            study, search, self._records, self._record_of, log, decide, due=len(self._due), limit=self._limit
         )
 
-    def _suggested_course(self, record: TrialRecord, search: Search, write: _Write) -> Course | None:
+    def _suggested_lineage(self, record: TrialRecord, search: Search, write: _Write) -> Lineage | None:
         """The settings of a trial, suggested now or by an earlier run; None if it is not searched."""
         if record.spec.id not in search.groups:
             return None
@@ -170,14 +163,14 @@ class Searching:
         if values is None:
             values = self._suggested(record, search)
             write(lambda: self._settle(record, search, values))
-        return Course((Leg(0, None, values),))
+        return Lineage((Segment(0, None, values),))
 
     def stopped(self, record: TrialRecord) -> bool:
         """Whether a trial was stopped because it fell behind."""
         return self._halving is not None and record.spec.id in self._halving.stopped
 
     def pauses(self, record: TrialRecord) -> bool:
-        """Whether it belongs to the course of a trial that it is taken up again now and then."""
+        """Whether a trial is paused now and then, and taken up again, by plan."""
         search = self.search
         return search is not None and search.config.scheduler == "pbt" and record.spec.id in search.groups
 
@@ -188,15 +181,14 @@ class Searching:
             return [record]
         group = search.members(search.groups[record.spec.id])
         members = [other for other in self._records if other.spec.id in group]
-        return members if all(other.status in ("finished", "diverged") for other in members) else []
+        return members if all(other.status.measured for other in members) else []
 
     def _synced(self) -> bool:
-        self._place.sync()
+        self._location.sync()
         return True
 
     def _record_of(self, trial: Any) -> TrialRecord:
-        number: int = trial.config["trial"]
-        return self._due[number]
+        return self._due[trial.config["trial"]]
 
     def _values(self, record: TrialRecord, search: Search) -> Values | None:
         """The values that a trial was given, now or by an earlier run."""
@@ -222,14 +214,10 @@ class Searching:
                 record.spec,
                 label=label,
                 settings={**record.spec.settings, **values},
-                config=placed(record.spec.config, search.parameters, values),
+                config=with_values(record.spec.config, search.parameters, values),
             )
         )
 
 
 def _score(value: float | None, sign: int) -> float:
     return math.nan if value is None else sign * value
-
-
-def _changes(before: Values, leg: Leg) -> str:
-    return "; ".join(f"{column} {before[column]:.12g} -> {value:.12g}" for column, value in leg.values.items())

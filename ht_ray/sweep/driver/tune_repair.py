@@ -1,39 +1,86 @@
-"""What Tune lacks for studies that lose workers. Importing this module imports Ray."""
+"""Repair of Tune for studies that lose workers. Importing this module imports Ray.
+
+All private names of Tune that this package uses are here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ray.air.execution._internal.actor_manager import RayActorManager
+import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
-from ray.tune.execution.tune_controller import TuneController
-from ray.tune.experiment import Trial
 
-__all__ = ["every_death_is_a_trials"]
+__all__ = ["isolate_worker_failures"]
+
+#: The versions of Ray whose Tune is repaired: those that the tests have run with.
+TESTED = ("2.60.",)
 
 
 @contextmanager
-def every_death_is_a_trials() -> Iterator[None]:
+def isolate_worker_failures(say: Callable[[str], None]) -> Iterator[None]:
     """Let no death of a worker end the whole study while the block runs.
 
-    Tune (2.60) knows `RayActorError` and `RayTaskError`, and gives up the study on any other: also on the
-    `OutOfMemoryError` with which Ray tells that it killed a worker because its node ran out of memory. Here those are
-    told to Tune as what they are, the death of one trial's actor.
+    Tune knows `RayActorError` and `RayTaskError`, and gives up the study on any other: also on the `OutOfMemoryError`
+    with which Ray reports that it killed a worker because its node ran out of memory. Here those are handed to Tune as
+    what they are, the death of one trial's actor.
 
-    An actor that dies while it is handed from one trial to the next is told of twice, as the actor's failure and as its
-    task's; Tune restarts the trial for the first and gives it up for the second. Here the second alone counts.
+    An actor that dies while it is handed from one trial to the next is reported twice, as the actor's failure and as
+    its task's; Tune restarts the trial for the first and gives it up for the second. Here the second alone counts.
+
+    With a version of Ray that was not tested, or where one of Tune's private names is gone, Tune stays as it is.
+
+    Parameters
+    ----------
+    say
+        Called with a warning, once, if Tune stays as it is.
     """
+    try:
+        repaired = _repaired()
+    except (ImportError, AttributeError) as error:
+        say(
+            f"warning: Tune of Ray {ray.__version__} is not known ({error}). A worker that runs out of memory, or dies "
+            "between two trials, may end the study; it can be resumed."
+        )
+        yield
+        return
+    originals = [(owner, name, getattr(owner, name)) for owner, name, _ in repaired]
+    try:
+        for owner, name, function in repaired:
+            setattr(owner, name, function)
+        yield
+    finally:
+        for owner, name, function in originals:
+            setattr(owner, name, function)
+
+
+def _repaired() -> list[tuple[Any, str, Any]]:
+    """The methods to replace: class, name and what takes its place.
+
+    Raises
+    ------
+    ImportError, AttributeError
+        If this version was not tested, or a private name is gone.
+    """
+    if not ray.__version__.startswith(TESTED):
+        raise ImportError(f"tested with {', '.join(version + 'x' for version in TESTED)}")
+    from ray.air.execution._internal.actor_manager import RayActorManager
+    from ray.tune.execution.tune_controller import TuneController
+    from ray.tune.experiment import Trial
+
     task_failed, start_failed = RayActorManager._actor_task_failed, RayActorManager._actor_start_failed
+    actor_failed = TuneController._actor_failed
+    _ = TuneController._unstage_trial_with_resources, TuneController._set_trial_status
+    for name in ("_actor_to_trial", "_resetting_trials"):
+        if name not in TuneController.__init__.__code__.co_names:
+            raise AttributeError(f"type object 'TuneController' sets no attribute {name!r}")
 
     def of_task(self: Any, tracked_actor_task: Any, exception: Exception) -> None:
         task_failed(self, tracked_actor_task=tracked_actor_task, exception=_death(exception))
 
     def of_start(self: Any, tracked_actor: Any, exception: Exception) -> None:
         start_failed(self, tracked_actor=tracked_actor, exception=_death(exception))
-
-    actor_failed = TuneController._actor_failed
 
     def of_actor(self: Any, tracked_actor: Any, exception: Exception) -> None:
         trial = self._actor_to_trial[tracked_actor]
@@ -44,13 +91,11 @@ def every_death_is_a_trials() -> Iterator[None]:
             self._set_trial_status(trial, Trial.RUNNING)
         actor_failed(self, tracked_actor, exception)
 
-    RayActorManager._actor_task_failed, RayActorManager._actor_start_failed = of_task, of_start
-    TuneController._actor_failed = of_actor
-    try:
-        yield
-    finally:
-        RayActorManager._actor_task_failed, RayActorManager._actor_start_failed = task_failed, start_failed
-        TuneController._actor_failed = actor_failed
+    return [
+        (RayActorManager, "_actor_task_failed", of_task),
+        (RayActorManager, "_actor_start_failed", of_start),
+        (TuneController, "_actor_failed", of_actor),
+    ]
 
 
 def _death(exception: Exception) -> Exception:

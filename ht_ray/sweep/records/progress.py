@@ -1,4 +1,4 @@
-"""How far a study is: the time left, and the lines that say so."""
+"""Progress of a study: the time left, and the lines that say so."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
-from ht_ray.sweep.records.study_dir import TrialRecord
+from ht_ray.records import TrialStatus
+from ht_ray.sweep.records.trial_record import TrialRecord
 
 __all__ = ["Console", "StudyProgress", "Workload", "seconds_left"]
 
@@ -116,7 +117,7 @@ class Console:
         return time.monotonic() - self._last >= self._every
 
     def status(self, lines: Iterable[str]) -> None:
-        """Show the status, in place of the last one on a terminal."""
+        """Show the status, instead of the last one on a terminal."""
         self._last = time.monotonic()
         self._erase()
         if self._repaints:
@@ -149,25 +150,23 @@ class Console:
 class _Seen:
     """A record as it was when it was looked at last."""
 
-    status: str
-    final: bool
+    status: TrialStatus
     progress: float
     seconds: float
-    value: float | None
 
 
 class StudyProgress:
     """Sums a study up in two lines.
 
-    Only records that were told to have changed are looked at again: the lines of a study of thousands of trials cost
-    what those of a small one do.
+    Only records that have changed are looked at again: the lines of a study of thousands of trials cost what those of a
+    small one do.
 
     Parameters
     ----------
     records
-        All its trials. From now on each tells of its changes here.
+        All its trials. From now on their changes are followed here.
     metric, mode
-        What the best trial is told by.
+        By which the best trial is found.
     slots
         How many trials run at a time.
     """
@@ -180,15 +179,14 @@ class StudyProgress:
         self._slots = slots
         self._start = time.monotonic()
         self._part_began: dict[str, float] = {}
-        self._place = {record.spec.id: place for place, record in enumerate(records)}
+        self._order = {record.spec.id: number for number, record in enumerate(records)}
         self._seen: dict[str, _Seen] = {}
-        self._counts: Counter[str] = Counter()
+        self._counts: Counter[TrialStatus] = Counter()
         # Trials of which something is known but that have not ended, in order; of the ended ones, the sums.
         self._open: dict[str, TrialRecord] = {}
         self._ended_progress = self._ended_seconds = 0.0
         self._ended = 0
-        self._best: TrialRecord | None = None
-        self._best_is_known = True
+        self._values: dict[int, float] = {}  # the metrics of finished trials, by their number
         for record in records:
             self._look(record)
             record.on_change = self._look
@@ -198,18 +196,16 @@ class StudyProgress:
         self._part_began[record.spec.id] = time.monotonic()
 
     @property
-    def counts(self) -> dict[str, int]:
+    def counts(self) -> dict[TrialStatus, int]:
         """How many trials have each status; the usual ones always."""
-        return {
-            **dict.fromkeys(("unfinished", "running", "finished", "failed", "diverged"), 0),
-            **self._counts,
-        }
+        usual = [status for status in TrialStatus if status != TrialStatus.STOPPED]
+        return {**dict.fromkeys(usual, 0), **self._counts}
 
     @property
     def best(self) -> float | None:
         """The metric of the best trial that has finished; None if there is none."""
-        best = self._best_record()
-        return None if best is None else best.finite_summary[self._metric]
+        best = self._best_trial()
+        return None if best is None else self._values[best]
 
     def seconds_left(self) -> float | None:
         """The time until the study has ended; None while nothing is known."""
@@ -221,9 +217,9 @@ class StudyProgress:
 
     def lines(self) -> list[str]:
         """The study's state, then the best finished trial if there is one."""
-        parts = [f"{self._name}: {self._counts['finished']} of {len(self._records)} trials done"]
-        told = ("running", "stopped", "failed", "diverged")
-        parts += [f"{self._counts[status]} {status}" for status in told if self._counts[status]]
+        parts = [f"{self._name}: {self._counts[TrialStatus.FINISHED]} of {len(self._records)} trials done"]
+        named = (TrialStatus.RUNNING, TrialStatus.STOPPED, TrialStatus.FAILED, TrialStatus.DIVERGED)
+        parts += [f"{self._counts[status]} {status}" for status in named if self._counts[status]]
         parts.append(f"{clock(time.monotonic() - self._start)} elapsed")
         left = self.seconds_left()
         if left is None or left > 0:
@@ -231,60 +227,51 @@ class StudyProgress:
         return [", ".join(parts), *self._best_line()]
 
     def _best_line(self) -> list[str]:
-        record, value = self._best_record(), self.best
-        if record is None:
+        if (best := self._best_trial()) is None:
             return []
-        seed = record.spec.settings.get("seed")
-        which = record.spec.label if seed is None else f"{record.spec.label} (seed {seed})"
-        return [f"best {self._metric} so far {value:.4g}: {which}"]
+        spec = self._records[best].spec
+        seed = spec.settings.get("seed")
+        which = spec.label if seed is None else f"{spec.label} (seed {seed})"
+        return [f"best {self._metric} so far {self._values[best]:.4g}: {which}"]
+
+    def _best_trial(self) -> int | None:
+        """The number of the best trial that has finished; of equals the one that was planned first."""
+        return max(self._values, key=lambda number: (self._sign * self._values[number], -number), default=None)
 
     def _look(self, record: TrialRecord) -> None:
         """Take in what has changed of `record`."""
         name = record.spec.id
-        value = record.summary.get(self._metric) if record.status == "finished" else None
-        now = _Seen(record.status, record.final, record.progress, record.seconds, value)
+        now = _Seen(record.status, record.progress, record.seconds)
         before = self._seen.get(name)
         self._seen[name] = now
         if before is not None:
             self._counts[before.status] -= 1
-            if before.final:
+            if before.status.ended:
                 self._count_ended(before, -1)
         self._counts[now.status] += 1
-        if now.final:
+        if now.status.ended:
             self._count_ended(now, 1)
             self._part_began.pop(name, None)
-        if not now.final and (now.status == "running" or now.progress > 0):
+        if not now.status.ended and (now.status == TrialStatus.RUNNING or now.progress > 0):
             self._open[name] = record
         else:
             self._open.pop(name, None)
-        if before is not None and before.value is not None and before.value != value:
-            self._best_is_known = False
-        elif value is not None and self._best_is_known:
-            self._best = record if self._best is None else min(self._best, record, key=self._rank)
+        value = record.summary.get(self._metric) if now.status == TrialStatus.FINISHED else None
+        if value is None:
+            self._values.pop(self._order[name], None)
+        else:
+            self._values[self._order[name]] = value
 
     def _count_ended(self, seen: _Seen, sign: int) -> None:
         self._ended += sign
         self._ended_progress += sign * seen.progress
         self._ended_seconds += sign * seen.seconds
 
-    def _best_record(self) -> TrialRecord | None:
-        if not self._best_is_known:
-            having = [record for record in self._records if self._seen[record.spec.id].value is not None]
-            self._best = min(having, key=self._rank, default=None)
-            self._best_is_known = True
-        return self._best
-
-    def _rank(self, record: TrialRecord) -> tuple[float, int]:
-        """The better, the less; of equals the one that was planned first is the best."""
-        value = self._seen[record.spec.id].value
-        assert value is not None
-        return -self._sign * value, self._place[record.spec.id]
-
     def _workload(self, record: TrialRecord) -> Workload:
         running_for = None
-        if record.status == "running" and record.spec.id in self._part_began:
+        if record.status == TrialStatus.RUNNING and record.spec.id in self._part_began:
             running_for = time.monotonic() - self._part_began[record.spec.id]
-        return Workload(record.progress, record.seconds, record.final, running_for)
+        return Workload(record.progress, record.seconds, record.status.ended, running_for)
 
 
 def clock(seconds: float) -> str:

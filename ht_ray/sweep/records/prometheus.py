@@ -1,4 +1,4 @@
-"""What a study tells Prometheus, through Ray's own metrics. Importing this module imports Ray.
+"""Metrics of a study for Prometheus, through Ray's own. Importing this module imports Ray.
 
 Each node of a cluster exports what the processes on it measure; the driver's numbers are on its node. Ray puts
 ``ray_`` before each name, and sends what has changed every ten seconds.
@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from ray.util.metrics import Counter, Gauge
+
+from ht_ray.records import FaultKind, TrialStatus
 
 __all__ = ["StudyMetrics"]
 
@@ -36,12 +38,12 @@ class StudyMetrics:
     study
         Its name.
     metric
-        The name of the metric that the best trial is told by.
+        The name of the metric by which the best trial is found.
     """
 
     def __init__(self, study: str, metric: str) -> None:
-        def named(kind: type[_Metric], name: str, told: str, *tags: str) -> _Metric:
-            made: _Metric = kind(f"ht_ray_{name}", description=told, tag_keys=("study", *tags))
+        def named(kind: type[_Metric], name: str, description: str, *tags: str) -> _Metric:
+            made: _Metric = kind(f"ht_ray_{name}", description=description, tag_keys=("study", *tags))
             made.set_default_tags({"study": study, **({"metric": metric} if "metric" in tags else {})})
             return made
 
@@ -56,11 +58,11 @@ class StudyMetrics:
         if samples:
             self._samples.inc(samples, tags={"label": label})
 
-    def fault(self, kind: str) -> None:
-        """Count a fault: "worker died", "out of memory", "node lost" and so on."""
+    def fault(self, kind: FaultKind) -> None:
+        """Count a fault."""
         self._faults.inc(1, tags={"kind": kind})
 
-    def status(self, trials: Mapping[str, int], seconds_left: float | None, best: float | None) -> None:
+    def status(self, trials: Mapping[TrialStatus, int], seconds_left: float | None, best: float | None) -> None:
         """Show how far the study is: trials by status, the time left and the best value, None where unknown."""
         for status, number in trials.items():
             self._trials.set(number, tags={"status": status})

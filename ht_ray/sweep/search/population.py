@@ -15,21 +15,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ht_ray._schema import Damaged, parse
-from ht_ray._study_files import DECISION
-from ht_ray.sweep.records.study_dir import append_line
+from ht_ray.records.checked_json import Damaged, parse, to_sealed_json
+from ht_ray.records.study_files import DECISION, POPULATION, append_line
 from ht_ray.sweep.search.search import Search, Values, random_stream
-from ht_ray.sweep.study.jsonable import to_sealed_json
 
-__all__ = ["POPULATION", "Course", "Leg", "PopulationLog", "next_legs"]
-
-POPULATION = "population.jsonl"
+__all__ = ["Lineage", "PopulationLog", "Segment", "next_segments"]
 
 _FACTORS = (1.2, 0.8)
 
 
 @dataclass(frozen=True)
-class Leg:
+class Segment:
     """How a member goes on from a point of its training.
 
     Parameters
@@ -48,12 +44,12 @@ class Leg:
 
 
 @dataclass(frozen=True)
-class Course:
+class Lineage:
     """What a worker must know of the settings of its trial, as far as they are decided.
 
     Parameters
     ----------
-    legs
+    segments
         In order; the first begins at 0.
     until
         The number of reports at which the trial waits for the next decision; None if it need not.
@@ -61,30 +57,30 @@ class Course:
         The population, as planned; empty if the trial belongs to none.
     """
 
-    legs: tuple[Leg, ...]
+    segments: tuple[Segment, ...]
     until: int | None = None
     members: tuple[str, ...] = ()
 
-    def leg(self, reports: int) -> Leg:
-        """Return the leg on which the trial is after so many reports."""
-        return next(leg for leg in reversed(self.legs) if leg.reports <= reports)
+    def segment(self, reports: int) -> Segment:
+        """Return the segment in which the trial is after so many reports."""
+        return next(segment for segment in reversed(self.segments) if segment.reports <= reports)
 
     def row(self, reports: int) -> dict[str, float] | None:
-        """Return what is told of the part after so many reports: its settings, and whom the trial copied before it.
+        """Return the settings of the part after so many reports, and whom the trial copied before it.
 
-        That is the place of a member in the population, counted from 1, or 0.
+        That is the number of a member of the population, counted from 1, or 0.
         """
         if not self.members:
             return None
-        leg = self.leg(reports)
-        copied = leg.source is not None and leg.reports == reports
-        place = 1 + self.members.index(str(leg.source)) if copied else 0
-        return {"step": reports + 1, **leg.values, "copied_from": place}
+        segment = self.segment(reports)
+        copied = segment.source is not None and segment.reports == reports
+        number = 1 + self.members.index(str(segment.source)) if copied else 0
+        return {"step": reports + 1, **segment.values, "copied_from": number}
 
 
-def next_legs(
+def next_segments(
     scores: Mapping[str, float], values: Mapping[str, Values], search: Search, group: str, reports: int
-) -> dict[str, Leg]:
+) -> dict[str, Segment]:
     """Return how the members that take over another's state go on.
 
     Parameters
@@ -107,7 +103,7 @@ def next_legs(
     ranked = sorted(planned, key=lambda trial: -math.inf if math.isnan(scores[trial]) else scores[trial], reverse=True)
     number = min(math.ceil(config.quantile * len(ranked)), len(ranked) // 2)
     best, worst = ranked[:number], ranked[len(ranked) - number :]
-    legs = {}
+    segments = {}
     for trial in worst:
         stream = random_stream(config.search_seed, "copy", group, reports, trial)
         source = stream.choice(best)
@@ -115,11 +111,11 @@ def next_legs(
             continue
         explored = {}
         for parameter in search.parameters:
-            anew, factor, drawn = stream.random(), stream.choice(_FACTORS), parameter.draw(stream)
+            chance, factor, drawn = stream.random(), stream.choice(_FACTORS), parameter.draw(stream)
             near = parameter.perturb(values[source][parameter.column], factor)
-            explored[parameter.column] = drawn if anew < config.resample_probability else near
-        legs[trial] = Leg(reports, source, explored)
-    return legs
+            explored[parameter.column] = drawn if chance < config.resample_probability else near
+        segments[trial] = Segment(reports, source, explored)
+    return segments
 
 
 class PopulationLog:
@@ -145,7 +141,7 @@ class PopulationLog:
     def __init__(self, directory: Path, search: Search, first: Mapping[str, Values]) -> None:
         self._path = directory / POPULATION
         self._search = search
-        self._legs = {trial: [Leg(0, None, dict(first[trial]))] for trial in search.trials}
+        self._lineages = {trial: [Segment(0, None, dict(first[trial]))] for trial in search.trials}
         self._decided = dict.fromkeys(search.groups.values(), 0)
         content = self._path.read_bytes() if self._path.exists() else b""
         *lines, _ = content.split(b"\n")
@@ -166,21 +162,21 @@ class PopulationLog:
         """Reports from one round to the next."""
         return self._search.config.perturbation_interval
 
-    def course(self, trial: str) -> Course:
+    def lineage(self, trial: str) -> Lineage:
         """Return what is decided of a member."""
         group = self._search.groups[trial]
-        return Course(tuple(self._legs[trial]), self.due(group), self._search.members(group))
+        return Lineage(tuple(self._lineages[trial]), self.due(group), self._search.members(group))
 
     def values(self, trial: str, reports: int) -> Values:
         """Return the settings with which a member trains the part after so many reports."""
-        return next(leg.values for leg in reversed(self._legs[trial]) if leg.reports <= reports)
+        return self.lineage(trial).segment(reports).values
 
     def due(self, group: str) -> int | None:
         """Return the number of reports at which a population is decided next; None if its trials end before."""
         reports = self._decided[group] + self.interval
         return reports if reports < self._search.reports else None
 
-    def decide(self, group: str, scores: Mapping[str, float]) -> dict[str, Leg]:
+    def decide(self, group: str, scores: Mapping[str, float]) -> dict[str, Segment]:
         """Decide, by the scores of all members that go on, what is due; write it down and return who copies.
 
         Raises
@@ -193,16 +189,16 @@ class PopulationLog:
             raise ValueError(f"nothing is due in {group!r}")
         # What a state was trained with: the settings before this point.
         values = {trial: self.values(trial, reports - 1) for trial in scores}
-        legs = next_legs(scores, values, self._search, group, reports)
+        segments = next_segments(scores, values, self._search, group, reports)
         line: dict[str, Any] = {
             "group": group,
             "reports": reports,
             "scores": dict(scores),
-            "legs": {trial: asdict(leg) for trial, leg in legs.items()},
+            "legs": {trial: asdict(segment) for trial, segment in segments.items()},
         }
         append_line(self._path, to_sealed_json(line))
         self._take(line)
-        return legs
+        return segments
 
     def catch_up(self, history: Mapping[str, Sequence[float]]) -> None:
         """Decide again what members have acted on already and the file has lost.
@@ -225,7 +221,7 @@ class PopulationLog:
     def _checked(self, line: bytes) -> dict[str, Any]:
         decision: dict[str, Any] = parse(line, DECISION)
         group, reports = decision["group"], decision["reports"]
-        if group not in self._decided or not decision["legs"].keys() <= self._legs.keys():
+        if group not in self._decided or not decision["legs"].keys() <= self._lineages.keys():
             raise Damaged("it is on trials that belong to no population")
         if reports != self.due(group):
             raise Damaged(f"it is on {group!r} after {reports} reports, where {self.due(group)} were due")
@@ -233,5 +229,5 @@ class PopulationLog:
 
     def _take(self, line: Mapping[str, Any]) -> None:
         self._decided[line["group"]] = line["reports"]
-        for trial, leg in line["legs"].items():
-            self._legs[trial].append(Leg(**leg))
+        for trial, segment in line["legs"].items():
+            self._lineages[trial].append(Segment(**segment))

@@ -1,4 +1,4 @@
-"""What a study searches, and how: parameters with their ranges, and the choice of search and scheduler. No Ray here.
+"""Search of a study: parameters with their ranges, and the choice of search and scheduler. No Ray here.
 
 A search works in coordinates in which equal steps matter equally: the logarithm of ``1 - m`` for a momentum, the
 logarithm of a reset interval. Trials see values, rounded so that they can be named.
@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 from ht_ray._checks import check_choice, check_number, did_you_mean
 from ht_ray.errors import SettingError
 
-__all__ = ["Parameter", "Search", "SearchConfig", "Values", "draw_distinct", "placed", "random_stream"]
+__all__ = ["Parameter", "Search", "SearchConfig", "Values", "draw_distinct", "random_stream", "with_values"]
 
 Values: TypeAlias = dict[str, float]
 """A value for each parameter, by its column."""
@@ -126,31 +126,31 @@ class Parameter:
         return moved
 
     def set(self, config: dict[str, Any], value: float) -> None:
-        """Put a value at its place in a trial's config.
+        """Put a value into a trial's config.
 
         Raises
         ------
         SettingError
-            If the config has no such place.
+            If the config has no such path.
         """
         *folders, name = self.path.split(".")
-        place = config
+        inner = config
         for folder in folders:
-            place = self._inside(place, folder)
-        self._inside(place, name)
-        place[name] = value
+            inner = self._inside(inner, folder)
+        self._inside(inner, name)
+        inner[name] = value
 
     def get(self, config: Mapping[str, Any]) -> float:
         """Return the value that a trial's config has."""
-        place: Any = config
+        inner: Any = config
         for part in self.path.split("."):
-            place = self._inside(place, part)
-        return float(place) if not self.integer else int(place)
+            inner = self._inside(inner, part)
+        return int(inner) if self.integer else float(inner)
 
-    def _inside(self, place: Any, part: str) -> Any:
-        if isinstance(place, Mapping) and part in place:
-            return place[part]
-        known = list(map(str, place)) if isinstance(place, Mapping) else []
+    def _inside(self, config: Any, part: str) -> Any:
+        if isinstance(config, Mapping) and part in config:
+            return config[part]
+        known = list(map(str, config)) if isinstance(config, Mapping) else []
         raise SettingError(
             f"Parameter({self.column!r}).path = {self.path!r}: a trial's config has no {part!r} there."
             f"{did_you_mean(part, known)}"
@@ -191,7 +191,7 @@ class SearchConfig:
     quantile: float = 0.25
     """Scheduler pbt: share of the population that copies, and share that is copied."""
     resample_probability: float = 0.25
-    """Scheduler pbt: how often a setting is drawn anew in place of a step of 1.2 or 0.8 of a momentum's complement or
+    """Scheduler pbt: how often a setting is drawn again instead of a step of 1.2 or 0.8 of a momentum's complement or
     of an interval."""
     search_seed: int = 0
     """Seed of what the search draws; the trials have their own."""
@@ -306,8 +306,8 @@ class Search:
         return tuple(trial for trial in self.trials if self.groups[trial] == group)
 
 
-def placed(config: Mapping[str, Any], parameters: Sequence[Parameter], values: Values) -> dict[str, Any]:
-    """Return a trial's config with these values at their places."""
+def with_values(config: Mapping[str, Any], parameters: Sequence[Parameter], values: Values) -> dict[str, Any]:
+    """Return a trial's config with these values of its parameters."""
     copied = copy.deepcopy(dict(config))
     for parameter in parameters:
         parameter.set(copied, values[parameter.column])
@@ -334,5 +334,5 @@ def draw_distinct(parameters: Sequence[Parameter], number: int, seed: int, purpo
         drawn.setdefault(tuple(values.values()), values)
         if len(drawn) == number:
             return tuple(drawn.values())
-    told = ", ".join(f"{parameter.column} in [{parameter.low:g}, {parameter.high:g}]" for parameter in parameters)
-    raise SettingError(f"{number} different settings are wanted, and {told} hold about {len(drawn)}.")
+    ranges = ", ".join(f"{parameter.column} in [{parameter.low:g}, {parameter.high:g}]" for parameter in parameters)
+    raise SettingError(f"{number} different settings are wanted, and {ranges} hold about {len(drawn)}.")

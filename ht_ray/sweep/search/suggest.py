@@ -1,7 +1,7 @@
-"""What Optuna suggests next. Importing this module needs no Optuna; asking it for a suggestion does.
+"""Suggestions of Optuna. Importing this module needs no Optuna; asking it for a suggestion does.
 
 A suggestion depends on its number, the search's seed and what is known of the trials by then, and on nothing else: the
-sampler is made anew each time, from the trials as the study directory has them. So a study that is resumed needs no
+sampler is made again each time, from the trials as the study directory has them. So a study that is resumed needs no
 state of Optuna's, and one that runs a trial at a time repeats bit by bit.
 """
 
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ht_ray.records import TrialStatus
 from ht_ray.sweep.search.search import Search, Values, random_stream
 
 __all__ = ["Tried", "suggest"]
@@ -35,7 +36,7 @@ class Tried:
     """
 
     values: Values
-    status: str
+    status: TrialStatus
     score: float | None
     reports: int
 
@@ -45,7 +46,7 @@ def suggest(search: Search, mode: str, number: int, tried: Sequence[Tried]) -> V
 
     Optuna's tree-structured Parzen estimator looks for them in the coordinates of the parameters. Trials that were
     stopped early or diverged count as worse than all that finished; those that still run keep it away from their
-    place; failed ones say nothing.
+    point; failed ones say nothing.
 
     Parameters
     ----------
@@ -68,23 +69,19 @@ def suggest(search: Search, mode: str, number: int, tried: Sequence[Tried]) -> V
         sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
     study = optuna.create_study(direction="maximize" if mode == "max" else "minimize", sampler=sampler)
     states = optuna.trial.TrialState
-    for one in tried:
-        if one.status == "failed" or (one.status == "finished" and one.score is None):
+    for trial in tried:
+        if trial.status == TrialStatus.FAILED or (trial.status == TrialStatus.FINISHED and trial.score is None):
             continue
-        state = {"finished": states.COMPLETE, "stopped": states.PRUNED, "diverged": states.PRUNED}.get(
-            one.status, states.RUNNING
-        )
-        params = {
-            parameter.column: parameter.coordinate(one.values[parameter.column]) for parameter in search.parameters
-        }
-        told = one.status == "stopped" and one.score is not None
+        pruned = trial.status in (TrialStatus.STOPPED, TrialStatus.DIVERGED)
+        finished = trial.status == TrialStatus.FINISHED
+        stopped = trial.status == TrialStatus.STOPPED and trial.score is not None
         study.add_trial(
             optuna.trial.create_trial(
-                state=state,
-                params=params,
+                state=states.COMPLETE if finished else states.PRUNED if pruned else states.RUNNING,
+                params={p.column: p.coordinate(trial.values[p.column]) for p in search.parameters},
                 distributions=space,
-                value=one.score if state == states.COMPLETE else None,
-                intermediate_values={one.reports: one.score} if told else None,
+                value=trial.score if finished else None,
+                intermediate_values={trial.reports: trial.score} if stopped else None,
             )
         )
     asked = study.ask(fixed_distributions=space).params

@@ -1,4 +1,4 @@
-"""How a study is run: where results go and what each trial may use. Checked before Ray is imported."""
+"""Settings of how a study is run: where results go, what each trial may use. Checked before Ray is imported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from ht_ray._checks import check_choice, check_number
 from ht_ray._storage import PASSING, Storage, StorageError, is_uri
 from ht_ray.errors import SettingError
-from ht_ray.sweep.records.study_dir import PROBE, is_free, is_study, load_study_settings
+from ht_ray.sweep.study.plan import PROBE, is_free, is_study, load_study_settings
 
 __all__ = ["GIB", "SweepConfig", "check_before_ray", "ray_address"]
 
@@ -104,16 +104,16 @@ class SweepConfig:
                 "share with SweepConfig.gpus_per_trial."
             )
         _ = self.custom_resources, self.label_selector
-        places = ("results_dir", "resume", "resume_or_start")
-        for name in (*places, "address"):
+        locations = ("results_dir", "resume", "resume_or_start")
+        for name in (*locations, "address"):
             if getattr(self, name) == "":
                 raise SettingError(f"SweepConfig.{name} = '': accepted is a name, or leave it out.")
-        given = [name for name in places if getattr(self, name) is not None]
+        given = [name for name in locations if getattr(self, name) is not None]
         if len(given) > 1:
             first, second = given[:2]
             raise SettingError(
                 f"SweepConfig.{first} = {getattr(self, first)!r} and {second} = {getattr(self, second)!r}: a study has "
-                "one place, and a resumed one goes on in its own; give one of the two."
+                "one location, and a resumed one goes on in its own; give one of the two."
             )
 
     @property
@@ -140,7 +140,7 @@ class SweepConfig:
             return self
         where = self.resume_or_start
         try:
-            there = is_study(where if is_uri(where) else _absolute(where))
+            there = is_study(_absolute(where))
         except OSError as error:
             raise SettingError(f"SweepConfig.resume_or_start = {where!r}: it cannot be read ({error}).") from error
         if there:
@@ -172,7 +172,7 @@ class SweepConfig:
 def check_before_ray(config: SweepConfig, study_name: str = "study") -> str:
     """Check all that can be checked without importing Ray, and return where the study is.
 
-    The place is tried for writing; nothing is left behind in it, and a new directory is not created yet.
+    It is tried whether the location can be written; nothing is left behind there, and a new directory is not created.
 
     Parameters
     ----------
@@ -187,22 +187,21 @@ def check_before_ray(config: SweepConfig, study_name: str = "study") -> str:
     Raises
     ------
     SettingError
-        If ``config.resume`` is no study, the place holds something already (other than what the making of a study that
-        was never begun has left), cannot be written, or would vanish with a submitted job; or the cluster's address is
-        of the wrong kind or does not answer.
+        If ``config.resume`` is no study, the location holds something already (other than what the making of a study
+        that was never begun has left), cannot be written, or would vanish with a submitted job; or the cluster's
+        address is of the wrong kind or does not answer.
     StorageError
         If the disk is full or lost.
     """
     config = config.located()
     _check_address(ray_address(config))
     if config.resume is not None:
-        location = config.resume if is_uri(config.resume) else str(_absolute(config.resume))
+        location = _absolute(config.resume)
         load_study_settings(location)
         _try_writing("SweepConfig.resume", location)
         return location
     if config.results_dir is not None:
-        where, given = "SweepConfig.results_dir", config.results_dir
-        location = given if is_uri(given) else str(_absolute(given))
+        where, location = "SweepConfig.results_dir", _absolute(config.results_dir)
     else:
         root = os.environ.get("HT_RAY_RESULTS") or "~/ht-ray-results"
         where = "HT_RAY_RESULTS" if "HT_RAY_RESULTS" in os.environ else "the default of SweepConfig.results_dir"
@@ -246,13 +245,13 @@ def _check_address(address: str) -> None:
         raise SettingError(f"{where} = {address!r}: no Ray cluster answers there ({error}).") from error
 
 
-def _absolute(path: str) -> Path:
-    return Path(path).expanduser().absolute()
+def _absolute(location: str) -> str:
+    return location if is_uri(location) else str(Path(location).expanduser().absolute())
 
 
 def _unused(root: str, study_name: str) -> str:
-    """A place below `root` that is free."""
-    storage = Storage(root if is_uri(root) else _absolute(root))
+    """A location below `root` that is free."""
+    storage = Storage(_absolute(root))
     stem = f"{study_name}-{datetime.now():%Y%m%d-%H%M%S}"
     number = 1
     try:

@@ -1,10 +1,9 @@
-"""What a study hands in: its trials, as descriptions and as a class, and what a trial reports. No Ray here."""
+"""Trials of a study: what is planned of each, the class that runs one, and what it reports. No Ray here."""
 
 from __future__ import annotations
 
 import copy
 import importlib
-import json
 import math
 import numbers
 from collections.abc import Callable, Mapping
@@ -13,12 +12,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ht_ray._checks import check_choice, check_number, did_you_mean
-from ht_ray._study_files import ID
-from ht_ray.errors import Diverged, Interrupted, SettingError
+from ht_ray.errors import SettingError
+from ht_ray.records.checked_json import Scalar, to_jsonable
+from ht_ray.records.study_files import ID
 from ht_ray.sweep.search.search import Search
-from ht_ray.sweep.study.jsonable import Scalar, to_plain
 
-__all__ = ["RESERVED_COLUMNS", "Diverged", "Interrupted", "Report", "Study", "Trial", "TrialSpec", "load_factory"]
+__all__ = ["RESERVED_COLUMNS", "Report", "Study", "Trial", "TrialSpec", "load_factory"]
 
 # The columns of results.csv that are not a trial's settings or summary.
 RESERVED_COLUMNS = ("id", "label", "status", "restarts", "seconds", "error")
@@ -59,7 +58,7 @@ class Report:
                 step = row.get("step")
                 if not isinstance(step, numbers.Real) or not math.isfinite(step):
                     raise SettingError(
-                        f"Report.curves[{curve!r}]: the row {row!r} has no 'step', its place on the x-axis."
+                        f"Report.curves[{curve!r}]: the row {row!r} has no 'step', its position on the x-axis."
                     )
                 _check_numbers(f"Report.curves[{curve!r}]", row)
         _check_numbers("Report.summary", self.summary)
@@ -71,12 +70,18 @@ class Trial(Protocol):
     It must be deterministic: a part that is run again from a checkpoint reports what it reported before.
 
     A trial whose parts take long should also have a method ``interrupt()``, without arguments: it asks `advance` to
-    raise `Interrupted` at its next point where the trial can be saved. It is called from a signal handler or another
-    thread, so it should only set a flag. A trial without it is saved between its parts only.
+    raise `ht_ray.errors.Interrupted` at its next point where the trial can be saved. It is called from a signal handler
+    or another thread, so it should only set a flag. A trial without it is saved between its parts only.
     """
 
     def advance(self) -> Report:
-        """Do the next part of the work (one phase of a stream, say) and return what it measured."""
+        """Do the next part of the work (one phase of a stream, say) and return what it measured.
+
+        Raises
+        ------
+        ht_ray.errors.Diverged
+            If training cannot go on. That is a result of the trial, which is not tried again.
+        """
 
     def save(self, directory: Path) -> None:
         """Write everything needed to continue after the last `advance` into the empty `directory`, as plain files."""
@@ -122,11 +127,7 @@ class TrialSpec:
     config: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not ID.fullmatch(self.id):
-            raise SettingError(
-                f"TrialSpec.id = {self.id!r}: accepted are 1 to 120 letters, digits and ._=+@-, "
-                "starting with a letter or digit."
-            )
+        _check_name("TrialSpec.id", self.id)
         for name, value in self.settings.items():
             if name in RESERVED_COLUMNS:
                 raise SettingError(
@@ -155,7 +156,7 @@ class Study:
     trials
         All planned trials, in the order they are started and listed.
     metric
-        The key of a trial's summary by which the best trial so far is told.
+        The key of a trial's summary by which the best trial so far is found.
     mode
         Whether the best is the largest or the smallest: ``"max"`` or ``"min"``.
     shared
@@ -182,11 +183,7 @@ class Study:
     search: Search | None = None
 
     def __post_init__(self) -> None:
-        if not ID.fullmatch(self.name):
-            raise SettingError(
-                f"Study.name = {self.name!r}: accepted are 1 to 120 letters, digits and ._=+@-, "
-                "starting with a letter or digit."
-            )
+        _check_name("Study.name", self.name)
         check_choice("Study.mode", self.mode, ("max", "min"))
         if not all(self.factory.partition(":")):
             raise SettingError(f"Study.factory = {self.factory!r}: accepted is 'package.module:Class'.")
@@ -224,6 +221,13 @@ def load_factory(factory: str) -> Callable[[dict[str, Any], Any], Trial]:
     return found
 
 
+def _check_name(where: str, name: str) -> None:
+    if not ID.fullmatch(name):
+        raise SettingError(
+            f"{where} = {name!r}: accepted are 1 to 120 letters, digits and ._=+@-, starting with a letter or digit."
+        )
+
+
 def _check_numbers(where: str, values: Mapping[str, object]) -> None:
     for name, value in values.items():
         if value is not None and not isinstance(value, numbers.Real):
@@ -232,6 +236,6 @@ def _check_numbers(where: str, values: Mapping[str, object]) -> None:
 
 def _check_json(where: str, value: object) -> None:
     try:
-        json.dumps(to_plain(value))
+        to_jsonable(value)
     except TypeError as error:
         raise SettingError(f"{where}: accepted is what JSON can hold ({error}).") from error

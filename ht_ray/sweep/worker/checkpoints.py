@@ -1,4 +1,4 @@
-"""The checkpoints of a trial, written and read by its worker on whatever storage the study has.
+"""Checkpoints of a trial, written and read by its worker on whatever storage the study has.
 
 A checkpoint is a folder ``REPORTS-PART-TOKEN`` with the trial's files, its report lines so far, and a manifest that
 lists all of them with their check sums and is written last. Its name sorts by how far the trial was; the token tells
@@ -13,16 +13,15 @@ import shutil
 import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ht_ray._schema import Damaged, check_form, parse
 from ht_ray._storage import PASSING, Storage, StorageError, storage_errors
-from ht_ray._study_files import MANIFEST
-from ht_ray.sweep.study.jsonable import to_json
+from ht_ray.records.checked_json import Damaged, check_form, parse, to_json
+from ht_ray.records.study_files import MANIFEST
+from ht_ray.sweep.storage.scratch import scratch_folder
 from ht_ray.sweep.study.trial import Trial
-from ht_ray.sweep.worker.scratch import scratch_folder
 
 __all__ = ["Checkpoint", "CheckpointStore", "Position"]
 
@@ -43,7 +42,7 @@ Position = tuple[int, int]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was saved beside the trial's own files.
+    """What was saved in addition to the trial's own files.
 
     Parameters
     ----------
@@ -63,17 +62,6 @@ class Checkpoint:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Manifest:
-    format: int
-    trial: str
-    reports: int
-    part: int
-    seconds: float
-    extra: dict[str, Any]
-    files: dict[str, list[int | str]]  # size in bytes and check sum, by path
-
-
 class CheckpointStore:
     """The checkpoints of one trial.
 
@@ -87,7 +75,7 @@ class CheckpointStore:
     keep
         How many are kept.
     every
-        Beside them, the newest two are kept that were made after a multiple of so many reports: others may copy them.
+        In addition, the newest two are kept that were made after a multiple of so many reports: others may copy them.
     """
 
     def __init__(self, storage: Storage, trial_id: str, *, keep: int = 2, every: int | None = None) -> None:
@@ -111,7 +99,7 @@ class CheckpointStore:
         name = f"{reports:06d}-{part:06d}-{uuid.uuid4().hex[:8]}"
         local = self._storage.local
         with ExitStack() as cleaning:
-            # Beside its place, so that it need only be renamed; or, for storage elsewhere, in the local scratch.
+            # Next to its name, so that it need only be renamed; or, for storage elsewhere, in the local scratch.
             with storage_errors(self._storage.location):
                 if local is not None:
                     local.mkdir(exist_ok=True)
@@ -126,7 +114,7 @@ class CheckpointStore:
                 trial.save(files)
                 written = self._describe(folder, checkpoint)
             except Exception as error:
-                # Libraries tell a full disk in many ways.
+                # Libraries report a full disk in many ways.
                 if (reason := _disk_trouble(error, folder)) is not None:
                     raise StorageError(f"the storage {str(folder.parent)!r} cannot be used: {reason}") from error
                 raise
@@ -143,11 +131,17 @@ class CheckpointStore:
         """Write the reports and the manifest, and return the paths of all files."""
         (folder / _LINES).write_text("".join(f"{line}\n" for line in checkpoint.lines))
         paths = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
-        files: dict[str, list[int | str]] = {
-            path: [(folder / path).stat().st_size, _checksum(folder / path)] for path in paths
+        reports, part = checkpoint.position
+        manifest = {
+            "format": _FORMAT,
+            "trial": self._trial_id,
+            "reports": reports,
+            "part": part,
+            "seconds": checkpoint.seconds,
+            "extra": checkpoint.extra,
+            "files": {path: [(folder / path).stat().st_size, _checksum(folder / path)] for path in paths},
         }
-        manifest = _Manifest(_FORMAT, self._trial_id, *checkpoint.position, checkpoint.seconds, checkpoint.extra, files)
-        content = to_json(asdict(manifest))
+        content = to_json(manifest)
         (folder / _MANIFEST).write_text(f"{content}\n{hashlib.blake2b(content.encode()).hexdigest()}\n")
         return [*paths, _MANIFEST]
 
@@ -161,7 +155,7 @@ class CheckpointStore:
         build
             Makes the trial that is to go on from a checkpoint, as yet without a past.
         say
-            Told about each checkpoint that is damaged.
+            Called about each checkpoint that is damaged.
         after
             If given, only a checkpoint made right after so many reports will do.
 
@@ -209,11 +203,6 @@ class CheckpointStore:
         (folder / _FILES).mkdir(exist_ok=True)  # a trial may save nothing
         return folder, checkpoint
 
-    def newest(self) -> Position | None:
-        """Return how far the newest checkpoint says the trial was, without looking into it."""
-        names = self._by_age()
-        return _position(names[-1]) if names else None
-
     def end(self, *, keep: bool) -> None:
         """Leave the newest checkpoint alone, or none unless `keep`, as a trial that has ended needs no more.
 
@@ -254,32 +243,32 @@ class CheckpointStore:
         return names
 
     def _checked(self, folder: Path) -> Checkpoint:
-        """What the checkpoint in `folder` holds beside the trial's files, all of which are compared first."""
+        """What the checkpoint in `folder` holds in addition to the trial's files, all of which are compared first."""
         manifest = _manifest(folder)
-        if manifest.trial != self._trial_id:
-            raise Damaged(f"it is one of the trial {manifest.trial!r}")
-        for name, (size, checksum) in manifest.files.items():
+        if manifest["trial"] != self._trial_id:
+            raise Damaged(f"it is one of the trial {manifest['trial']!r}")
+        for name, (size, checksum) in manifest["files"].items():
             file = folder / name
             if not file.is_file() or file.stat().st_size != size or _checksum(file) != checksum:
                 raise Damaged(f"its file {name} is not what was saved")
         lines = tuple((folder / _LINES).read_text().splitlines())
-        if len(lines) != manifest.reports:
-            raise Damaged(f"it has {len(lines)} reports and should have {manifest.reports}")
-        return Checkpoint((manifest.reports, manifest.part), lines, manifest.seconds, manifest.extra)
+        if len(lines) != manifest["reports"]:
+            raise Damaged(f"it has {len(lines)} reports and should have {manifest['reports']}")
+        return Checkpoint((manifest["reports"], manifest["part"]), lines, manifest["seconds"], manifest["extra"])
 
 
-def _manifest(folder: Path) -> _Manifest:
+def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / _MANIFEST
     if not path.is_file():
         raise Damaged(_CUT_OFF)
     content, _, rest = path.read_bytes().partition(b"\n")
     if rest.decode("ascii", "replace") != f"{hashlib.blake2b(content).hexdigest()}\n":
         raise Damaged("its manifest is not what was written")
-    values: dict[str, Any] = parse(content, {"format": int})
-    if values["format"] != _FORMAT:
-        raise Damaged(f"its format is {values['format']!r}, and this version reads {_FORMAT}")
-    check_form(values, MANIFEST)
-    return _Manifest(**values)
+    manifest: dict[str, Any] = parse(content, {"format": int})
+    if manifest["format"] != _FORMAT:
+        raise Damaged(f"its format is {manifest['format']!r}, and this version reads {_FORMAT}")
+    check_form(manifest, MANIFEST)
+    return manifest
 
 
 def _is_mark(name: str, every: int) -> bool:
@@ -309,8 +298,8 @@ def _disk_trouble(error: BaseException, folder: Path) -> str | None:
     try:
         probe.write_bytes(bytes(1 << 16))
         probe.unlink()
-    except OSError as told:
-        return str(told)
+    except OSError as trouble:
+        return str(trouble)
     return None
 
 

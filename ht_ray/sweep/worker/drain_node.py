@@ -1,4 +1,4 @@
-"""Tell this node's trials that the node is about to go: they checkpoint and leave, and go on elsewhere.
+"""Draining of a node that is about to go: its trials checkpoint and leave, and go on elsewhere.
 
     python -m ht_ray.sweep.leave --grace 100
 
@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["TRIAL_WORKER", "Raylet", "leave", "main", "raylets", "trial_workers"]
+__all__ = ["TRIAL_WORKER", "Raylet", "drain_node", "main", "raylets", "trial_workers"]
 
 #: How Ray's workers call themselves while they run a study's trials.
 TRIAL_WORKER = "HTRayTrial"
@@ -63,23 +63,17 @@ def trial_workers(raylet: Raylet) -> list[int]:
     return workers
 
 
-def leave(nodes: Sequence[Raylet], *, grace: float, say: bool = True) -> list[int]:
-    """Drain `nodes`, send their trials away, and return the workers that have not left after `grace` seconds.
-
-    Parameters
-    ----------
-    say
-        Whether to print how many were told.
-    """
+def drain_node(nodes: Sequence[Raylet], *, grace: float) -> list[int]:
+    """Drain `nodes`, send their trials away, and return the workers that have not left after `grace` seconds."""
     end = time.monotonic() + grace
     # Both at once: there may be few seconds. What is started on the node before it is drained is told to leave, too.
     draining = [_drain(node, grace) for node in nodes]
-    told: set[int] = set()
+    notified: set[int] = set()
     while True:
         workers = [pid for node in nodes for pid in trial_workers(node)]
         for pid in workers:
-            if pid not in told:
-                told.add(pid)
+            if pid not in notified:
+                notified.add(pid)
                 _signal(pid)
         drained = all(process.poll() is not None for process in draining)
         if (drained and not workers) or time.monotonic() > end:
@@ -92,8 +86,7 @@ def leave(nodes: Sequence[Raylet], *, grace: float, say: bool = True) -> list[in
         if process.returncode:
             lines = out.strip().splitlines()
             print(f"The node could not be drained ({lines[-1] if lines else process.returncode}).", file=sys.stderr)
-    if say:
-        print(f"{len(told)} trials were told to leave, {len(workers)} are still there")
+    print(f"{len(notified)} trials were told to leave, {len(workers)} are still there")
     return workers
 
 
@@ -110,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     nodes = [node for node in raylets() if given.raylet in (None, node.pid)]
     if not nodes:
         parser.error("no Ray node runs on this machine" + (f" as process {given.raylet}." if given.raylet else "."))
-    return int(bool(leave(nodes, grace=given.grace)))
+    return int(bool(drain_node(nodes, grace=given.grace)))
 
 
 def _drain(node: Raylet, grace: float) -> subprocess.Popen[str]:

@@ -1,4 +1,4 @@
-"""What went wrong around the trials: why a worker died, and which nodes came and went. Importing this imports Ray."""
+"""Faults around the trials: why a worker died, and which nodes came and went. Importing this module imports Ray."""
 
 from __future__ import annotations
 
@@ -11,37 +11,39 @@ import ray
 from ray import cloudpickle
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
-__all__ = ["Death", "NodeWatch", "death_of", "node_name"]
+from ht_ray.records import EventKind, FaultKind
+
+__all__ = ["Failure", "NodeWatch", "classify_failure", "node_name"]
 
 #: The kind of a fault, and what Ray said.
-Death = tuple[str, str]
+Failure = tuple[FaultKind, str]
 
 _NODES_EVERY = 5.0
 
 
-def death_of(trial: Any) -> Death:
+def classify_failure(trial: Any) -> Failure:
     """Return why the worker of a Tune trial died, as Tune noted it a moment ago."""
     path = trial.pickled_error_file
     if path is None or not Path(path).exists():
-        return "worker died", "no reason is known"
+        return FaultKind.WORKER_DIED, "no reason is known"
     error = cloudpickle.loads(Path(path).read_bytes())  # written by this process
     # Not to be taken for the reason of the next one.
     Path(path).unlink()
     if isinstance(error, RayTaskError):
         cause = error.as_instanceof_cause()
-        return ("node lost" if isinstance(cause, RayActorError) else "worker died"), str(cause)
-    told = str(error)
+        return (FaultKind.NODE_LOST if isinstance(cause, RayActorError) else FaultKind.WORKER_DIED), str(cause)
+    text = str(error)
     if isinstance(error, ActorUnavailableError):
-        return "lost contact", told
+        return FaultKind.LOST_CONTACT, text
     if isinstance(error, RayActorError) and error.preempted:
-        return "pre-empted", told
-    lower = told.lower()
+        return FaultKind.PREEMPTED, text
+    lower = text.lower()
     # Ray has no type for these; tests hold its wording.
     if "running low on memory" in lower:
-        return "out of memory", told.partition("\nObject store memory usage")[0]
+        return FaultKind.OUT_OF_MEMORY, text.partition("\nObject store memory usage")[0]
     if "node has died" in lower or "node died" in lower:
-        return "node lost", told
-    return "worker died", told
+        return FaultKind.NODE_LOST, text
+    return FaultKind.WORKER_DIED, text
 
 
 def node_name(host: str, node_id: str) -> str:
@@ -50,16 +52,16 @@ def node_name(host: str, node_id: str) -> str:
 
 
 class NodeWatch:
-    """Tells which nodes join the cluster and which are lost.
+    """Watches which nodes join the cluster and which are lost.
 
     Parameters
     ----------
-    tell
+    on_change
         Called with "node joined" or "node lost", and the node's address and first digits of its id.
     """
 
-    def __init__(self, tell: Callable[[str, str], None]) -> None:
-        self._tell = tell
+    def __init__(self, on_change: Callable[[EventKind, str], None]) -> None:
+        self._on_change = on_change
         self._alive = self._look()
         self._looked = time.monotonic()
 
@@ -75,9 +77,9 @@ class NodeWatch:
         alive = self._look()
         self._looked = time.monotonic()
         for node in alive.keys() - self._alive.keys():
-            self._tell("node joined", alive[node])
+            self._on_change(EventKind.NODE_JOINED, alive[node])
         for node in self._alive.keys() - alive.keys():
-            self._tell("node lost", self._alive[node])
+            self._on_change(EventKind.NODE_LOST, self._alive[node])
         self._alive = alive
 
     @staticmethod

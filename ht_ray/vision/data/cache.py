@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from ht_ray._files import atomic_path
 
 __all__ = ["CacheError", "Contents", "cached", "read", "write"]
 
@@ -102,16 +103,11 @@ def write(
     ).encode()
     header += b" " * (-(_PREFIX + len(header)) % _ALIGNMENT)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(_MAGIC + len(header).to_bytes(8, "little") + _digest(header))
-            file.write(header)
-            for _, array in ordered:
-                file.write(array.data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_path(path) as temporary, temporary.open("xb") as file:
+        file.write(_MAGIC + len(header).to_bytes(8, "little") + _digest(header))
+        file.write(header)
+        for _, array in ordered:
+            file.write(array.data)
 
 
 def read(path: Path, fingerprint: Mapping[str, Any]) -> Contents:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ht_ray._checks import check_number
+from ht_ray._files import atomic_path
 from ht_ray.cuda_graph import GraphMode, use_graph
 from ht_ray.diagnostics import IndicatorConfig
 from ht_ray.errors import Diverged, Interrupted, SettingError
@@ -38,19 +39,15 @@ Row = dict[str, float]
 
 def save_checkpoint(state: Mapping[str, Any], path: Path) -> None:
     """Write tensors and plain data to `path` at once: to a temporary name, then renamed."""
-    temporary = path.with_name(path.name + ".tmp")
     try:
         # Given a path, PyTorch does not say why it could not write: that a disk was full, say, and may have room again.
-        with temporary.open("wb") as file:
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
             torch.save(dict(state), file)
-        temporary.replace(path)
     except RuntimeError as error:
         # PyTorch's own complaint, as it closes its archive, hides the reason.
         if isinstance(error.__context__, OSError):
             raise error.__context__ from None
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

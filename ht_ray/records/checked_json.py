@@ -1,6 +1,6 @@
-"""JSON that is read back: what it must be, and a check sum that tells damage from what was written.
+"""JSON that is read back: strict, of a given form, and with a check sum that tells damage from what was written.
 
-This is the ground floor: the standard library only. What a file must be is a *form*:
+What a file must be is a *form*:
 
 - a type (``str``, ``int``, ``bool``, ``dict``; ``float`` takes whole numbers, too, and nothing infinite), or ``None``;
 - a set of texts, of which it is one; a compiled pattern that the whole text matches;
@@ -14,11 +14,26 @@ from __future__ import annotations
 
 import json
 import math
+import numbers
 import re
 import zlib
-from typing import Any, Literal, get_args, get_origin
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias, get_args, get_origin
 
-__all__ = ["SUM", "Damaged", "check_form", "form_of", "parse", "sealed", "sum_of"]
+__all__ = [
+    "SUM",
+    "Damaged",
+    "Scalar",
+    "check_form",
+    "form_of",
+    "parse",
+    "sum_of",
+    "to_json",
+    "to_jsonable",
+    "to_sealed_json",
+]
+
+Scalar: TypeAlias = bool | int | float | str | None
 
 #: The last key of an object that was written with its check sum.
 SUM = "sum"
@@ -30,20 +45,55 @@ class Damaged(ValueError):
     """A file that is not what was written; the message says what is wrong with it."""
 
 
-def sealed(text: str) -> str:
-    """Return the JSON object `text`, whose last entry is ``"sum": ""``, with its check sum there.
+def to_jsonable(value: object) -> Any:
+    """Return `value` as what JSON can hold: NaN and infinities become None, tuples lists, NumPy numbers numbers.
+
+    Raises
+    ------
+    TypeError
+        If a value, or a key of a mapping, is something else.
 
     Examples
     --------
-    >>> line = sealed('{"index": 0, "sum": ""}')
+    >>> to_jsonable({"loss": float("nan"), "shape": (3, 32)})
+    {'loss': None, 'shape': [3, 32]}
+    """
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        number = float(value)
+        return number if math.isfinite(number) else None
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(f"the key {key!r} is no text")
+        return {key: to_jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_jsonable(item) for item in value]
+    raise TypeError(f"{value!r} is a {type(value).__name__}")
+
+
+def to_json(value: object, *, indent: int | None = None) -> str:
+    """Return `value` (see `to_jsonable`) as strict JSON."""
+    return json.dumps(to_jsonable(value), indent=indent, allow_nan=False)
+
+
+def to_sealed_json(value: Mapping[str, object], *, indent: int | None = None) -> str:
+    """Return an object as strict JSON that ends with its check sum, which `parse` compares.
+
+    Examples
+    --------
+    >>> line = to_sealed_json({"index": 0})
     >>> line
     '{"index": 0, "sum": "2304b955"}'
     >>> parse(line.replace("0,", "1,").encode())
     Traceback (most recent call last):
     ...
-    ht_ray._schema.Damaged: its check sum says that it was changed
+    ht_ray.records.checked_json.Damaged: its check sum says that it was changed
     """
-    head, mark, tail = text.rpartition(_MARK)
+    head, mark, tail = to_json({**value, SUM: ""}, indent=indent).rpartition(_MARK)
     return f"{head}{mark}{sum_of(head.encode())}{tail}"
 
 
@@ -59,8 +109,6 @@ def parse(content: bytes, form: Any = dict) -> Any:
         value = json.loads(content, parse_constant=_refuse)
     except UnicodeDecodeError as error:
         raise Damaged("it is no text in UTF-8") from error
-    except json.JSONDecodeError as error:
-        raise Damaged(f"it is no JSON: {error}") from error
     except RecursionError as error:
         raise Damaged("it is no JSON of ours: it is nested too deeply") from error
     except ValueError as error:
@@ -79,22 +127,22 @@ def sum_of(content: bytes) -> str:
 
 
 def check_form(value: object, form: Any, where: str = "") -> None:
-    """Raise `Damaged`, naming the place, unless `value` is of the form.
+    """Raise `Damaged`, naming where, unless `value` is of the form.
 
     Examples
     --------
     >>> check_form({"trials": [{"id": 3}]}, {"trials": [{"id": str}]})
     Traceback (most recent call last):
     ...
-    ht_ray._schema.Damaged: trials[0].id is 3, and should be a text
+    ht_ray.records.checked_json.Damaged: trials[0].id is 3, and should be a text
     """
     if not _fits(value, form):
         raise Damaged(f"{where or 'it'} is {_shown(value)}, and should be {_expected(form)}")
     if isinstance(form, tuple):
         form = next(one for one in form if _fits(value, one))
     if isinstance(form, list):
-        for place, item in enumerate(value):  # type: ignore[var-annotated, arg-type]
-            check_form(item, form[0], f"{where}[{place}]")
+        for index, item in enumerate(value):  # type: ignore[var-annotated, arg-type]
+            check_form(item, form[0], f"{where}[{index}]")
     elif isinstance(form, dict):
         assert isinstance(value, dict)
         known = {key.removesuffix("?"): of for key, of in form.items() if key is not str}

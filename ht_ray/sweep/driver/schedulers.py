@@ -1,4 +1,4 @@
-"""The searches of a study, as Ray Tune's schedulers and searcher. Importing this module imports Ray."""
+"""Schedulers and a searcher of Ray Tune for the searches of a study. Importing this module imports Ray."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from typing import Any
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from ht_ray.sweep.records.study_dir import TrialRecord
-from ht_ray.sweep.search.population import Course, PopulationLog
+from ht_ray.records import Outcome
+from ht_ray.sweep.records.trial_record import TrialRecord
+from ht_ray.sweep.search.population import Lineage, PopulationLog
 from ht_ray.sweep.search.search import Search
+from ht_ray.sweep.study.trial import Study
 
 __all__ = ["HalvingScheduler", "PopulationScheduler", "SuggestionSearcher"]
 
@@ -33,18 +35,16 @@ class HalvingScheduler(FIFOScheduler):
         The record of one of Tune's trials.
     """
 
-    def __init__(
-        self, search: Search, metric: str, mode: str, records: Sequence[TrialRecord], record_of: _RecordOf
-    ) -> None:
+    def __init__(self, study: Study, search: Search, records: Sequence[TrialRecord], record_of: _RecordOf) -> None:
         super().__init__()
         self._search = search
-        self._summary_metric = metric
+        self._summary_metric = study.metric
         self._record_of = record_of
         self._of_group = {
             group: AsyncHyperBandScheduler(
                 time_attr="reports",
                 metric="score",
-                mode=mode,
+                mode=study.mode,
                 max_t=search.reports,
                 grace_period=search.config.grace_period,
                 reduction_factor=search.config.reduction_factor,
@@ -61,23 +61,10 @@ class HalvingScheduler(FIFOScheduler):
                 self._known[record.spec.id] = SimpleNamespace(trial_id=record.spec.id)
                 self._group(record).on_trial_add(None, self._known[record.spec.id])
         # By their reports, as if all had run side by side: at a rung the first to come is compared with nothing.
-        told = [
-            (report["index"], record, report)
-            for record in records
-            if record.spec.id in search.groups
-            for report in record.read()
-        ]
-        for _, record, report in sorted(told, key=lambda one: one[0]):
-            self._tell(record, report)
-
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        pass
-
-    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        pass
-
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: Any) -> None:
-        pass
+        searched = [record for record in records if record.spec.id in search.groups]
+        reports = [(record, report) for record in searched for report in record.read()]
+        for record, report in sorted(reports, key=lambda pair: pair[1]["index"]):
+            self._compare(record, report)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
         record = self._record_of(trial)
@@ -85,7 +72,7 @@ class HalvingScheduler(FIFOScheduler):
             return str(TrialScheduler.CONTINUE)
         lines = [*result.get("lines", ()), *([result["report"]] if "report" in result else [])]
         for line in lines:
-            self._tell(record, json.loads(line))
+            self._compare(record, json.loads(line))
         if self._behind.get(record.spec.id) != result.get("reports", -1):
             return str(TrialScheduler.CONTINUE)
         self.stopped.add(record.spec.id)
@@ -94,7 +81,7 @@ class HalvingScheduler(FIFOScheduler):
     def _group(self, record: TrialRecord) -> AsyncHyperBandScheduler:
         return self._of_group[self._search.groups[record.spec.id]]
 
-    def _tell(self, record: TrialRecord, report: Mapping[str, Any]) -> None:
+    def _compare(self, record: TrialRecord, report: Mapping[str, Any]) -> None:
         """Note where a trial stands at a rung, and whether it falls behind there."""
         name, score = record.spec.id, report["summary"].get(self._summary_metric)
         # Without a number there is nothing to compare; and the last report is the end anyhow.
@@ -109,7 +96,7 @@ class HalvingScheduler(FIFOScheduler):
 class PopulationScheduler(FIFOScheduler):
     """Lets the members of each population wait for one another, and gives those that fall behind a better's state.
 
-    A member that waits is paused if another needs its place, so that a population may be larger than what runs at a
+    A member that waits is paused if another needs its resources, so that a population may be larger than what runs at a
     time; otherwise its process is kept for what comes. Its worker takes up its own newest checkpoint afterwards, or
     that of the member it copies: nothing is kept in Tune.
 
@@ -132,9 +119,8 @@ class PopulationScheduler(FIFOScheduler):
 
     def __init__(
         self,
+        study: Study,
         search: Search,
-        metric: str,
-        mode: str,
         records: Sequence[TrialRecord],
         record_of: _RecordOf,
         log: PopulationLog,
@@ -144,8 +130,8 @@ class PopulationScheduler(FIFOScheduler):
     ) -> None:
         super().__init__()
         self._search = search
-        self._summary_metric = metric
-        self._sign = 1 if mode == "max" else -1
+        self._summary_metric = study.metric
+        self._sign = 1 if study.mode == "max" else -1
         self._records = {record.spec.id: record for record in records if record.spec.id in search.groups}
         self._record_of = record_of
         self._log = log
@@ -160,27 +146,24 @@ class PopulationScheduler(FIFOScheduler):
         self._added[name] = trial
         if name in self._records:
             self._waiting.discard(name)
-            self._set_course(trial)
+            self._set_lineage(trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
         name = self._record_of(trial).spec.id
-        if name not in self._records or result["outcome"] not in ("running", "held"):
+        if name not in self._records or result["outcome"] not in (Outcome.RUNNING, Outcome.HELD):
             return str(TrialScheduler.CONTINUE)
         # Its worker has not heard of what was decided since it took the trial up.
-        if result["reports"] != trial.config["course"].until:
+        if result["reports"] != trial.config["lineage"].until:
             return str(TrialScheduler.CONTINUE)
         if result["reports"] == self._log.due(self._search.groups[name]):
             self._waiting.add(name)
             if len(self._added) == self._due and not self._ready():
                 return str(TrialScheduler.CONTINUE)
         else:
-            self._set_course(trial)
+            self._set_lineage(trial)
         # Tune would save it first; its worker has.
         tune_controller.pause_trial(trial, should_checkpoint=False)
         return str(TrialScheduler.NOOP)
-
-    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        pass
 
     def choose_trial_to_run(self, tune_controller: Any, *arguments: Any, **options: Any) -> Any:
         for group in dict.fromkeys(self._search.groups.values()):
@@ -204,7 +187,7 @@ class PopulationScheduler(FIFOScheduler):
 
     def _go_on(self, group: str) -> None:
         members = self._search.members(group)
-        live = [name for name in members if not self._records[name].final]
+        live = [name for name in members if not self._records[name].status.ended]
         if not live or not self._waiting.issuperset(live):
             return
         scores = {
@@ -215,11 +198,11 @@ class PopulationScheduler(FIFOScheduler):
         for name in live:
             self._waiting.discard(name)
             if self._added[name].status == "PAUSED":
-                self._set_course(self._added[name])
+                self._set_lineage(self._added[name])
 
-    def _set_course(self, trial: Any) -> None:
-        course = self._log.course(self._record_of(trial).spec.id)
-        trial.set_config({**trial.config, "course": course})
+    def _set_lineage(self, trial: Any) -> None:
+        lineage = self._log.lineage(self._record_of(trial).spec.id)
+        trial.set_config({**trial.config, "lineage": lineage})
 
 
 class SuggestionSearcher(Searcher):
@@ -228,25 +211,25 @@ class SuggestionSearcher(Searcher):
     Parameters
     ----------
     due
-        The records of the trials to run, by the number Tune knows them by.
-    course_of
+        The records of the trials to run.
+    lineage_of
         Returns the settings that a trial is to have, if it is one that is searched.
     room
-        Whether one more trial may start, beside so many that have not ended.
+        Whether one more trial may start, in addition to so many that have not ended.
     more
-        Whether a trial may still have to be started anew: Tune keeps processes for that.
+        Whether a trial may still have to be started again: Tune keeps processes for that.
     """
 
     def __init__(
         self,
         due: Sequence[TrialRecord],
-        course_of: Callable[[TrialRecord], Course | None],
+        lineage_of: Callable[[TrialRecord], Lineage | None],
         room: Callable[[int], bool],
         more: Callable[[], bool],
     ) -> None:
         super().__init__()
         self._due = due
-        self._course_of = course_of
+        self._lineage_of = lineage_of
         self._room = room
         self._more = more
         self._handed = 0
@@ -257,11 +240,11 @@ class SuggestionSearcher(Searcher):
             return None if self._more() else str(Searcher.FINISHED)
         if not self._room(len(self._live)):
             return None
-        number = self._handed
-        course = self._course_of(self._due[number])
+        record = self._due[self._handed]
+        lineage = self._lineage_of(record)
         self._handed += 1
         self._live.add(trial_id)
-        return {"trial": number, "course": course}
+        return {"trial": record.spec.id, "lineage": lineage}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         self._live.discard(trial_id)

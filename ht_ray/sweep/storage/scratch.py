@@ -1,4 +1,4 @@
-"""Folders in the local scratch that go away with their process, however that ends."""
+"""Scratch folders of this machine that go away with their process, however that ends."""
 
 from __future__ import annotations
 

@@ -1,37 +1,73 @@
-"""The files of a study, which a sweep writes and a report reads: what each must be.
+"""Files of a study, in its directory: their names, the form of each, how lines are added and read back.
 
-This is the ground floor: the standard library only.
+The driver alone writes here::
+
+    config.json                  format, name, command, creation time, versions, metric, mode, settings, sum of the plan
+    trials.json                  all planned trials, in order
+    trials/ID/results.jsonl      a line per report: index, curves, summary, progress, seconds
+    trials/ID/status.json        status, error, restarts, node, number of reports
+    trials/ID/events.out.*       for TensorBoard
+    results.csv                  a row per planned trial
+    journal.jsonl                events: runs, nodes that came and went, faults, damage; a line each
+    trials/ID/settled.json       label, settings and config of a trial whose settings were suggested when it began
+    population.jsonl             who took over whose state: a line per population and round
+
+The workers write ``checkpoints/ID/`` (see `ht_ray.sweep.worker.checkpoints`). Files are replaced whole or appended to.
+A kill can tear only the last line of a ``results.jsonl`` or of the journal, which then does not count. Objects and
+lines end with a check sum, ``"sum"``; those without one, of earlier versions, are taken as they are.
 """
 
 from __future__ import annotations
 
+import io
 import math
+import os
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ht_ray._schema import Damaged, parse
+from ht_ray._files import append_whole
+from ht_ray._storage import storage_errors
+from ht_ray.records.checked_json import Damaged, Scalar, parse, to_sealed_json
+from ht_ray.records.statuses import EventKind, TrialStatus
 
 __all__ = [
+    "CHECKPOINTS",
     "CONFIG",
+    "CONFIG_FILE",
     "DECISION",
     "FORMAT",
     "ID",
     "JOURNAL",
     "LEASE",
+    "LEASE_FILE",
     "LOCK",
     "MANIFEST",
     "PLAN",
+    "PLAN_FILE",
+    "POPULATION",
     "REPORT",
     "SETTLED",
     "STATUS",
+    "TRIALS",
     "Reports",
+    "append_line",
+    "note",
     "read_file",
 ]
 
+#: Of the study directory as a whole.
 FORMAT = 1
+CONFIG_FILE = "config.json"
+PLAN_FILE = "trials.json"
 JOURNAL = "journal.jsonl"
+POPULATION = "population.jsonl"
+TRIALS = "trials"
+CHECKPOINTS = "checkpoints"
+LEASE_FILE = "lease.json"
 LOCK = ".lock"
 
 #: Safe as a file name everywhere.
@@ -57,7 +93,7 @@ CONFIG = {
 PLAN = [{"id": _NAME, "label": str, "settings": _SETTINGS, "config?": dict}]
 SETTLED = {"label": str, "settings": _SETTINGS, "config": dict}
 STATUS = {
-    "status": {"unfinished", "running", "finished", "failed", "diverged", "stopped"},
+    "status": {status.value for status in TrialStatus},
     "error?": (str, None),
     "restarts?": int,
     "node?": (str, None),
@@ -145,3 +181,42 @@ def read_file(path: Path, form: Any) -> Any:
         return parse(path.read_bytes(), form)
     except Damaged as damage:
         raise Damaged(f"{path} is damaged: {damage}") from damage
+
+
+# Threads of the driver share the journal.
+_appending = threading.Lock()
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file: all of it, or on an error nothing. Half a line that a kill left at its end is deleted.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be written.
+    """
+    with _appending, storage_errors(path), path.open("a+b", buffering=0) as file:
+        _cut_torn_line(file)
+        append_whole(file, line.encode() + b"\n")
+
+
+def note(directory: Path, event: EventKind, **values: Scalar | Sequence[str]) -> None:
+    """Add an event to the study's journal.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be written.
+    """
+    now = datetime.now().astimezone().isoformat(timespec="seconds")
+    append_line(directory / JOURNAL, to_sealed_json({"time": now, "event": event, **values}))
+
+
+def _cut_torn_line(file: io.FileIO) -> None:
+    end = file.seek(0, os.SEEK_END)
+    if not end:
+        return
+    file.seek(end - 1)
+    if file.read(1) != b"\n":
+        file.seek(0)
+        file.truncate(file.readall().rfind(b"\n") + 1)

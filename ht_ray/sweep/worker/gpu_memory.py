@@ -1,4 +1,4 @@
-"""Several trials on one GPU: whether each has the memory it needs."""
+"""Memory of a GPU that several trials share: whether each has what it needs."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Mapping
 
 from ht_ray.errors import SettingError
+from ht_ray.records import EventKind
+from ht_ray.sweep.study.config import GIB
 
 __all__ = ["gpu_memory", "wait_for_gpu_memory"]
-
-GIB = 1 << 30
 
 
 def gpu_memory() -> tuple[int, int]:
@@ -44,7 +44,7 @@ def wait_for_gpu_memory(
     share
         The share of the GPU that a trial has: as many trials as fit will be on it.
     say
-        Told, once, if there is something to wait for: a trial that ended a moment ago may still hold its memory.
+        Called, once, if there is something to wait for: a trial that ended a moment ago may still hold its memory.
     memory
         What is free and what there is, in bytes.
     patience, every
@@ -66,7 +66,8 @@ def wait_for_gpu_memory(
         )
     began = time.monotonic()
     if free < needed:
-        say({"event": "waiting", "detail": f"the GPU has {free / GIB:.3g} GiB free; {needed / GIB:.3g} are needed"})
+        detail = f"the GPU has {free / GIB:.3g} GiB free; {needed / GIB:.3g} are needed"
+        say({"event": EventKind.WAITING, "detail": detail})
     while free < needed:
         if time.monotonic() - began > patience:
             raise MemoryError(

@@ -1,4 +1,4 @@
-"""Tells what goes wrong with trials: what is alike is told a few times, and then counted."""
+"""Log of trials that end badly: errors that are alike are printed a few times, and then counted."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["FailureTeller", "last_line"]
+__all__ = ["FailureLog", "last_line"]
 
-# Of events that are alike, the first is told in full, and so many in all by name.
+# Of events that are alike, the first is printed in full, and so many in all by name.
 _BY_NAME = 3
-# So many tracebacks are told in full; of later kinds of failure the last line only.
+# So many tracebacks are printed in full; of later kinds of failure the last line only.
 _IN_FULL = 10
 _COUNTED = tuple(10**power for power in range(1, 7))
 
@@ -23,8 +23,8 @@ class _Alike:
     count: int = 0
 
 
-class FailureTeller:
-    """Tells of trials that end badly or are restarted.
+class FailureLog:
+    """Prints which trials end badly or are restarted.
 
     Errors are alike if their last lines are, but for numbers and the trial's name.
 
@@ -35,15 +35,15 @@ class FailureTeller:
 
     Examples
     --------
-    >>> teller = FailureTeller(print)
+    >>> failures = FailureLog(print)
     >>> for seed in range(40):
-    ...     teller.tell(f"plain-seed{seed}", "failed", f"Traceback ...\\nOSError: no space left by seed {seed}")
+    ...     failures.add(f"plain-seed{seed}", "failed", f"Traceback ...\\nOSError: no space left by seed {seed}")
     trial plain-seed0 failed: Traceback ...
     OSError: no space left by seed 0
     trial plain-seed1 failed: OSError: no space left by seed 1
     trial plain-seed2 failed: OSError: no space left by seed 2
     trial plain-seed9 failed, the 10th like it: OSError: no space left by seed 9
-    >>> teller.close()
+    >>> failures.close()
     trial plain-seed0 failed, and 39 more like it: OSError: no space left by seed 0
     """
 
@@ -51,8 +51,8 @@ class FailureTeller:
         self._say = say
         self._kinds: dict[str, _Alike] = {}
 
-    def tell(self, trial: str, what: str, error: str) -> None:
-        """Tell that a trial ended or was interrupted: "trial ID WHAT: ERROR"."""
+    def add(self, trial: str, what: str, error: str) -> None:
+        """Note that a trial ended or was interrupted: "trial ID WHAT: ERROR"."""
         short = last_line(error)
         kind = re.sub(r"0x[0-9a-f]+|\d+", "#", f"{what}: {short}".replace(trial, "TRIAL"))
         alike = self._kinds.setdefault(kind, _Alike(trial, what, short))
@@ -64,7 +64,7 @@ class FailureTeller:
             self._say(f"trial {trial} {what}, the {alike.count}th like it: {short}")
 
     def close(self) -> None:
-        """Say how many there were of those that were not all told one by one."""
+        """Say how many there were of those that were not all printed."""
         for alike in self._kinds.values():
             if alike.count > _BY_NAME:
                 self._say(f"trial {alike.trial} {alike.what}, and {alike.count - 1} more like it: {alike.error}")

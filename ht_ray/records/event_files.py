@@ -1,8 +1,8 @@
-"""TensorBoard's event files of trials: curves, summaries, and settings for the HParams tab; one for each trial.
+"""Event files for TensorBoard: curves, summaries, and settings for the HParams tab; one for each trial.
 
-This is the ground floor: a sweep writes them, and a report makes damaged ones again. The files are written with
-TensorBoard's own record writer. PyTorch's ``SummaryWriter`` writes the same events, but imports torch and starts a
-thread per trial. No file is kept open: a study may have thousands.
+A sweep writes them, and a report writes damaged ones again, with TensorBoard's own record writer. PyTorch's
+``SummaryWriter`` writes the same events, but imports torch and starts a thread per trial. No file is kept open: a study
+may have thousands.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import struct
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -26,22 +26,23 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import (
 )
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from ht_ray._storage import storage_errors, write_whole
+from ht_ray._files import append_whole
+from ht_ray._storage import storage_errors
+from ht_ray.records.checked_json import Scalar
+from ht_ray.records.statuses import TrialStatus
 
 __all__ = ["EventFile", "HParams", "ended_events", "mend", "report_events", "scalars"]
 
 _FILES = "events.out.tfevents.*"
-_HEADER, _FOOTER = 12, 4
+_HEADER = 12
 
-_Scalar: TypeAlias = bool | int | float | str | None
-
-# A setting with more values is told by their range: all values in the file of each trial would be files that grow with
+# Of a setting with more values the range is given: all values in the file of each trial would be files that grow with
 # the square of the study.
 _VALUES_LISTED = 40
 
 
 class HParams:
-    """What the HParams tab is told about a whole study: its settings and their values.
+    """Settings of a study's runs, and their values, for the HParams tab.
 
     Parameters
     ----------
@@ -49,15 +50,15 @@ class HParams:
         The settings of each run.
     """
 
-    def __init__(self, settings: Sequence[Mapping[str, _Scalar]]) -> None:
-        values: dict[str, dict[_Scalar, None]] = {}
+    def __init__(self, settings: Sequence[Mapping[str, Scalar]]) -> None:
+        values: dict[str, dict[Scalar, None]] = {}
         for trial in settings:
             for name, value in trial.items():
                 values.setdefault(name, {})[value] = None
         self._infos = [self._info(name, list(of_name)) for name, of_name in values.items()]
 
     @staticmethod
-    def _info(name: str, values: list[_Scalar]) -> api_pb2.HParamInfo:
+    def _info(name: str, values: list[Scalar]) -> api_pb2.HParamInfo:
         given = [value for value in values if value is not None]
         if given and all(isinstance(value, bool) for value in given):
             kind = api_pb2.DATA_TYPE_BOOL
@@ -74,7 +75,7 @@ class HParams:
             info.domain_interval.min_value, info.domain_interval.max_value = min(numbers), max(numbers)
         return info
 
-    def start(self, settings: Mapping[str, _Scalar], metrics: Iterable[str]) -> list[Event]:
+    def start(self, settings: Mapping[str, Scalar], metrics: Iterable[str]) -> list[Event]:
         """Describe the study, and a run of it with `settings`; runs are compared by the scalars tagged `metrics`."""
         named = [api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in metrics]
         study = HParamsPluginData(experiment=api_pb2.Experiment(hparam_infos=self._infos, metric_infos=named))
@@ -92,8 +93,8 @@ class HParams:
         ]
 
     def end(self, status: str) -> Event:
-        """Say that a run has "finished", or ended otherwise: "failed" or "diverged"."""
-        ended = api_pb2.STATUS_SUCCESS if status == "finished" else api_pb2.STATUS_FAILURE
+        """Say that a run has finished, or ended otherwise."""
+        ended = api_pb2.STATUS_SUCCESS if status == TrialStatus.FINISHED else api_pb2.STATUS_FAILURE
         end = SessionEndInfo(status=ended, end_time_secs=time.time())
         return self._event(metadata.SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=end))
 
@@ -104,7 +105,7 @@ class HParams:
 
 
 class EventFile:
-    """An event file, begun anew. Others in its folder are removed.
+    """An event file, new. Others in its folder are removed.
 
     Parameters
     ----------
@@ -114,7 +115,7 @@ class EventFile:
 
     def __init__(self, folder: Path) -> None:
         with storage_errors(folder):
-            # Not the study's own directory: if that is gone, it is not to be begun anew.
+            # Not the study's own directory: if that is gone, it is not to be made again.
             folder.parent.mkdir(exist_ok=True)
             folder.mkdir(exist_ok=True)
             for old in folder.glob(_FILES):
@@ -138,19 +139,19 @@ class EventFile:
         for event in events:
             writer.write(event.SerializeToString())
         with storage_errors(self._path), self._path.open("ab", buffering=0) as file:
-            write_whole(file, stream.getvalue())
+            append_whole(file, stream.getvalue())
 
 
 def scalars(values: Mapping[str, float | None], step: int) -> Event:
     """Return the event of scalars, by tag, at one step; None, which stands for what is not finite, is a NaN."""
-    told = [
+    content = [
         Summary.Value(tag=tag, simple_value=float("nan") if value is None else value) for tag, value in values.items()
     ]
-    return Event(wall_time=time.time(), step=step, summary=Summary(value=told))
+    return Event(wall_time=time.time(), step=step, summary=Summary(value=content))
 
 
-def report_events(hparams: HParams, settings: Mapping[str, _Scalar], report: Mapping[str, Any]) -> Iterator[Event]:
-    """Yield what a trial's file says of one of its reports: ``CURVE/METRIC`` at the rows' steps, ``summary/METRIC``."""
+def report_events(hparams: HParams, settings: Mapping[str, Scalar], report: Mapping[str, Any]) -> Iterator[Event]:
+    """Yield the events of one of a trial's reports: ``CURVE/METRIC`` at the rows' steps, ``summary/METRIC``."""
     summary = {f"summary/{name}": value for name, value in report["summary"].items()}
     if report["index"] == 0:
         yield from hparams.start(settings, summary)
@@ -162,9 +163,9 @@ def report_events(hparams: HParams, settings: Mapping[str, _Scalar], report: Map
 
 
 def ended_events(
-    hparams: HParams, settings: Mapping[str, _Scalar], reports: Iterable[Mapping[str, Any]], status: str
+    hparams: HParams, settings: Mapping[str, Scalar], reports: Iterable[Mapping[str, Any]], status: str
 ) -> list[Event]:
-    """Return what the file of a trial that has ended says; nothing if it has not reported."""
+    """Return the events of a trial that has ended; none if it has not reported."""
     events = [event for report in reports for event in report_events(hparams, settings, report)]
     return [*events, hparams.end(status)] if events else []
 
@@ -181,13 +182,13 @@ def mend(folder: Path, events: Sequence[Event]) -> bool:
         files = list(folder.glob(_FILES))
         found = _read(files[0].read_bytes()) if len(files) == 1 else None
     # Those of the file's own beginning say nothing; and times differ.
-    if found is not None and [_told(event) for event in found[2:]] == [_told(event) for event in events]:
+    if found is not None and [_content(event) for event in found[2:]] == [_content(event) for event in events]:
         return False
     EventFile(folder).append(events)
     return True
 
 
-def _told(event: Event) -> tuple[Any, ...]:
+def _content(event: Event) -> tuple[Any, ...]:
     # As bytes: a NaN differs from itself.
     return event.step, *((value.tag, struct.pack("<f", value.simple_value)) for value in event.summary.value)
 
@@ -197,9 +198,9 @@ def _read(content: bytes) -> list[Event] | None:
     stream = io.BytesIO()
     writer = RecordWriter(stream)
     records = []
-    while (place := stream.tell()) + _HEADER <= len(content):
-        (length,) = struct.unpack_from("<Q", content, place)
-        records.append(content[place + _HEADER : place + _HEADER + length])
+    while (start := stream.tell()) + _HEADER <= len(content):
+        (length,) = struct.unpack_from("<Q", content, start)
+        records.append(content[start + _HEADER : start + _HEADER + length])
         # With its check sums.
         writer.write(records[-1])
     return [Event.FromString(record) for record in records] if stream.getvalue() == content else None
