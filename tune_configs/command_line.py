@@ -125,9 +125,11 @@ def _flag_of(settings_class: type[StudySettings]) -> Callable[[str | None, str],
     names = {one.name for config in (with_methods(settings_class), SweepConfig) for one in fields(config)}
 
     def called(owner: str | None, name: str) -> str:
-        known = RENAMED.get((owner or "", name), name)
-        if known in names and (owner is None or owner.endswith(("Config", "Settings"))):
-            return flag_name(known)
+        # As in "the default of SweepConfig", and "resources, 'tape'".
+        before, _, owner = (owner or "").rpartition(" ")
+        own, comma, part = RENAMED.get((owner, name), name).partition(", ")
+        if own in names and (not owner or owner.endswith(("Config", "Settings"))):
+            return f"{before} {flag_name(own)}".strip() + comma + part
         return ": ".join(part for part in (owner, name) if part)
 
     return called
@@ -194,7 +196,10 @@ def _load_methods(arguments: Sequence[str]) -> None:
 
 def _as_planned(location: str, settings: StudySettings, planned: tuple[TrialSpec, ...]) -> tuple[TrialSpec, ...]:
     """Return the trials as the study that is resumed has them, if they train the same under other names."""
-    stored = load_plan(location)
+    try:
+        stored = load_plan(location)
+    except SettingError:  # which is told, or mended, when the study goes on
+        return planned
 
     def meaning(spec: TrialSpec) -> Any:
         config = settings.canonical(json.loads(json.dumps(spec.config)))

@@ -83,10 +83,10 @@ RENAMED: Mapping[tuple[str, str], str] = {
 } | {("MethodConfig", "name"): "methods"}
 
 
-def _generated() -> list[tuple[str, Any, Field[Any]]]:
+def _generated() -> list[tuple[str, Any, Any]]:
     """Return the settings that are those of configurations, and of the methods: name, type, field."""
     of_streams = {config.name: help_texts(config) for config in STREAMS.values()}
-    found: dict[str, tuple[str, Any, Field[Any]]] = {}
+    found: dict[str, tuple[str, Any, Any]] = {}
     for section in (_DATA, _MODEL, *_STREAM_SECTIONS, _TRAINING, _MEASURED):
         hints, texts = get_type_hints(section.config), help_texts(section.config)
         for one in fields(section.config):
@@ -96,7 +96,8 @@ def _generated() -> list[tuple[str, Any, Field[Any]]]:
             text = _stream_text(name, of_streams) if section in _STREAM_SECTIONS else texts[one.name]
             metadata = {"help": text, "section": section.title, "choices": section.choices.get(one.name, ())}
             kind, default = hints[one.name], _DEFAULTS.get(name, default_of(one))
-            kind, default = (kind | None, None) if name in _IMPLIED else (kind, default)
+            if name in _IMPLIED:
+                kind, default = kind | None, None
             found[name] = name, kind, field(default=default, metadata=metadata)
     return [*found.values(), *_of_methods(found)]
 
@@ -109,7 +110,7 @@ def _stream_text(name: str, of_streams: Mapping[str, Mapping[str, str]]) -> str:
     return " ".join(f"{stream}: {text[:1].lower()}{text[1:]}" for stream, text in texts.items())
 
 
-def _of_methods(known: Iterable[str]) -> list[tuple[str, Any, Field[Any]]]:
+def _of_methods(known: Iterable[str]) -> list[tuple[str, Any, Any]]:
     metadata = {name: {"help": one.info.help, "section": "Methods"} for name, one in registry.all_settings().items()}
     return [
         (name, one.kind, field(default=one.default, metadata=metadata[name]))

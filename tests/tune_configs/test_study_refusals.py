@@ -193,7 +193,7 @@ def test_more_gpus_than_the_cluster_has(cluster: str, tmp_path: Path, capsys: py
     code = ablation.main(["--gpus-per-trial", "1", "--results-dir", str(tmp_path / "study")])
     message = capsys.readouterr().err
     assert code == 2
-    assert "error: --cpus-per-trial = 1, --gpus-per-trial = 1: no node" in message
+    assert "error: --cpus-per-trial = 1.0, --gpus-per-trial = 1.0: no node" in message
     assert "2 CPUs and 0 GPUs" in message
     assert not list(tmp_path.iterdir())
 
