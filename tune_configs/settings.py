@@ -68,7 +68,12 @@ class _Section(NamedTuple):
 
 _INDICATORS = {one.name: f"indicators_{one.name}" for one in fields(IndicatorConfig)} | {"names": "indicators"}
 _DATA = _Section("Data", DataConfig, {"name": "data", "root": "data_root", "cache": "data_cache"}, {"name": DATA_SETS})
-_MODEL = _Section("Network", ModelConfig, {"name": "model"}, {"name": ("mlp", "resnet18", "vit_tiny", "vgg16")})
+_MODEL = _Section(
+    "Network",
+    ModelConfig,
+    {"name": "model"},
+    {"name": ("mlp", "resnet18", "vit_tiny", "vgg16"), "activation": ("relu", "crelu")},
+)
 _TRAINING = _Section("Training", TrainingConfig, {}, {"augment": AUGMENTATIONS})
 _MEASURED = _Section("Indicators", IndicatorConfig, _INDICATORS, {"names": tuple(INDICATOR_GROUPS)})
 _STREAM_SECTIONS = [_Section("Stream", config, {}, {}) for config in STREAMS.values()]

@@ -12,7 +12,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from ht_ray._checks import check_choice, check_number, did_you_mean
 from ht_ray.errors import SettingError
@@ -172,12 +172,12 @@ class SearchConfig:
         If a field cannot work, or changes nothing.
     """
 
-    search: str = "grid"
+    search: Literal["grid", "random", "optuna"] = "grid"
     """Where the settings of the trials come from: grid, random (drawn beforehand), or optuna (suggested by the results
     so far; needs ht-ray[optuna])."""
     samples: int | None = None
     """Search random or optuna: how many settings are tried; by default 20."""
-    scheduler: str = "none"
+    scheduler: Literal["none", "asha", "pbt"] = "none"
     """What happens to trials that fall behind: none, asha (they are stopped), or pbt (they take over the state of
     better ones, with settings nearby)."""
     population: int | None = None

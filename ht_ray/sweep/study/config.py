@@ -9,7 +9,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ht_ray._checks import check_choice, check_number, owner_and_field
 from ht_ray._storage import PASSING, Storage, StorageError, is_uri
@@ -76,7 +76,7 @@ class SweepConfig:
     address: str | None = None
     """The Ray cluster to use: "auto", "local" or HOST:PORT; by default RAY_ADDRESS (which is set in a submitted job),
     otherwise a Ray started here."""
-    tensorboard: str = "trials"
+    tensorboard: Literal["trials", "configurations", "none"] = "trials"
     """What runs TensorBoard shows: trials, configurations (the means over the seeds: lighter, for studies of hundreds
     of trials), or none."""
 
