@@ -81,6 +81,9 @@ def check_choice(where: str, value: object, options: Iterable[str]) -> str:
         value=value,
         accepted=accepted,
         hint=hint.strip(),
+        reason=": accepted are {options}.{suggestion}",
+        options=accepted,
+        suggestion=hint,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from string import Formatter
 from typing import Any
 
 __all__ = ["Diverged", "Interrupted", "SettingError", "SettingWarning"]
@@ -10,23 +12,28 @@ __all__ = ["Diverged", "Interrupted", "SettingError", "SettingWarning"]
 class SettingError(ValueError):
     """A setting that cannot work.
 
-    Command lines print its message, without a traceback, and exit with status 2. Where one setting is wrong, `owner`
-    and `field` name it; a message of its own may take the place of the composed one.
+    Command lines print it without a traceback, and exit with status 2. Where one setting is wrong, `owner` and `field`
+    name it, so that whoever knows it under another name, as a flag, says so: `describe`.
 
     Parameters
     ----------
-    message
-        What to print. Default: made of what follows, ``"Tortoise: momentum = 2: accepted is ... Did you mean ...?"``.
-    owner
+    message : str or None, default None
+        The text. By default it is made of what follows, as ``"Tortoise: momentum = 2: accepted is ..."``.
+    owner : str or None, default None
         Whose setting it is, as the user knows it: ``"DataConfig"``.
-    field
+    field : str or None, default None
         The setting's name there.
-    value
+    value : Any
         What was given.
-    accepted
+    accepted : str or None, default None
         What would be accepted, as a phrase: ``"a number with 0 <= momentum < 1"``.
-    hint
+    hint : str, default ""
         What to do, a sentence.
+    reason : str or None, default None
+        What follows the value, in place of `accepted` and `hint`. Other settings are named in braces, alone or with
+        their owner: ``" changes nothing: {search} = {kind!r}."``
+    **told
+        What stands in the other braces of `reason`: values, as ``kind="grid"``, or another error.
 
     Examples
     --------
@@ -35,6 +42,9 @@ class SettingError(ValueError):
     'Tortoise: momentum = 2: accepted is a number with 0 <= momentum < 1.'
     >>> error.owner, error.field, error.value
     ('Tortoise', 'momentum', 2)
+    >>> error = SettingError(owner="Search", field="samples", value=9, reason=": {search} = {kind!r}.", kind="grid")
+    >>> error.describe(lambda owner, field: f"--{field}")
+    "--samples = 9: --search = 'grid'."
     """
 
     def __init__(
@@ -46,24 +56,62 @@ class SettingError(ValueError):
         value: Any = None,
         accepted: str | None = None,
         hint: str = "",
+        reason: str | None = None,
+        **told: Any,
     ) -> None:
-        if message is None:
-            where = ": ".join(part for part in (owner, field) if part is not None)
-            message = f"{where} = {value!r}: accepted is {accepted}." + (f" {hint}" if hint else "")
-        super().__init__(message)
         self.owner = owner
         self.field = field
         self.value = value
         self.accepted = accepted
         self.hint = hint
+        self.reason = reason
+        self.told = told
+        super().__init__(self.describe(_plain_name) if message is None else message)
+
+    def describe(self, name: Callable[[str | None, str], str]) -> str:
+        """Return the text with each setting called what `name` returns for its owner, which may be None, and field."""
+        if self.field is None or (self.reason is None and self.accepted is None):
+            return str(self)
+        start = f"{name(self.owner, self.field)} = {self.value!r}"
+        if self.reason is not None:
+            return start + _Names(name).vformat(self.reason, (), self.told)
+        return f"{start}: accepted is {self.accepted}." + (f" {self.hint}" if self.hint else "")
+
+    def of(self, owner: str, field: str, value: Any = None) -> SettingError:
+        """Return this error as that of another setting, whose value, if given, stands in place of its own."""
+        given = self.value if value is None else value
+        if self.reason is None and self.accepted is None:
+            return SettingError(owner=owner, field=field, value=given, reason=": {text}", text=str(self))
+        rest: dict[str, Any] = {"accepted": self.accepted, "hint": self.hint, "reason": self.reason, **self.told}
+        return SettingError(owner=owner, field=field, value=given, **rest)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # An exception is pickled by its arguments alone, and some cross processes.
-        return _setting_error, (str(self), self.owner, self.field, self.value, self.accepted, self.hint)
+        names = ("owner", "field", "value", "accepted", "hint", "reason")
+        return _restored, (str(self), {name: getattr(self, name) for name in names} | self.told)
 
 
-def _setting_error(message: str, owner: Any, field: Any, value: Any, accepted: Any, hint: str) -> SettingError:
-    return SettingError(message, owner=owner, field=field, value=value, accepted=accepted, hint=hint)
+class _Names(Formatter):
+    """Fills in a reason: what is told by its name, and settings by theirs."""
+
+    def __init__(self, name: Callable[[str | None, str], str]) -> None:
+        self.name = name
+
+    def get_field(self, field_name: str, args: Any, kwargs: Any) -> tuple[Any, str]:
+        if field_name in kwargs:
+            value = kwargs[field_name]
+            return value.describe(self.name) if isinstance(value, SettingError) else value, field_name
+        owner, _, field = field_name.rpartition(".")
+        return self.name(owner or None, field), field_name
+
+
+def _plain_name(owner: str | None, field: str) -> str:
+    # Those of classes of settings are read as attributes.
+    return f"{owner}{'.' if owner.endswith(('Config', 'Settings')) else ': '}{field}" if owner else field
+
+
+def _restored(message: str, rest: dict[str, Any]) -> SettingError:
+    return SettingError(message, **rest)
 
 
 class SettingWarning(UserWarning):

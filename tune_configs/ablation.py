@@ -12,19 +12,18 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 if __package__ in (None, ""):  # run as a script: the checkout need not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ht_ray._checks import check_choice, check_number
-from ht_ray.errors import SettingError
+from ht_ray.methods import MethodConfig, display_name
 from ht_ray.sweep import Parameter, Search, SearchConfig, TrialSpec, Values, draw_distinct
-from ht_ray.vision import MethodConfig, display_name
 from tune_configs.command_line import Prepared, prepare_vision
 from tune_configs.command_line import main as run_main
 from tune_configs.settings import VisionSettings, check_distinct
@@ -32,49 +31,55 @@ from tune_configs.trials import label_of, trial
 
 __all__ = ["AblationSettings", "main", "trials"]
 
+_BASELINES = ("plain", "ema", "shrink_perturb", "head_reset")
+
 
 @dataclass(frozen=True)
 class AblationSettings(SearchConfig, VisionSettings):
     """Settings of the momentum x reset interval study."""
 
+    most_used: ClassVar[tuple[str, ...]] = (
+        *("data", "data_root", "model", "stream", "epochs", "momenta", "reset_intervals", "baselines"),
+        *("search", "scheduler", "seeds", "results_dir", "resume", "gpus_per_trial", "address"),
+    )
+    sections: ClassVar[Mapping[type[Any], str]] = {SearchConfig: "Search"}
+
     momenta: tuple[float, ...] = (0.9, 0.97, 0.99)
     """Momenta of the tortoise to try; a search other than the grid goes from the smallest to the largest."""
     reset_intervals: tuple[int, ...] = (1, 5, 10)
     """Reset intervals to try; a search other than the grid goes from the smallest to the largest."""
-    baselines: tuple[str, ...] = ("plain", "ema", "shrink_perturb", "head_reset")
+    baselines: tuple[str, ...] = field(default=_BASELINES, metadata={"choices": _BASELINES})
     """Methods to compare with; ema is run with every momentum."""
-    access: str = "full"
-    """Continual: full access to what has arrived, or buffer."""
 
     def __post_init__(self) -> None:
+        owner = "AblationSettings"
         SearchConfig.__post_init__(self)
         VisionSettings.__post_init__(self)
-        check_choice("AblationSettings.access", self.access, ["full", "buffer"])
         for momentum in self.momenta:
-            check_number("AblationSettings.momenta", momentum, low=0, high=1, high_open=True)
+            check_number(f"{owner}.momenta", momentum, low=0, high=1, high_open=True)
         for interval in self.reset_intervals:
-            check_number("AblationSettings.reset_intervals", interval, low=1, integer=True)
+            check_number(f"{owner}.reset_intervals", interval, low=1, integer=True)
         for name in self.baselines:
-            check_choice("AblationSettings.baselines", name, ["plain", "ema", "shrink_perturb", "head_reset"])
-        check_distinct("AblationSettings.momenta", self.momenta)
-        check_distinct("AblationSettings.reset_intervals", self.reset_intervals)
+            check_choice(f"{owner}.baselines", name, _BASELINES)
+        check_distinct(owner, "momenta", self.momenta)
+        check_distinct(owner, "reset_intervals", self.reset_intervals)
         if self.baselines:
-            check_distinct("AblationSettings.baselines", self.baselines)
+            check_distinct(owner, "baselines", self.baselines)
         if self.scheduler != "none" and self.stream == "warm_start":
-            raise SettingError(
-                f"AblationSettings.scheduler = {self.scheduler!r}: a warm start reports twice, and its first phase is "
-                "a means and not an end, by which nothing can be stopped or copied. Accepted with stream = 'continual'."
+            why = (
+                ": a warm start reports twice, and its first phase is a means and not an end, by which nothing can be "
+                "stopped or copied. Accepted with {stream} = 'continual'."
             )
+            raise self.refused("scheduler", why)
         if self.draws and not self.parameters:
-            raise SettingError(
-                f"AblationSettings.momenta = {self.momenta!r} and reset_intervals = {self.reset_intervals!r}: there is "
-                "nothing to search; give the smallest and the largest value of one of them."
-            )
+            why = " and {reset_intervals} = {intervals!r}: there is nothing to search; give several values of one."
+            raise self.refused("momenta", why, intervals=self.reset_intervals)
         if self.search == "optuna" and self._preset("seeds") > 1:
-            raise SettingError(
-                f"AblationSettings.seeds = {self.seeds!r}: search = 'optuna' tries every setting with one seed, the "
-                "first; leave it out, and run the best settings with more seeds as a grid afterwards."
+            why = (
+                ": {search} = 'optuna' tries every setting with one seed, the first; leave it out, and run the best "
+                "settings with more seeds as a grid afterwards."
             )
+            raise self.refused("seeds", why)
 
     def resolved(self) -> Self:
         """Return these settings with all that they imply written out, as results record them."""

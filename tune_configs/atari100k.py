@@ -4,7 +4,7 @@ By default all 26 games, the agents of the paper's table 1 (six of DrQ, or with 
 seeds; with ``--momenta`` or ``--reset-intervals``, the plain agent beside Hare & Tortoise with each combination. Run it
 alone (``python tune_configs/atari100k.py --games pong --steps 20000``), on a cluster (``--address auto``), or as a
 submitted job (``ray job submit --working-dir . -- python tune_configs/atari100k.py --gpus-per-trial 0.25``). All flags
-of BBF: ``--agent bbf --help``.
+of BBF: ``--agent bbf --help-all``.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 if __package__ in (None, ""):  # run as a script: the checkout need not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import tyro
 from torch import nn
 
 from ht_ray._checks import check_choice, check_number
@@ -31,9 +30,9 @@ from ht_ray.agents.base_config import MOST, AgentConfig
 from ht_ray.agents.bbf.config import BBFConfig
 from ht_ray.agents.drq.config import DrQConfig
 from ht_ray.agents.envs.games import ATARI_100K_GAMES, game_name
-from ht_ray.agents.registry import AGENTS
+from ht_ray.agents.registry import AGENTS, agent_from_dict
 from ht_ray.errors import SettingError, SettingWarning
-from ht_ray.methods import Phase, Tortoise
+from ht_ray.methods import HareTortoise, Phase
 from ht_ray.report.atari.study import format_thousands
 from ht_ray.sweep import TrialSpec, load_study_settings
 from tune_configs.command_line import Prepared, check_memory
@@ -58,8 +57,8 @@ class _Agent(NamedTuple):
 @dataclass(frozen=True)
 class _StudyFields(StudySettings):
     # Apart from the agent's own settings, so that these flags come first in ``--help``.
-    agent: str = "drq"
-    """drq or bbf."""
+    agent: str = field(default="drq", metadata={"choices": tuple(AGENTS)})
+    """The agent; the others' flags: --agent bbf --help-all."""
     games: tuple[str, ...] = ATARI_100K_GAMES
     """Games, of the 26 of Atari-100k."""
     variants: tuple[str, ...] | None = None
@@ -81,8 +80,8 @@ class _StudyFields(StudySettings):
     """Steps from one checkpoint to the next; an evaluation is followed by one, too."""
     max_steps: int = 27_000
     """Steps of the agent after which a game is cut off."""
-    precision: str = "fp32"
-    """fp32, or bf16 for autocast."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 is autocast."""
     compile: bool = False
     """Whether the networks run through torch.compile."""
     indicators_interval: int | None = None
@@ -103,6 +102,23 @@ class _AtariStudy(_StudyFields):
     #: Those compared by default, and beside each other with a grid.
     paper: ClassVar[tuple[str, ...]]
     plain_and_ht: ClassVar[tuple[str, str]]
+    sections: ClassVar[Mapping[type[Any], str]] = {DrQConfig: "Agent", BBFConfig: "Agent"}
+    most_used: ClassVar[tuple[str, ...]] = (
+        *("agent", "games", "variants", "momenta", "reset_intervals", "steps", "evaluate_every", "precision"),
+        *("indicators_interval", "seeds", "results_dir", "resume", "gpus_per_trial", "max_concurrent", "address"),
+    )
+
+    @classmethod
+    def old_names(cls) -> dict[str, str]:
+        """Return what settings were called in the minor version before, and what they are called now."""
+        known = cls.__dataclass_fields__
+        return {old: new for old, new in _OLD_NAMES.items() if new in known and old not in known}
+
+    @classmethod
+    def canonical(cls, config: dict[str, Any]) -> Any:
+        """Return what the configuration of a trial, or JSON of it, means: equal for what trains the same."""
+        agent = {cls.old_names().get(name, name): value for name, value in config["agent"].items()}
+        return {**config, "agent": agent_from_dict(agent)}
 
     @property
     def _config(self) -> type[Any]:
@@ -128,7 +144,7 @@ class _AtariStudy(_StudyFields):
     def _check(self) -> None:
         where = type(self).__name__
         if check_choice(f"{where}.agent", self.agent, AGENTS) != self.kind:
-            raise SettingError(f"{where}.agent = {self.agent!r}: these are the settings of {self.kind!r}.")
+            raise self.refused("agent", f": these are the settings of {self.kind!r}.")
         for name in ("steps", "evaluation_episodes"):
             check_number(f"{where}.{name}", getattr(self, name), low=1, high=MOST[name], integer=True)
         for name in ("checkpoint_every", "max_steps"):
@@ -138,19 +154,20 @@ class _AtariStudy(_StudyFields):
         if self.evaluate_every is not None:
             check_number(f"{where}.evaluate_every", self.evaluate_every, low=1, integer=True)
             if self.evaluate_every > self.steps:
-                raise SettingError(
-                    f"{where}.evaluate_every = {self.evaluate_every!r} changes nothing: steps = {self.steps!r}, and "
-                    "there is an evaluation at the end of a run anyhow."
+                why = (
+                    " changes nothing: {steps} = "
+                    f"{self.steps}, and there is an evaluation at the end of a run anyhow."
                 )
+                raise self.refused("evaluate_every", why)
         check_choice(f"{where}.precision", self.precision, ["fp32", "bf16"])
         check_choice(f"{where}.device", self.device, ["auto", "cpu", "cuda"])
         for game in self.games:
             self._game(game)
-        check_distinct(f"{where}.games", self.games, same=game_name)
+        check_distinct(where, "games", self.games, same=game_name)
         for variant in self._variants:
             for kind, agent in AGENTS.items():
                 if kind != self.kind and variant in agent.variants:
-                    raise SettingError(f"{where}.variants = {variant!r}: it is one of {where}.agent = {kind!r}.")
+                    raise self.refused("variants", f": it is one of {{{where}.agent}} = {kind!r}.", variant)
             check_choice(f"{where}.variants", variant, self._all_variants)
         if self.indicators_interval is not None:
             check_number(f"{where}.indicators_interval", self.indicators_interval, low=1, integer=True)
@@ -160,14 +177,12 @@ class _AtariStudy(_StudyFields):
             check_number(f"{where}.reset_intervals", interval, low=1, integer=True)
         for one, several in (("momentum", "momenta"), ("reset_interval", "reset_intervals")):
             if getattr(self, several) is not None:
-                check_distinct(f"{where}.{several}", getattr(self, several))
+                check_distinct(where, several, getattr(self, several))
                 if one in self._changed():
-                    raise SettingError(
-                        f"{where}.{one} = {getattr(self, one)!r}: {several} = {getattr(self, several)!r} are given; "
-                        "give one of the two."
-                    )
+                    values = getattr(self, several)
+                    raise self.refused(one, f": {{{several}}} = {values!r} are given; give one of the two.")
         self._check_meaning(where)
-        check_distinct(f"{where}.variants", self._variants, same=self._identity)
+        check_distinct(where, "variants", self._variants, same=self._identity)
 
     def _check_meaning(self, where: str) -> None:
         own = [self._all_variants[variant] for variant in self._variants]
@@ -176,10 +191,8 @@ class _AtariStudy(_StudyFields):
         having |= {name: _resets for name in ("momenta", "reset_intervals") if getattr(self, name) is not None}
         for name, has in having.items():
             if not any(map(has, own)):
-                raise SettingError(
-                    f"{where}.{name} = {getattr(self, name)!r} changes nothing: it is a setting of none of the "
-                    f"variants {', '.join(self._variants)}."
-                )
+                listed = ", ".join(self._variants)
+                raise self.refused(name, f" changes nothing: it is a setting of none of the variants {listed}.")
 
     def _identity(self, variant: str) -> Hashable:
         return tuple(agent.config for agent in self._of_variant(variant))
@@ -188,7 +201,7 @@ class _AtariStudy(_StudyFields):
         try:
             return game_name(game)
         except SettingError as error:
-            raise SettingError(f"{type(self).__name__}.games: {error}") from error
+            raise error.of(type(self).__name__, "games", game) from error
 
     @property
     def _is_grid(self) -> bool:
@@ -282,6 +295,14 @@ def _resets(own: AgentConfig) -> bool:
     return own.reset_interval is not None
 
 
+#: What settings of agents were called in the minor version before.
+_OLD_NAMES = {
+    "lr": "learning_rate",
+    "adam_epsilon": "adam_eps",
+    "prioritised": "prioritized",
+    "reinitialise_tortoise": "reinitialize_tortoise",
+}
+
 # Settings of BBF's restart, and of SPR.
 _RESTART = ("shrink_perturb_ratio", "restart_optimizer_state", "reinitialize_tortoise")
 _SPR = ("spr_steps",)
@@ -328,16 +349,14 @@ class AtariSettings(DrQConfig, _AtariStudy):
     """Of Shrink & Perturb, in gradient steps; by default 20000."""
     head_reset_interval: int | None = None
     """Of Head Reset, in gradient steps; by default the variant's."""
-    method_settings: Annotated[Mapping[str, Any] | None, tyro.conf.Suppress] = field(default=None, hash=False)
+    method_settings: Mapping[str, Any] | None = field(default=None, hash=False, metadata={"flag": False})
     """Not a flag: settings follow the names in --methods, redo:redo_interval=500."""
 
     def __post_init__(self) -> None:
         self._check()
         for name in ("bins", "value_limit"):
             if name in self._changed() and self.value == "scalar":
-                raise SettingError(
-                    f"AtariSettings.{name} = {getattr(self, name)!r} changes nothing: value = 'scalar' has no support."
-                )
+                raise self.refused(name, " changes nothing: {value} = 'scalar' has no support.")
 
     def _name(self, own: Any, config: Any, *, grid: bool = False) -> str:
         parts = ["DrQ"]
@@ -380,28 +399,26 @@ class BBFSettings(BBFConfig, _AtariStudy):
     paper: ClassVar[tuple[str, ...]] = ("bbf-spr0", "bbf-spr0+ht", "bbf")
     plain_and_ht: ClassVar[tuple[str, str]] = ("bbf-spr0", "bbf-spr0+ht")
 
-    agent: str = "bbf"
-    """drq or bbf."""
+    agent: str = field(default="bbf", metadata={"choices": tuple(AGENTS)})
+    """The agent; the others' flags: --agent drq --help-all."""
     reset_interval: int | None = None
     """Of Hare & Tortoise, in gradient steps; by default 4000. See --reset-intervals."""
     restart_optimizer_state: Literal["keep", "clear"] | None = None  # type: ignore[assignment]
     """What a restart does to AdamW's state of encoder and transition model; by default clear for bbf, as its published
     code does, and keep for the others."""
-    training_steps: Annotated[int, tyro.conf.Suppress] = BBFConfig.training_steps
+    training_steps: int = field(default=BBFConfig.training_steps, metadata={"flag": False})
     """Not to be set: it is --steps."""
-    method_settings: Annotated[Mapping[str, Any] | None, tyro.conf.Suppress] = field(default=None, hash=False)
+    method_settings: Mapping[str, Any] | None = field(default=None, hash=False, metadata={"flag": False})
     """Not a flag: settings follow the names in --methods, redo:redo_interval=500."""
 
     def __post_init__(self) -> None:
         if "training_steps" in self._changed():
-            raise SettingError(f"BBFSettings.training_steps = {self.training_steps!r}: set steps in its place.")
+            raise self.refused("training_steps", ": set {steps} in its place.")
         self._check()
         for name in self._changed():
             for off, of in (("restart_interval", _RESTART), ("spr_weight", _SPR)):
                 if name in of and not getattr(self, off):
-                    raise SettingError(
-                        f"BBFSettings.{name} = {getattr(self, name)!r} changes nothing: {off} = {getattr(self, off)!r}."
-                    )
+                    raise self.refused(name, f" changes nothing: {{{off}}} = {getattr(self, off)!r}.")
 
     @property
     def _implied(self) -> dict[str, Any]:
@@ -477,7 +494,7 @@ def schedule_warnings(settings: _AtariStudy) -> list[str]:
                 f"{updates}: it never happens."
             )
         if config.reset_interval is not None:
-            tortoise = Tortoise(
+            tortoise = HareTortoise(
                 nn.Identity(), momentum=config.momentum, reset_interval=config.reset_interval, reset_unit="steps"
             )
             with warnings.catch_warnings(record=True) as caught:
@@ -497,7 +514,7 @@ def _prepare(settings: _AtariStudy, planned: tuple[TrialSpec, ...]) -> Prepared:
     )
     for capacity in {agent.config.replay_capacity for agent in settings.agents}:
         # A byte for each of the 84x84 pixels of a frame.
-        check_memory(f"{type(settings).__name__}.replay_capacity = {capacity}", capacity * 84 * 84)
+        check_memory(type(settings).__name__, "replay_capacity", capacity, capacity * 84 * 84)
     return Prepared("tune_configs.atari_trial:AtariTrial", schedule_warnings(settings))
 
 

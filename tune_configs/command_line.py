@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
+import operator
 import os
 import re
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields, make_dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-import tyro
 from torch import Tensor, nn
 
 from ht_ray._storage import StorageError, is_uri
 from ht_ray.diagnostics import IndicatorConfig
 from ht_ray.errors import SettingError, SettingWarning
-from ht_ray.methods import Tortoise, setting_names
+from ht_ray.methods import METHODS, MethodConfig, Phase, Tortoise, setting_names
+from ht_ray.methods.registry import all_settings, flat_names, load_method, split_methods
 from ht_ray.sweep import RayStartError, Study, SweepConfig, TrialSpec, check_before_ray, load_study_settings, run_study
 from ht_ray.sweep.study.config import GIB, ray_address
-from ht_ray.vision import ImageData, Method, MethodConfig, load_data, make_model
-from tune_configs.settings import StudySettings, VisionSettings
+from ht_ray.sweep.study.plan import load_plan
+from ht_ray.vision import ImageData, load_data, make_model
+from tune_configs.flags import current_flags, flag_name, flags_of, help_page, parse_flags
+from tune_configs.settings import RENAMED, StudySettings, VisionSettings, with_methods
 from tune_configs.vision_trial import stream_of, trial_config
 
 __all__ = [
@@ -42,24 +46,12 @@ __all__ = [
     "schedule_warnings",
     "size_warnings",
     "unused_settings",
-    "with_flag_names",
 ]
 
 # Each is a directory, and a plan in the driver's memory.
 _MOST_TRIALS = 100_000
 
 TSettings = TypeVar("TSettings", bound=StudySettings)
-
-# Fields of configurations whose flags have other names.
-_FLAGS = {
-    "DataConfig.name": "data",
-    "DataConfig.root": "data_root",
-    "ModelConfig.name": "model",
-    "MethodConfig.name": "methods",
-    "MethodConfig.noise": "weight_noise",
-    "IndicatorConfig.names": "indicators",
-    "IndicatorConfig.every": "indicators_every",
-}
 
 
 class Prepared(NamedTuple):
@@ -108,12 +100,14 @@ def main(
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal that cannot show "±" shows "?", and the study ends as it would elsewhere.
         sys.stdout.reconfigure(errors="replace")
+    if str(Path.cwd()) not in sys.path:
+        # Methods may be there; the workers are given the driver's path.
+        sys.path.append(str(Path.cwd()))
     try:
         settings, run = _parse(name, settings_class, description, arguments)
         return _run(name, settings, run, trials, prepare or prepare_vision)
     except SettingError as error:
-        names = [field.name for config in (settings_class, SweepConfig) for field in fields(config)]
-        print(f"{name}.py: error: {with_flag_names(str(error), names)}", file=sys.stderr)
+        print(f"{name}.py: error: {error.describe(_flag_of(settings_class))}", file=sys.stderr)
         return 2
     except StorageError as error:
         print(f"{name}.py: error: {error}", file=sys.stderr)
@@ -126,68 +120,93 @@ def main(
         return 130
 
 
-def with_flag_names(text: str, names: Sequence[str]) -> str:
-    """Return a refusal with the flags, of these field `names`, that a command line knows instead of the fields.
+def _flag_of(settings_class: type[StudySettings]) -> Callable[[str | None, str], str]:
+    """Return what a command line calls the settings that a refusal speaks of: flags, where they are some."""
+    names = {one.name for config in (with_methods(settings_class), SweepConfig) for one in fields(config)}
 
-    Examples
-    --------
-    >>> names = ("data", "batch_size", "results_dir", "resume")
-    >>> with_flag_names("TrainingConfig: batch_size = 0: accepted is a number with 2 <= batch_size.", names)
-    '--batch-size = 0: accepted is a number with 2 <= batch_size.'
-    >>> with_flag_names("SweepConfig.results_dir = 'x': it exists. To continue it: resume='x'.", names)
-    "--results-dir = 'x': it exists. To continue it: --resume='x'."
-    """
+    def called(owner: str | None, name: str) -> str:
+        # As in "the default of SweepConfig", and "resources, 'tape'".
+        before, _, owner = (owner or "").rpartition(" ")
+        own, comma, part = RENAMED.get((owner, name), name).partition(", ")
+        if own in names and (not owner or owner.endswith(("Config", "Settings"))):
+            return f"{before} {flag_name(own)}".strip() + comma + part
+        return ": ".join(part for part in (owner, name) if part)
 
-    def of_field(match: re.Match[str]) -> str:
-        name = _FLAGS.get(f"{match[1]}.{match[2]}", match[2])
-        return _flag(name) if name in names else match[0]
-
-    text = re.sub(r"\b(\w+(?:Config|Settings))(?:: |\.)(\w+)", of_field, text)
-    # Two fields in one sentence: only the first has the name of its class before it.
-    return re.sub(rf"(?<![\w.'\"/:,-])({'|'.join(names)})(?= ?=)", lambda match: _flag(match[1]), text)
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    return called
 
 
 def _parse(
     name: str, settings_class: type[TSettings], description: str, arguments: Sequence[str] | None
 ) -> tuple[TSettings, SweepConfig]:
     """Return what the command line says; with ``--resume``, the settings of that study: no flag may contradict them."""
-    # Checked once they are parsed, so that values are refused in our words and not in the parser's.
-    study, run = _unchecked(settings_class), _unchecked(SweepConfig)
-    # One class for both makes one flat list of flags.
-    flat = tyro.conf.OmitArgPrefixes
-    both = make_dataclass("Arguments", [("study", flat[study]), ("run", flat[run])])
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    _load_methods(given)
+    settings_class = with_methods(settings_class)
+    given, sentences = current_flags(given, settings_class.old_names())
+    for sentence in sentences:
+        print(f"{name}.py: warning: {sentence}", file=sys.stderr)
+    wanted = {"-h", "--help", "--help-all"}.intersection(given)
+    given = [argument for argument in given if argument not in wanted]
+    flags = flags_of(settings_class, "Study", settings_class.sections)
+    every = [*flags, *flags_of(SweepConfig, "Running")]
 
-    def parse(**defaults: Any) -> Any:
-        return tyro.cli(both, args=arguments, prog=f"{name}.py", description=description, **defaults)
+    def parse(**defaults: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        values = parse_flags(name, given, every, {**{flag.name: flag.default for flag in every}, **defaults})
+        study = {flag.name: values.pop(flag.name) for flag in flags}
+        return study, values
 
-    parsed = parse()
-    config = SweepConfig(**vars(parsed.run)).located()
+    study, run = parse()
+    if wanted:
+        values = asdict(settings_class(**study).resolved())
+        most_used = None if "--help-all" in wanted else settings_class.most_used
+        print(help_page(name, description, every, values, most_used))
+        raise SystemExit(0)
+    config = SweepConfig(**run).located()
     if config.resume is None:
-        return settings_class(**vars(parsed.study)).resolved(), config
+        return settings_class(**study).resolved(), config
     try:
-        saved = settings_class.from_json(
-            load_study_settings(config.resume if is_uri(config.resume) else Path(config.resume).expanduser())
-        )
+        stored = load_study_settings(config.resume if is_uri(config.resume) else Path(config.resume).expanduser())
+        _load_methods(["--methods", *stored.get("methods", ())])
+        saved = with_methods(settings_class).from_json(stored)
     except SettingError as error:
-        raise SettingError(f"SweepConfig.resume = {config.resume!r}: {error}") from error
+        raise SettingError(
+            owner="SweepConfig", field="resume", value=config.resume, reason=": {why}", why=error
+        ) from error
     # With the study's settings as defaults, a flag that was given is told from one that was not.
-    given = settings_class(**vars(parse(default=both(study=study(**asdict(saved)), run=parsed.run)).study)).resolved()
-    for field in fields(saved):
-        value, kept = getattr(given, field.name), getattr(saved, field.name)
+    asked = type(saved)(**{**asdict(saved), **parse(**asdict(saved))[0]}).resolved()
+    for one in fields(saved):
+        value, kept = getattr(asked, one.name), getattr(saved, one.name)
         if value != kept:
-            raise SettingError(
-                f"{settings_class.__name__}.{field.name} = {value!r}: the study that is resumed has {kept!r} and "
-                "keeps it; start a new study for other settings."
-            )
+            why = ": the study that is resumed has {kept!r} and keeps it; start a new study for other settings."
+            raise asked.refused(one.name, why, value, kept=kept)
     return saved, config
 
 
-def _unchecked(config: type[Any]) -> type[Any]:
-    return type(config.__name__, (config,), {"__post_init__": lambda self: None, "__doc__": config.__doc__})
+def _load_methods(arguments: Sequence[str]) -> None:
+    """Import the methods that a command line names by the paths of their classes: they have flags of their own."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--methods", nargs="*", default=[])
+    parser.add_argument("--base", default="")
+    given, _ = parser.parse_known_args(arguments)
+    for text in [*given.methods, given.base]:
+        for part in split_methods(text)[0]:
+            if ":" in part:
+                load_method(part)
+
+
+def _as_planned(location: str, settings: StudySettings, planned: tuple[TrialSpec, ...]) -> tuple[TrialSpec, ...]:
+    """Return the trials as the study that is resumed has them, if they train the same under other names."""
+    try:
+        stored = load_plan(location)
+    except SettingError:  # which is told, or mended, when the study goes on
+        return planned
+
+    def meaning(spec: TrialSpec) -> Any:
+        config = settings.canonical(json.loads(json.dumps(spec.config)))
+        return [value for name, value in spec.settings.items() if name != "method"], config
+
+    same = len(stored) == len(planned) and all(map(operator.eq, map(meaning, stored), map(meaning, planned)))
+    return stored if same else planned
 
 
 def _run(
@@ -198,10 +217,8 @@ def _run(
     prepare: Prepare,
 ) -> int:
     if settings.device == "cuda" and run.gpus_per_trial == 0:
-        raise SettingError(
-            f"{type(settings).__name__}.device = 'cuda': the trials have no GPU; give each one, or a share of one, "
-            "with SweepConfig.gpus_per_trial."
-        )
+        why = ": the trials have no GPU; give each one, or a share of one, with {SweepConfig.gpus_per_trial}."
+        raise settings.refused("device", why)
     check_gpus(run)
     check_this_machine(run)
     planned = trials(settings)
@@ -210,6 +227,8 @@ def _run(
     location = check_before_ray(run, name)
     if run.resume is None:
         run = replace(run, results_dir=location)
+    else:
+        planned = _as_planned(location, settings, planned)
     prepared = prepare(settings, planned)
     for sentence in [*device_warnings(settings, run), *prepared.warnings]:
         print(f"{name}.py: warning: {sentence}", file=sys.stderr)
@@ -263,11 +282,11 @@ def _load(settings: VisionSettings) -> ImageData:
     try:
         return load_data(settings.data_config())
     except SettingError as error:
-        if str(error).startswith("DataConfig."):
+        if error.field is not None:
             raise
         # What is wrong with the files themselves: say which flag they came from.
         field = "data" if settings.data_root is None else "data_root"
-        raise SettingError(f"VisionSettings.{field} = {getattr(settings, field)!r}: {error}") from error
+        raise error.of("VisionSettings", field, getattr(settings, field)) from error
 
 
 def device_warnings(settings: StudySettings, run: SweepConfig) -> list[str]:
@@ -295,9 +314,11 @@ def check_gpus(run: SweepConfig) -> None:
     found = torch.cuda.device_count()
     if run.gpus_per_trial > found:
         raise SettingError(
-            f"SweepConfig.gpus_per_trial = {run.gpus_per_trial!r}: PyTorch finds {found or 'no'} "
-            f"GPU{'' if found == 1 else 's'} on this machine. Leave it out, or name a cluster that has more with "
-            "SweepConfig.address."
+            owner="SweepConfig",
+            field="gpus_per_trial",
+            value=run.gpus_per_trial,
+            reason=f": PyTorch finds {found or 'no'} GPU{'' if found == 1 else 's'} on this machine. Leave it out, or "
+            "name a cluster that has more with {SweepConfig.address}.",
         )
 
 
@@ -315,7 +336,7 @@ def check_this_machine(run: SweepConfig) -> None:
     for name, amount in has.items():
         value = getattr(run, name)
         if value is not None and value > amount:
-            raise SettingError(f"SweepConfig.{name} = {value!r}: this machine has {amount:.3g}.")
+            raise SettingError(owner="SweepConfig", field=name, value=value, reason=f": this machine has {amount:.3g}.")
 
 
 def _ray_starts_here(run: SweepConfig) -> bool:
@@ -323,18 +344,26 @@ def _ray_starts_here(run: SweepConfig) -> bool:
     return ray_address(run) == "local" and not (ray is not None and ray.is_initialized())
 
 
-def check_memory(what: str, needed: int) -> None:
-    """Refuse `what` a trial is set to where it needs more bytes than this machine has.
+def check_memory(owner: str, name: str, value: Any, needed: int, more: str = "") -> None:
+    """Refuse a setting with which a trial needs more bytes than this machine has.
+
+    Parameters
+    ----------
+    owner, name, value
+        The setting.
+    needed
+        The bytes.
+    more
+        Other settings that have part in it, named in braces, behind the value.
 
     Raises
     ------
     SettingError
-        If it does.
+        If there are not as many.
     """
     if needed > _memory():
-        raise SettingError(
-            f"{what}: that takes {needed / GIB:.3g} GiB of memory; this machine has {_memory() / GIB:.3g}."
-        )
+        takes = f": that takes {needed / GIB:.3g} GiB of memory; this machine has {_memory() / GIB:.3g}."
+        raise SettingError(owner=owner, field=name, value=value, reason=more + takes)
 
 
 def _memory() -> int:
@@ -353,8 +382,9 @@ def check_networks(planned: Sequence[TrialSpec], shape: tuple[int, int, int], nu
     for config in {json.dumps(spec.config["model"]): trial_config(spec.config).model for spec in planned}.values():
         with torch.device("meta"):  # which allocates nothing
             network = make_model(config, shape=shape, num_classes=num_classes, seed=0)
-        settings = f"hidden = {config.hidden!r}, width = {config.width!r}, head_hidden = {config.head_hidden!r}"
-        check_memory(f"ModelConfig.{settings}", 4 * sum(p.numel() * p.element_size() for p in network.parameters()))
+        more = f", {{width}} = {config.width!r}, {{head_hidden}} = {config.head_hidden!r}"
+        needed = 4 * sum(p.numel() * p.element_size() for p in network.parameters())
+        check_memory("ModelConfig", "hidden", config.hidden, needed, more)
 
 
 def check_streams(planned: Sequence[TrialSpec], labels: Tensor, num_classes: int) -> None:
@@ -395,7 +425,7 @@ def method_warnings(planned: Sequence[TrialSpec], shape: tuple[int, int, int], n
         config = trial_config(spec.config)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", SettingWarning)
-            Method(config.method, make_model(config.model, shape=shape, num_classes=num_classes, seed=0), seed=0)
+            config.method.build(make_model(config.model, shape=shape, num_classes=num_classes, seed=0))
         sentences += [f"{spec.label}: {warning.message}" for warning in caught]
         if "augment" in config.method.parts and config.method.training(config.training, shape) == config.training:
             sentences.append(
@@ -415,17 +445,14 @@ def schedule_warnings(planned: Sequence[TrialSpec], labels: Tensor, num_classes:
     for spec in planned:
         key = (spec.label, spec.settings["access"])
         method = trial_config(spec.config).method
-        if key in told or not (method.has_ema or {"redo", "optimizer_reset"} & set(method.parts)):
+        if key in told:
             continue
         told.add(key)
         batch_size = spec.config["training"]["batch_size"]
         stream = stream_of(spec.config, labels, num_classes)
         raised: dict[str, list[tuple[int, str]]] = {}
         for phase in stream:
-            texts = _never_due(method, phase.epochs)
-            if method.has_ema:
-                texts += _of_tortoise(method, -(-len(phase) // batch_size), phase.epochs)
-            for text in texts:
+            for text in _unfit(method, phase.index, phase.epochs, -(-len(phase) // batch_size)):
                 # The same reason in another phase has other numbers.
                 raised.setdefault(re.sub(r"[\d.,]+", "", text), []).append((phase.index + 1, text))
         for told_of in raised.values():
@@ -435,37 +462,29 @@ def schedule_warnings(planned: Sequence[TrialSpec], labels: Tensor, num_classes:
     return sentences
 
 
-def _of_tortoise(method: MethodConfig, steps_per_epoch: int, epochs: int) -> list[str]:
-    tortoise = Tortoise(
-        nn.Identity(),
-        momentum=method.momentum,
-        reset_interval=method.reset_interval if "hare_tortoise" in method.parts else None,
-        reset_unit=method.reset_unit,
-    )
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", SettingWarning)
-        tortoise.begin_phase(steps_per_epoch=steps_per_epoch, epochs=epochs)
-    return [str(warning.message) for warning in caught]
-
-
-def _never_due(method: MethodConfig, epochs: int) -> list[str]:
-    intervals = {
-        "redo": (method.redo_interval, method.redo_unit),
-        "optimizer_reset": (method.optimizer_reset_interval, method.optimizer_reset_unit),
-    }
-    return [
-        f"{part}_interval = {interval} epochs, and a phase has {epochs}: it never acts, as epochs are counted anew in "
-        f"each. Take an interval of at most {epochs}, or {part}_unit = 'steps'."
-        for part, (interval, unit) in intervals.items()
-        if part in method.parts and unit == "epochs" and interval is not None and interval > epochs
-    ]
+def _unfit(method: MethodConfig, number: int, epochs: int, steps_per_epoch: int) -> Iterator[str]:
+    """Yield what of the methods does not fit a phase, a sentence for each reason."""
+    for part, own in method.settings.items():
+        cls = METHODS[part]
+        interval = getattr(own, "interval", None)
+        if interval is not None and getattr(own, "unit", None) == "epochs" and interval > epochs:
+            name = {field: flat for flat, field in flat_names(cls).items()}
+            yield (
+                f"{name['interval']} = {interval} epochs, and a phase has {epochs}: it never acts, as epochs are "
+                f"counted anew in each. Take an interval of at most {epochs}, or {name['unit']} = 'steps'."
+            )
+        if issubclass(cls, Tortoise):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always", SettingWarning)
+                cls(nn.Identity(), own).before_phase(Phase(number, epochs, steps_per_epoch))
+            yield from (str(warning.message) for warning in caught)
 
 
 def size_warnings(settings: VisionSettings, images: int) -> list[str]:
     """Return which sizes are more than the whole training set, a sentence for each."""
     means = {"batch_size": "each step sees all of a phase", "buffer_size": "the buffer keeps all that has arrived"}
     return [
-        f"{_flag(name)} = {value!r}: there are {images} training images, so that {what}."
+        f"{flag_name(name)} = {value!r}: there are {images} training images, so that {what}."
         for name, what in means.items()
         if (value := getattr(settings, name)) is not None and value > images
     ]
@@ -474,23 +493,17 @@ def size_warnings(settings: VisionSettings, images: int) -> list[str]:
 def unused_settings(settings: VisionSettings, planned: Sequence[TrialSpec]) -> list[str]:
     """Return which settings were changed and mean nothing to any of the planned trials, a sentence for each."""
     used = {name for spec in planned for name in setting_names(trial_config(spec.config).method.parts)}
-    defaults = {field.name: field.default for field in fields(settings)}
-    values = settings.method_defaults
-    usual = {name: getattr(MethodConfig, name) for name in values}
-    for name in ("momentum", "reset_interval"):
-        if name in defaults:  # the study's one for all its methods
-            values[name], usual[name] = getattr(settings, name), defaults[name]
+    usual = {one.name: one.default for one in fields(settings)}
     sentences = [
-        f"{_flag(_FLAGS.get(f'MethodConfig.{name}', name))} = {values[name]!r} changes nothing: it is a setting of no "
-        "method in this study."
-        for name in usual
-        if name not in used and values[name] != usual[name]
+        f"{flag_name(name)} = {getattr(settings, name)!r} changes nothing: it is a setting of no method in this study."
+        for name in all_settings()
+        if name in usual and name not in used and getattr(settings, name) != usual[name]
     ]
     if all(spec.config["stream"].get("fresh") for spec in planned):
         sentences += [
-            f"{_flag(name)} = {getattr(settings, name)!r} changes nothing: no trial of this study is warm-started."
+            f"{flag_name(name)} = {getattr(settings, name)!r} changes nothing: no trial of this study is warm-started."
             for name in ("subset_ratio", "label_noise", "warm_epochs")
-            if getattr(settings, name) != defaults[name]
+            if getattr(settings, name) != usual[name]
         ]
     if settings.data == "digits" and settings.data_root is not None:
         sentences.append(f"--data-root = {settings.data_root!r} changes nothing: digits come with scikit-learn.")

@@ -10,13 +10,14 @@ import sys
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar, Literal
 
 if __package__ in (None, ""):  # run as a script: the checkout need not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ht_ray._checks import check_choice, check_number
+from ht_ray.methods import MethodConfig, parse_method
 from ht_ray.sweep import TrialSpec
-from ht_ray.vision import MethodConfig, parse_method
 from tune_configs.command_line import main as run_main
 from tune_configs.settings import VisionSettings, check_distinct
 from tune_configs.trials import trial
@@ -28,11 +29,16 @@ __all__ = ["ContinualSettings", "main", "trials"]
 class ContinualSettings(VisionSettings):
     """Settings of the comparison of methods."""
 
+    most_used: ClassVar[tuple[str, ...]] = (
+        *("methods", "data", "data_root", "model", "access", "phases", "epochs", "momentum", "reset_interval"),
+        *("seeds", "indicators_every", "results_dir", "resume", "gpus_per_trial", "address"),
+    )
+
     methods: tuple[str, ...] = ("plain", "ema", "shrink_perturb", "head_reset", "hare_tortoise")
     """Methods to compare; several joined by + are combined: hare_tortoise+head_reset. Settings of its own follow a
-    colon: l2:l2_strength=0.01 beside l2:l2_strength=0.1."""
-    access: tuple[str, ...] = ("full", "buffer")
-    """Continual: full access to what has arrived, a limited buffer, or both."""
+    colon: l2:l2_strength=0.01. A method of yours is my_package.my_module:MyMethod."""
+    access: tuple[Literal["full", "buffer", "new"], ...] = ("full", "buffer")
+    """Continual: all that has arrived, a limited buffer of it, or the new chunk alone; each is compared by itself."""
     momentum: float = 0.99
     """Of the tortoise, in Hare & Tortoise, EMA and self-distillation."""
     reset_interval: int = 5
@@ -40,14 +46,18 @@ class ContinualSettings(VisionSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("ContinualSettings.momentum", self.momentum, low=0, high=1, high_open=True)
-        check_number("ContinualSettings.reset_interval", self.reset_interval, low=1, integer=True)
+        owner = "ContinualSettings"
+        check_number(f"{owner}.momentum", self.momentum, low=0, high=1, high_open=True)
+        check_number(f"{owner}.reset_interval", self.reset_interval, low=1, integer=True)
         for access in self.access:
-            check_choice("ContinualSettings.access", access, ["full", "buffer"])
-        check_distinct("ContinualSettings.access", self.access)
-        check_distinct("ContinualSettings.methods", self.methods, same=self._identity)
+            check_choice(f"{owner}.access", access, ["full", "buffer", "new"])
+        check_distinct(owner, "access", self.access)
+        check_distinct(owner, "methods", self.methods, same=self._identity)
         for method in self.methods:
             self._method(method)
+
+    def _has_meaning(self, name: str) -> bool:
+        return name == "access" or super()._has_meaning(name)  # of a warm start there is one, whatever is given
 
     def _method(self, text: str) -> MethodConfig:
         return self.method_config(text, momentum=self.momentum, reset_interval=self.reset_interval)

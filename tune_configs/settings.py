@@ -1,97 +1,145 @@
-"""What the vision studies have in common: their flags, and what a data set's name implies."""
+"""What the vision studies have in common: their settings, and what a data set's name implies."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import Field, asdict, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
-from typing import Any, Self, get_type_hints
+from typing import Any, ClassVar, NamedTuple, Self, get_type_hints
 
 from ht_ray._checks import check_choice, check_number
-from ht_ray.diagnostics import IndicatorConfig
+from ht_ray.diagnostics import INDICATOR_GROUPS, IndicatorConfig
 from ht_ray.errors import SettingError
+from ht_ray.methods import registry
 from ht_ray.records.checked_json import Damaged, check_form, form_of
 from ht_ray.sweep import Search, TrialSpec
 from ht_ray.vision import (
-    ContinualConfig,
+    AUGMENTATIONS,
+    DATA_SETS,
+    STREAMS,
     DataConfig,
     MethodConfig,
-    MethodSettings,
     ModelConfig,
     TrainingConfig,
-    WarmStartConfig,
     parse_method,
 )
+from tune_configs.flags import default_of, help_texts
+from tune_configs.vision_trial import plain_method, trial_config
 
-__all__ = ["PRESETS", "StudySettings", "VisionSettings", "check_distinct"]
+__all__ = ["PRESETS", "StudySettings", "VisionSettings", "check_distinct", "with_methods"]
 
+_IMPLIED = ("model", "learning_rate", "weight_decay", "batch_size", "augment", "buffer_size", "seeds")
 #: What a data set's name implies where no flag says otherwise. Network, learning rate, weight decay and number of seeds
-#: are those of arXiv 2406.02596, appendices A.2 and A.3; digits is ours: small, so that it takes minutes.
+#: are those of arXiv 2406.02596, appendices A.2 and A.3; digits is ours: small, so that it takes minutes (the buffer is
+#: of 1437 images).
 PRESETS: dict[str, dict[str, Any]] = {
-    "digits": {
-        "model": "mlp",
-        "learning_rate": 1e-3,
-        "weight_decay": 1e-4,
-        "batch_size": 32,
-        "augment": "none",
-        "buffer_size": 200,  # of 1437 images
-        "seeds": 5,
-    },
-    "mnist": {
-        "model": "mlp",
-        "learning_rate": 1e-3,
-        "weight_decay": 1e-4,
-        "batch_size": 256,
-        "augment": "none",
-        "buffer_size": 5000,
-        "seeds": 5,
-    },
-    "cifar10": {
-        "model": "resnet18",
-        "learning_rate": 1e-3,
-        "weight_decay": 1e-5,
-        "batch_size": 256,
-        "augment": "crop_flip",
-        "buffer_size": 5000,
-        "seeds": 5,
-    },
-    "cifar100": {
-        "model": "vit_tiny",
-        "learning_rate": 3e-3,
-        "weight_decay": 0.05,
-        "batch_size": 256,
-        "augment": "crop_flip",
-        "buffer_size": 5000,
-        "seeds": 5,
-    },
-    "tiny-imagenet": {
-        "model": "vgg16",
-        "learning_rate": 1e-3,
-        "weight_decay": 1e-4,
-        "batch_size": 256,
-        "augment": "crop_flip",
-        "buffer_size": 5000,
-        "seeds": 3,
-    },
+    data: dict(zip(_IMPLIED, values, strict=True))
+    for data, values in {
+        "digits": ("mlp", 1e-3, 1e-4, 32, "none", 200, 5),
+        "mnist": ("mlp", 1e-3, 1e-4, 256, "none", 5000, 5),
+        "cifar10": ("resnet18", 1e-3, 1e-5, 256, "crop_flip", 5000, 5),
+        "cifar100": ("vit_tiny", 3e-3, 0.05, 256, "crop_flip", 5000, 5),
+        "tiny-imagenet": ("vgg16", 1e-3, 1e-4, 256, "crop_flip", 5000, 3),
+    }.items()
 }
+#: Defaults of the studies that are not the library's.
+_DEFAULTS: Mapping[str, Any] = {"epochs": 20}
+#: What a study has of its own in their place: a grid, or one value with another default.
+_METHODS_OWN = ("momentum", "reset_interval")
 
 #: The most seeds, and the last first one: beyond are typing errors.
 MOST_SEEDS, LAST_SEED = 1000, 2**32 - 1
 
-# What has no meaning for the other stream, in any study that has the setting.
-_OF_STREAM = {
-    "continual": ("phases", "chunk_ratio", "noise", "access", "buffer_size"),
-    "warm_start": ("subset_ratio", "label_noise", "warm_epochs"),
-}
+
+class _Section(NamedTuple):
+    """A configuration whose fields are settings of the vision studies, under a title of ``--help``."""
+
+    title: str
+    config: type[Any]
+    renamed: Mapping[str, str]
+    """Fields that are called otherwise: one name has a meaning in several configurations."""
+    choices: Mapping[str, Iterable[str]]
+
+    def names(self) -> dict[str, str]:
+        """Return the setting's name by the field's."""
+        return {one.name: self.renamed.get(one.name, one.name) for one in fields(self.config)}
+
+
+_INDICATORS = {one.name: f"indicators_{one.name}" for one in fields(IndicatorConfig)} | {"names": "indicators"}
+_DATA = _Section("Data", DataConfig, {"name": "data", "root": "data_root", "cache": "data_cache"}, {"name": DATA_SETS})
+_MODEL = _Section(
+    "Network",
+    ModelConfig,
+    {"name": "model"},
+    {"name": ("mlp", "resnet18", "vit_tiny", "vgg16"), "activation": ("relu", "crelu")},
+)
+_TRAINING = _Section("Training", TrainingConfig, {}, {"augment": AUGMENTATIONS})
+_MEASURED = _Section("Indicators", IndicatorConfig, _INDICATORS, {"names": tuple(INDICATOR_GROUPS)})
+_STREAM_SECTIONS = [_Section("Stream", config, {}, {}) for config in STREAMS.values()]
+#: Of a warm start: whether there is none is the study's to say.
+_NO_FLAGS = ("fresh",)
+
+#: Whose settings a refusal may speak of, and what they are called here.
+RENAMED: Mapping[tuple[str, str], str] = {
+    (section.config.__name__, name): setting
+    for section in (_DATA, _MODEL, *_STREAM_SECTIONS, _TRAINING, _MEASURED)
+    for name, setting in section.names().items()
+} | {("MethodConfig", "name"): "methods"}
+
+
+def _generated() -> list[tuple[str, Any, Any]]:
+    """Return the settings that are those of configurations, and of the methods: name, type, field."""
+    of_streams = {config.name: help_texts(config) for config in STREAMS.values()}
+    found: dict[str, tuple[str, Any, Any]] = {}
+    for section in (_DATA, _MODEL, *_STREAM_SECTIONS, _TRAINING, _MEASURED):
+        hints, texts = get_type_hints(section.config), help_texts(section.config)
+        for one in fields(section.config):
+            name = section.names()[one.name]
+            if name in found or name in _NO_FLAGS:
+                continue
+            text = _stream_text(name, of_streams) if section in _STREAM_SECTIONS else texts[one.name]
+            metadata = {"help": text, "section": section.title, "choices": section.choices.get(one.name, ())}
+            kind, default = hints[one.name], _DEFAULTS.get(name, default_of(one))
+            if name in _IMPLIED:
+                kind, default = kind | None, None
+            found[name] = name, kind, field(default=default, metadata=metadata)
+    return [*found.values(), *_of_methods(found)]
+
+
+def _stream_text(name: str, of_streams: Mapping[str, Mapping[str, str]]) -> str:
+    """Return what a setting of streams means: once where it is the same for all, otherwise for each that has it."""
+    texts = {stream: own[name] for stream, own in of_streams.items() if name in own}
+    if len(texts) == len(of_streams) and len(set(texts.values())) == 1:
+        return next(iter(texts.values()))
+    return " ".join(f"{stream}: {text[:1].lower()}{text[1:]}" for stream, text in texts.items())
+
+
+def _of_methods(known: Iterable[str]) -> list[tuple[str, Any, Any]]:
+    metadata = {name: {"help": one.info.help, "section": "Methods"} for name, one in registry.all_settings().items()}
+    return [
+        (name, one.kind, field(default=one.default, metadata=metadata[name]))
+        for name, one in registry.all_settings().items()
+        if name not in known and name not in _METHODS_OWN
+    ]
 
 
 @dataclass(frozen=True)
 class StudySettings(ABC):
     """What the settings of every study have in common."""
 
-    device: str = "auto"
-    """Where a trial runs: auto (its GPU, if it has one), cpu or cuda."""
+    #: Settings that most users touch, in the order in which ``--help`` shows them.
+    most_used: ClassVar[tuple[str, ...]] = ()
+    #: Titles in ``--help`` of settings that a base has.
+    sections: ClassVar[Mapping[type[Any], str]] = {}
+
+    device: str = field(default="auto", metadata={"choices": ("auto", "cpu", "cuda")})
+    """Where a trial runs: auto is its GPU, if it has one."""
+
+    def refused(self, name: str, reason: str, value: Any = None, **told: Any) -> SettingError:
+        """Return the refusal of a setting, of all its value or of `value` in it; see `SettingError`."""
+        given = getattr(self, name) if value is None else value
+        return SettingError(owner=type(self).__name__, field=name, value=given, reason=reason, **told)
 
     @abstractmethod
     def resolved(self) -> Self:
@@ -107,15 +155,26 @@ class StudySettings(ABC):
         return None
 
     @classmethod
+    def old_names(cls) -> dict[str, str]:
+        """Return what settings were called in the minor version before, and what they are called now."""
+        return {}
+
+    @classmethod
+    def canonical(cls, config: dict[str, Any]) -> Any:
+        """Return what the configuration of a trial, or JSON of it, means: equal for what trains the same."""
+        return config
+
+    @classmethod
     def from_json(cls, saved: dict[str, Any]) -> Self:
-        """Return the settings that an earlier run wrote.
+        """Return the settings that an earlier run wrote, under the names of then or of now.
 
         Raises
         ------
         SettingError
             If they are of another study, or of another version, or damaged.
         """
-        known = {field.name for field in fields(cls)}
+        known = {one.name for one in fields(cls)}
+        saved = {name if name in known else cls.old_names().get(name, name): value for name, value in saved.items()}
         if saved.keys() - known:
             raise SettingError(
                 f"the study has settings that {cls.__name__} does not know: {', '.join(sorted(saved.keys() - known))}. "
@@ -132,108 +191,23 @@ class StudySettings(ABC):
         return cls(**values)
 
 
-@dataclass(frozen=True)
-class _StudyFields(StudySettings):
-    # Apart from the methods' own settings, so that these flags come first in ``--help``.
-    data: str = "digits"
-    """Data set: digits (embedded), mnist, cifar10, cifar100 or tiny-imagenet."""
-    data_root: str | None = None
-    """Folder or archive with the images; by default they are downloaded once."""
-    download: bool = True
-    """Whether missing images may be downloaded."""
-    train_limit: int | None = None
-    """Use so many training images only, balanced over the classes."""
-    test_limit: int | None = None
-    """Use so many test images only, balanced over the classes."""
+def _fields(config: Any) -> dict[str, Field[Any]]:
+    return {one.name: one for one in fields(config)}
 
-    model: str | None = None
-    """Network: mlp, resnet18, vit_tiny or vgg16."""
-    hidden: tuple[int, ...] = (100, 100)
-    """Widths of the hidden layers of the mlp."""
-    width: float = 1.0
-    """Multiplies the width of every hidden layer."""
 
-    head_hidden: tuple[int, ...] | None = None
-    """Widths of the hidden layers of the head; by default 1024 1024 for vgg16, and a linear head for the others."""
+def _streams_with(name: str) -> list[str]:
+    return [stream for stream, config in STREAMS.items() if name in _fields(config)]
 
-    stream: str = "continual"
-    """continual, or warm_start (appendix D of the paper)."""
-    phases: int = 10
-    """Continual: number of phases."""
-    epochs: int = 20
-    """Epochs of each phase; warm_start: of the second phase. The paper's number is 100."""
-    chunk_ratio: float | None = None
-    """Continual: share of the training set that is new in each phase; by default all of it is used, equally."""
-    noise: str = "paper"
-    """Continual: label noise over the phases: paper (from 0.5 to 0), linear, none, or numbers such as 0.5,0.3,0."""
-    buffer_size: int | None = None
-    """Continual, limited access: how many older samples are kept; by default 5000, and 200 for digits."""
-    subset_ratio: float = 0.1
-    """Warm start: share of the training set in the first phase."""
-    label_noise: float = 0.5
-    """Warm start: label noise in the first phase."""
-    warm_epochs: int | None = None
-    """Warm start: epochs of the first phase; by default epochs / subset_ratio, the same number of updates."""
-    noise_rule: str = "uniform"
-    """Labels that noise draws: uniform over all classes, or other than the true one."""
 
-    batch_size: int | None = None
-    """Samples per optimiser step."""
-    learning_rate: float | None = None
-    """Of AdamW, after the warm-up."""
-    weight_decay: float | None = None
-    """Of AdamW."""
-    warmup_ratio: float = 0.1
-    """Share of each phase over which the learning rate rises from 0."""
-    clip: float = 0.5
-    """Largest gradient norm."""
-    fresh_optimizer: bool = True
-    """Whether the optimiser starts afresh at each phase."""
-    augment: str | None = None
-    """none, crop (pad by 4, or by 1 for digits, and crop), or crop_flip (and mirror)."""
-    precision: str = "fp32"
-    """fp32, or bf16 for autocast."""
-    channels_last: bool = False
-    """Whether convolutions run in that memory format."""
-
-    reset_unit: str = "epochs"
-    """Unit of the reset interval: epochs, counted from 1 in each phase, or steps."""
-    optimizer_state: str = "keep"
-    """Whether to keep or clear the optimiser's state at a reset of the hare."""
-    reset_at_phase_end: bool = True
-    """Whether a reset due at a phase's last epoch happens."""
-    recalibrate_batchnorm: int = 0
-    """Batches from which the tortoise's BatchNorm statistics are recomputed each epoch; 0 averages them."""
-    ratio: float = 0.8
-    """Shrink & Perturb: share of the weights that is given up; it is taken from the initial ones unless --perturb is
-    given."""
-    perturb: float = 0.0
-    """Shrink & Perturb as Ash & Adams have it: factor of a freshly drawn network that is added; 0 adds none."""
-    weight_noise: float = 0.0
-    """Shrink & Perturb: standard deviation of normal noise added to the weights."""
-    toward: str = "initial"
-    """Shrink & Perturb and Head Reset: initial or fresh weights."""
-    reinitialise_tortoise: bool = True
-    """Whether what re-initialises weights (Shrink & Perturb, Head Reset, ReDo, ...), combined with a tortoise, acts on
-    it too."""
-
-    indicators_every: int = 0
-    """Measure the plasticity indicators after every so many epochs, and at each phase's end; 0 means never."""
-    indicators: tuple[str, ...] = ("weights", "features", "units", "gradients")
-    """Groups of indicators to measure: weights, features, units, gradients; costly: curvature, covariance, probe."""
-    evaluate_every: int = 1
-    """Test after every so many epochs of a phase, and at its end; other epochs have no place in curves."""
-
-    seeds: int | None = None
-    """Number of seeds (data order, label noise, weights and everything else drawn); by default 5, and 3 for
-    tiny-imagenet."""
-    first_seed: int = 0
-    """The first of them."""
+_Flags: Any = make_dataclass("_Flags", _generated(), frozen=True)
 
 
 @dataclass(frozen=True)
-class VisionSettings(MethodSettings, _StudyFields):
-    """Settings of a study on images. None means what the data set's name implies.
+class VisionSettings(_Flags, StudySettings):
+    """Settings of a study on images: those of its data, network, stream, training, methods and indicators.
+
+    They are made from the fields of `DataConfig`, `ModelConfig`, the streams, `TrainingConfig` and `IndicatorConfig`
+    and the settings of all methods. None means what the data set's name implies, as `PRESETS` have it.
 
     Raises
     ------
@@ -241,37 +215,59 @@ class VisionSettings(MethodSettings, _StudyFields):
         If a value is not accepted, or has no meaning for the stream.
     """
 
+    stream: str = field(default="continual", metadata={"choices": tuple(STREAMS)})
+    """Which stream of phases; warm_start is that of appendix D of the paper."""
+    evaluate_every: int = 1
+    """Test after every so many epochs of a phase, and at its end; other epochs have no place in curves."""
+    seeds: int | None = None
+    """Number of seeds: data order, label noise, weights and everything else drawn."""
+    first_seed: int = 0
+    """The first of them."""
+
     def __post_init__(self) -> None:
-        check_choice("VisionSettings.stream", self.stream, _OF_STREAM)
-        check_number("VisionSettings.first_seed", self.first_seed, low=0, high=LAST_SEED, integer=True)
-        check_number("VisionSettings.evaluate_every", self.evaluate_every, low=1, integer=True)
-        check_choice("VisionSettings.device", self.device, ["auto", "cpu", "cuda"])
+        owner = "VisionSettings"
+        check_choice(f"{owner}.stream", self.stream, STREAMS)
+        check_number(f"{owner}.first_seed", self.first_seed, low=0, high=LAST_SEED, integer=True)
+        check_number(f"{owner}.evaluate_every", self.evaluate_every, low=1, integer=True)
+        check_choice(f"{owner}.device", self.device, ["auto", "cpu", "cuda"])
         self.data_config()
-        check_number("VisionSettings.seeds", self._preset("seeds"), low=1, high=MOST_SEEDS, integer=True)
+        check_number(f"{owner}.seeds", self._preset("seeds"), low=1, high=MOST_SEEDS, integer=True)
         self._model_config()
         self._training_config()
-        self._stream_config("full")
-        self.method_config("plain")
+        self._stream_config()
+        MethodConfig("plain", **self.method_defaults)
         self.indicator_config()
-        for field in fields(self):
-            value = getattr(self, field.name)
-            for stream, names in _OF_STREAM.items():
-                if stream != self.stream and field.name in names and value != field.default:
-                    raise SettingError(
-                        f"VisionSettings.{field.name} = {value!r}: it has no meaning for VisionSettings.stream = "
-                        f"{self.stream!r}, only for {stream!r}."
-                    )
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if value != one.default and not self._has_meaning(one.name):
+                streams = _streams_with(one.name)
+                only = ", ".join(map(repr, streams))
+                why = f": it has no meaning for {{VisionSettings.stream}} = {self.stream!r}, only for {only}."
+                raise self.refused(one.name, why)
+
+    def _has_meaning(self, name: str) -> bool:
+        """Whether the stream has the setting, if it is one of a stream's."""
+        return self.stream in (_streams_with(name) or [self.stream])
+
+    @classmethod
+    def old_names(cls) -> dict[str, str]:
+        """Return what settings were called in the minor version before, and what they are called now."""
+        known = cls.__dataclass_fields__
+        old = {**registry.old_names(), "weight_noise": "shrink_perturb_noise"}
+        return {name: new for name, new in old.items() if name not in known}  # as noise, which is the labels'
+
+    @classmethod
+    def canonical(cls, config: dict[str, Any]) -> Any:
+        """Return what the configuration of a trial, or JSON of it, means: equal for what trains the same."""
+        return {**config, **trial_config(config)._asdict()}
 
     def resolved(self) -> Self:
         """Return these settings with the data set's own values written out, as results record them."""
-        implied = ["model", "batch_size", "learning_rate", "weight_decay", "seeds"]
-        if self.stream == "continual":
-            implied.append("buffer_size")
-        values: dict[str, Any] = {name: self._preset(name) for name in implied}
+        values = {name: self._preset(name) for name in _IMPLIED if self._has_meaning(name)}
         if self.data_root is not None:
             # A study may be resumed from another directory.
             values["data_root"] = str(Path(self.data_root).expanduser().absolute())
-        return replace(self, augment=self._training_config().augment, **values)
+        return replace(self, **values)
 
     @property
     def metric(self) -> str:
@@ -281,32 +277,16 @@ class VisionSettings(MethodSettings, _StudyFields):
     @property
     def method_defaults(self) -> dict[str, Any]:
         """Settings that all methods of the study share."""
-        return {
-            **{field.name: getattr(self, field.name) for field in fields(MethodSettings)},
-            "reset_unit": self.reset_unit,
-            "optimizer_state": self.optimizer_state,
-            "reset_at_phase_end": self.reset_at_phase_end,
-            "recalibrate_batchnorm": self.recalibrate_batchnorm,
-            "ratio": self.ratio,
-            "noise": self.weight_noise,
-            "toward": self.toward,
-            "perturb": self.perturb,
-            "reinitialise_tortoise": self.reinitialise_tortoise,
-        }
+        known = [one.name for one in fields(self)]
+        return {name: getattr(self, name) for name in registry.all_settings() if name in known}
 
     def indicator_config(self) -> IndicatorConfig:
         """Return which plasticity indicators are measured, and how often."""
-        return IndicatorConfig(every=self.indicators_every, names=tuple(self.indicators))
+        return self._made(_MEASURED)
 
     def data_config(self) -> DataConfig:
         """Return which images to load."""
-        return DataConfig(
-            name=self.data,
-            root=self.data_root,
-            download=self.download,
-            train_limit=self.train_limit,
-            test_limit=self.test_limit,
-        )
+        return self._made(_DATA)
 
     def method_config(self, name: str, **settings: Any) -> MethodConfig:
         """Return a method of this study, under the one name it has however `name` is spelt.
@@ -321,27 +301,27 @@ class VisionSettings(MethodSettings, _StudyFields):
         return {
             "data": self.data,
             "model": asdict(method.model(self._model_config())),
-            "stream": {"kind": self.stream, **asdict(replace(self._stream_config(access), **stream))},
+            "stream": {"kind": self.stream, **asdict(self._stream_config(access, **stream))},
             "training": asdict(self._training_config()),
             "indicators": asdict(self.indicator_config()),
             "evaluate_every": self.evaluate_every,
-            "method": asdict(method),
+            "method": plain_method(method),
             "device": self.device,
             "seed": seed,
         }
 
     def trial_settings(self, method: MethodConfig, access: str, seed: int) -> dict[str, Any]:
         """Return a trial's columns in the table of results; None where a setting does not apply."""
-        follows, resets = method.has_ema, method.resets
+        settings = method.flat
         return {
             "data": self.data,
-            "model": self._model_config().name,
+            "model": self._preset("model"),
             "stream": self.stream,
             "access": access if self.stream == "continual" else None,
             "method": method.name,
-            "momentum": method.momentum if follows else None,
-            "reset_interval": method.reset_interval if resets else None,
-            "reset_unit": method.reset_unit if resets else None,
+            "momentum": settings["momentum"] if method.has_ema else None,
+            "reset_interval": settings["reset_interval"] if method.resets else None,
+            "reset_unit": settings["reset_unit"] if method.resets else None,
             "seed": seed,
         }
 
@@ -352,57 +332,46 @@ class VisionSettings(MethodSettings, _StudyFields):
 
     def _preset(self, name: str) -> Any:
         value = getattr(self, name)
-        return PRESETS[self.data][name] if value is None else value
+        if value is not None:
+            return value
+        if name == "augment" and self.stream == "warm_start":
+            return "none"  # protocol of tables 4 and 5 and appendix D
+        return PRESETS.get(self.data, {}).get(name)  # a data set that there is not is refused with the others
+
+    def _made(self, section: _Section, **given: Any) -> Any:
+        values = {own: self._preset(name) for own, name in section.names().items() if name not in _NO_FLAGS}
+        return section.config(**{**values, **given})
 
     def _model_config(self) -> ModelConfig:
-        return ModelConfig(
-            name=self._preset("model"), hidden=tuple(self.hidden), width=self.width, head_hidden=self.head_hidden
-        )
+        return self._made(_MODEL)
 
     def _training_config(self) -> TrainingConfig:
-        augment = self._preset("augment")
-        if self.augment is None and self.stream == "warm_start":
-            augment = "none"  # protocol of tables 4 and 5 and appendix D
-        return TrainingConfig(
-            batch_size=self._preset("batch_size"),
-            learning_rate=self._preset("learning_rate"),
-            weight_decay=self._preset("weight_decay"),
-            warmup_ratio=self.warmup_ratio,
-            clip=self.clip,
-            fresh_optimizer=self.fresh_optimizer,
-            augment=augment,
-            precision=self.precision,  # type: ignore[arg-type]
-            channels_last=self.channels_last,
-        )
+        return self._made(_TRAINING)
 
-    def _stream_config(self, access: str) -> ContinualConfig | WarmStartConfig:
-        if self.stream == "warm_start":
-            return WarmStartConfig(
-                subset_ratio=self.subset_ratio,
-                label_noise=self.label_noise,
-                epochs=self.epochs,
-                warm_epochs=self.warm_epochs,
-                noise_rule=self.noise_rule,  # type: ignore[arg-type]
-            )
-        return ContinualConfig(
-            phases=self.phases,
-            epochs=self.epochs,
-            chunk_ratio=self.chunk_ratio,
-            noise=self.noise,
-            access=access,  # type: ignore[arg-type]
-            buffer_size=self._preset("buffer_size"),
-            noise_rule=self.noise_rule,  # type: ignore[arg-type]
-        )
+    def _stream_config(self, access: str = "full", **given: Any) -> Any:
+        section = _Section("", STREAMS[self.stream], {}, {})
+        return self._made(section, **({"access": access} if "access" in section.names() else {}), **given)
 
 
-def check_distinct(where: str, values: Sequence[Any], same: Callable[[Any], Hashable] = lambda value: value) -> None:
-    """Raise `SettingError` unless there are `values`, of which no two are the `same`."""
+def with_methods(settings_class: type[Any]) -> type[Any]:
+    """Return a class of settings with those, too, of methods that were registered after it was made."""
+    known = settings_class.__dataclass_fields__
+    more = _of_methods(known) if issubclass(settings_class, VisionSettings) else []
+    text = {"__doc__": settings_class.__doc__, "__module__": settings_class.__module__}
+    name = settings_class.__name__
+    return make_dataclass(name, more, bases=(settings_class,), frozen=True, namespace=text) if more else settings_class
+
+
+def check_distinct(
+    owner: str, name: str, values: Sequence[Any], same: Callable[[Any], Hashable] = lambda value: value
+) -> None:
+    """Raise `SettingError` unless there are `values` of a setting, of which no two are the `same`."""
     if not values:
-        raise SettingError(f"{where} = (): accepted is at least one value.")
+        raise SettingError(owner=owner, field=name, value=(), accepted="at least one value")
     seen: dict[Hashable, Any] = {}
     for value in values:
         if same(value) in seen:
             first = seen[same(value)]
             twice = "is given twice" if first == value else f"is the same as {first!r}"
-            raise SettingError(f"{where} = {value!r}: it {twice}.")
+            raise SettingError(owner=owner, field=name, value=value, reason=": it {twice}.", twice=twice)
         seen[same(value)] = value

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ht_ray.methods import MethodConfig, display_name
 from ht_ray.sweep import TrialSpec
-from ht_ray.vision import MethodConfig, display_name
 from tune_configs.settings import VisionSettings
 
 __all__ = ["label_of", "trial"]
@@ -23,11 +23,11 @@ def label_of(method: MethodConfig) -> str:
     >>> label_of(MethodConfig("head_reset"))
     'Head Reset'
     """
-    label = display_name(method.name)
+    label, settings = display_name(method.name), method.flat
     if method.has_ema:
-        label += f" m={method.momentum:.12g}"
-    if "hare_tortoise" in method.parts:
-        label += f" r={method.reset_interval}" + (" steps" if method.reset_unit == "steps" else "")
+        label += f" m={settings['momentum']:.12g}"
+    if "reset_interval" in settings:
+        label += f" r={settings['reset_interval']}" + (" steps" if settings["reset_unit"] == "steps" else "")
     return label
 
 
@@ -49,10 +49,11 @@ def trial(
     """
     told = {name: value for name, value in (own or {}).items() if name not in ("momentum", "reset_interval")}
     parts = [access if settings.stream == "continual" else settings.stream, method.name]
+    values = method.flat
     if method.has_ema:
-        parts.append(f"m{method.momentum:.12g}")
-    if "hare_tortoise" in method.parts:
-        parts.append(f"r{method.reset_interval}{method.reset_unit[0]}")
+        parts.append(f"m{values['momentum']:.12g}")
+    if "reset_interval" in values:
+        parts.append(f"r{values['reset_interval']}{values['reset_unit'][0]}")
     parts += [re.sub(r"[^A-Za-z0-9._=+@-]", "_", text) for text in _told(told)]
     return TrialSpec(
         id="-".join([*parts, f"seed{seed}"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,43 +10,42 @@ import torch
 from torch import Tensor
 
 from ht_ray.diagnostics import IndicatorConfig
+from ht_ray.errors import SettingWarning
 from ht_ray.sweep import Report
 from ht_ray.vision import (
-    ContinualConfig,
     ImageData,
     MethodConfig,
     ModelConfig,
     Row,
     Stream,
+    StreamConfig,
     TrainingConfig,
-    WarmStartConfig,
     load_checkpoint,
     make_model,
-    make_stream,
     save_checkpoint,
+    stream_config,
     summarise,
 )
 
-__all__ = ["TrialConfig", "VisionTrial", "stream_of", "trial_config"]
+__all__ = ["TrialConfig", "VisionTrial", "plain_method", "stream_of", "trial_config"]
 
 _STATE = "state.pt"
-
-
-def stream_of(config: dict[str, Any], labels: Tensor, num_classes: int) -> Stream:
-    """Return the stream of a trial over a training set with these true labels."""
-    settings = dict(config["stream"])
-    kind = settings.pop("kind")
-    stream = WarmStartConfig(**settings) if kind == "warm_start" else ContinualConfig(**settings)
-    return make_stream(labels, num_classes, stream, seed=config["seed"])
 
 
 class TrialConfig(NamedTuple):
     """The parts of a trial's configuration, checked."""
 
     model: ModelConfig
+    stream: StreamConfig
     training: TrainingConfig
     method: MethodConfig
     indicators: IndicatorConfig
+
+
+def plain_method(method: MethodConfig) -> dict[str, Any]:
+    """Return a method as a trial's configuration has it: its name, its settings, and where it is imported from."""
+    sources = {"sources": dict(method.sources)} if method.sources else {}
+    return {"name": method.name, **method.flat, **sources}
 
 
 def trial_config(config: dict[str, Any]) -> TrialConfig:
@@ -54,12 +54,23 @@ def trial_config(config: dict[str, Any]) -> TrialConfig:
     def values(name: str) -> dict[str, Any]:
         return {key: tuple(value) if isinstance(value, list) else value for key, value in config[name].items()}
 
+    stream = values("stream")
+    with warnings.catch_warnings():
+        # Nobody can change the names in a study that an earlier version planned.
+        warnings.simplefilter("ignore", SettingWarning)
+        method = MethodConfig(**values("method"))
     return TrialConfig(
         ModelConfig(**values("model")),
+        stream_config(stream.pop("kind"), **stream),
         TrainingConfig(**values("training")),
-        MethodConfig(**values("method")),
+        method,
         IndicatorConfig(**values("indicators")),
     )
+
+
+def stream_of(config: dict[str, Any], labels: Tensor, num_classes: int) -> Stream:
+    """Return the stream of a trial over a training set with these true labels."""
+    return trial_config(config).stream.make(labels, num_classes, seed=config["seed"])
 
 
 class VisionTrial:
@@ -77,9 +88,8 @@ class VisionTrial:
         from strategies import make_strategy, stream_benchmark  # avalanche takes seconds to import
 
         self.data = ImageData.from_arrays(shared)
-        seed = config["seed"]
-        self.stream = stream_of(config, self.data.train_labels, self.data.num_classes)
-        parts = trial_config(config)
+        seed, parts = config["seed"], trial_config(config)
+        self.stream = parts.stream.make(self.data.train_labels, self.data.num_classes, seed=seed)
         device = config["device"]
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -10,26 +10,26 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 if __package__ in (None, ""):  # run as a script: the checkout need not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ht_ray._checks import check_choice, check_number
 from ht_ray.errors import SettingError
+from ht_ray.methods import METHODS, Method, MethodConfig, find_method, method_parts, parse_method
+from ht_ray.methods.registry import split_methods
 from ht_ray.sweep import TrialSpec
-from ht_ray.vision import METHODS, MethodConfig, parse_method
-from ht_ray.vision.method import REINITIALISERS
-from ht_ray.vision.method_config import ALIASES, method_parts
 from tune_configs.command_line import main as run_main
 from tune_configs.settings import MOST_SEEDS, PRESETS, VisionSettings, check_distinct
 from tune_configs.trials import trial
 
 __all__ = ["WarmStartSettings", "main", "trials"]
 
+_OWNER = "WarmStartSettings"
 # What has no meaning for the other comparisons.
 _OF_COMPARISON = {
     "grid": ("subset_ratios", "label_noises", "corner_seeds"),
@@ -56,12 +56,17 @@ class _Compared(NamedTuple):
 class WarmStartSettings(VisionSettings):
     """Settings of the warm-start study."""
 
-    stream: str = "warm_start"
+    most_used: ClassVar[tuple[str, ...]] = (
+        *("compare", "data", "data_root", "model", "epochs", "subset_ratios", "label_noises", "methods", "base"),
+        *("seeds", "evaluate_every", "results_dir", "resume", "gpus_per_trial", "address"),
+    )
+
+    stream: str = field(default="warm_start", metadata={"choices": ("warm_start",)})
     """warm_start: this study has no other stream."""
     epochs: int = 100
     """Epochs of the second phase; 100 is the paper's number."""
 
-    compare: str = "grid"
+    compare: str = field(default="grid", metadata={"choices": ("grid", "methods", "adam")})
     """grid: subset ratios by label noises (tables 4 and 5 of the paper); methods (appendix B.3, figures 4 and 5); or
     adam: settings of Adam (figure 3)."""
     subset_ratios: tuple[float, ...] = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -103,86 +108,72 @@ class WarmStartSettings(VisionSettings):
     """Adam: epsilons."""
 
     def __post_init__(self) -> None:
-        check_choice("WarmStartSettings.stream", self.stream, ["warm_start"])
-        check_choice("WarmStartSettings.compare", self.compare, _OF_COMPARISON)
+        check_choice(f"{_OWNER}.stream", self.stream, ["warm_start"])
+        check_choice(f"{_OWNER}.compare", self.compare, _OF_COMPARISON)
         self._check_meaning()
         super().__post_init__()
         for ratio in self.subset_ratios:
-            check_number("WarmStartSettings.subset_ratios", ratio, low=0, low_open=True, high=1)
+            check_number(f"{_OWNER}.subset_ratios", ratio, low=0, low_open=True, high=1)
         for noise in self.label_noises:
-            check_number("WarmStartSettings.label_noises", noise, low=0, high=1)
+            check_number(f"{_OWNER}.label_noises", noise, low=0, high=1)
         if self.corner_seeds is not None:
-            check_number(
-                "WarmStartSettings.corner_seeds",
-                self.corner_seeds,
-                low=len(self.seed_list),
-                high=MOST_SEEDS,
-                integer=True,
-            )
-        check_number("WarmStartSettings.momentum", self.momentum, low=0, high=1, high_open=True)
-        check_number("WarmStartSettings.reset_interval", self.reset_interval, low=1, integer=True)
+            least = len(self.seed_list)
+            check_number(f"{_OWNER}.corner_seeds", self.corner_seeds, low=least, high=MOST_SEEDS, integer=True)
+        check_number(f"{_OWNER}.momentum", self.momentum, low=0, high=1, high_open=True)
+        check_number(f"{_OWNER}.reset_interval", self.reset_interval, low=1, integer=True)
         for name in ("beta1s", "beta2s"):
             for beta in getattr(self, name):
-                check_number(f"WarmStartSettings.{name}", beta, low=0, high=1, high_open=True)
+                check_number(f"{_OWNER}.{name}", beta, low=0, high=1, high_open=True)
         for epsilon in self.epsilons:
-            check_number("WarmStartSettings.epsilons", epsilon, low=0)
+            check_number(f"{_OWNER}.epsilons", epsilon, low=0)
         for name in ("subset_ratios", "label_noises", "beta1s", "beta2s", "epsilons"):
-            check_distinct(f"WarmStartSettings.{name}", getattr(self, name), same=_told)
+            check_distinct(_OWNER, name, getattr(self, name), same=_told)
         if self.base is not None:
             self._check_base(self.base)
-        check_distinct("WarmStartSettings.methods", self.methods, same=lambda text: _identity(self._parsed(text, "")))
+        check_distinct(_OWNER, "methods", self.methods, same=lambda text: _identity(self._parsed(text, "")))
         for text in self.methods:
             self._parsed(text, self.base or "")
 
     def _check_meaning(self) -> None:
-        advice = {name: f"give WarmStartSettings.{other}" for name, other in _INSTEAD[self.compare].items()}
+        advice = {name: f"give {{{_OWNER}.{other}}}" for name, other in _INSTEAD[self.compare].items()}
         for comparison, names in _OF_COMPARISON.items():
             if comparison != self.compare:
                 advice.update(dict.fromkeys(names, f"only for {comparison!r}"))
-        defaults = {field.name: field.default for field in fields(self)}
+        defaults = {one.name: one.default for one in fields(self)}
         for name, instead in advice.items():
             if getattr(self, name) != defaults[name]:
-                raise SettingError(
-                    f"WarmStartSettings.{name} = {getattr(self, name)!r}: it has no meaning for "
-                    f"WarmStartSettings.compare = {self.compare!r}, {instead}."
-                )
+                why = f": it has no meaning for {{{_OWNER}.compare}} = {self.compare!r}, {instead}."
+                raise self.refused(name, why)
 
     def _check_base(self, base: str) -> None:
-        if ":" in base:
-            raise SettingError(
-                f"WarmStartSettings.base = {base!r}: accepted are names; their settings are those of the whole study."
-            )
+        if split_methods(base)[1] is not None:
+            raise self.refused("base", ": accepted are names; their settings are those of the whole study.")
         try:
-            parts = method_parts(base)
+            waiting = _waiting(MethodConfig(base))
         except SettingError as error:
             # It says which method; here it is the base.
-            raise SettingError(str(error).replace("MethodConfig: name", "WarmStartSettings.base", 1)) from error
-        idle = [part for part in parts if part in REINITIALISERS]
-        for text in self.methods if idle else ():
+            raise error.of(_OWNER, "base") from error
+        for text in self.methods if waiting else ():
             if self._parsed(text, "").fresh:
-                raise SettingError(
-                    f"WarmStartSettings.base = {base!r}: {idle[0]!r} acts before a second phase, and {text!r} of "
-                    "WarmStartSettings.methods has one phase."
-                )
+                why = f": {{one!r}} acts before a second phase, and {{text!r}} of {{{_OWNER}.methods}} has one phase."
+                raise self.refused("base", why, one=waiting[0], text=text)
 
     def _parsed(self, text: str, base: str) -> _Compared:
-        name, colon, rest = text.partition(":")
-        parts = _parts(name, "methods", [*METHODS, *ALIASES, "fresh"])
-        fresh = "fresh" in parts
-        if parts.count("fresh") > 1:
-            raise SettingError(f"WarmStartSettings.methods = {text!r}: 'fresh' is given twice.")
-        kept = [part for part in parts if part != "fresh"]
-        kept += [part for part in _parts(base, "base", [*METHODS, *ALIASES]) if part not in kept] if base else []
+        texts, own = split_methods(text)
+        parts = [part if part.strip().lower() == "fresh" else _method_name(part) for part in texts]
+        kept = [part for part in parts if part.strip().lower() != "fresh"]
+        fresh = len(kept) < len(parts)
+        if len(parts) - len(kept) > 1:
+            raise self.refused("methods", ": 'fresh' is given twice.", text)
+        kept += [part for part in method_parts(base) if part not in kept] if base else []
         if len(kept) > 1 and "plain" in kept and base:
             kept.remove("plain")
-        joined = "+".join(kept) or "plain"
-        method = self.method_config(joined + colon + rest, momentum=self.momentum, reset_interval=self.reset_interval)
-        idle = [part for part in method.parts if part in REINITIALISERS]
-        if fresh and idle:
-            raise SettingError(
-                f"WarmStartSettings.methods = {text!r}: {idle[0]!r} acts before a second phase; 'fresh' has one."
-            )
-        return _Compared(fresh, method, parse_method(joined + colon + rest)[1])
+        whole = "+".join(kept or ["plain"]) + (f":{own}" if own is not None else "")
+        method = self.method_config(whole, momentum=self.momentum, reset_interval=self.reset_interval)
+        if fresh and (waiting := _waiting(method)):
+            why = ": {one!r} acts before a second phase; 'fresh' has one."
+            raise self.refused("methods", why, text, one=waiting[0])
+        return _Compared(fresh, method, parse_method(whole)[1])
 
     @property
     def compared(self) -> tuple[_Compared, ...]:
@@ -195,11 +186,10 @@ class WarmStartSettings(VisionSettings):
 
     def _preset(self, name: str) -> Any:
         # Learning rate and weight decay go with the network, which figure 7 trains on another data set than its own.
-        own = PRESETS[self.data]
-        if name in ("learning_rate", "weight_decay") and self.model not in (None, own["model"]):
-            own = next((preset for preset in _PAPER if preset["model"] == self.model), own)
-        value = getattr(self, name)
-        return own[name] if value is None else value
+        given = getattr(self, name) is not None or self.model in (None, PRESETS[self.data]["model"])
+        if name in ("learning_rate", "weight_decay") and not given:
+            return next((preset[name] for preset in _PAPER if preset["model"] == self.model), None)
+        return super()._preset(name)
 
 
 def _told(value: float) -> str:
@@ -210,11 +200,24 @@ def _told(value: float) -> str:
 _PAPER = [preset for data, preset in PRESETS.items() if data != "digits"]
 
 
-def _parts(text: str, field: str, known: Sequence[str]) -> list[str]:
-    parts = [part.strip().replace("-", "_").lower() for part in text.split("+")]
-    for part in parts:
-        check_choice(f"WarmStartSettings.{field}", part, known)
-    return [ALIASES.get(part, part) for part in parts]
+def _method_name(text: str) -> str:
+    try:
+        return find_method(text).name
+    except SettingError as error:
+        known = [*METHODS, *(alias for method in METHODS.values() for alias in method.aliases), "fresh"]
+        check_choice(f"{_OWNER}.methods", text.strip(), known)
+        raise error
+
+
+def _waiting(method: MethodConfig) -> list[str]:
+    """Return which methods act before a second phase only: at no step and no epoch."""
+    return [
+        part
+        for part, own in method.settings.items()
+        if METHODS[part].before_phase is not Method.before_phase
+        and METHODS[part].end_epoch is Method.end_epoch
+        and getattr(own, "interval", None) is None
+    ]
 
 
 def _identity(compared: _Compared) -> Hashable:

@@ -156,8 +156,10 @@ class IndicatorConfig:
             check_choice("IndicatorConfig.names", name, INDICATOR_GROUPS)
         if not self.names or len(set(self.names)) < len(self.names):
             raise SettingError(
-                f"IndicatorConfig.names = {self.names!r}: accepted are one or more different groups; "
-                "IndicatorConfig.every = 0 measures nothing."
+                owner="IndicatorConfig",
+                field="names",
+                value=self.names,
+                reason=": accepted are one or more different groups; {IndicatorConfig.every} = 0 measures nothing.",
             )
         check_number("IndicatorConfig.srank_delta", self.srank_delta, low=0, high=1, low_open=True, high_open=True)
         check_number("IndicatorConfig.dormant_threshold", self.dormant_threshold, low=0)

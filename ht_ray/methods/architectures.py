@@ -27,8 +27,11 @@ class _Architecture(Method):
         super().__init__(module, settings, seed=seed, **changes)
         if not any(isinstance(part, self.kinds) for part in module.modules()):
             raise SettingError(
-                f"MethodConfig: name = {self.name!r}: the network has no {self.kinds[0].__name__}; build it with "
-                "make_model(method.model(ModelConfig(...)), ...)."
+                owner="MethodConfig",
+                field="name",
+                value=self.name,
+                reason=f": the network has no {self.kinds[0].__name__}; build it with "
+                "make_model(method.model(ModelConfig(...)), ...).",
             )
 
 
@@ -65,7 +68,9 @@ class LayerNormNetwork(_Architecture):
         """
         if config.name == "vit_tiny":
             raise SettingError(
-                f"MethodConfig: name = {cls.name!r}: 'layer_norm' is LayerNorm in BatchNorm's places, and vit_tiny has "
-                "LayerNorm as published; leave 'layer_norm' out."
+                owner="MethodConfig",
+                field="name",
+                value=cls.name,
+                reason=": it is LayerNorm in BatchNorm's places, and vit_tiny has it as published; leave it out.",
             )
         return replace(config, normalisation="layer")

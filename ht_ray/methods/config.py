@@ -286,20 +286,23 @@ def parse_method(text: str) -> tuple[str, dict[str, Any]]:
     for item in rest.split(",") if rest is not None else ():
         key, equals, value = (piece.strip() for piece in item.partition("="))
         if not equals or not key or not value:
-            raise SettingError(f"MethodConfig: name = {text!r}: {item!r} is no setting=value.")
+            raise _refused(text, ": {item!r} is no setting=value.", item=item)
         key = key.replace("-", "_")
         if key not in every and key in renamed:
             key = next(iter(current_names("MethodConfig", {key: value}, renamed, every)))
         if key not in known:
             hint = "" if key in every else did_you_mean(key, known)
-            raise SettingError(
-                f"MethodConfig: name = {text!r}: {key!r} is no setting of {name!r}, which has "
-                f"{', '.join(known) or 'none'}.{hint}"
-            )
+            listed = ", ".join(known) or "none"
+            why = ": {key!r} is no setting of {name!r}, which has {listed}.{suggestion}"
+            raise _refused(text, why, key=key, name=name, listed=listed, suggestion=hint)
         if key in settings:
-            raise SettingError(f"MethodConfig: name = {text!r}: {key!r} is given twice.")
+            raise _refused(text, ": {key!r} is given twice.", key=key)
         settings[key] = parse_value(value)
     return "+".join(parts), settings
+
+
+def _refused(text: str, reason: str, **told: Any) -> SettingError:
+    return SettingError(owner="MethodConfig", field="name", value=text, reason=reason, **told)
 
 
 def parse_value(text: str) -> Any:

@@ -170,12 +170,11 @@ def find_method(name: str) -> type[Method]:
     known = [*METHODS, *aliases]
     hint = did_you_mean(name, known)
     raise SettingError(
-        f"MethodConfig: name = {name!r}: accepted are {', '.join(map(repr, known))}.{hint} A method of your own is "
-        "given as 'package.module:Class', or registered with @ht_ray.methods.register.",
         owner="MethodConfig",
         field="name",
         value=name,
-        accepted=", ".join(map(repr, known)),
+        reason=f": accepted are {', '.join(map(repr, known))}.{hint} A method of your own is given as "
+        "'package.module:Class', or registered with @ht_ray.methods.register.",
         hint=hint.strip(),
     )
 
@@ -186,8 +185,11 @@ def split_methods(text: str) -> tuple[list[str], str | None]:
     while True:
         match = _PART.match(text, position)
         assert match is not None  # it may be empty
-        parts.append((match["path"] or match["name"]).strip())
-        position = match.end()
+        head, _, _ = (match["path"] or "").partition(":")
+        # What follows the name of a method is a setting, if only half of one.
+        named = head in METHODS
+        parts.append(head if named else (match["path"] or match["name"]).strip())
+        position = match.start("path") + len(head) if named else match.end()
         if position == len(text):
             return parts, None
         if text[position] == ":":
@@ -214,18 +216,17 @@ def method_parts(name: str) -> tuple[str, ...]:
     if rest is not None:
         find_method(name)
     parts = tuple(find_method(text).name for text in texts)
+    why = None
     if len(set(parts)) < len(parts):
-        raise SettingError(f"MethodConfig: name = {name!r}: a method is given twice.")
-    if "plain" in parts and len(parts) > 1:
-        raise SettingError(f"MethodConfig: name = {name!r}: 'plain' means none and combines with nothing.")
-    if "ema" in parts and "hare_tortoise" in parts:
-        raise SettingError(
-            f"MethodConfig: name = {name!r}: 'ema' is 'hare_tortoise' without resets; accepted is one of the two."
-        )
-    if "ema" in parts and "self_distillation" in parts:
-        raise SettingError(
-            f"MethodConfig: name = {name!r}: the teacher of 'self_distillation' is an EMA already; leave 'ema' out."
-        )
+        why = ": a method is given twice."
+    elif "plain" in parts and len(parts) > 1:
+        why = ": 'plain' means none and combines with nothing."
+    elif "ema" in parts and "hare_tortoise" in parts:
+        why = ": 'ema' is 'hare_tortoise' without resets; accepted is one of the two."
+    elif "ema" in parts and "self_distillation" in parts:
+        why = ": the teacher of 'self_distillation' is an EMA already; leave 'ema' out."
+    if why is not None:
+        raise SettingError(owner="MethodConfig", field="name", value=name, reason=why)
     return parts
 
 

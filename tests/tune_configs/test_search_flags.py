@@ -12,7 +12,7 @@ import pytest
 from ht_ray.errors import SettingError
 from ht_ray.sweep import Search, SearchConfig, Study, TrialSpec
 from ht_ray.vision import load_data
-from strategies import HareTortoisePlugin
+from strategies.plugins.method import MethodPlugin
 from tune_configs import ablation
 from tune_configs.ablation import AblationSettings
 from tune_configs.vision_trial import VisionTrial
@@ -116,7 +116,7 @@ def test_defaults_are_those_of_the_sweep() -> None:
 
 
 def tortoise_of(trial: VisionTrial) -> Any:
-    (plugin,) = (plugin for plugin in trial.strategy.plugins if isinstance(plugin, HareTortoisePlugin))
+    (plugin,) = (plugin for plugin in trial.strategy.plugins if isinstance(plugin, MethodPlugin))
     return plugin.tortoise
 
 

@@ -56,8 +56,8 @@ CASES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "buffer": ("continual", "--buffer-size 0", ("--buffer-size = 0",)),
     "noise": ("ablation", "--noise 0.5,0", ("--noise = '0.5,0'", "10 phases")),
     "noise of the other stream": ("ablation", "--label-noise 0.1", ("--label-noise = 0.1", "--stream = 'continual'")),
-    "perturbation": ("ablation", "--perturb -1", ("--perturb = -1.0",)),
-    "noise of the weights": ("ablation", "--weight-noise -1", ("--weight-noise = -1.0",)),
+    "perturbation": ("ablation", "--shrink-perturb-perturb -1", ("--shrink-perturb-perturb = -1.0",)),
+    "noise of the weights": ("ablation", "--shrink-perturb-noise -1", ("--shrink-perturb-noise = -1.0",)),
     "batch": ("ablation", "--batch-size 1", ("--batch-size = 1",)),
     "seeds": ("ablation", "--seeds 0", ("--seeds = 0",)),
     "device": ("ablation", "--device tpu", ("--device = 'tpu'",)),
@@ -193,7 +193,7 @@ def test_more_gpus_than_the_cluster_has(cluster: str, tmp_path: Path, capsys: py
     code = ablation.main(["--gpus-per-trial", "1", "--results-dir", str(tmp_path / "study")])
     message = capsys.readouterr().err
     assert code == 2
-    assert "error: --cpus-per-trial = 1, --gpus-per-trial = 1: no node" in message
+    assert "error: --cpus-per-trial = 1.0, --gpus-per-trial = 1.0: no node" in message
     assert "2 CPUs and 0 GPUs" in message
     assert not list(tmp_path.iterdir())
 

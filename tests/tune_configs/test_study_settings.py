@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
 import json
 import re
 from dataclasses import asdict, fields
@@ -15,15 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ht_ray.errors import SettingError
+from ht_ray.methods import METHODS, MethodConfig
 from ht_ray.sweep import Study, SweepConfig
-from ht_ray.vision import DATA_SETS, METHODS, ContinualConfig, MethodConfig, ModelConfig, TrainingConfig
+from ht_ray.vision import DATA_SETS, ContinualConfig, ModelConfig, TrainingConfig
 from tune_configs import ablation, continual
 from tune_configs.ablation import AblationSettings
+from tune_configs.atari100k import AtariSettings, BBFSettings
 from tune_configs.command_line import device_warnings, method_warnings, schedule_warnings, unused_settings
 from tune_configs.continual import ContinualSettings
+from tune_configs.flags import flags_of
 from tune_configs.settings import PRESETS, VisionSettings
 from tune_configs.trials import label_of
-from tune_configs.vision_trial import stream_of
+from tune_configs.vision_trial import plain_method, stream_of, trial_config
 from tune_configs.warm_start import WarmStartSettings
 
 # arXiv 2406.02596, appendix A.2 and table 3: network, learning rate, weight decay, batch; figure 6: augmentation.
@@ -175,13 +176,21 @@ def test_label_tells_momenta_near_one_apart(number: float) -> None:
 
 def test_configs_rebuild_what_was_planned_after_json() -> None:
     settings = ContinualSettings(
-        methods=tuple(METHODS), hidden=(7, 5), clip=0.25, toward="fresh", weight_noise=0.1, perturb=0.2, seeds=1
+        methods=tuple(METHODS),
+        hidden=(7, 5),
+        clip=0.25,
+        toward="fresh",
+        shrink_perturb_noise=0.1,
+        shrink_perturb_perturb=0.2,
+        seeds=1,
     )
     for spec in planned(settings):
         config = json.loads(json.dumps(spec.config))
-        method = {name: tuple(v) if isinstance(v, list) else v for name, v in config["method"].items()}
-        assert asdict(MethodConfig(**method)) == spec.config["method"]
-        assert (config["method"]["noise"], config["method"]["perturb"]) == (0.1, 0.2)
+        method = trial_config(config).method
+        assert plain_method(method) == spec.config["method"]
+        assert method == settings.method_config(method.name, momentum=0.99, reset_interval=5)
+        if method.name == "shrink_perturb":
+            assert (method.flat["shrink_perturb_noise"], method.flat["shrink_perturb_perturb"]) == (0.1, 0.2)
         assert ModelConfig(**{**config["model"], "hidden": tuple(config["model"]["hidden"])}).hidden == (7, 5)
         assert TrainingConfig(**config["training"]).clip == 0.25
 
@@ -229,17 +238,11 @@ def test_settings_without_a_meaning_are_refused(given_settings: dict[str, Any], 
 
 
 def test_every_setting_has_a_help_text() -> None:
-    for config in (VisionSettings, AblationSettings, ContinualSettings, WarmStartSettings):
-        body = ast.parse(inspect.getsource(config)).body[0]
-        assert isinstance(body, ast.ClassDef)
-        own = [f.name for f in fields(config) if f.name in inspect.get_annotations(config)]
-        texts = {
-            statement.target.id: following
-            for statement, following in zip(body.body, body.body[1:], strict=False)
-            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
-        }
-        for name in own:
-            assert isinstance(texts[name], ast.Expr), f"{config.__name__}.{name} has no text for --help"
+    for config in (VisionSettings, AblationSettings, ContinualSettings, WarmStartSettings, AtariSettings, BBFSettings):
+        flags = flags_of(config, "Study")
+        assert {flag.name for flag in flags} >= {field.name for field in fields(config)} - {"training_steps"}
+        for flag in flags:
+            assert len(flag.help) > 8, f"{config.__name__}.{flag.name} has no text for --help"
 
 
 def test_stream_of_a_trial_is_the_one_its_settings_name() -> None:
@@ -289,15 +292,15 @@ def test_settings_that_change_nothing_are_told() -> None:
 
     assert told() == []
     assert told(methods=("l2", "plain"), l2_strength=0.5, indicators_every=2, indicators=("probe",)) == []
-    assert told(methods=("l2:l2_strength=1", "shrink_perturb"), perturb=0.1) == []
+    assert told(methods=("l2:l2_strength=1", "shrink_perturb"), shrink_perturb_perturb=0.1) == []
     [strength] = told(methods=("plain", "redo"), l2_strength=0.5)
     assert strength.startswith("--l2-strength = 0.5 changes nothing")
     [momentum] = told(methods=("plain", "l2"), momentum=0.5)
     assert momentum.startswith("--momentum = 0.5 changes nothing")
-    [perturb] = told(methods=("plain",), perturb=0.1)
-    assert perturb.startswith("--perturb = 0.1 changes nothing")
-    [noise] = told(methods=("plain",), weight_noise=0.1)
-    assert noise.startswith("--weight-noise = 0.1 changes nothing")
+    [perturb] = told(methods=("plain",), shrink_perturb_perturb=0.1)
+    assert perturb.startswith("--shrink-perturb-perturb = 0.1 changes nothing")
+    [noise] = told(methods=("plain",), shrink_perturb_noise=0.1)
+    assert noise.startswith("--shrink-perturb-noise = 0.1 changes nothing")
     [indicators] = told(indicators=("probe",))
     assert "--indicators-every" in indicators
 
@@ -326,7 +329,8 @@ def test_a_method_can_have_settings_of_its_own() -> None:
         "ReDo (redo_threshold=0.1, redo_unit=steps)",
         "Hare & Tortoise m=0.9 r=5",
     ]
-    assert [spec.config["method"]["l2_strength"] for spec in specs] == [0.5, 0.01, 0.5, 0.5]
+    assert [spec.config["method"].get("l2_strength") for spec in specs] == [0.5, 0.01, None, None]
+    assert trial_config(specs[2].config).method.redo_threshold == 0.1
     assert specs[2].config["method"]["redo_unit"] == "steps"
     assert specs[3].config["method"]["momentum"] == 0.9
     assert len({spec.id for spec in planned(settings)}) == len(planned(settings))

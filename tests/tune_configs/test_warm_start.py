@@ -106,10 +106,12 @@ def test_methods_are_those_of_the_paper_with_its_settings() -> None:
             (1000, 100, 0.0)
         ]
         assert spec.config["training"]["augment"] == "none"
-        method = spec.config["method"]
-        assert (method["momentum"], method["reset_interval"], method["reset_unit"]) == (0.999, 10, "epochs")
-        assert (method["ratio"], method["noise"], method["toward"]) == (0.8, 0.0, "initial")
-        assert (method["redo_interval"], method["redo_unit"]) == (5, "epochs")
+    by_part = {part: s.config["method"] for s in specs for part in s.config["method"]["name"].split("+")}
+    tortoise, shrink, redo = (by_part[name] for name in ("hare_tortoise", "shrink_perturb", "redo"))
+    assert (tortoise["momentum"], tortoise["reset_interval"], tortoise["reset_unit"]) == (0.999, 10, "epochs")
+    assert [by_part[name]["momentum"] for name in ("ema", "self_distillation")] == [0.999, 0.999]
+    assert (shrink["shrink_perturb_ratio"], shrink["shrink_perturb_noise"], shrink["toward"]) == (0.8, 0.0, "initial")
+    assert (redo["redo_interval"], redo["redo_unit"]) == (5, "epochs")
     labels = {spec.settings["method"]: spec.label for spec in specs}
     assert (labels["fresh"], labels["fresh+augment"]) == ("Fresh", "Fresh + Augmentation")
 

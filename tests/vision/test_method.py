@@ -90,7 +90,7 @@ def test_names_combine_and_are_displayed() -> None:
     ],
 )
 def test_wrong_settings_are_refused_with_what_is_accepted(chosen: dict, message: str) -> None:
-    with pytest.raises(SettingError, match=f"MethodConfig: .*{message}"):
+    with pytest.raises(SettingError, match=f"MethodConfig[:.] ?.*{message}"):
         MethodConfig(**chosen)
 
 

@@ -80,5 +80,5 @@ def test_every_group_follows_its_own_rate_as_under_torchs_scheduler() -> None:
     ],
 )
 def test_wrong_settings_are_refused_with_what_is_accepted(chosen: dict, message: str) -> None:
-    with pytest.raises(SettingError, match=f"TrainingConfig: .*{message}"):
+    with pytest.raises(SettingError, match=f"TrainingConfig[:.] ?.*{message}"):
         TrainingConfig(**chosen)

@@ -49,8 +49,12 @@ def running_ray(config: SweepConfig, console: Console, keep_logs: Callable[[], b
         ray.init(address=address, **settings)
     except ConnectionError as error:
         raise SettingError(
-            f"SweepConfig.address = {address!r}: no Ray cluster can be used there ({error}). "
-            "A cluster that asks for a token needs RAY_AUTH_MODE=token, here and there."
+            owner="SweepConfig",
+            field="address",
+            value=address,
+            reason=": no Ray cluster can be used there ({error}). A cluster that asks for a token needs "
+            "RAY_AUTH_MODE=token, here and there.",
+            error=error,
         ) from error
     try:
         yield _slots(config, ray.nodes())
@@ -69,10 +73,14 @@ def _slots(config: SweepConfig, nodes: Sequence[dict[str, Any]]) -> int:
         had = [node for node in nodes if node["Alive"]]
         count = f"{len(had)} node{'s' if len(had) > 1 else ''}"
         raise SettingError(
-            f"SweepConfig.cpus_per_trial = {config.cpus_per_trial:g}, gpus_per_trial = {config.gpus_per_trial:g}: "
-            f"no node of the cluster has what a trial needs ({needed}{labels}). It has {count} with "
-            f"{'; '.join(_describe(config, node) for node in had)}. A cluster that adds nodes when trials wait: "
-            "SweepConfig.autoscaling."
+            owner="SweepConfig",
+            field="cpus_per_trial",
+            value=config.cpus_per_trial,
+            reason=", {gpus_per_trial} = {gpus!r}: no node of the cluster has what a trial needs ({needed}). It has "
+            "{nodes}. A cluster that adds nodes when trials wait: {SweepConfig.autoscaling}.",
+            gpus=config.gpus_per_trial,
+            needed=needed + labels,
+            nodes=f"{count} with {'; '.join(_describe(config, node) for node in had)}",
         )
     return min(fitting, config.max_concurrent or fitting)
 
@@ -110,8 +118,12 @@ def check_shared(config: SweepConfig, location: StudyLocation, console: Console)
         console.say(f"{name} does not answer, and is taken for lost")
     if blind:
         raise SettingError(
-            f"SweepConfig.results_dir = {location.name!r}: trials would run on {', '.join(blind)}, where that "
-            "directory is not seen. Give one on a file system that all nodes share, or a URI."
+            owner="SweepConfig",
+            field="results_dir",
+            value=location.name,
+            reason=": trials would run on {nodes}, where that directory is not seen. Give one on a file system that "
+            "all nodes share, or a URI.",
+            nodes=", ".join(blind),
         )
 
 

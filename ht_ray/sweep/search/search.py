@@ -12,7 +12,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from ht_ray._checks import check_choice, check_number, did_you_mean
 from ht_ray.errors import SettingError
@@ -172,12 +172,12 @@ class SearchConfig:
         If a field cannot work, or changes nothing.
     """
 
-    search: str = "grid"
+    search: Literal["grid", "random", "optuna"] = "grid"
     """Where the settings of the trials come from: grid, random (drawn beforehand), or optuna (suggested by the results
     so far; needs ht-ray[optuna])."""
     samples: int | None = None
     """Search random or optuna: how many settings are tried; by default 20."""
-    scheduler: str = "none"
+    scheduler: Literal["none", "asha", "pbt"] = "none"
     """What happens to trials that fall behind: none, asha (they are stopped), or pbt (they take over the state of
     better ones, with settings nearby)."""
     population: int | None = None
@@ -210,23 +210,21 @@ class SearchConfig:
         check_number("SearchConfig.resample_probability", self.resample_probability, low=0, high=1)
         check_number("SearchConfig.search_seed", self.search_seed, low=0, integer=True)
         if self.scheduler == "pbt" and self.search != "grid":
-            raise SettingError(
-                f"SearchConfig.search = {self.search!r}: scheduler = 'pbt' searches by itself; leave the search out."
-            )
+            raise self._refused("search", ": {scheduler} = 'pbt' searches by itself; leave the search out.")
         for names, field, needed in _OF:
             for name in names:
                 value = getattr(self, name)
                 if value != getattr(SearchConfig, name) and getattr(self, field) not in needed:
                     other = " or ".join(map(repr, needed))
-                    raise SettingError(
-                        f"SearchConfig.{name} = {value!r} changes nothing: it is a setting of {field} = {other}, and "
-                        f"{field} = {getattr(self, field)!r}."
-                    )
+                    found = getattr(self, field)
+                    why = f" changes nothing: it is a setting of {{{field}}} = {other}, and {{{field}}} = {found!r}."
+                    raise self._refused(name, why)
         if self.search_seed and not self.draws:
-            raise SettingError(
-                f"SearchConfig.search_seed = {self.search_seed!r} changes nothing: a grid draws nothing; it is a "
-                "setting of search = 'random' and 'optuna', and of scheduler = 'pbt'."
-            )
+            why = " changes nothing: a grid draws nothing; it is a setting of {search} = 'random' and 'optuna', and of "
+            raise self._refused("search_seed", why + "{scheduler} = 'pbt'.")
+
+    def _refused(self, name: str, reason: str) -> SettingError:
+        return SettingError(owner="SearchConfig", field=name, value=getattr(self, name), reason=reason)
 
     @property
     def draws(self) -> bool:
@@ -290,16 +288,15 @@ class Search:
         if config.draws and not self.parameters:
             raise SettingError("Search.parameters = (): accepted is at least one parameter.")
         if config.search == "optuna" and importlib.util.find_spec("optuna") is None:
-            raise SettingError(
-                "SearchConfig.search = 'optuna': Optuna is not installed here: pip install 'ht-ray[optuna]'."
-            )
+            raise config._refused("search", ": Optuna is not installed here: pip install 'ht-ray[optuna]'.")
         for field, scheduler in (("grace_period", "asha"), ("perturbation_interval", "pbt")):
             value = getattr(config, field)
             if config.scheduler == scheduler and value >= self.reports:
-                raise SettingError(
-                    f"SearchConfig.{field} = {value!r}: a trial of this study reports {self.reports} times, and "
-                    f"scheduler = {scheduler!r} would do nothing before its end; accepted is a number below that."
+                why = (
+                    f": a trial of this study reports {self.reports} times, and {{scheduler}} = {scheduler!r} would do "
+                    "nothing before its end; accepted is a number below that."
                 )
+                raise config._refused(field, why)
 
     def members(self, group: str) -> tuple[str, ...]:
         """Return the ids of the trials of a group, as planned."""

@@ -9,8 +9,9 @@ import tempfile
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any, Literal
 
-from ht_ray._checks import check_choice, check_number
+from ht_ray._checks import check_choice, check_number, owner_and_field
 from ht_ray._storage import PASSING, Storage, StorageError, is_uri
 from ht_ray.errors import SettingError
 from ht_ray.sweep.study.plan import PROBE, is_free, is_study, load_study_settings
@@ -75,7 +76,7 @@ class SweepConfig:
     address: str | None = None
     """The Ray cluster to use: "auto", "local" or HOST:PORT; by default RAY_ADDRESS (which is set in a submitted job),
     otherwise a Ray started here."""
-    tensorboard: str = "trials"
+    tensorboard: Literal["trials", "configurations", "none"] = "trials"
     """What runs TensorBoard shows: trials, configurations (the means over the seeds: lighter, for studies of hundreds
     of trials), or none."""
 
@@ -85,7 +86,7 @@ class SweepConfig:
         for name in ("cpus_per_trial", "gpus_per_trial"):
             value = getattr(self, name)
             if value > 1 and value != int(value):
-                raise SettingError(f"SweepConfig.{name} = {value!r}: accepted above 1 are whole numbers only.")
+                raise _refused(f"SweepConfig.{name}", value, ": accepted above 1 are whole numbers only.")
         if self.max_concurrent is not None:
             check_number("SweepConfig.max_concurrent", self.max_concurrent, low=1, integer=True)
         check_number("SweepConfig.max_failures", self.max_failures, low=0, integer=True)
@@ -99,22 +100,19 @@ class SweepConfig:
             )
         check_number("SweepConfig.storage_minutes", self.storage_minutes, low=0, high=_MOST_MINUTES)
         if self.gpu_memory_per_trial is not None and not self.gpus_per_trial:
-            raise SettingError(
-                f"SweepConfig.gpu_memory_per_trial = {self.gpu_memory_per_trial!r}: trials have no GPU; give them a "
-                "share with SweepConfig.gpus_per_trial."
-            )
+            why = ": trials have no GPU; give them a share with {SweepConfig.gpus_per_trial}."
+            raise _refused("SweepConfig.gpu_memory_per_trial", self.gpu_memory_per_trial, why)
         _ = self.custom_resources, self.label_selector
         locations = ("results_dir", "resume", "resume_or_start")
         for name in (*locations, "address"):
             if getattr(self, name) == "":
-                raise SettingError(f"SweepConfig.{name} = '': accepted is a name, or leave it out.")
+                raise _refused(f"SweepConfig.{name}", "", ": accepted is a name, or leave it out.")
         given = [name for name in locations if getattr(self, name) is not None]
         if len(given) > 1:
             first, second = given[:2]
-            raise SettingError(
-                f"SweepConfig.{first} = {getattr(self, first)!r} and {second} = {getattr(self, second)!r}: a study has "
-                "one location, and a resumed one goes on in its own; give one of the two."
-            )
+            one, other = getattr(self, first), getattr(self, second)
+            why = ": a study has one location, and a resumed one goes on in its own; give one of the two."
+            raise _refused(f"SweepConfig.{first}", one, f" and {{{second}}} = {{other!r}}{why}", other=other)
 
     @property
     def custom_resources(self) -> dict[str, float]:
@@ -142,7 +140,9 @@ class SweepConfig:
         try:
             there = is_study(_absolute(where))
         except OSError as error:
-            raise SettingError(f"SweepConfig.resume_or_start = {where!r}: it cannot be read ({error}).") from error
+            raise _refused(
+                "SweepConfig.resume_or_start", where, ": it cannot be read ({error}).", error=error
+            ) from error
         if there:
             return replace(self, resume_or_start=None, resume=where)
         return replace(self, resume_or_start=None, results_dir=where)
@@ -152,7 +152,7 @@ class SweepConfig:
         for text in getattr(self, field):
             name, _, value = text.partition("=")
             if not name or not value or name in pairs:
-                raise SettingError(f"SweepConfig.{field} = {text!r}: accepted is {form}, each name once.")
+                raise _refused(f"SweepConfig.{field}", text, f": accepted is {form}, each name once.")
             pairs[name] = value
         return pairs
 
@@ -160,11 +160,13 @@ class SweepConfig:
         where = f"SweepConfig.resources, {name!r}"
         if name in ("CPU", "GPU", "memory"):
             own = {"CPU": "cpus_per_trial", "GPU": "gpus_per_trial", "memory": "memory_per_trial"}[name]
-            raise SettingError(f"{where}: that one is given with SweepConfig.{own}.")
+            raise _refused(
+                "SweepConfig.resources", f"{name}={text}", f": that one is given with {{SweepConfig.{own}}}."
+            )
         try:
             amount = float(text)
         except ValueError as error:
-            raise SettingError(f"{where} = {text!r}: accepted is a number above 0.") from error
+            raise _refused(where, text, ": accepted is a number above 0.") from error
         check_number(where, amount, low=_GRAIN)
         return amount
 
@@ -208,19 +210,25 @@ def check_before_ray(config: SweepConfig, study_name: str = "study") -> str:
         location = _unused(root, study_name)
     parts = Path(location).parts
     if ("runtime_resources", "working_dir_files") in itertools.pairwise(parts):
-        raise SettingError(
-            f"{where} = {location!r}: that is Ray's temporary copy of the job's working directory, "
-            "which is deleted after the job. Give an absolute path outside it."
+        why = (
+            ": that is Ray's temporary copy of the job's working directory, which is deleted after the job. Give an "
+            "absolute path outside it."
         )
+        raise _refused(where, location, why)
     try:
         free = is_free(location)
-        advice = f"To continue it: resume={location!r}." if is_study(location) else "Give a new directory."
+        advice = "To continue it: {resume}={location!r}." if is_study(location) else "Give a new directory."
     except OSError as error:
-        raise SettingError(f"{where} = {location!r}: it cannot be read ({error}).") from error
+        raise _refused(where, location, ": it cannot be read ({error}).", error=error) from error
     if not free:
-        raise SettingError(f"{where} = {location!r}: it exists and nothing is ever overwritten. {advice}")
+        raise _refused(where, location, f": it exists and nothing is ever overwritten. {advice}", location=location)
     _try_writing(where, location)
     return location
+
+
+def _refused(where: str, value: Any, reason: str, **told: Any) -> SettingError:
+    owner, field = owner_and_field(where)
+    return SettingError(owner=owner, field=field, value=value, reason=reason, **told)
 
 
 def ray_address(config: SweepConfig) -> str:
@@ -232,17 +240,18 @@ def _check_address(address: str) -> None:
     """Raise unless something listens at `address`: Ray itself would try for minutes."""
     if address in ("auto", "local"):
         return
-    where = "address (SweepConfig.address, or RAY_ADDRESS)"
+    where = "SweepConfig.address, or RAY_ADDRESS"
     host, _, port = address.rpartition(":")
     if "://" in address or not host or not port.isdecimal():
-        raise SettingError(
-            f"{where} = {address!r}: accepted are 'auto', 'local' and HOST:PORT, the port being that of Ray itself "
-            "(usually 6379). To use a cluster from outside it, submit the study as a job: ray job submit."
+        why = (
+            ": accepted are 'auto', 'local' and HOST:PORT, the port being that of Ray itself (usually 6379). "
+            "To use a cluster from outside it, submit the study as a job: ray job submit."
         )
+        raise _refused(where, address, why)
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except OSError as error:
-        raise SettingError(f"{where} = {address!r}: no Ray cluster answers there ({error}).") from error
+        raise _refused(where, address, ": no Ray cluster answers there ({error}).", error=error) from error
 
 
 def _absolute(location: str) -> str:
@@ -258,7 +267,7 @@ def _unused(root: str, study_name: str) -> str:
         while storage.exists(name := stem if number == 1 else f"{stem}-{number}"):
             number += 1
     except OSError as error:
-        raise SettingError(f"HT_RAY_RESULTS = {root!r}: it cannot be read ({error}).") from error
+        raise _refused("HT_RAY_RESULTS", root, ": it cannot be read ({error}).", error=error) from error
     return storage.child(name).location
 
 
@@ -268,7 +277,7 @@ def _try_writing(where: str, location: str) -> None:
             Storage(location).write(PROBE, b"")
             Storage(location).remove(PROBE)
         except OSError as error:
-            raise SettingError(f"{where} = {location!r}: it cannot be written ({error}).") from error
+            raise _refused(where, location, ": it cannot be written ({error}).", error=error) from error
         return
     directory = Path(location)
     missing = [parent for parent in (directory, *directory.parents) if not parent.exists()]
@@ -279,9 +288,8 @@ def _try_writing(where: str, location: str) -> None:
     except OSError as error:
         if error.errno in PASSING:
             raise StorageError(f"{where} = {str(directory)!r}: it cannot be written ({error}).") from error
-        raise SettingError(
-            f"{where} = {str(directory)!r}: a directory that can be written is needed, and this one cannot ({error})."
-        ) from error
+        why = ": a directory that can be written is needed, and this one cannot ({error})."
+        raise _refused(where, str(directory), why, error=error) from error
     finally:
         for created in missing:
             if created.is_dir() and not any(created.iterdir()):

@@ -38,7 +38,7 @@ class DataConfig:
     Attributes
     ----------
     name
-        One of `DATA_SETS`. ``"digits"`` comes with scikit-learn and needs neither `root` nor a download.
+        The data set, one of `DATA_SETS`. ``"digits"`` comes with scikit-learn and needs neither `root` nor a download.
     root
         Where the images are; None stands for ``~/.cache/ht-ray/data`` (``$XDG_CACHE_HOME/ht-ray/data``). A root that is
         given must exist. It may be
@@ -79,9 +79,9 @@ class DataConfig:
         for field in ("root", "cache"):
             value = getattr(self, field)
             if value is not None and not (isinstance(value, str) and value.strip()):
-                raise SettingError(f"DataConfig.{field} = {value!r}: accepted is a path as text, or None.")
+                raise SettingError(owner="DataConfig", field=field, value=value, accepted="a path as text, or None")
         if not isinstance(self.download, bool):
-            raise SettingError(f"DataConfig.download = {self.download!r}: accepted are True, False.")
+            raise SettingError(owner="DataConfig", field="download", value=self.download, accepted="True or False")
         for field in ("train_limit", "test_limit"):
             value = getattr(self, field)
             if value is not None:
@@ -240,8 +240,11 @@ def _root(config: DataConfig) -> Path:
     if not root.exists():
         siblings = [p.name for p in root.parent.iterdir()] if root.parent.is_dir() else []
         raise SettingError(
-            f"DataConfig.root = {config.root!r} does not exist.{did_you_mean(root.name, siblings)} Leave it out "
-            "to use the default folder."
+            owner="DataConfig",
+            field="root",
+            value=config.root,
+            reason=" does not exist.{hint_of_folder} Leave it out to use the default folder.",
+            hint_of_folder=did_you_mean(root.name, siblings),
         )
     return root
 
@@ -326,7 +329,10 @@ def _limit(
         return images, labels
     if limit > len(labels):
         raise SettingError(
-            f"DataConfig.{split}_limit = {limit}: the set has {len(labels)} {split} images; accepted is None for all."
+            owner="DataConfig",
+            field=f"{split}_limit",
+            value=limit,
+            reason=f": the set has {len(labels)} {split} images; accepted is None for all.",
         )
     chosen = _balanced_order(labels, classes, split)[:limit].sort().values
     return images[chosen], labels[chosen]

@@ -104,9 +104,7 @@ def find_source(name: str, root: Path, download: bool) -> Source:
     if root.is_file():
         if root.name.lower().endswith(_ARCHIVES):
             return Source("archive", root)
-        raise SettingError(
-            f"DataConfig.root = {str(root)!r}: a file of this kind is not read; accepted are {', '.join(_ARCHIVES)}."
-        )
+        raise _refused(root, f": a file of this kind is not read; accepted are {', '.join(_ARCHIVES)}.")
     layout = _TORCHVISION[name][1] if name in _TORCHVISION else None
     if layout and (root / layout).is_dir():
         return Source("torchvision", root)
@@ -116,24 +114,26 @@ def find_source(name: str, root: Path, download: bool) -> Source:
     named = re.compile(re.escape(name) + r"([^0-9A-Za-z].*)?(" + "|".join(map(re.escape, _ARCHIVES)) + ")")
     archives = sorted(p for p in root.iterdir() if named.fullmatch(p.name) and p.is_file()) if root.is_dir() else []
     if len(archives) > 1:
-        raise SettingError(
-            f"DataConfig.root = {str(root)!r} holds several archives for {name!r}: "
-            f"{', '.join(p.name for p in archives)}. Give the path of one of them as root."
-        )
+        listed = ", ".join(p.name for p in archives)
+        why = f" holds several archives for {name!r}: {{listed}}. Give the path of one of them."
+        raise _refused(root, why, listed=listed)
     if archives:
         return Source("archive", archives[0])
     if layout and download:
         return Source("torchvision", root)
     if layout:
-        raise SettingError(
-            f"{root} holds no {name!r}. Accepted are torchvision's layout ({layout}) and {_LAYOUTS}; or set "
-            "DataConfig.download."
-        )
-    raise SettingError(
-        f"{root} holds no {name!r}, and torchvision cannot download it. Fetch "
-        "http://cs231n.stanford.edu/tiny-imagenet-200.zip and set DataConfig.root to it, unpacked or not. Accepted "
-        f"are {_LAYOUTS}."
+        why = f" holds no {name!r}. Accepted are torchvision's layout ({layout}) and {_LAYOUTS}; or set "
+        raise _refused(root, why + "{DataConfig.download}.")
+    raise _refused(
+        root,
+        f" holds no {name!r}, and torchvision cannot download it. Fetch "
+        "http://cs231n.stanford.edu/tiny-imagenet-200.zip and set {DataConfig.root} to it, unpacked or not. Accepted "
+        f"are {_LAYOUTS}.",
     )
+
+
+def _refused(root: Path, reason: str, **told: Any) -> SettingError:
+    return SettingError(owner="DataConfig", field="root", value=str(root), reason=reason, **told)
 
 
 def fingerprint(source: Source) -> dict[str, Any]:
@@ -174,11 +174,12 @@ def read_torchvision(name: str, root: Path, download: bool) -> ImageSets:
         test = reader(str(root), train=False)
     # RuntimeError and URLError (an OSError) are for what is missing; torchvision does not check IDX files.
     except (*_DAMAGE, RuntimeError, AssertionError, http.client.HTTPException) as error:
-        raise SettingError(
-            f"{name!r} could not be read from {root / _TORCHVISION[name][1]} or downloaded there "
-            f"({type(error).__name__}: {error}). Delete what is there and try again, or put one of these elsewhere and "
-            f"set DataConfig.root to it: {_LAYOUTS}."
-        ) from error
+        why = (
+            f": {name!r} could not be read from {_TORCHVISION[name][1]} in it or downloaded there ({{trouble}}). "
+            f"Delete what is there and try again, or put one of these elsewhere and set {{DataConfig.root}} to it: "
+            f"{_LAYOUTS}."
+        )
+        raise _refused(root, why, trouble=f"{type(error).__name__}: {error}") from error
     images, labels = [], []
     for split in (train, test):
         if name == "mnist":

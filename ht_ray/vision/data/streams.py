@@ -260,7 +260,10 @@ def noise_schedule(noise: str | Sequence[float], phases: int) -> tuple[float, ..
         values *= phases
     if len(values) != phases:
         raise SettingError(
-            f"ContinualConfig: noise = {noise!r}: accepted are one number, or one for each of the {phases} phases."
+            owner="ContinualConfig",
+            field="noise",
+            value=noise,
+            reason=f": accepted are one number, or one for each of the {phases} phases.",
         )
     for value in values:
         check_number("ContinualConfig: noise", value, low=0, high=1)
@@ -281,7 +284,7 @@ class ContinualConfig(StreamConfig):
     chunk_ratio
         Share of the training set that is new in each phase; None means that the phases use all of it, equally.
     noise
-        Label noise over the phases, see `noise_schedule`.
+        Label noise over the phases: ``"paper"``, ``"linear"``, ``"none"``, or numbers; see `noise_schedule`.
     access
         ``"full"``: a phase trains on all that has arrived; ``"buffer"``: on the new chunk and `buffer_size` older
         samples, drawn uniformly from everything seen; ``"new"``: on the new chunk alone.
@@ -373,8 +376,11 @@ def continual(labels: Tensor, num_classes: int, config: ContinualConfig, *, seed
     bounds = [min(total, round(k * ratio * total)) for k in range(config.phases + 1)]
     if any(high == low for low, high in pairwise(bounds)):
         raise SettingError(
-            f"ContinualConfig: phases = {config.phases} of a share of {ratio:g} each: "
-            f"the training set of {total} samples is too small, a phase would be empty."
+            owner="ContinualConfig",
+            field="phases",
+            value=config.phases,
+            reason=f" of a share of {ratio:g} each: the training set of {total} samples is too small, a phase would be "
+            "empty.",
         )
     order = torch.randperm(total, generator=generator(seed, "order of arrival"))
     memory = Reservoir(config.buffer_size, seed=seed)

@@ -115,8 +115,11 @@ Did you mean 'resnet18'?
             check_number("ModelConfig.hidden", units, low=1, high=_MOST_UNITS, integer=True)
         if self.name != "mlp" and tuple(self.hidden) != ModelConfig.hidden:
             raise SettingError(
-                f"ModelConfig.hidden = {self.hidden!r}: accepted for name='mlp' only; narrow or widen {self.name} "
-                f"with ModelConfig.width."
+                owner="ModelConfig",
+                field="hidden",
+                value=self.hidden,
+                reason=f": accepted for {{ModelConfig.name}} = 'mlp' only; narrow or widen {self.name} with "
+                "{ModelConfig.width}.",
             )
         check_number("ModelConfig.width", self.width, low=0.001, high=100)
         if self.dropout is not None:
@@ -126,13 +129,19 @@ Did you mean 'resnet18'?
         check_choice("ModelConfig.activation", self.activation, ("relu", "crelu"))
         if self.activation == "crelu" and self.head_hidden == () and self.name != "mlp":
             raise SettingError(
-                f"ModelConfig.activation = 'crelu': a linear head has no activation; accepted for {self.name} is a "
-                f"ModelConfig.head_hidden with layers, or None for {_CRELU_HEAD[self.name]}."
+                owner="ModelConfig",
+                field="activation",
+                value=self.activation,
+                reason=f": a linear head has no activation; accepted for {self.name} is a {{ModelConfig.head_hidden}} "
+                f"with layers, or None for {_CRELU_HEAD[self.name]}.",
             )
         check_choice("ModelConfig.normalisation", self.normalisation, ("published", "layer"))
         if self.normalisation == "layer" and self.name == "vit_tiny":
             raise SettingError(
-                "ModelConfig.normalisation = 'layer': accepted for vit_tiny is 'published', which is LayerNorm."
+                owner="ModelConfig",
+                field="normalisation",
+                value=self.normalisation,
+                reason=": accepted for vit_tiny is 'published', which is LayerNorm.",
             )
 
 

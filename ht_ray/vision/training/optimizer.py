@@ -63,7 +63,9 @@ class TrainingConfig:
         for beta in self.betas:
             check_number("TrainingConfig: betas", beta, low=0, high=1, high_open=True)
         if len(self.betas) != 2:
-            raise SettingError(f"TrainingConfig: betas = {self.betas!r}: accepted are two numbers.")
+            raise SettingError(
+                owner="TrainingConfig", field="betas", value=self.betas, reason=": accepted are two numbers."
+            )
         check_number("TrainingConfig: eps", self.eps, low=0)
         check_number("TrainingConfig: warmup_ratio", self.warmup_ratio, low=0, high=1)
         if self.clip is not None:
