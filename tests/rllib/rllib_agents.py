@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,34 @@ import gymnasium
 import numpy as np
 import torch
 
+from ht_ray.methods import Method, MethodSettings, setting
+
 MODULE = "default_policy"
 SMALL = {"fcnet_hiddens": [8], "fcnet_activation": "relu", "head_fcnet_hiddens": [8], "head_fcnet_activation": "relu"}
 DISCRETE = (gymnasium.spaces.Box(-10, 10, (4,), np.float32), gymnasium.spaces.Discrete(3))
 CONTINUOUS = (gymnasium.spaces.Box(-10, 10, (4,), np.float32), gymnasium.spaces.Box(-1, 1, (2,), np.float32))
+
+
+class Traveller(Method):
+    """Counts steps, and sees each batch before it."""
+
+    name, title, rank = "traveller", "Traveller", 7
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(MethodSettings):
+        amount: int = setting(1, "How much is counted at each step.", low=1)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.counted = 0
+        self.seen: list[Any] = []
+
+    def before_forward(self, inputs: Any, tortoise: Any = None) -> None:
+        self.seen.append(inputs)
+
+    def after_step(self, optimizer: Any = None, tortoise: Any = None) -> None:
+        assert len(self.seen) == self.counted // self.settings.amount + 1
+        self.counted += self.settings.amount
 
 
 def is_sac(config: Any) -> bool:
