@@ -49,7 +49,7 @@ from ht_ray.agents.drq.agent import DrQAgent
 from ht_ray.agents.drq.config import DrQConfig
 from ht_ray.agents.replay import FrameReplay, make_replay
 from ht_ray.diagnostics import INDICATOR_GROUPS, IndicatorConfig
-from ht_ray.mechanisms import SettingWarning
+from ht_ray.errors import SettingWarning
 from ht_ray.vision import (
     ContinualConfig,
     ImageData,
@@ -82,7 +82,7 @@ METHODS: list[tuple[str, Values]] = [
     ),
     ("hare_tortoise+shrink_perturb+l2+redo", {**HARE_TORTOISE, "redo_interval": 1}),
     ("ema", {}),
-    ("shrink_perturb", {"noise": 0.01}),
+    ("shrink_perturb", {"shrink_perturb_noise": 0.01}),
     ("head_reset", {"toward": "fresh"}),
     ("l2", {}),
     ("l2", {"l2_coupling": "loss"}),
@@ -93,7 +93,7 @@ METHODS: list[tuple[str, Values]] = [
     ("self_distillation", {}),
     ("upgd", {"upgd_noise": 0.0}),
     ("weight_clipping", {}),
-    ("continual_backprop", {"cbp_replacement_rate": 0.01, "cbp_maturity": 2}),
+    ("continual_backprop", {"continual_backprop_replacement_rate": 0.01, "continual_backprop_maturity": 2}),
     ("redo", {"redo_interval": 1, "redo_threshold": 0.3}),
     ("redo", {"redo_interval": 3, "redo_unit": "steps", "redo_threshold": 0.3}),
     ("optimizer_reset", {}),
@@ -881,7 +881,7 @@ def repeated(machine: Machine) -> Iterator[Case]:
             yield Case(labels, partial(repeat, machine, network, deterministic))
     continued = [
         ("hare_tortoise+redo+l2", {**HARE_TORTOISE, "redo_interval": 1}),
-        ("continual_backprop", {"cbp_replacement_rate": 0.01, "cbp_maturity": 2}),
+        ("continual_backprop", {"continual_backprop_replacement_rate": 0.01, "continual_backprop_maturity": 2}),
         ("upgd", {"upgd_noise": 0.0}),
     ]
     for first, second in ((machine.device, "cpu"), ("cpu", machine.device), (machine.device, machine.device)):

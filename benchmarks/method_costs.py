@@ -18,7 +18,7 @@ from itertools import pairwise
 import torch
 
 from ht_ray.diagnostics import INDICATOR_GROUPS, INDICATORS, IndicatorConfig
-from ht_ray.mechanisms import SettingWarning
+from ht_ray.errors import SettingWarning
 from ht_ray.vision import (
     METHODS,
     ContinualConfig,
@@ -126,9 +126,10 @@ def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="turns of each method (default 5)")
-    parser.add_argument("--only", nargs="*", default=None, help="these methods alone, beside plain")
+    parser.add_argument("--only", nargs="*", default=None, help="these methods alone, and plain")
     chosen = parser.parse_args()
-    names = ["plain", *(chosen.only if chosen.only is not None else [*list(METHODS)[1:], *COMBINED])]
+    others = chosen.only if chosen.only is not None else [*METHODS, *COMBINED]
+    names = ["plain", *(name for name in others if name != "plain")]
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", SettingWarning)  # phases of six epochs
     print(method_table(names, chosen.rounds))

@@ -24,10 +24,9 @@ from ht_ray.agents.registry import AGENT_VARIANTS
 from ht_ray.agents.training import train
 from ht_ray.diagnostics import INDICATOR_GROUPS, INDICATORS, IndicatorConfig
 from ht_ray.errors import SettingWarning
-from ht_ray.methods import Tortoise, half_life
+from ht_ray.methods import METHODS, MethodConfig, Tortoise, display_name, flat_names, half_life, method_parts, registry
 from ht_ray.reproduce.__main__ import make_parser
 from ht_ray.sweep import SweepConfig
-from ht_ray.vision import METHODS, MethodConfig, MethodSettings, display_name, method_parts
 from tune_configs import ablation, atari100k, command_line, continual, warm_start
 from tune_configs.settings import PRESETS
 
@@ -66,7 +65,7 @@ class Block:
 
     def compiled(self) -> Any:
         # As many empty lines before it as the document has, so that tracebacks name the right one.
-        return compile("\n" * (self.line - 1) + self.code, str(self.document), "exec")
+        return compile("\n" * (self.line - 1) + self.code, str(self.document), "exec", dont_inherit=True)
 
 
 def blocks(language: str, documents: Sequence[Path] = DOCUMENTS) -> list[Block]:
@@ -120,7 +119,13 @@ def execute(block: Block, namespace: dict[str, Any]) -> None:
 def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["example"])
-    with torch.random.fork_rng(devices=[]), patch.dict(INDICATORS), patch.dict(INDICATOR_GROUPS):
+    assert METHODS  # all are found by now: what a page registers goes
+    with (
+        torch.random.fork_rng(devices=[]),
+        patch.dict(INDICATORS),
+        patch.dict(INDICATOR_GROUPS),
+        patch.dict(registry._classes),
+    ):
         yield tmp_path
 
 
@@ -281,16 +286,9 @@ def test_table_of_data_sets() -> None:
         assert augment.replace(" and ", "_") == preset["augment"]
 
 
-def rows_of_code(document: str) -> list[list[str]]:
-    """Return the cells of all table rows whose first cell is one name in backticks, without these."""
-    lines = (ROOT / "docs" / document).read_text(encoding="utf-8").splitlines()
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
-    return [[row[0].strip("`"), *row[1:]] for row in rows if re.fullmatch(r"`\w+`", row[0])]
-
-
 def test_table_of_methods() -> None:
     _, *rows = table("methods.md", "| name | method")
-    assert [row[0].strip("`") for row in rows] == list(METHODS)
+    assert sorted(row[0].strip("`") for row in rows) == list(METHODS)
     headings = re.findall(r"^## (.+)$", (ROOT / "docs" / "methods.md").read_text(encoding="utf-8"), re.MULTILINE)
     for row in rows:
         title = display_name(row[0].strip("`"))
@@ -306,35 +304,51 @@ def test_methods_plugins_are_named_as_they_are() -> None:
         for plugin in re.findall(r"`(\w+Plugin)`", row[4]):
             assert hasattr(strategies, plugin), f"{row[0]}: {plugin}"
     shown = re.findall(r"`(\w+Plugin)`", " ".join(cell for row in table("avalanche.md", "| plugin") for cell in row))
-    bases = {"MechanismPlugin", "OrderedPlugin", "ReinitialisePlugin", "MeasurePlugin"}
-    assert set(shown) == {name for name in strategies.__all__ if name.endswith("Plugin")} - bases
+    assert set(shown) == {name for name in strategies.__all__ if name.endswith("Plugin")} - {"MeasurePlugin"}
+
+
+def settings_tables() -> dict[str, list[list[str]]]:
+    """Return the rows of the settings in each method's section of docs/methods.md, by the method's name."""
+    text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    sections = re.split(r"^## (.+)$", text, flags=re.MULTILINE)
+    titles = {cls.title: name for name, cls in METHODS.items()}
+    rows: dict[str, list[list[str]]] = {}
+    for title, section in zip(sections[1::2], sections[2::2], strict=True):
+        found = re.search(r"^\| setting \| field \| default \| whose \|\n.*\n((?:\|.*\n)+)", section, re.MULTILINE)
+        if title in titles:
+            lines = found[1].splitlines() if found else []
+            rows[titles[title]] = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in lines]
+    return rows
 
 
 def test_settings_of_methods_are_those_of_the_code() -> None:
-    defaults = {field.name: field.default for field in fields(MethodConfig)}
-    rows = [row for row in rows_of_code("methods.md") if row[0] in defaults]
-    assert {field.name for field in fields(MethodSettings)} <= {row[0] for row in rows}
-    assert defaults.keys() - {row[0] for row in rows} == {"name"}
-    for name, _, default, *_ in rows:
-        assert ast.literal_eval(default.strip("`")) == defaults[name], name
+    shown = settings_tables()
+    known = registry.all_settings()
+    assert {row[0] for rows in shown.values() for row in rows} == known.keys()
+    # Where a setting is shared, MethodConfig has the default of the methods that are named.
+    for method, rows in shown.items():
+        config = MethodConfig(method)
+        for name, _, default, _ in rows:
+            assert ast.literal_eval(default) == known[name].default == getattr(config, name), name
 
 
-def test_settings_of_methods_are_called_so_by_their_mechanisms() -> None:
-    text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
-    sections = re.split(r"^## (.+)$", text, flags=re.MULTILINE)
-    titles = {display_name(name): name for name in METHODS}
-    seen = set()
-    for title, section in zip(sections[1::2], sections[2::2], strict=True):
-        name = titles.get(title)
-        if name in (None, "plain", "crelu", "layer_norm", "augment", "adam"):
-            continue
-        seen.add(name)
-        accepted = {*MethodConfig(name).settings_of(name), "reinitialise_tortoise", "recalibrate_batchnorm"}
-        named = re.findall(r"^\| `\w+` \| `(\w+)` \|", section, re.MULTILINE)
-        assert set(named) <= accepted, title
-        shared = {"toward"} if name == "head_reset" else set()
-        assert accepted - set(named) - shared <= {"seed", "reinitialise_tortoise", "recalibrate_batchnorm"}, title
-    assert len(seen) == len(METHODS) - 5
+def test_settings_of_methods_are_called_so_by_their_classes() -> None:
+    shown = settings_tables()
+    assert sorted(shown) == list(METHODS)
+    optional = {"toward", "reinitialize_tortoise", "recalibrate_batchnorm", "average_buffers"}
+    for method, rows in shown.items():
+        fields_by_name = flat_names(METHODS[method])
+        named = {name: field for name, field, *_ in rows}
+        assert named.items() <= fields_by_name.items(), method
+        # A setting that several methods share has its row in one of them.
+        assert fields_by_name.keys() - named.keys() <= optional, method
+
+
+def test_old_names_of_settings_are_in_no_document() -> None:
+    # Those of one word ("noise") are words of other things, too.
+    old_names = "|".join(old for old in registry.old_names() if "_" in old)
+    for document in DOCUMENTS:
+        assert not re.findall(rf"(?<!\w)(?:{old_names})(?!\w)", document.read_text(encoding="utf-8")), document.name
 
 
 def test_names_of_methods_in_the_text_are_names() -> None:

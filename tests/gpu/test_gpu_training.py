@@ -55,7 +55,7 @@ def stop_in_the_second_phase(row: dict[str, float]) -> None:
     [
         HARE_TORTOISE,
         MethodConfig("hare_tortoise+redo+l2", momentum=0.9, reset_interval=1, redo_interval=1),
-        MethodConfig("continual_backprop", cbp_replacement_rate=0.01, cbp_maturity=2),
+        MethodConfig("continual_backprop", continual_backprop_replacement_rate=0.01, continual_backprop_maturity=2),
         MethodConfig("upgd", upgd_noise=0.0),
         MethodConfig("plasticity_injection"),
     ],
