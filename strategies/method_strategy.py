@@ -141,7 +141,7 @@ def make_strategy(
             fresh_optimizer=config.fresh_optimizer,
             seed=seed,
         ),
-        MethodPlugin(method, seed=seed),
+        MethodPlugin(method, seed=seed, configured=True),
         *plugins,
         MeasurePlugin(
             data,

@@ -22,6 +22,7 @@ class Adam(Method):
     name = "adam"
     title = "Adam ε β"
     capturable = True
+    only_configures = True
     not_for_agents = "an agent has its own: its setting `adam_eps`"
 
     @dataclass(frozen=True, kw_only=True)

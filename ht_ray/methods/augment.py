@@ -22,6 +22,7 @@ class Augment(Method):
     name = "augment"
     title = "Augmentation"
     capturable = True
+    only_configures = True
     not_for_agents = "an agent has its own augmentation: its settings `shift` and `intensity`"
 
     @dataclass(frozen=True, kw_only=True)

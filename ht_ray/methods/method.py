@@ -109,6 +109,8 @@ class Method:
     rank: ClassVar[float] = 0
     #: Whether it acts at the beginning of phases from the second on, unless it is given an interval.
     acts_before_phases: ClassVar[bool] = False
+    #: Whether it is done once training is configured (see `configure_training`), and never acts.
+    only_configures: ClassVar[bool] = False
     #: A method that is added where no other in the composition has a tortoise: its name.
     brings: ClassVar[str | None] = None
     #: Why it cannot act on an agent, whose outputs are values and whose training has no phases; None: it can.

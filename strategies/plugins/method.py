@@ -61,6 +61,9 @@ class MethodPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore
         What acts: a configuration, a name as `ht_ray.methods.MethodConfig` takes it, or a method's class.
     seed : int, default 0
         Of what the methods draw.
+    configured : bool, default False
+        Whether training was configured by `ht_ray.methods.MethodConfig.training` already, as `make_strategy` does it.
+        Otherwise methods that do nothing else are refused.
     **settings
         Of the method, where it is a class: its settings, and what else its class takes (``head``, ``layers``,
         ``factory``). ``layers`` may be a function of the model, called before each experience. Where it is a name,
@@ -80,7 +83,9 @@ class MethodPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore
     #: The class of the method, of a plugin that is made for one.
     kind: ClassVar[type[Method] | None] = None
 
-    def __init__(self, method: MethodConfig | type[Method] | str, *, seed: int = 0, **settings: Any) -> None:
+    def __init__(
+        self, method: MethodConfig | type[Method] | str, *, seed: int = 0, configured: bool = False, **settings: Any
+    ) -> None:
         super().__init__()
         self.seed = seed
         self.config: MethodConfig | None = None
@@ -93,6 +98,12 @@ class MethodPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore
         else:
             self.config = method if isinstance(method, MethodConfig) else MethodConfig(method, **settings)
             self.classes = tuple(METHODS[part] for part in self.config.settings)
+        idle = [cls.name for cls in self.classes if cls.only_configures]
+        if idle and not configured:
+            raise SettingError(
+                f"{type(self).__name__}: {' and '.join(idle)} changes how the network is trained, which no plugin does: "
+                "use make_strategy, or AugmentPlugin, or the optimiser's eps and betas."
+            )
         self.settings = settings
         #: The methods over the model, by name; empty before the first experience.
         self.methods: dict[str, Method] = {}

@@ -197,6 +197,12 @@ def test_methods_by_name(name, kinds) -> None:
     assert plugin.methods.keys() == kinds
 
 
+@pytest.mark.parametrize("name", ["augment", "adam", "hare_tortoise+augment"])
+def test_what_no_plugin_can_do_is_refused(name) -> None:
+    with pytest.raises(SettingError, match=r"(augment|adam) changes how the network is trained.*make_strategy"):
+        MethodPlugin(name)
+
+
 @pytest.mark.parametrize("kind", [HareTortoise, EMA])
 def test_named_buffers_reach_the_plugin(kind) -> None:
     model = torch.nn.Linear(2, 2)
