@@ -101,7 +101,7 @@ class MethodPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore
         idle = [cls.name for cls in self.classes if cls.only_configures]
         if idle and not configured:
             raise SettingError(
-                f"{type(self).__name__}: {' and '.join(idle)} changes how the network is trained, which no plugin does: "
+                f"{type(self).__name__}: {' and '.join(idle)} changes how the network is trained; no plugin does: "
                 "use make_strategy, or AugmentPlugin, or the optimiser's eps and betas."
             )
         self.settings = settings
