@@ -32,7 +32,7 @@ from ht_ray.diagnostics import (
     zero_activation_ratio,
 )
 from ht_ray.errors import SettingError
-from ht_ray.report.style.names import DETAILS, INDICATOR_TITLES
+from ht_ray.report.style.formats import DETAILS, INDICATOR_TITLES
 from ht_ray.vision.models import ModelConfig, make_model
 
 _SHAPE = (1, 8, 8)
