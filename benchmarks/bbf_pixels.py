@@ -37,7 +37,7 @@ def config(variant: str, steps: int) -> BBFConfig:
         variant,
         width=0.5,
         hidden=128,
-        lr=5e-4,
+        learning_rate=5e-4,
         learning_starts=200,
         epsilon_decay_steps=200,
         shift=1,  # a cell is 2 pixels: more would push the paddle out of sight

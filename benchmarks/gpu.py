@@ -638,7 +638,7 @@ class Learner:
 
     def set_priorities(self, batches: Any, done: Sequence[dict[str, Tensor]]) -> None:
         """Give the replay what was learned, if it draws by that."""
-        if self.config.prioritised:
+        if self.config.prioritized:
             losses = torch.cat([values["losses"] for values in done])
             self.replay.update_priorities(batches.indices, losses.nan_to_num())
 

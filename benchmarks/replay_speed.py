@@ -40,13 +40,13 @@ def seconds(action: Callable[[], object], times: int) -> float:
 class Ours:
     """Our replay, and the moments that are timed."""
 
-    def __init__(self, name: str, steps: int, *, prioritised: bool) -> None:
+    def __init__(self, name: str, steps: int, *, prioritized: bool) -> None:
         self.name = name
-        self._prioritised = prioritised
+        self._prioritized = prioritized
         self._replay = self._filled(steps)
 
     def _filled(self, steps: int) -> FrameReplay:
-        replay = FrameReplay(steps, prioritised=self._prioritised)
+        replay = FrameReplay(steps, prioritized=self._prioritized)
         for t in range(steps):
             if t % EPISODE == 0:
                 replay.start(FRAME)
@@ -70,7 +70,7 @@ class Ours:
         def batch() -> None:
             self._replay.add(0, 0.0, FRAME, terminated=False, truncated=False)
             drawn = self._replay.sample(BATCH)
-            if self._prioritised:
+            if self._prioritized:
                 self._replay.update_priorities(drawn.indices, drawn.weights)
 
         return seconds(batch, 20)
@@ -123,8 +123,8 @@ def main() -> None:
     steps = int((*sys.argv[1:], "100000")[0])
     torch.set_num_threads(1)
     contenders = [
-        Ours("uniform", steps, prioritised=False),
-        Ours("prioritised", steps, prioritised=True),
+        Ours("uniform", steps, prioritized=False),
+        Ours("prioritized", steps, prioritized=True),
         RLlib(steps),
     ]
     measures: dict[str, Callable[[Ours | RLlib], float]] = {

@@ -20,8 +20,8 @@ import torch
 
 from ht_ray.agents.bbf.config import BBF_VARIANTS
 from ht_ray.agents.drq.config import VARIANTS
+from ht_ray.agents.registry import AGENT_VARIANTS
 from ht_ray.agents.training import train
-from ht_ray.agents.variants import AGENT_VARIANTS
 from ht_ray.diagnostics import INDICATOR_GROUPS, INDICATORS, IndicatorConfig
 from ht_ray.errors import SettingWarning
 from ht_ray.methods import Tortoise, half_life

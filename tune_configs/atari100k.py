@@ -26,14 +26,14 @@ if __package__ in (None, ""):  # run as a script: the checkout need not be insta
 from torch import nn
 
 from ht_ray._checks import check_choice, check_number
-from ht_ray.agents.base_config import MOST
+from ht_ray.agents.base_config import MOST, AgentConfig
 from ht_ray.agents.bbf.config import BBFConfig
 from ht_ray.agents.drq.config import DrQConfig
 from ht_ray.agents.envs.games import ATARI_100K_GAMES, game_name
-from ht_ray.agents.variants import AGENTS, AgentConfig, agent_from_dict
+from ht_ray.agents.registry import AGENTS, agent_from_dict
 from ht_ray.errors import SettingError, SettingWarning
 from ht_ray.methods import HareTortoise, Phase
-from ht_ray.report.atari.study import number_text
+from ht_ray.report.atari.study import format_thousands
 from ht_ray.sweep import TrialSpec, load_study_settings
 from tune_configs.command_line import Prepared, check_memory
 from tune_configs.command_line import main as run_main
@@ -304,7 +304,7 @@ _OLD_NAMES = {
 }
 
 # Settings of BBF's restart, and of SPR.
-_RESTART = ("shrink_perturb_ratio", "restart_optimizer_state", "reinitialise_tortoise", "reinitialize_tortoise")
+_RESTART = ("shrink_perturb_ratio", "restart_optimizer_state", "reinitialize_tortoise")
 _SPR = ("spr_steps",)
 
 
@@ -328,9 +328,8 @@ class AtariSettings(DrQConfig, _AtariStudy):
         "shrink_perturb_ratio": lambda own: own.shrink_perturb_interval is not None,
         "head_reset_interval": lambda own: own.head_reset_interval is not None,
         "toward": lambda own: bool(own.shrink_perturb_interval or own.head_reset_interval),
-        **dict.fromkeys(
-            ("reinitialise_tortoise", "reinitialize_tortoise"),
-            lambda own: own.momentum is not None and bool(own.shrink_perturb_interval or own.head_reset_interval),
+        "reinitialize_tortoise": lambda own: (
+            own.momentum is not None and bool(own.shrink_perturb_interval or own.head_reset_interval)
         ),
     }
     in_name: ClassVar[tuple[str, ...]] = (
@@ -350,6 +349,8 @@ class AtariSettings(DrQConfig, _AtariStudy):
     """Of Shrink & Perturb, in gradient steps; by default 20000."""
     head_reset_interval: int | None = None
     """Of Head Reset, in gradient steps; by default the variant's."""
+    method_settings: Mapping[str, Any] | None = field(default=None, hash=False, metadata={"flag": False})
+    """Not a flag: settings follow the names in --methods, redo:redo_interval=500."""
 
     def __post_init__(self) -> None:
         self._check()
@@ -407,6 +408,8 @@ class BBFSettings(BBFConfig, _AtariStudy):
     code does, and keep for the others."""
     training_steps: int = field(default=BBFConfig.training_steps, metadata={"flag": False})
     """Not to be set: it is --steps."""
+    method_settings: Mapping[str, Any] | None = field(default=None, hash=False, metadata={"flag": False})
+    """Not a flag: settings follow the names in --methods, redo:redo_interval=500."""
 
     def __post_init__(self) -> None:
         if "training_steps" in self._changed():
@@ -505,7 +508,7 @@ def _prepare(settings: _AtariStudy, planned: tuple[TrialSpec, ...]) -> Prepared:
     counts = (len(settings.games), "game"), (len(settings.agents), "variant"), (settings.seeds, "seed")
     told = " × ".join(f"{number} {what}{'s' if number > 1 else ''}" for number, what in counts)
     print(
-        f"atari100k.py: {told} = {len(planned)} runs of {number_text(settings.steps)} steps, each evaluated on "
+        f"atari100k.py: {told} = {len(planned)} runs of {format_thousands(settings.steps)} steps, each evaluated on "
         f"{settings.evaluation_episodes} games",
         file=sys.stderr,
     )

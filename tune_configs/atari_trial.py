@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from ht_ray.agents.envs.atari import AtariConfig
+from ht_ray.agents.registry import agent_from_dict
 from ht_ray.agents.training.train import Evaluation, TrainingRun
-from ht_ray.agents.variants import agent_from_dict
-from ht_ray.report.atari.reference import human_normalised
+from ht_ray.report.atari.reference import human_normalized
 from ht_ray.sweep import Report
 
 __all__ = ["AtariTrial"]
@@ -99,7 +99,7 @@ class AtariTrial:
         return {
             "step": played.step,
             "score": played.score,
-            "human_normalised": float(human_normalised(self.run.record.game, played.score)),
+            "human_normalised": float(human_normalized(self.run.record.game, played.score)),
             "game_steps": math.fsum(played.lengths) / len(played.lengths),
         }
 

@@ -249,7 +249,7 @@ def _run(
 
         files = [
             path.relative_to(directory)
-            for path in write_report(directory, say=print, patience=60 * run.storage_minutes)
+            for path in write_report(directory, log=print, patience=60 * run.storage_minutes)
         ]
         methods = (directory / "report").is_dir()
         for path in files:

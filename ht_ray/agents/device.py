@@ -14,7 +14,7 @@ def check_device(where: str, device: torch.device | str) -> torch.device:
 
     Parameters
     ----------
-    where
+    where : str
         What is being set, as the user knows it.
 
     Raises

@@ -1,4 +1,4 @@
-"""How often an agent acts at random, over its steps."""
+"""Epsilon: how often an agent acts at random, over its steps."""
 
 from __future__ import annotations
 

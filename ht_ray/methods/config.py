@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from ht_ray._checks import did_you_mean
-from ht_ray.errors import SettingError, SettingWarning
+from ht_ray._deprecated import current_names
+from ht_ray.errors import SettingError
 from ht_ray.methods.method import Composition, Method
 from ht_ray.methods.registry import (
     METHODS,
@@ -23,7 +23,7 @@ from ht_ray.methods.registry import (
 )
 from ht_ray.methods.tortoise import Tortoise
 
-__all__ = ["MethodConfig", "parse_method", "setting_names"]
+__all__ = ["MethodConfig", "parse_method", "parse_value", "setting_names"]
 
 
 @dataclass(frozen=True, init=False)
@@ -250,36 +250,6 @@ def _as_given(error: SettingError, cls: type[Method]) -> SettingError:
     )
 
 
-def current_names(
-    owner: str, given: Mapping[str, Any], renamed: Mapping[str, str], known: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return settings under their present names; a warning names the new one of each that has changed.
-
-    Raises
-    ------
-    SettingError
-        If a name is unknown, or one setting is given by both names.
-    """
-    values: dict[str, Any] = {}
-    for name, value in given.items():
-        new = name if name in known else renamed.get(name, name)
-        if new not in known:
-            hint = did_you_mean(name, known)
-            raise SettingError(
-                f"{owner} has no setting {name!r}.{hint}", owner=owner, field=name, value=value, hint=hint.strip()
-            )
-        if new != name:
-            warnings.warn(
-                f"{owner}: the setting {name!r} is called {new!r} now; the old name goes with the next minor version.",
-                SettingWarning,
-                stacklevel=3,
-            )
-        if new in values:
-            raise SettingError(f"{owner}: {name!r} and {new!r} are the same setting: accepted is {new!r}.")
-        values[new] = value
-    return values
-
-
 def setting_names(parts: Sequence[str]) -> list[str]:
     """Return the names in `MethodConfig` of the settings that mean something to these methods.
 
@@ -327,7 +297,7 @@ def parse_method(text: str) -> tuple[str, dict[str, Any]]:
             raise _refused(text, why, key=key, name=name, listed=listed, suggestion=hint)
         if key in settings:
             raise _refused(text, ": {key!r} is given twice.", key=key)
-        settings[key] = _value(value)
+        settings[key] = parse_value(value)
     return "+".join(parts), settings
 
 
@@ -335,9 +305,16 @@ def _refused(text: str, reason: str, **told: Any) -> SettingError:
     return SettingError(owner="MethodConfig", field="name", value=text, reason=reason, **told)
 
 
-def _value(text: str) -> Any:
+def parse_value(text: str) -> Any:
+    """Return the number, word, ``none``, ``true``, ``false`` or pair ``0.9/0.99`` that `text` is.
+
+    Examples
+    --------
+    >>> parse_value("1e-3"), parse_value("none"), parse_value("0.9/0.99")
+    (0.001, None, (0.9, 0.99))
+    """
     if "/" in text:
-        return tuple(_value(piece) for piece in text.split("/"))
+        return tuple(parse_value(piece) for piece in text.split("/"))
     words = {"none": None, "true": True, "false": False}
     if text.lower() in words:
         return words[text.lower()]

@@ -67,6 +67,7 @@ class HeadReset(Method):
     title = "Head Reset"
     rank = 2
     acts_before_phases = True
+    capturable = True
     agent_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({"interval": 40_000})
 
     @dataclass(frozen=True, kw_only=True)

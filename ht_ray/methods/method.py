@@ -370,6 +370,11 @@ class Composition:
         """Names of the methods that cannot be part of a CUDA graph (see `Method.capturable`)."""
         return tuple(method.name for method in self._ordered if not method.capturable)
 
+    @property
+    def watching(self) -> tuple[str, ...]:
+        """Names of the methods that look at activations, which ``torch.compile`` may hide from them."""
+        return tuple(method.name for method in self._watching)
+
     def describe(self) -> dict[str, Any]:
         """Return names and settings as plain data."""
         return {"name": self.name, "settings": {method.name: asdict(method.settings) for method in self._methods}}

@@ -135,6 +135,7 @@ class PlasticityInjection(Method):
     title = "Plasticity Injection"
     rank = 3
     acts_before_phases = True
+    capturable = True
     not_for_agents = "it adds parts to the network before a phase, and an agent's training has no phases"
 
     @dataclass(frozen=True, kw_only=True)

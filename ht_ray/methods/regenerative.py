@@ -88,6 +88,14 @@ class Regenerative(Method):
             "initial", "Towards the initial weights, or fresh ones drawn at every step."
         )
 
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.coupling == "decoupled" and self.norm == "l1":
+                raise SettingError(
+                    "Regenerative: norm = 'l1' with coupling = 'decoupled': accepted is norm = 'l2', or coupling = "
+                    "'loss'."
+                )
+
     settings: Settings
 
     def __init__(
@@ -101,10 +109,6 @@ class Regenerative(Method):
     ) -> None:
         super().__init__(module, settings, seed=seed, **changes)
         coupling, toward = self.settings.coupling, self.settings.toward
-        if coupling == "decoupled" and self.settings.norm == "l1":
-            raise SettingError(
-                "Regenerative: norm = 'l1' with coupling = 'decoupled': accepted is norm = 'l2', or coupling = 'loss'."
-            )
         # Fresh weights are drawn in each step, and the decoupled form reads the learning rate as a number.
         self.capturable = coupling == "loss" and toward == "initial"
         self.factory = factory

@@ -72,6 +72,7 @@ class ShrinkPerturb(Method):
     title = "Shrink & Perturb"
     rank = 1
     acts_before_phases = True
+    capturable = True
     agent_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({"interval": 20_000})
 
     @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Print the tables of studies and write their reports: ``python -m ht_ray.report DIRECTORY ...``."""
+"""Command line that prints tables of studies and writes their reports: ``python -m ht_ray.report DIRECTORY ...``."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from ht_ray._checks import check_number
 from ht_ray._storage import StorageError, is_uri
 from ht_ray.errors import SettingError
-from ht_ray.report.data.files import say
-from ht_ray.report.data.study import load_study
+from ht_ray.report.data.files import print_line
+from ht_ray.report.data.load import load_study
 from ht_ray.report.write import PATIENCE, write_report, write_reports
 
 __all__ = ["main"]
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")
     try:
         check_number("--storage-minutes", chosen.storage_minutes, low=0)
-        options = {"say": say, "patience": 60 * chosen.storage_minutes}
+        options = {"log": print_line, "patience": 60 * chosen.storage_minutes}
         for location in chosen.directory if chosen.out is None else ():
             if is_uri(location):
                 raise SettingError(f"{location} is a study at a URI: name a directory for the report with --out.")
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             written = [path for study in studies for path in write_report(study, out=chosen.out, **options)]
         for path in written:
-            say(f"wrote {path}")
+            print_line(f"wrote {path}")
     except StorageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing else: no network, no script, no other file."""
+"""HTML page of a report, which needs nothing else: no network, no script, no other file."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ht_ray.report.data.run_history import Happened
 from ht_ray.report.data.study import StudyData
-from ht_ray.report.style.names import describe, worded
+from ht_ray.report.run_history import RunHistory
+from ht_ray.report.style.formats import describe, humanize
 from ht_ray.report.style.tables import Table
 
 __all__ = ["GENERATOR", "StudyReport", "html_page"]
 
-#: By which a page is known as ours.
+#: The line by which a page is recognised as a report's.
 GENERATOR = '<meta name="generator" content="ht_ray.report">'
 
 STYLE = """
@@ -55,25 +55,25 @@ dd { margin: 0; text-align: right; overflow-wrap: anywhere; }
 
 @dataclass(frozen=True, eq=False)
 class StudyReport:
-    """What was made of one study.
+    """The contents of one study's report.
 
     Attributes
     ----------
     tables
-        To be shown, in this order.
+        The tables, in the order shown.
     figures
         The PNG files.
     skipped
         Sentences on tables and figures that the study has no data for.
-    happened
-        What happened while it ran, where that is known.
+    history
+        The history of its runs, where there is a journal.
     """
 
     study: StudyData
     tables: tuple[Table, ...]
     figures: tuple[Path, ...]
     skipped: tuple[str, ...]
-    happened: Happened | None = None
+    history: RunHistory | None = None
 
 
 def html_page(
@@ -91,14 +91,14 @@ def html_page(
 
     Parameters
     ----------
-    command
+    command : sequence of str
         The command line that makes this report again.
-    combined
-        Tables over all studies.
-    searches, figures
-        What compares the studies and not their trials: tables, and figures as PNG files.
-    remarks
-        Sentences on why there are none, or on what to know of them.
+    combined : sequence of Table
+        Tables over the trials of all studies.
+    searches, figures : sequence
+        Tables, and PNG files of figures, that compare the studies as wholes.
+    remarks : sequence of str
+        Sentences on the combination of the studies: what to know of it, or why there is none.
     """
     several = len(reports) > 1
     names = [report.study.directory.resolve().name if several else report.study.name for report in reports]
@@ -113,7 +113,7 @@ def html_page(
         body.append('<h2 id="together">All studies together</h2>')
         if not combined:
             body.append("<p>Their trials are not put into one table:</p>")
-        body += [_wanting(remarks)] if remarks else []
+        body += [_problems(remarks)] if remarks else []
         body += [_table(table) for table in (*combined, *searches)]
         body += [_figure(path, "all studies") for path in figures]
     for number, (name, report) in enumerate(zip(names, reports, strict=True), start=1):
@@ -134,49 +134,43 @@ def html_page(
 def _study(report: StudyReport, anchor: str, heading: str) -> list[str]:
     study = report.study
     counts = Counter(trial.status for trial in study.trials)
-    told = ", ".join(f"{count} {status}" for status, count in counts.items())
+    statuses = ", ".join(f"{count} {status}" for status, count in counts.items())
     hours = sum(trial.seconds for trial in study.trials) / 3600
     parts = [
         f'<h2 id="{anchor}">{_text(heading)}</h2>',
-        f"<p>{len(study.trials)} trials planned: {_text(told)}. Ranked by {_text(worded(study.metric))}, the "
+        f"<p>{len(study.trials)} trials planned: {_text(statuses)}. Ranked by {_text(humanize(study.metric))}, the "
         f"{'higher' if study.mode == 'max' else 'lower'} the better. {hours:.2f} hours of training. Begun "
         f"{_text(study.config.get('created', '–'))}.</p>",
     ]
-    if report.happened is not None:
-        parts.append(f"<p>{_text(report.happened.sentence)}{_more(report.happened, anchor)}</p>")
+    if report.history is not None:
+        parts.append(f"<p>{_text(report.history.sentence)}{_link(report.history, anchor)}</p>")
     if study.problems:
-        parts.append(_wanting(study.problems, "Left out, or wanting"))
+        parts.append(_problems(study.problems, "Left out, or wanting"))
     parts += [_table(table) for table in report.tables]
     parts += [_figure(path, describe(study)) for path in report.figures]
     if report.skipped:
         parts.append("<h3>Not drawn or tabulated</h3>")
         parts += [f'<p class="note">{_text(sentence)}</p>' for sentence in report.skipped]
-    if report.happened is not None:
-        parts += _what_happened(report.happened, anchor)
-    parts.append("<h3>Configuration</h3>")
-    parts.append(_pairs(study.config.get("settings")))
-    parts.append("<h3>Versions</h3>")
-    parts.append(_pairs(study.config.get("versions")))
-    parts.append("<h3>To repeat it</h3>")
+    if report.history is not None:
+        parts += _history(report.history, anchor)
+    parts += ["<h3>Configuration</h3>", _pairs(study.settings)]
+    parts += ["<h3>Versions</h3>", _pairs(study.config.get("versions", {}))]
     line = study.config.get("command")
-    if isinstance(line, list) and line:
-        parts.append(f"<pre>{_text(shlex.join(['python', *map(str, line)]))}</pre>")
-    else:
-        parts.append("<p>The command was not recorded.</p>")
-    return parts
+    repeat = f"<pre>{_text(shlex.join(['python', *line]))}</pre>" if line else "<p>The command was not recorded.</p>"
+    return [*parts, "<h3>To repeat it</h3>", repeat]
 
 
-def _more(happened: Happened, anchor: str) -> str:
-    return f' <a href="#{anchor}-happened">What happened</a>' if happened.notes or happened.tables else ""
+def _link(history: RunHistory, anchor: str) -> str:
+    return f' <a href="#{anchor}-happened">What happened</a>' if history.notes or history.tables else ""
 
 
-def _what_happened(happened: Happened, anchor: str) -> list[str]:
-    """Return the section on it, if there is more than its sentence."""
-    if not _more(happened, anchor):
+def _history(history: RunHistory, anchor: str) -> list[str]:
+    """Return the section on the history, if there is more than its sentence."""
+    if not _link(history, anchor):
         return []
     parts = [f'<h3 id="{anchor}-happened">What happened</h3>']
-    parts += [f"<p>{_text(note)}</p>" for note in happened.notes]
-    return [*parts, '<div class="happened">', *(_table(table, "h4") for table in happened.tables), "</div>"]
+    parts += [f"<p>{_text(note)}</p>" for note in history.notes]
+    return [*parts, '<div class="happened">', *(_table(table, "h4") for table in history.tables), "</div>"]
 
 
 def _table(table: Table, heading: str = "h3") -> str:
@@ -185,7 +179,7 @@ def _table(table: Table, heading: str = "h3") -> str:
     for first, *others in table.rows:
         cells = "".join(f"<td{' class=best' * cell.best}>{_cell(cell.text)}</td>" for cell in others)
         rows.append(f'<tr><th scope="row">{_text(first.text)}</th>{cells}</tr>')
-    # What is wanting stands at the head of the study.
+    # The problems are listed once, above the study's tables.
     notes = [note for note in table.notes if not note.startswith("- ") and note != "Left out, or wanting:"]
     return (
         f"<{heading}>{_text(table.title)}</{heading}>\n"
@@ -197,7 +191,7 @@ def _table(table: Table, heading: str = "h3") -> str:
 
 
 def _cell(text: str) -> str:
-    # What stands in parentheses goes under its number: side by side, a grid would be wider than the page.
+    # Parentheses go under their number: side by side, a grid would be wider than the page.
     return _text(text).replace(" (", "<br>(")
 
 
@@ -210,20 +204,20 @@ def _figure(path: Path, study: str) -> str:
     )
 
 
-def _pairs(values: object) -> str:
-    if not isinstance(values, Mapping) or not values:
+def _pairs(values: Mapping[str, Any]) -> str:
+    if not values:
         return "<p>Not recorded.</p>"
-    rows = (f"<div><dt>{_text(name)}</dt><dd>{_text(_shown(value))}</dd></div>" for name, value in values.items())
+    rows = (f"<div><dt>{_text(name)}</dt><dd>{_text(_format(value))}</dd></div>" for name, value in values.items())
     return f"<dl>{''.join(rows)}</dl>"
 
 
-def _shown(value: Any) -> str:
+def _format(value: Any) -> str:
     if value is None:
         return "none"
-    return ", ".join(map(_shown, value)) if isinstance(value, (list, tuple)) else str(value)
+    return ", ".join(map(_format, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def _wanting(sentences: Sequence[str], heading: str = "") -> str:
+def _problems(sentences: Sequence[str], heading: str = "") -> str:
     items = "".join(f"<li>{_text(sentence)}</li>" for sentence in sentences)
     return f'<div class="wanting">{f"<strong>{_text(heading)}</strong>" if heading else ""}<ul>{items}</ul></div>'
 

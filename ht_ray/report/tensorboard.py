@@ -1,4 +1,4 @@
-"""The report in TensorBoard: methods over each other with their spread, and the figures as images.
+"""TensorBoard's part of the report: methods over each other with their spread, and the figures as images.
 
 Event files are written with TensorBoard's own record writer; neither PyTorch nor TensorFlow is needed.
 """
@@ -10,19 +10,22 @@ import re
 import struct
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ht_ray._files import locked
+from ht_ray.records.study_files import LOCK, Reports
 from ht_ray.report.atari.curves import efficiency_lines, game_lines
 from ht_ray.report.atari.study import is_atari, variants_of
-from ht_ray.report.data.files import remove, write_bytes
+from ht_ray.report.data.files import Log, remove, with_patience, write_bytes
 from ht_ray.report.data.study import MissingDataError, StudyData, split_by_access
-from ht_ray.report.style.curve_lines import Line, lines_of
-from ht_ray.report.style.names import indicator_title, shown_indicators, shown_unit
+from ht_ray.report.style.curve_lines import Line, curve_lines
+from ht_ray.report.style.formats import display_unit, indicator_title, reported_indicators
 
-__all__ = ["write_events"]
+__all__ = ["repair_trial_events", "write_events"]
 
 NAME = "events.out.tfevents.{time:.6f}.report"
 #: What is drawn of each curve, with the name of its chart.
@@ -33,7 +36,7 @@ ATARI_TRIALS = ("evaluation/human_normalised", "evaluation/score", "training_gam
 
 
 def write_events(study: StudyData, figures: Sequence[Path], directory: Path) -> list[Path]:
-    """Write event files, in place of those an earlier report wrote there.
+    """Write event files, and remove those that an earlier report wrote there.
 
     Each label has a run of its own, ``directory/LABEL``, as TensorBoard gives a colour to a run: mean, and mean ±
     standard deviation, over its finished trials of test and training accuracy, test loss and each plasticity indicator
@@ -44,9 +47,9 @@ def write_events(study: StudyData, figures: Sequence[Path], directory: Path) -> 
 
     Parameters
     ----------
-    figures
+    figures : sequence of Path
         PNG files.
-    directory
+    directory : Path
         The folder of the runs.
 
     Returns
@@ -71,7 +74,7 @@ def write_events(study: StudyData, figures: Sequence[Path], directory: Path) -> 
     runs = _run_names([variant.name for variant in variants_of(study)] if atari else study.labels)
     for category, chart, tag, line in (_atari_series if atari else _series)(study):
         charts.setdefault(category, {})[tag] = chart
-        factor, _ = shown_unit(tag)  # the trials' own scalars are fractions, too
+        factor, _ = display_unit(tag)  # the trials' own scalars are fractions, too
         own = events.setdefault(runs[line.label], [])
         for step, mean, sd in zip(line.x, line.mean / factor, np.nan_to_num(line.sd) / factor, strict=True):
             ends = {tag: mean, f"{tag}/low": mean - sd, f"{tag}/high": mean + sd}
@@ -94,6 +97,39 @@ def write_events(study: StudyData, figures: Sequence[Path], directory: Path) -> 
     return written
 
 
+def repair_trial_events(study: StudyData, log: Log) -> None:
+    """Write the event files of trials that have ended again, where they are damaged or gone.
+
+    A study that is at work is left to its driver, and one without such files (``--tensorboard`` with another value), or
+    a copy of one that is at a URI, is left as it is.
+
+    Raises
+    ------
+    StorageError
+        If the disk is full or lost.
+    """
+    lock, trials = study.directory / LOCK, study.directory / "trials"
+    runs = study.journal.runs if study.journal is not None else ()
+    kind = runs[-1].began.text("tensorboard") if runs else ""
+    if kind not in ("", "trials") or not (kind or any(trials.glob("*/events.out.tfevents.*"))) or not lock.is_file():
+        return
+    try:
+        from ht_ray.records.event_files import HParams, ended_events, mend
+    except ModuleNotFoundError:
+        return  # the report says so
+    hparams = HParams([trial.settings for trial in study.trials])
+    mended = 0
+    with locked(lock) as free:
+        for trial in study.trials if free else ():
+            if trial.status not in ("finished", "diverged", "stopped") or not trial.curves or trial.damage:
+                continue
+            reports = Reports((trials / trial.id / "results.jsonl").read_bytes())
+            events = ended_events(hparams, trial.settings, reports, trial.status)
+            mended += with_patience(partial(mend, trials / trial.id, events))
+    if mended:
+        log(f"Event files of {mended} trials that have ended were damaged or missing: written again.")
+
+
 def _file(summaries: Sequence[tuple[int, Any]], now: float) -> bytes:
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog
     from tensorboard.summary.writer.record_writer import RecordWriter
@@ -114,10 +150,10 @@ def _series(study: StudyData) -> Iterator[tuple[str, str, str, Line]]:
         end, root = (f" ({access} access)", f"mean/{access}") if access else ("", "mean")
         for curve in ("epoch", "phase"):
             for column, title in COLUMNS.items():
-                for line in lines_of(part, curve, column, part.labels, sparse=True)[0]:
+                for line in curve_lines(part, curve, column, part.labels, sparse=True)[0]:
                     yield f"Methods, by {curve}{end}", title, f"{root}/{curve}/{column}", line
-        for column in shown_indicators(part):
-            for line in lines_of(part, "epoch", column, part.labels, sparse=True)[0]:
+        for column in reported_indicators(part):
+            for line in curve_lines(part, "epoch", column, part.labels, sparse=True)[0]:
                 yield f"Plasticity indicators{end}", indicator_title(column), f"{root}/epoch/{column}", line
 
 

@@ -1,4 +1,4 @@
-"""Reports: the tables and figures of studies, written as files and as one page."""
+"""Reports of studies: their tables and figures, as files and as one page."""
 
 from __future__ import annotations
 
@@ -11,51 +11,46 @@ from pathlib import Path
 
 from ht_ray.errors import SettingError
 from ht_ray.report.atari.curves import efficiency_figure, game_curves_figure
-from ht_ray.report.atari.figures import aggregates_figure, profile_figure
-from ht_ray.report.atari.map import atari_heat_map, grid_methods
+from ht_ray.report.atari.figures import aggregates_figure, atari_heat_map, grid_methods, profile_figure
 from ht_ray.report.atari.study import is_atari
 from ht_ray.report.atari.tables import aggregates_table, games_table, improvement_table
-from ht_ray.report.continual.adam_map import adam_map, has_adam_grid
 from ht_ray.report.continual.curves import epoch_curves, phase_curves
-from ht_ray.report.continual.grid_figure import grid_figure
-from ht_ray.report.continual.grid_tables import grid_cells_table, grid_metrics, grid_table, is_grid
-from ht_ray.report.continual.heat_map import heat_map
+from ht_ray.report.continual.maps import adam_map, has_adam_grid, heat_map
 from ht_ray.report.continual.method_bars import method_bars
+from ht_ray.report.continual.tables import drops_table, summary_table
+from ht_ray.report.continual.warm_start_grid import grid_cells_table, grid_figure, grid_metrics, grid_table, is_grid
 from ht_ray.report.data.combine import combine
-from ht_ray.report.data.files import waiting, write_text
-from ht_ray.report.data.run_history import what_happened
-from ht_ray.report.data.study import MissingDataError, StudyData, group, load_study, split_by_access
-from ht_ray.report.data.trial_events import mend_trial_events
-from ht_ray.report.indicators.curves import indicator_curves
-from ht_ray.report.indicators.scatter import indicator_scatter
+from ht_ray.report.data.files import Log, storage_patience, write_text
+from ht_ray.report.data.load import load_study
+from ht_ray.report.data.study import MissingDataError, StudyData, group, split_by_access
+from ht_ray.report.indicators.figures import indicator_curves, indicator_scatter
 from ht_ray.report.indicators.tables import correlation_table, indicator_table
 from ht_ray.report.page import GENERATOR, StudyReport, html_page
+from ht_ray.report.run_history import summarize_history
 from ht_ray.report.search.figures import population_figure, search_figure, search_map
-from ht_ray.report.search.search import is_population, is_search, search_table, source_of
+from ht_ray.report.search.outcomes import is_population, is_search, search_source, search_table
 from ht_ray.report.style.curve_lines import BASELINE
-from ht_ray.report.style.tables import Table, drops_table, summary_table
-from ht_ray.report.tensorboard import write_events
+from ht_ray.report.style.tables import Table
+from ht_ray.report.tensorboard import repair_trial_events, write_events
 
 __all__ = ["write_report", "write_reports"]
 
 METRICS = ("average_accuracy", "final_accuracy")
-#: Of a warm start the first phase is a means, and its accuracy no result.
+#: On a warm start the first phase is only a preparation, and its accuracy no result.
 WARM_METRICS = ("final_accuracy", "final_train_accuracy")
 PAGE = "report.html"
-#: Seconds, as a sweep waits for its storage.
+#: Seconds to wait for a full disk; a sweep waits as long for its storage.
 PATIENCE = 600.0
 TABLES = (
     *("atari_aggregates", "atari_improvement", "atari_games"),
     *("search", "table", "grid", "cells", "drops", "indicators", "correlations"),
 )
 
-Say = Callable[[str], object]
-
 
 def write_report(
     study: StudyData | str | os.PathLike[str],
     *,
-    say: Say | None = None,
+    log: Log | None = None,
     out: str | os.PathLike[str] | None = None,
     patience: float = PATIENCE,
 ) -> list[Path]:
@@ -66,23 +61,23 @@ def write_report(
     for TensorBoard. A study over subset ratio and label noise has ``grid.csv`` and figures of it, one that measured
     plasticity indicators ``indicators.csv`` and ``correlations.csv`` and their figures, one of Atari games (see
     `ht_ray.report.atari.study`) ``atari_aggregates.csv``, ``atari_improvement.csv``, ``atari_games.csv`` and figures of
-    them, without ``table.csv`` and ``drops.csv``. Where a study has both access modes, each has its own tables (told
-    apart by the CSV column ``access``) and figures (by the end of their name).
+    them, without ``table.csv`` and ``drops.csv``. Where a study has both access modes, each has its own tables
+    (marked in the CSV column ``access``) and figures (marked at the end of their name).
     In the study's directory files of these names are replaced, each at once. No others are touched but the event
     files of trials that have ended: those that are damaged or gone are written again, unless the study is at work.
 
     Parameters
     ----------
-    study
+    study : StudyData or path
         The study, or its directory or URI.
-    say
+    log : callable, optional
         Called with each table as text, and with a sentence for each table or figure the study has no data for; the
-        sentences stand in ``table.md`` as well. ``print`` is what the command line uses.
-    out
-        The directory to write into; by default the study's, which one at a URI has not. Of what another has, only an
-        earlier report is replaced.
-    patience
-        Seconds for which a disk that is full or lost is waited for.
+        sentences stand in ``table.md`` as well. The command line passes ``print``.
+    out : path, optional
+        The directory to write into, by default the study's; needed where the study is at a URI. In another directory
+        only an earlier report is replaced.
+    patience : float, default 600
+        The seconds to wait for a disk that is full or lost.
 
     Returns
     -------
@@ -104,11 +99,11 @@ def write_report(
     if not _same(root, study.directory):
         _check_free(root, (PAGE, "table.md", *(f"{key}.csv" for key in TABLES), "figures", "report"))
         _begin(root / PAGE)
-    tell = say or (lambda text: None)
-    with waiting(patience, tell):
+    log = log or (lambda text: None)
+    with storage_patience(patience, log):
         if _same(root, study.directory):
-            mend_trial_events(study, tell)
-        report, written = _write_files(study, root, tell)
+            repair_trial_events(study, log)
+        report, written = _write_files(study, root, log)
         command = _command([study], out)
         page = root / PAGE
         write_text(page, html_page([report], command=command))
@@ -119,7 +114,7 @@ def write_reports(
     studies: Sequence[StudyData | str | os.PathLike[str]],
     out: str | os.PathLike[str],
     *,
-    say: Say | None = None,
+    log: Log | None = None,
     patience: float = PATIENCE,
 ) -> list[Path]:
     """Write the reports of several studies into one directory, with a page of all of them.
@@ -131,12 +126,12 @@ def write_reports(
 
     Parameters
     ----------
-    studies
+    studies : sequence of StudyData or path
         The studies, or their directories or URIs.
-    out
+    out : path
         The directory to write into. Of what is there already, only an earlier report is replaced.
-    say, patience
-        As in `write_report`.
+    log, patience
+        See `write_report`.
 
     Returns
     -------
@@ -151,38 +146,38 @@ def write_reports(
         If one is no study directory, two have directories of the same name, the files cannot be written, or `out` is a
         study's directory, or holds files of these names that no report wrote.
     """
-    tell = say or (lambda text: None)
+    log = log or (lambda text: None)
     loaded = [study if isinstance(study, StudyData) else load_study(study) for study in studies]
     named: dict[str, Path] = {}
-    places: dict[str, str] = {}
+    locations: dict[str, str] = {}
     for study in loaded:
         directory = study.directory.resolve()
-        place = study.source or str(directory)
-        other = places.get(directory.name)
-        if other == place:
-            raise SettingError(f"Studies: {place} is named twice: name each study once.")
+        location = study.source or str(directory)
+        other = locations.get(directory.name)
+        if other == location:
+            raise SettingError(f"Studies: {location} is named twice: name each study once.")
         if other is not None:
             raise SettingError(
-                f"Studies: {other} and {place} have the same name, and their reports would overwrite each other: "
+                f"Studies: {other} and {location} have the same name, and their reports would overwrite each other: "
                 "rename one, or report them apart."
             )
-        named[directory.name], places[directory.name] = directory, place
+        named[directory.name], locations[directory.name] = directory, location
     # Where a study lies in `out` itself, its files go to their usual place.
     elsewhere = [name for name, directory in named.items() if not _same(Path(out) / name, directory)]
     _check_free(Path(out), (PAGE, *elsewhere))
     for name in elsewhere:
         _check_free(Path(out) / name)
-    with waiting(patience, tell):
-        return _write_reports(loaded, named, out, tell)
+    with storage_patience(patience, log):
+        return _write_reports(loaded, named, out, log)
 
 
 def _write_reports(
-    loaded: Sequence[StudyData], named: Iterable[str], out: str | os.PathLike[str], tell: Say
+    loaded: Sequence[StudyData], named: Iterable[str], out: str | os.PathLike[str], log: Log
 ) -> list[Path]:
     _begin(Path(out) / PAGE)
     reports, written = [], []
     for name, study in zip(named, loaded, strict=True):
-        report, files = _write_files(study, Path(out) / name, tell)
+        report, files = _write_files(study, Path(out) / name, log)
         reports.append(report)
         written += files
     together, remarks = combine(loaded)
@@ -202,7 +197,7 @@ def _write_reports(
         else:
             figures, written = drawn[:1], [*written, *drawn]
     for text in [*(table.to_text() for table in (*combined, *searches)), *remarks]:
-        tell(text)
+        log(text)
     page = Path(out) / PAGE
     content = html_page(
         reports,
@@ -246,7 +241,7 @@ def _command(studies: Sequence[StudyData], out: str | os.PathLike[str] | None) -
     return ["python", "-m", "ht_ray.report", *(study.location for study in studies), *where]
 
 
-def _write_files(study: StudyData, root: Path, tell: Say) -> tuple[StudyReport, list[Path]]:
+def _write_files(study: StudyData, root: Path, log: Log) -> tuple[StudyReport, list[Path]]:
     """Write everything but the page; return what was made, and the files."""
     shown: dict[str, list[Table]] = {}
     numbers: dict[str, list[Table]] = {}
@@ -255,7 +250,7 @@ def _write_files(study: StudyData, root: Path, tell: Say) -> tuple[StudyReport, 
 
     def skip(name: str, reason: object) -> None:
         skipped.append(f"Skipped{f' ({name})' if name else ''}: {reason}")
-        tell(skipped[-1])
+        log(skipped[-1])
 
     for name, part in _parts(study).items():
         if not (is_grid(part) or has_adam_grid(part) or is_atari(part)) and len(_plain_labels(part)) != 1:
@@ -269,7 +264,7 @@ def _write_files(study: StudyData, root: Path, tell: Say) -> tuple[StudyReport, 
                 continue
             if "shown" in targets:
                 shown.setdefault(key, []).append(table)
-                tell(table.to_text())
+                log(table.to_text())
             if "csv" in targets:
                 numbers.setdefault(key, []).append(table)
         end = "_" + re.sub(r"[^\w.=+-]+", "_", name.removesuffix(" access")) if name else ""
@@ -287,24 +282,24 @@ def _write_files(study: StudyData, root: Path, tell: Say) -> tuple[StudyReport, 
         events = write_events(study, pngs, root / "report")
     except MissingDataError as reason:
         skip("", reason)
-    happened = what_happened(study)
+    history = summarize_history(study)
     markdown = [f"# {study.name}"]
     order = [table for key in TABLES for table in shown.get(key, ())]
     markdown += [table.to_markdown().rstrip() for table in order]
-    if happened is not None:
-        tell(happened.to_text())
-        markdown.append(happened.to_markdown())
+    if history is not None:
+        log(history.to_text())
+        markdown.append(history.to_markdown())
     markdown += skipped
     texts = {"table.md": "\n\n".join(markdown) + "\n"}
     texts |= {f"{key}.csv": _joined(numbers[key]) for key in TABLES if key in numbers}
     for file, text in texts.items():
         write_text(root / file, text)
-    report = StudyReport(study, tuple(order), pngs, tuple(skipped), happened)
+    report = StudyReport(study, tuple(order), pngs, tuple(skipped), history)
     return report, [*(root / file for file in texts), *figures, *events]
 
 
 def _parts(study: StudyData) -> dict[str, StudyData]:
-    """Return what is compared apart, by the words that tell it: access modes, and the methods of a grid."""
+    """Return the parts of a study that have reports of their own, by name: access modes, and the methods of a grid."""
     parts = {}
     for access, part in split_by_access(study).items():
         where = f"{access} access" if access else ""
@@ -318,7 +313,7 @@ def _parts(study: StudyData) -> dict[str, StudyData]:
 
 
 def _tables(part: StudyData) -> Iterator[tuple[str, Callable[[], Table], tuple[str, ...]]]:
-    """Yield the tables of a study: file, how it is made, and whether it is shown, or its numbers written."""
+    """Yield the tables of a study: file name, function that makes it, and where it goes: ``"shown"``, ``"csv"``."""
     both = ("shown", "csv")
     if is_atari(part):
         yield "atari_aggregates", partial(aggregates_table, part), both
@@ -342,7 +337,7 @@ def _tables(part: StudyData) -> Iterator[tuple[str, Callable[[], Table], tuple[s
 
 
 def _figures(part: StudyData) -> dict[str, Callable[..., None]]:
-    """Return how the figures of a study are drawn, by the name of the file."""
+    """Return the functions that draw the figures of a study, by file name."""
     draw: dict[str, Callable[..., None]] = {}
     metrics = _metrics(part)
     if is_atari(part):
@@ -363,7 +358,7 @@ def _figures(part: StudyData) -> dict[str, Callable[..., None]]:
         if not part.warm_start or sum("hare_tortoise" in trial.method for trial in part.trials) > len(part.seeds):
             if is_population(part):
                 draw["population"] = partial(population_figure, part)
-            elif source_of(part) != "grid":
+            elif search_source(part) != "grid":
                 draw["search_map"] = partial(search_map, part)
             else:
                 draw |= {f"heat_map_{metric}": partial(heat_map, part, metric) for metric in metrics}

@@ -17,7 +17,7 @@ import torch
 
 from ht_ray._checks import check_choice, check_number
 from ht_ray.errors import SettingError
-from ht_ray.report.data.files import say
+from ht_ray.report.data.files import print_line as say
 from ht_ray.reproduce.cells import SEEDS, Cell, Run, all_cells, plan
 from ht_ray.reproduce.page import write_page
 from ht_ray.reproduce.records import Record, file_name, read_records, write_record

@@ -8,7 +8,7 @@ from pathlib import Path
 from ht_ray.report import estimate, grid_value, method_value, paper_scores
 from ht_ray.report.data.files import write_text
 from ht_ray.report.data.paper import PAPER, PaperValue
-from ht_ray.report.style.names import PUBLISHED_NAMES, shown_number, shown_pair
+from ht_ray.report.style.formats import PUBLISHED_NAMES, format_mean_sd, format_value
 from ht_ray.reproduce.cells import ACCESS, COMPARED, CONTINUAL, NETWORKS, NOISES, RATIOS, Cell, all_cells
 from ht_ray.reproduce.records import Record, file_name, read_records
 from ht_ray.vision import METHODS
@@ -92,14 +92,14 @@ class _Ledger:
             return TO_DO
         own = estimate(record["results"][metric] for record in found)
         mark = "†" if any(_encoding(record) for record in found) else ""
-        return f"{shown_pair(metric, own.mean, own.sd)}{mark}, n={own.n}"
+        return f"{format_mean_sd(metric, own.mean, own.sd)}{mark}, n={own.n}"
 
     def difference(self, cell: Cell, metric: str, paper: PaperValue | None) -> str:
         found = self.records.get(cell.id, [])
         if not found or paper is None:
             return ""
         own = estimate(record["results"][metric] for record in found)
-        return shown_number(metric, own.mean - paper.mean, sign=True)
+        return format_value(metric, own.mean - paper.mean, sign=True)
 
 
 def _grid(ledger: _Ledger, metric: str) -> str:
@@ -189,7 +189,7 @@ def _runs(records: Sequence[Record]) -> str:
             [
                 f"[{record['cell']}]({file_name(record)})",
                 str(record["seed"]),
-                shown_number(TEST, record["results"][TEST]) + ("†" if _encoding(record) else ""),
+                format_value(TEST, record["results"][TEST]) + ("†" if _encoding(record) else ""),
                 _joined(call["device"] for call in calls),
                 _joined(call["torch"] for call in calls),
                 training["precision"],

@@ -1,26 +1,28 @@
-"""Hare & Tortoise, Shrink & Perturb and Head Reset for DQN-style algorithms of RLlib (new API stack).
+"""RLlib's host of methods: config and learner mixins for its algorithms (new API stack, torch), and own algorithms.
 
-`HTDQNConfig` and `HTSACConfig` are ready; `with_hare_tortoise` is the one line for an own algorithm's config. Learner
-mixins decide when, counted in optimiser steps; what is done is in `ht_ray.mechanisms`. `DrQ` and `BBF` are the agents
-of `ht_ray.agents` on Atari-100k.
+`HTDQNConfig` and `HTSACConfig` are ready; `with_hare_tortoise` is the one line for an own algorithm with a target
+network, `with_methods` for any other, as PPO. The learner mixin calls the methods of `ht_ray.methods`, counted in
+optimizer steps. `DrQ` and `BBF` are the agents of `ht_ray.agents` on Atari-100k.
 """
 
 from ht_ray.errors import SettingError, SettingWarning
 from ht_ray.rllib.agents.bbf import BBF, BBFAlgorithmConfig
 from ht_ray.rllib.agents.drq import DrQ, DrQAlgorithmConfig
-from ht_ray.rllib.hare_tortoise.config import (
+from ht_ray.rllib.methods.act_with_tortoise import ActWithTortoise
+from ht_ray.rllib.methods.config import (
     HTDQN,
     HTSAC,
     HareTortoiseConfig,
     HeadResetConfig,
     HTDQNConfig,
     HTSACConfig,
+    MethodsConfig,
     ShrinkPerturbConfig,
     with_hare_tortoise,
+    with_methods,
 )
-from ht_ray.rllib.hare_tortoise.learner import HareTortoiseLearner, HeadResetLearner, PairLearner, ShrinkPerturbLearner
-from ht_ray.rllib.hare_tortoise.module import ActWithTortoise
-from ht_ray.rllib.hare_tortoise.network_pair import network_pair
+from ht_ray.rllib.methods.learner import HareTortoiseLearner, HeadResetLearner, MethodLearner, ShrinkPerturbLearner
+from ht_ray.rllib.networks import OnlineTargetPair, network_pair
 from ht_ray.rllib.replay import NStepEpisodeReplayBuffer, ReplayAlgorithm
 
 __all__ = [
@@ -37,8 +39,10 @@ __all__ = [
     "HareTortoiseLearner",
     "HeadResetConfig",
     "HeadResetLearner",
+    "MethodLearner",
+    "MethodsConfig",
     "NStepEpisodeReplayBuffer",
-    "PairLearner",
+    "OnlineTargetPair",
     "ReplayAlgorithm",
     "SettingError",
     "SettingWarning",
@@ -46,4 +50,5 @@ __all__ = [
     "ShrinkPerturbLearner",
     "network_pair",
     "with_hare_tortoise",
+    "with_methods",
 ]

@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from ray.rllib.algorithms.dqn.default_dqn_rl_module import DefaultDQNRLModule
-from ray.rllib.algorithms.sac.default_sac_rl_module import DefaultSACRLModule
-from ray.rllib.core.columns import Columns
-from ray.rllib.core.models.base import ENCODER_OUT
+from ray.rllib.algorithms.ppo.default_ppo_rl_module import DefaultPPORLModule
+from ray.rllib.core.models.base import ACTOR, ENCODER_OUT
 from torch import Tensor, nn
 
 from ht_ray.diagnostics import UNLABELLED_GROUPS, IndicatorConfig, Indicators
 from ht_ray.errors import SettingError
+from ht_ray.rllib.networks import input_columns, value_streams
 
 __all__ = ["OnlineNetwork", "RecentSamples", "measure_indicators"]
 
@@ -31,20 +30,22 @@ class _Encoder(nn.Module):
         self.columns = columns
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        features: Tensor = self.encoder(dict(zip(self.columns, inputs, strict=True)))[ENCODER_OUT]
-        return features
+        features = self.encoder(dict(zip(self.columns, inputs, strict=True)))[ENCODER_OUT]
+        # PPO's returns two, for policy and values.
+        actor: Tensor = features[ACTOR] if isinstance(features, Mapping) else features
+        return actor
 
 
 class OnlineNetwork(nn.Module):
     """The online network of an RLModule as a plain one, over the same weights.
 
     It takes the batch's `columns` and returns what its heads do, side by side ``(B, K)``. Of DQN it is the Q-network,
-    of SAC the first critic.
+    of SAC the first critic, of PPO, APPO and IMPALA the policy.
 
     Parameters
     ----------
     rl_module
-        A DQN or SAC module of RLlib, or one derived from these.
+        A DQN, SAC or PPO module of RLlib, or one derived from these.
 
     Raises
     ------
@@ -58,19 +59,16 @@ class OnlineNetwork(nn.Module):
             raise SettingError(
                 "indicators_interval: indicators of recurrent networks are not measured: set it to None."
             )
-        if isinstance(rl_module, DefaultDQNRLModule):
-            self.columns: tuple[str, ...] = (Columns.OBS,)
-            encoder = rl_module.encoder
-            heads = [rl_module.af, rl_module.vf] if rl_module.uses_dueling else [rl_module.af]
-        elif isinstance(rl_module, DefaultSACRLModule):
-            discrete = hasattr(rl_module.action_space, "n")
-            self.columns = (Columns.OBS,) if discrete else (Columns.OBS, Columns.ACTIONS)
-            encoder, heads = rl_module.qf_encoder, [rl_module.qf]
+        if streams := value_streams(rl_module):
+            encoder, heads = streams[0]
+        elif isinstance(rl_module, DefaultPPORLModule):
+            encoder, heads = rl_module.encoder, [rl_module.pi]
         else:
             raise SettingError(
                 f"indicators_interval: {type(rl_module).__name__} is derived neither from RLlib's DQN module nor from "
-                "its SAC module, so its encoder is not known: set it to None."
+                "its SAC or PPO module, so its encoder is not known: set it to None."
             )
+        self.columns = input_columns(rl_module)
         self.backbone = _Encoder(encoder, self.columns)
         self.heads = nn.ModuleList(heads)
 

@@ -14,6 +14,7 @@ from avalanche.models.utils import is_multi_task_module
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor, nn
 
+from ht_ray._checks import check_number
 from ht_ray.errors import SettingError, SettingWarning
 from ht_ray.mechanisms import isolated_rng
 from ht_ray.methods import (
@@ -353,7 +354,7 @@ def _check(cls: type[Method], settings: Mapping[str, Any]) -> None:
             cls(nn.Identity(), **{name: value for name, value in settings.items() if name != "average_buffers"})
         own.pop("momentum", None)
     cls.Settings.make(own)
-    Method(nn.Identity(), seed=settings["seed"])
+    check_number(f"{cls.__name__}: seed", settings["seed"], integer=True)
 
 
 def signature_of(plugin: type[MethodPlugin], init: Any = None) -> inspect.Signature:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ht_ray.agents.augment import augment, shift, to_unit
+from ht_ray.agents.augmentation import augment, shift, to_unit
 from ht_ray.errors import SettingError
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from ht_ray.agents.augment import to_unit
+from ht_ray.agents.augmentation import to_unit
 from ht_ray.agents.drq.config import DrQConfig
 from ht_ray.agents.envs.atari import AtariConfig
 from ht_ray.agents.replay import FrameReplay

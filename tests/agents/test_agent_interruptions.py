@@ -27,7 +27,7 @@ CONFIG = DrQConfig(
     replay_capacity=60,
     momentum=0.9,
     reset_interval=4,
-    prioritised=True,
+    prioritized=True,
     evaluation_epsilon=0.3,
 )
 PARTS = (15, 24)

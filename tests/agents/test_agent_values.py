@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ht_ray.agents.epsilon import EpsilonSchedule
+from ht_ray.agents.values import HLGaussValue, ScalarValue, TwoHotValue, Value, ValueConfig, make_value
 from ht_ray.agents.values.losses import bootstrap_targets, td_loss
-from ht_ray.agents.values.value import HLGaussValue, ScalarValue, TwoHotValue, Value, ValueConfig, make_value
 from ht_ray.errors import SettingError
 
 

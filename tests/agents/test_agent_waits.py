@@ -44,7 +44,7 @@ def test_learning_waits_for_nothing_and_acting_for_its_action(name: str) -> None
             size = config.batch_size * config.batches_per_sample
             batches = replay.sample(size, n_step=how.n_step, discount=how.discount, sequence=how.sequence)
             done = [agent.update(batch) for batch in batches.split(config.batch_size)]
-            if config.prioritised:
+            if config.prioritized:
                 replay.update_priorities(batches.indices, torch.cat([values["losses"] for values in done]))
 
         learn()  # makes what is made once

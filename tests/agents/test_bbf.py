@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ht_ray.agents.augment import augment
+from ht_ray.agents.augmentation import augment
 from ht_ray.agents.base import Sampling
 from ht_ray.agents.bbf.agent import BBFAgent
 from ht_ray.agents.bbf.config import BBFConfig, bbf_variant
@@ -27,7 +27,7 @@ SMALL: dict[str, Any] = {
     "bins": BINS,
     "value_limit": 3.0,
     "spr_steps": STEPS,
-    "lr": 1e-2,
+    "learning_rate": 1e-2,
     "momentum": 0.9,
     "shift": 1,
 }
@@ -207,7 +207,7 @@ def test_a_restart(kept: Any, both: bool) -> None:
         reset_interval=2,
         training_steps=2050,
         restart_optimizer_state=kept,
-        reinitialise_tortoise=both,
+        reinitialize_tortoise=both,
     )
     free = agent(restart_interval=None, reset_interval=2)
     for step in range(4):
@@ -275,8 +275,8 @@ def test_the_hare_is_reset_to_its_tortoise() -> None:
 
 
 def test_the_target_acts() -> None:
-    learner = agent(restart_interval=None, momentum=0.999, lr=0.1)
-    other = agent(restart_interval=None, momentum=0.999, lr=0.1, act_with_tortoise=False)
+    learner = agent(restart_interval=None, momentum=0.999, learning_rate=0.1)
+    other = agent(restart_interval=None, momentum=0.999, learning_rate=0.1, act_with_tortoise=False)
     observations = torch.cat([batch(number).observations for number in range(10)])
     for step in range(3):
         learner.update(batch(step))
@@ -317,7 +317,9 @@ def test_continued_from_a_state_it_does_the_same(spr_weight: float) -> None:
 
 
 def test_what_is_given_is_learned() -> None:
-    learner = agent(lr=3e-3, hidden=32, shift=0, intensity=0, spr_weight=1.0, restart_interval=None, weight_decay=0.0)
+    learner = agent(
+        learning_rate=3e-3, hidden=32, shift=0, intensity=0, spr_weight=1.0, restart_interval=None, weight_decay=0.0
+    )
     data = replace(batch(0), discounts=torch.zeros(6), weights=torch.ones(6))
     spr = [float(learner.update(data)["spr_loss"]) for _ in range(80)]
     taken = learner.value.expectation(learner.network(data.observations / 255))[torch.arange(6), data.actions]

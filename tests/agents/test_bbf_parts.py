@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from ht_ray.agents.bbf.config import BBF_VARIANTS, BBFConfig, bbf_variant
-from ht_ray.agents.bbf.horizon import HorizonCycle
+from ht_ray.agents.bbf.horizon import HorizonSchedule
 from ht_ray.agents.bbf.spr import spr_loss
 from ht_ray.agents.drq.config import VARIANTS
+from ht_ray.agents.registry import AGENT_VARIANTS, agent_variant
 from ht_ray.agents.replay import make_replay
-from ht_ray.agents.variants import AGENT_VARIANTS, agent_variant
 from ht_ray.errors import SettingError
 
 
@@ -24,13 +24,13 @@ def test_schedules(update: int) -> None:
     left = min(max((10_000 - update) / 10_000, 0), 1)
     n_step = 10 * math.exp(left * -math.log(3 / 10) + math.log(3 / 10))
     gap = math.exp(left * (math.log(0.03) - math.log(0.003)) + math.log(0.003))
-    cycle = HorizonCycle()
+    cycle = HorizonSchedule()
     assert cycle.n_step_at(update) == int(n_step + 0.5)
     assert cycle.discount_at(update) == pytest.approx(1 - gap, abs=1e-12)
 
 
 def test_the_n_step_passes_through_every_number_once() -> None:
-    steps = [HorizonCycle().n_step_at(update) for update in range(10_001)]
+    steps = [HorizonSchedule().n_step_at(update) for update in range(10_001)]
     assert steps == sorted(steps, reverse=True) and set(steps) == set(range(3, 11))
     # 10 becomes 9 where 10 * 0.3 ** x is 9.5.
     assert steps.index(9) == math.ceil(10_000 * math.log(0.95) / math.log(0.3))
@@ -82,16 +82,16 @@ def test_steps_since_a_restart() -> None:
 
 def test_defaults_are_the_published_ones() -> None:
     config = BBFConfig()
-    assert (config.lr, config.adam_epsilon, config.weight_decay) == (1e-4, 1.5e-4, 0.1)
+    assert (config.learning_rate, config.adam_eps, config.weight_decay) == (1e-4, 1.5e-4, 0.1)
     assert (config.batch_size, config.updates_per_step, config.batches_per_sample) == (32, 2, 2)
     assert (config.momentum, config.replay_capacity, config.learning_starts) == (0.995, 200_000, 2000)
     assert (config.epsilon, config.evaluation_epsilon, config.epsilon_decay_steps) == (0, 0.001, 2001)
     assert (config.width, config.hidden, config.bins, config.value_limit) == (4, 2048, 51, 10)
     assert (config.spr_weight, config.spr_steps, config.restart_interval) == (5, 5, 40_000)
-    assert config.act_with_tortoise and config.prioritised and config.dueling and config.double
+    assert config.act_with_tortoise and config.prioritized and config.dueling and config.double
     assert not config.published_n_step and config.reset_interval is None
     replay = bbf_variant("bbf", published_n_step=True).replay_config(stack=4)
-    assert (replay.published_n_step, replay.prioritised, replay.capacity) == (True, True, 200_000)
+    assert (replay.published_n_step, replay.prioritized, replay.capacity) == (True, True, 200_000)
     assert (replay.priority_exponent, replay.importance) == (0.5, 0.5)
 
 
@@ -116,7 +116,7 @@ def test_variants() -> None:
         # As the published code does when it is run.
         assert config.restart_optimizer_state == ("keep" if "spr0" in name else "clear")
     assert set(AGENT_VARIANTS) == {*VARIANTS, *BBF_VARIANTS}
-    assert agent_variant("bbf", lr=0.5, restart_optimizer_state="keep") == BBFConfig(lr=0.5)
+    assert agent_variant("bbf", learning_rate=0.5, restart_optimizer_state="keep") == BBFConfig(learning_rate=0.5)
     with pytest.raises(SettingError, match="Did you mean 'bbf-spr0'"):
         agent_variant("bbf_spr0")
     with pytest.raises(SettingError, match="Did you mean 'momentum'"):

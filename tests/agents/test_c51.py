@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ht_ray.agents.values import TwoHotValue
 from ht_ray.agents.values.c51 import C51Value
-from ht_ray.agents.values.value import TwoHotValue
 
 
 def by_hand(probabilities: list[float], reward: float, discount: float, limit: float) -> list[float]:

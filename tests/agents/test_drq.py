@@ -12,8 +12,8 @@ from torch.nn import functional
 from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import spectral_norm
 
-from ht_ray.agents.augment import augment, to_unit
-from ht_ray.agents.drq.agent import DrQAgent, make_network
+from ht_ray.agents.augmentation import augment, to_unit
+from ht_ray.agents.drq.agent import DrQAgent
 from ht_ray.agents.drq.config import VARIANTS, DrQConfig, drq_variant
 from ht_ray.agents.replay import Batch
 from ht_ray.errors import SettingError
@@ -64,7 +64,7 @@ def by_hand(parameters: Weights, observations: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("momentum", [None, 0.9])
 def test_updates_are_what_is_written_in_the_papers(momentum: float | None) -> None:
     """Double Q-learning of n steps, Huber's loss, Adam and the average, in float64."""
-    learner = agent(momentum=momentum, lr=1e-3)
+    learner = agent(momentum=momentum, learning_rate=1e-3)
     online = {name: value.double() for name, value in weights(learner.network).items()}
     target = dict(online)
     first, second = ({name: torch.zeros_like(value) for name, value in online.items()} for _ in range(2))
@@ -124,7 +124,7 @@ def test_the_hare_is_reset_at_its_gradient_steps_and_shares_nothing(kept: Any) -
 
 @pytest.mark.parametrize("both", [True, False])
 def test_head_reset_acts_after_the_reset_that_is_due(both: bool) -> None:
-    learner = agent(momentum=0.9, reset_interval=2, head_reset_interval=4, toward="initial", reinitialise_tortoise=both)
+    learner = agent(momentum=0.9, reset_interval=2, head_reset_interval=4, toward="initial", reinitialize_tortoise=both)
     assert learner.target is not None and learner.head_reset is not None
     initial = weights(learner.network.head)
     for step in range(1, 5):
@@ -202,7 +202,7 @@ def test_names_that_are_not_known_are_refused() -> None:
 )
 def test_what_is_given_is_learned(settings: dict[str, Any]) -> None:
     """Ends of episodes, whose values are known: nothing is bootstrapped, and the network can learn them by heart."""
-    learner = agent(lr=3e-3, momentum=0.9, hidden=32, shift=0, intensity=0, **settings)
+    learner = agent(learning_rate=3e-3, momentum=0.9, hidden=32, shift=0, intensity=0, **settings)
     data = batch(0)
     data = replace(data, discounts=torch.zeros_like(data.discounts), weights=torch.ones_like(data.weights))
     for _ in range(60):
@@ -229,8 +229,8 @@ def test_acting_leaves_training_alone_and_explores_as_often_as_told() -> None:
 
 
 def test_the_tortoise_acts_if_told() -> None:
-    learner = agent(momentum=0.999, lr=0.05, act_with_tortoise=True)
-    other = agent(momentum=0.999, lr=0.05)
+    learner = agent(momentum=0.999, learning_rate=0.05, act_with_tortoise=True)
+    other = agent(momentum=0.999, learning_rate=0.05)
     initial = agent(momentum=0.999)
     observations = torch.cat([batch(n).observations for n in range(20)])
     for step in range(3):
@@ -282,7 +282,7 @@ def test_compute_in_bf16_keeps_weights_in_fp32() -> None:
 
 
 def test_a_network_that_has_just_been_trained_is_taken() -> None:
-    network = make_network(DrQConfig(hidden=8), shape=SHAPE, num_actions=ACTIONS, seed=0)
+    network = DrQAgent.make_network(DrQConfig(hidden=8), shape=SHAPE, num_actions=ACTIONS, seed=0)
     network.features = network(torch.rand(1, *SHAPE))
     learner = DrQAgent(DrQConfig(momentum=0.9), shape=SHAPE, num_actions=ACTIONS, network=network)
     assert learner.target is not None
@@ -292,13 +292,13 @@ def test_a_network_that_has_just_been_trained_is_taken() -> None:
 
 def test_buffers_of_ones_own_network() -> None:
     """The target has the mask of the last step, vectors of its own, and averages what is named; resets keep the mask"""
-    network = make_network(DrQConfig(hidden=8), shape=SHAPE, num_actions=ACTIONS, seed=0)
+    network = DrQAgent.make_network(DrQConfig(hidden=8), shape=SHAPE, num_actions=ACTIONS, seed=0)
     hidden = network.head.hidden
     prune.identity(hidden, "weight")
     spectral_norm(network.backbone[0])
     network.register_buffer("codebook", torch.zeros(2))
     learner = DrQAgent(
-        DrQConfig(momentum=0.5, reset_interval=3, lr=1e-2),
+        DrQConfig(momentum=0.5, reset_interval=3, learning_rate=1e-2),
         shape=SHAPE,
         num_actions=ACTIONS,
         network=network,

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from ht_ray import cuda_graph as graphs
 from ht_ray.agents.base import Agent
+from ht_ray.agents.base_config import AgentConfig
 from ht_ray.agents.bbf.config import BBFConfig
 from ht_ray.agents.drq.config import DrQConfig
-from ht_ray.agents.make_agent import make_agent
+from ht_ray.agents.registry import make_agent
 from ht_ray.agents.replay import FrameReplay, make_replay
-from ht_ray.agents.variants import AgentConfig
 from ht_ray.cuda_graph import Captured
 from ht_ray.errors import SettingError
 
@@ -46,7 +46,14 @@ CONFIGS: dict[str, AgentConfig] = {
     "drq, all at once": DrQConfig(
         **DRQ, momentum=0.5, reset_interval=3, shrink_perturb_interval=9, head_reset_interval=7, act_with_tortoise=True
     ),
-    "drq, prioritised": DrQConfig(**DRQ, prioritised=True, value="two_hot", momentum=0.5),
+    "drq, prioritized": DrQConfig(**DRQ, prioritized=True, value="two_hot", momentum=0.5),
+    "drq with methods": DrQConfig(
+        **DRQ,
+        momentum=0.5,
+        reset_interval=8,
+        methods="l2+regenerative+weight_clipping+optimizer_reset",
+        method_settings={"optimizer_reset_interval": 11, "weight_clipping_factor": 0.5},
+    ),
     # The n-step falls every other update, and starts anew after 14 and 28.
     "bbf": BBFConfig(**BBF, cycle_updates=12, restart_interval=14, training_steps=126, reset_interval=5, momentum=0.5),
     "bbf, cleared": BBFConfig(
@@ -73,8 +80,8 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         monkeypatch.setattr(backends.cudnn, "benchmark", False)
     else:
         monkeypatch.setattr(graphs, "Graph", Recorded)
-        for module in ("agent", "replay.frame_replay"):
-            monkeypatch.setattr(f"ht_ray.agents.{module}.use_graph", lambda where, graph, device: graph == "on")
+        for module in ("base", "replay.frame_replay"):
+            monkeypatch.setattr(f"ht_ray.agents.{module}.use_graph", lambda where, graph, device, **_: graph == "on")
         monkeypatch.setattr(Recorded, "captures", 0)
         monkeypatch.setattr(Recorded, "replays", 0)
     yield request.param
@@ -127,7 +134,7 @@ class Run:
                 losses.append(measured["losses"])
                 chosen = self.agent.act(part.observations)
                 found.append(torch.cat([*(x.reshape(-1) for x in measured.values()), chosen.to(losses[0])]))
-            if config.prioritised:
+            if config.prioritized:
                 self.replay.update_priorities(batch.indices, torch.cat(losses))
         return [x.cpu() for x in found]
 
@@ -198,7 +205,7 @@ def test_a_gpu_finds_what_the_cpu_finds(device: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("device", ["recorded", GPU], indirect=True)
-@pytest.mark.parametrize("name", ["drq with resets", "drq, prioritised", "bbf"])
+@pytest.mark.parametrize("name", ["drq with resets", "drq, prioritized", "bbf"])
 @pytest.mark.parametrize("into", ["on", "off"])
 def test_it_is_saved_and_continued_among_captured_updates(device: str, name: str, into: str) -> None:
     where = "cuda" if device == "cuda" else "cpu"
@@ -216,7 +223,7 @@ def test_it_is_saved_and_continued_among_captured_updates(device: str, name: str
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("device", ["cuda"], indirect=True)
-@pytest.mark.parametrize("name", ["drq with resets", "drq, prioritised", "bbf"])
+@pytest.mark.parametrize("name", ["drq with resets", "drq, prioritized", "bbf"])
 @pytest.mark.parametrize(("source", "target"), [("cpu", "cuda"), ("cuda", "cpu")])
 def test_it_goes_on_on_another_device(device: str, name: str, source: str, target: str) -> None:
     first = Run(CONFIGS[name], source, "auto")
@@ -242,7 +249,7 @@ def test_nothing_of_an_update_waits(device: str, name: str, graph: str) -> None:
     try:
         batch = run.replay.sample(size, n_step=now.n_step, discount=now.discount, sequence=now.sequence)
         losses = [run.agent.update(part)["losses"] for part in batch.split(config.batch_size)]
-        if config.prioritised:
+        if config.prioritized:
             run.replay.update_priorities(batch.indices, torch.cat(losses))
     finally:
         torch.cuda.set_sync_debug_mode("default")

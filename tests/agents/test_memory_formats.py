@@ -20,7 +20,7 @@ from ht_ray.mechanisms import fresh_weights
 from ht_ray.methods import HeadReset, ShrinkPerturb
 
 SHAPE, ACTIONS, STEPS = (2, 36, 36), 3, 2
-DRQ: dict[str, Any] = {"hidden": 8, "momentum": 0.9, "shift": 1, "lr": 1e-2}
+DRQ: dict[str, Any] = {"hidden": 8, "momentum": 0.9, "shift": 1, "learning_rate": 1e-2}
 BBF: dict[str, Any] = DRQ | {"width": 0.125, "bins": 11, "spr_steps": STEPS, "training_steps": 2050}
 AGENTS: dict[str, Any] = {
     "drq": lambda: DrQConfig(**DRQ, reset_interval=2, shrink_perturb_interval=2, head_reset_interval=3),

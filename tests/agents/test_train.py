@@ -31,7 +31,7 @@ SMALL: dict[str, Any] = {
     "momentum": 0.9,
     "reset_interval": 14,
     "head_reset_interval": 33,
-    "prioritised": True,
+    "prioritized": True,
 }
 # Games are cut off early, so that a short run has ends of every kind.
 ENV = AtariConfig(max_steps=45)
@@ -70,7 +70,7 @@ def test_continued_in_a_new_process_it_goes_on_as_if_it_had_not_stopped(tmp_path
     in_a_new_process(tmp_path / "stopped", 160)
     whole, continued = (read_file(tmp_path / name / "checkpoint.bin") for name in ("whole", "stopped"))
     assert whole["state"]["agent"]["updates"] == stopped["agent"]["updates"] + 100 == 140
-    assert whole["state"]["agent"]["tortoise"]["resets"] == 10
+    assert whole["state"]["agent"]["methods"]["hare_tortoise"]["resets"] == 10
     for part, state in whole["state"].items():
         assert equal(state, continued["state"][part]), part
     assert {game["steps"] for game in record.games} == {45.0}
@@ -97,7 +97,7 @@ def test_an_evaluation_is_random_as_often_as_its_own_epsilon_says(monkeypatch: p
 
 
 def test_the_record_tells_what_was_done(tmp_path: Path) -> None:
-    config = DrQConfig(**SMALL | {"prioritised": False, "updates_per_step": 2})
+    config = DrQConfig(**SMALL | {"prioritized": False, "updates_per_step": 2})
     seen = []
     record = train(
         "pong",
@@ -132,9 +132,9 @@ def test_losses_are_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run.record.losses[0]["loss"] == pytest.approx(np.mean(losses[:4]), rel=1e-5)
 
 
-@pytest.mark.parametrize("prioritised", [False, True])
-def test_divergence_is_noticed_before_anything_is_saved(prioritised: bool) -> None:
-    run = TrainingRun("Pong", DrQConfig(**SMALL | {"prioritised": prioritised}))
+@pytest.mark.parametrize("prioritized", [False, True])
+def test_divergence_is_noticed_before_anything_is_saved(prioritized: bool) -> None:
+    run = TrainingRun("Pong", DrQConfig(**SMALL | {"prioritized": prioritized}))
     run.advance(26)
     with torch.no_grad():
         next(run.agent.network.head.parameters()).fill_(float("nan"))
@@ -184,7 +184,10 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     for other, said in (
         (TrainingRun("Breakout", config), "game = 'Pong' there, 'Breakout' here"),
         (TrainingRun("Pong", config, seed=1), "seed = 0 there, 1 here"),
-        (TrainingRun("Pong", replace(config, lr=0.1)), r"settings: config\.lr = 0\.0001 there, 0\.1 here$"),
+        (
+            TrainingRun("Pong", replace(config, learning_rate=0.1)),
+            r"settings: config\.learning_rate = 0\.0001 there, 0\.1 here$",
+        ),
         (TrainingRun("Pong", config, env=ENV), r"env\.max_steps = 27000 there, 45 here$"),
     ):
         with pytest.raises(CheckpointError, match=said):

@@ -55,8 +55,8 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
     train("Catch", BBFConfig(**SMALL), steps=70, checkpoint_dir=tmp_path / "stopped", **settings)
     whole, continued = (read_file(tmp_path / name / "checkpoint.bin")["state"] for name in ("whole", "stopped"))
     assert record.updates == whole["agent"]["updates"] == 200
-    assert whole["agent"]["restart"]["network head"]["applications"] == 4
-    assert whole["agent"]["tortoise"]["resets"] == 12
+    assert whole["agent"]["methods"]["restart"]["network head"]["applications"] == 4
+    assert whole["agent"]["methods"]["hare_tortoise"]["resets"] == 12
     for part, state in whole.items():
         assert equal(state, continued[part]), part
 

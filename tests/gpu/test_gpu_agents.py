@@ -50,7 +50,7 @@ def learn(learner: Learner, updates: int) -> Tensor:
         count = config.batch_size * config.batches_per_sample
         batches = replay.sample(count, n_step=how.n_step, discount=how.discount, sequence=how.sequence)
         done = [agent.update(batch) for batch in batches.split(config.batch_size)]
-        if config.prioritised:
+        if config.prioritized:
             replay.update_priorities(batches.indices, torch.cat([values["losses"] for values in done]))
         losses += [values["loss"].cpu() for values in done]
     return torch.stack(losses)

@@ -10,24 +10,12 @@ import numpy as np
 import pytest
 
 from ht_ray.errors import SettingError
-from ht_ray.report import (
-    MissingDataError,
-    aggregate_scores,
-    aggregates_figure,
-    aggregates_table,
-    atari_games,
-    atari_heat_map,
-    efficiency_figure,
-    game_curves_figure,
-    games_table,
-    human_normalised,
-    improvement_table,
-    load_study,
-    profile_figure,
-    write_report,
-    write_reports,
-)
-from ht_ray.report.atari.reference import reference_scores
+from ht_ray.report import MissingDataError, human_normalized, load_study, write_report, write_reports
+from ht_ray.report.atari.curves import efficiency_figure, game_curves_figure
+from ht_ray.report.atari.figures import aggregates_figure, atari_heat_map, profile_figure
+from ht_ray.report.atari.reference import atari_games, reference_scores
+from ht_ray.report.atari.scores import aggregate_scores
+from ht_ray.report.atari.tables import aggregates_table, games_table, improvement_table
 
 FIGURES = (aggregates_figure, profile_figure, efficiency_figure, game_curves_figure)
 
@@ -106,8 +94,8 @@ def test_aggregates_stand_over_the_papers_rows(write_atari):
     expected = aggregate_scores(full())
     for metric in ("iqm", "median", "mean", "optimality_gap"):
         own = getattr(expected, metric)
-        told = [float(found[0][f"{metric}{end}"]) for end in ("", "_low", "_high")]
-        assert told == pytest.approx([own.value, own.low, own.high], abs=1e-9)
+        written = [float(found[0][f"{metric}{end}"]) for end in ("", "_low", "_high")]
+        assert written == pytest.approx([own.value, own.low, own.high], abs=1e-9)
     assert (found[1]["iqm"], found[3]["iqm"], found[1]["iqm_low"]) == ("0.243", "0.287", "")
     text = table.to_markdown()
     assert "Not the protocol's" not in text and "of 26 games (" not in table.title
@@ -115,21 +103,21 @@ def test_aggregates_stand_over_the_papers_rows(write_atari):
     assert own == [True] * 4 and not any(cell.best for cell in table.rows[0])
 
 
-def test_a_part_of_the_benchmark_is_told_from_all_of_it(write_atari, tmp_path):
+def test_a_part_of_the_benchmark_is_named_as_a_part(write_atari, tmp_path):
     study = load_study(write_atari(SMALL, steps=1000, episodes=10))
     table = aggregates_table(study)
     assert table.title.endswith("2 of 26 games (Breakout, Pong)")
     assert table.rows[0][1].text == "2 of 26" and table.rows[0][3].text == "1 000"
-    told = "DrQ, DrQ + H&T: 2 of 26 games (Breakout, Pong); 1 000 of 100 000 steps; 10 of 100 evaluation episodes"
+    note = "DrQ, DrQ + H&T: 2 of 26 games (Breakout, Pong); 1 000 of 100 000 steps; 10 of 100 evaluation episodes"
     for made in (table, games_table(study), improvement_table(study)):
-        assert told in made.to_markdown()
+        assert note in made.to_markdown()
     for draw in FIGURES[:3]:
         draw(study, tmp_path / "figure.svg")
         shown = words(tmp_path / "figure.svg")
         assert "2 of 26 games, 3 runs per game; 1 000 of 100 000 steps; 10 of 100 evaluation episodes" in shown, draw
 
 
-def test_other_differences_are_told(write_atari):
+def test_other_differences_are_noted(write_atari):
     def change(settings, config):
         if "H&T" in settings["variant"]:
             config["differs"] = ["batch 64 (paper: 32)"]
@@ -166,7 +154,7 @@ def test_scores_by_game(write_atari):
     hero, pong = rows(table)
     assert (hero["game"], pong["game"], pong["random"], pong["human"]) == ("Hero", "Pong", "-20.7", "14.6")
     assert float(pong["DrQ: normalised"]) == pytest.approx(0.2)
-    assert human_normalised("Pong", float(pong["DrQ: mean"])) == pytest.approx(0.2)
+    assert human_normalized("Pong", float(pong["DrQ: mean"])) == pytest.approx(0.2)
     assert float(pong["DrQ: sd"]) == pytest.approx(35.3 * np.std([0.1, 0.3], ddof=1))
     assert (pong["DrQ + H&T: runs"], pong["DrQ + H&T: sd"]) == ("1", "")
     assert [cell.best for cell in table.rows[0]] == [False, False, False, False, True]
@@ -254,7 +242,7 @@ def test_each_game_has_a_panel(write_atari, drawn, tmp_path):
         for line in panels["Pong"].lines
         if len(line.get_xdata()) == 2 and line.get_label()[0] == "D"
     ]
-    assert human_normalised("Pong", means) == pytest.approx([0.2, 0.5, 0.6])
+    assert human_normalized("Pong", means) == pytest.approx([0.2, 0.5, 0.6])
     assert "Not all runs: Pong, DrQ + HR 20k (2 of 3 seeds)" in words(tmp_path / "figure.svg")
 
 
@@ -279,7 +267,7 @@ def test_one_evaluation_is_no_curve(write_atari, tmp_path):
 def test_the_report_of_an_atari_study(write_atari):
     root = write_atari(SMALL, steps=1000)
     said = []
-    written = {path.relative_to(root).as_posix() for path in write_report(root, say=said.append)}
+    written = {path.relative_to(root).as_posix() for path in write_report(root, log=said.append)}
     stems = ("atari_aggregates", "atari_profiles", "atari_efficiency", "atari_games")
     expected = {f"figures/{stem}.{kind}" for stem in stems for kind in ("png", "pdf")}
     expected |= {f"{stem}.csv" for stem in ("atari_aggregates", "atari_improvement", "atari_games")}
@@ -352,7 +340,7 @@ def test_the_report_of_a_grid_has_its_map_and_its_curves_in_tensorboard(write_at
     assert (root / "figures" / "atari_heat_map.png").is_file()
     run = EventAccumulator(str(root / "report" / "DrQ_+_H_T_m=0.99_r=4000")).Reload()
     values = {tag: [(event.step, event.value) for event in run.Scalars(tag)] for tag in run.Tags()["scalars"]}
-    final = [human_normalised("Pong", values["mean/evaluation/Pong"][-1][1])]
+    final = [human_normalized("Pong", values["mean/evaluation/Pong"][-1][1])]
     assert final == pytest.approx([0.55], abs=1e-5)
     assert {"mean/evaluation/Breakout", "mean/evaluation/Pong/low", "mean/evaluation/Pong/high"} <= values.keys()
     expected = aggregate_scores(GRID["DrQ + H&T m=0.99 r=4000"], resamples=1).iqm.value
@@ -378,7 +366,7 @@ def test_nothing_finished_has_nothing_to_show(write_atari, tmp_path):
         with pytest.raises(MissingDataError):
             draw(study, tmp_path / "figure.png")
     said = []
-    write_report(root, say=said.append)
+    write_report(root, log=said.append)
     assert "Skipped: aggregates_table: no run has finished." in (root / "table.md").read_text()
 
 

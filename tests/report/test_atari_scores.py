@@ -9,17 +9,15 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ht_ray.errors import SettingError
-from ht_ray.report import (
+from ht_ray.report import human_normalized, paper_scores
+from ht_ray.report.atari.reference import atari_games, reference_scores
+from ht_ray.report.atari.scores import (
+    METRICS,
     aggregate_scores,
-    atari_games,
-    human_normalised,
     interquartile_mean,
-    paper_scores,
     performance_profile,
     probability_of_improvement,
 )
-from ht_ray.report.atari.reference import reference_scores
-from ht_ray.report.atari.scores import METRICS
 
 RAGGED = st.dictionaries(
     st.sampled_from(atari_games()), st.lists(st.floats(-1, 20), min_size=1, max_size=7), min_size=1, max_size=8
@@ -40,7 +38,7 @@ def points(found):
 
 def test_the_published_rows_of_random_play_and_of_the_human_are_0_and_1():
     for row, expected in enumerate((0.0, 1.0)):
-        scores = {game: human_normalised(game, [both[row]] * 2) for game, both in reference_scores().items()}
+        scores = {game: human_normalized(game, [both[row]] * 2) for game, both in reference_scores().items()}
         assert len(scores) == 26
         found = aggregate_scores(scores, resamples=100)
         assert points(found) == [expected, expected, expected, 1 - expected]
@@ -49,7 +47,7 @@ def test_the_published_rows_of_random_play_and_of_the_human_are_0_and_1():
 
 def test_an_unknown_game_is_refused():
     with pytest.raises(SettingError, match="Did you mean 'Pong'"):
-        human_normalised("Pnog", 1.0)
+        human_normalized("Pnog", 1.0)
 
 
 def test_the_paper_is_as_published():
@@ -189,9 +187,9 @@ def test_a_single_run_has_no_interval():
 @given(RAGGED, st.lists(st.floats(-1, 20), min_size=1, max_size=6))
 def test_profiles_count_runs(scores, thresholds):
     found = performance_profile(scores, thresholds, resamples=20)
-    for place, threshold in enumerate(thresholds):
+    for index, threshold in enumerate(thresholds):
         shares = [sum(run > threshold for run in runs) / len(runs) for runs in scores.values()]
-        assert found.share[place] == pytest.approx(np.mean(shares), abs=1e-12)
+        assert found.share[index] == pytest.approx(np.mean(shares), abs=1e-12)
     known = ~np.isnan(found.low)
     assert (found.low <= found.high)[known].all()
 

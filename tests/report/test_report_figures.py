@@ -9,16 +9,11 @@ import numpy as np
 import pytest
 
 from ht_ray.errors import SettingError
-from ht_ray.report import (
-    MissingDataError,
-    epoch_curves,
-    heat_map,
-    indicator_curves,
-    indicator_scatter,
-    load_study,
-    method_bars,
-    phase_curves,
-)
+from ht_ray.report import MissingDataError, load_study
+from ht_ray.report.continual.curves import epoch_curves, phase_curves
+from ht_ray.report.continual.maps import heat_map
+from ht_ray.report.continual.method_bars import method_bars
+from ht_ray.report.indicators.figures import indicator_curves, indicator_scatter
 
 
 def words(path):
@@ -77,9 +72,9 @@ def test_heat_map_needs_a_grid(write_study, grid_trials, tmp_path):
 
 
 def test_heat_map_refuses_two_trials_of_one_cell_and_seed(write_study, grid_trials, tmp_path, planned):
-    twin = planned("Twin", 0, [[0.5]] * 3, "hare_tortoise", settings=dict(grid_trials[6].settings))
+    duplicate = planned("Twin", 0, [[0.5]] * 3, "hare_tortoise", settings=dict(grid_trials[6].settings))
     with pytest.raises(MissingDataError, match=r"no grid: .* must name one trial"):
-        heat_map(load_study(write_study([*grid_trials, twin])), "final_accuracy", tmp_path / "map.png")
+        heat_map(load_study(write_study([*grid_trials, duplicate])), "final_accuracy", tmp_path / "map.png")
 
 
 @pytest.mark.parametrize("draw", [epoch_curves, phase_curves])

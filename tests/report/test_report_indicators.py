@@ -12,16 +12,11 @@ from scipy import stats
 
 from ht_ray.diagnostics.indicators import INDICATORS
 from ht_ray.errors import SettingError
-from ht_ray.report import (
-    MissingDataError,
-    correlation,
-    correlation_table,
-    indicator_curves,
-    indicator_table,
-    load_study,
-    write_report,
-)
-from ht_ray.report.style.names import INDICATOR_TITLES, shown_short
+from ht_ray.report import MissingDataError, load_study, write_report
+from ht_ray.report.data.statistics import correlation
+from ht_ray.report.indicators.figures import indicator_curves
+from ht_ray.report.indicators.tables import correlation_table, indicator_table
+from ht_ray.report.style.formats import INDICATOR_TITLES, format_significant
 
 NAN = math.nan
 
@@ -139,7 +134,7 @@ def test_a_study_without_indicators_is_silent_about_them(write_study, planned, t
         with pytest.raises(MissingDataError, match="indicator"):
             make(study)
     said = []
-    written = write_report(study, say=said.append)
+    written = write_report(study, log=said.append)
     assert not any("indicator" in path.name or "correlation" in path.name for path in written)
     assert not any("indicator" in text for text in [*said, (root / "table.md").read_text()])
 
@@ -147,7 +142,7 @@ def test_a_study_without_indicators_is_silent_about_them(write_study, planned, t
 def test_the_report_of_a_study_that_measured(write_study, measured_trials):
     root = write_study(measured_trials)
     said = []
-    names = {path.name for path in write_report(root, say=said.append)}
+    names = {path.name for path in write_report(root, log=said.append)}
     assert {"indicators.csv", "correlations.csv", "indicator_curves.png", "indicator_curves.pdf"} <= names
     markdown = (root / "table.md").read_text()
     assert "## Plasticity indicators of study" in markdown
@@ -243,7 +238,7 @@ def test_correlation_of_numbers_of_any_size(scale):
 
 @given(st.floats(-1e9, 1e9), st.floats(1e-9, 1e9))
 def test_short_numbers_lose_less_than_their_spread(value, spread):
-    mean, deviation = shown_short(value, spread).split(" ± ")
+    mean, deviation = format_significant(value, spread).split(" ± ")
     assert float(deviation) == pytest.approx(spread, rel=0.051)
     assert float(mean) == pytest.approx(value, rel=5.1e-4, abs=0.051 * spread)
 

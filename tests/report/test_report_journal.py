@@ -1,4 +1,4 @@
-"""What happened to a study, from its journal; and reports of studies at a URI."""
+"""Run histories of studies, from their journals; and reports of studies at a URI."""
 
 import json
 import subprocess
@@ -12,8 +12,8 @@ from ht_ray._storage import StorageError
 from ht_ray.errors import SettingError
 from ht_ray.report import load_study, write_report
 from ht_ray.report.__main__ import main
-from ht_ray.report.data.journal import JOURNAL, load_journal, telling_line
-from ht_ray.report.data.run_history import what_happened
+from ht_ray.report.data.journal import JOURNAL, load_journal, summarize_error
+from ht_ray.report.run_history import summarize_history
 
 KILLED = (
     "The actor died unexpectedly before finishing this task.\n\tclass_name: StudyTrainable\n\tactor_id: 0a1b\n"
@@ -52,9 +52,9 @@ def study(write_study, planned):
     return write_study([planned("Plain", 0, [[0.5], [0.6]]), planned("EMA", 0, [[0.5], [0.6]])])
 
 
-def told(root):
-    happened = what_happened(load_study(root))
-    return happened.sentence, " ".join(happened.notes), {table.title: table for table in happened.tables}
+def history_of(root):
+    history = summarize_history(load_study(root))
+    return history.sentence, " ".join(history.notes), {table.title: table for table in history.tables}
 
 
 def texts(table):
@@ -62,7 +62,7 @@ def texts(table):
 
 
 def test_a_study_without_a_journal_says_nothing(study):
-    assert load_study(study).journal is None and what_happened(load_study(study)) is None
+    assert load_study(study).journal is None and summarize_history(load_study(study)) is None
     write_report(study)
     for name in ("table.md", "report.html"):
         assert "happened" not in (study / name).read_text().partition("</style>")[2]
@@ -71,9 +71,9 @@ def test_a_study_without_a_journal_says_nothing(study):
 
 def test_an_undisturbed_study_is_one_sentence(study):
     note(study, started(), event("run ended", 60, how="finished"))
-    assert told(study) == ("2 trials, one run, no faults.", "", {})
+    assert history_of(study) == ("2 trials, one run, no faults.", "", {})
     said = []
-    write_report(study, say=said.append)
+    write_report(study, log=said.append)
     assert "What happened: 2 trials, one run, no faults." in said
     assert "## What happened\n\n2 trials, one run, no faults." in (study / "table.md").read_text()
     page = (study / "report.html").read_text()
@@ -102,7 +102,7 @@ def test_everything_that_happened_is_reported(study):
         fault("plain--s0", 32),
         event("run ended", 40, how="finished"),
     )
-    sentence, notes, tables = told(study)
+    sentence, notes, tables = history_of(study)
     assert sentence == (
         "2 trials, 3 runs (1 cut off, as the driver died; 1 interrupted), 4 faults (2 worker died, 1 node lost, "
         "1 error), 3 restarts."
@@ -133,7 +133,7 @@ def test_everything_that_happened_is_reported(study):
     assert "blue & green" in others[4][0]
 
     said = []
-    write_report(study, say=said.append)
+    write_report(study, log=said.append)
     page = (study / "report.html").read_text()
     assert 'href="#study-1-happened"' in page and 'id="study-1-happened"' in page
     assert (
@@ -148,7 +148,7 @@ def test_everything_that_happened_is_reported(study):
 
 def test_a_run_that_may_go_on_is_not_called_dead(study):
     note(study, started(), fault("ema--s0", 5))
-    sentence, _, tables = told(study)
+    sentence, _, tables = history_of(study)
     assert "one run (without an end: it goes on, or its driver died), 1 fault (1 worker died)." in sentence
     assert texts(tables["Runs"])[0][2] == "open; last event 2026-01-01 10:00:05"
 
@@ -156,10 +156,10 @@ def test_a_run_that_may_go_on_is_not_called_dead(study):
 def test_of_very_many_faults_those_of_trials_without_an_end_are_shown(write_study, planned):
     study = write_study([planned("Plain", 0, [[0.5]]), planned("EMA", 0, [[0.5]], status="failed")])
     note(study, started(), *(fault("plain--s0", second) for second in range(60)), fault("ema--s0", 99))
-    table = told(study)[2]["Faults"]
+    table = history_of(study)[2]["Faults"]
     assert len(table.rows) == 50 and table.rows[-1][0].text == "ema--s0"
     assert table.notes[0] == "And 11 more: journal.jsonl."
-    text = what_happened(load_study(study)).to_text()
+    text = summarize_history(load_study(study)).to_text()
     assert text.count("plain--s0") == 10 and "More of them: table.md." in text
 
 
@@ -169,7 +169,7 @@ def test_what_a_kill_tore_is_counted_and_the_rest_read(study):
     (study / JOURNAL).write_bytes("\n".join(lines).encode() + b"\xff")
     journal = load_study(study).journal
     assert [one.name for one in journal.events] == ["run started", "run ended"] and journal.damaged == 4
-    assert "4 lines of journal.jsonl could not be read" in told(study)[1]
+    assert "4 lines of journal.jsonl could not be read" in history_of(study)[1]
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -196,8 +196,8 @@ def test_no_journal_breaks_the_report(tmp_path_factory, lines, rest):
     (root / "config.json").write_text(json.dumps(config))
     (root / "trials.json").write_text("[]")
     (root / JOURNAL).write_bytes(b"".join(json.dumps(line).encode() + b"\n" for line in lines) + rest)
-    happened = what_happened(load_study(root))
-    assert happened.sentence and happened.to_text() and happened.to_markdown()
+    history = summarize_history(load_study(root))
+    assert history.sentence and history.to_text() and history.to_markdown()
 
 
 @pytest.mark.parametrize(
@@ -222,11 +222,11 @@ def test_no_journal_breaks_the_report(tmp_path_factory, lines, rest):
     ],
 )
 def test_the_telling_line(detail, telling):
-    assert telling_line(detail).startswith(telling)
-    assert bool(telling) == bool(telling_line(detail)) and len(telling_line(detail)) <= 160
+    assert summarize_error(detail).startswith(telling)
+    assert bool(telling) == bool(summarize_error(detail)) and len(summarize_error(detail)) <= 160
 
 
-def test_an_unreadable_journal_is_told(tmp_path):
+def test_an_unreadable_journal_is_reported(tmp_path):
     assert load_journal(tmp_path) is None
     (tmp_path / JOURNAL).mkdir()
     assert load_journal(tmp_path).damaged == 1
@@ -261,8 +261,8 @@ def test_studies_here_and_at_a_uri_make_one_page(write_study, planned, tmp_path,
     assert (tmp_path / "out" / "two" / "table.md").is_file() and not (two / "table.md").exists()
     for twice in (two.as_uri(), str(two)):
         assert main([two.as_uri(), twice, "--out", str(tmp_path / "out")]) == 2
-    told = capsys.readouterr().err
-    assert f"{two.as_uri()} is named twice" in told and f"{two.as_uri()} and {two} have the same name" in told
+    errors = capsys.readouterr().err
+    assert f"{two.as_uri()} is named twice" in errors and f"{two.as_uri()} and {two} have the same name" in errors
 
 
 def test_what_is_no_study_at_a_uri_is_refused(write_study, planned, tmp_path, capsys):
@@ -281,7 +281,7 @@ def test_what_is_no_study_at_a_uri_is_refused(write_study, planned, tmp_path, ca
     assert str(refused.value).startswith("file://")
 
 
-def test_a_storage_that_does_not_answer_is_told(study, tmp_path, monkeypatch, capsys):
+def test_a_storage_that_does_not_answer_is_reported(study, tmp_path, monkeypatch, capsys):
     def lost(self, name, target):
         raise OSError("the network is down")
 

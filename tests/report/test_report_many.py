@@ -1,4 +1,4 @@
-"""Figures of many methods: a panel for each, and lines that are told apart."""
+"""Figures of many methods: a panel for each, and lines with styles of their own."""
 
 import html
 import re
@@ -6,7 +6,9 @@ import re
 import numpy as np
 import pytest
 
-from ht_ray.report import epoch_curves, heat_map, load_study, phase_curves
+from ht_ray.report import load_study
+from ht_ray.report.continual.curves import epoch_curves, phase_curves
+from ht_ray.report.continual.maps import heat_map
 from ht_ray.report.style.curve_lines import MANY, line_styles
 
 GREY = "0.8"
@@ -79,7 +81,7 @@ def test_up_to_eight_labels_share_a_picture(write_study, many_trials, drawn, tmp
 
 
 @pytest.mark.parametrize("count", range(1, 31))
-def test_styles_are_told_apart(count):
+def test_styles_differ(count):
     methods = ["plain", "hare_tortoise", *(f"method{index}" for index in range(28))][:count]
     styles = line_styles(methods)
     assert len({(style["color"], style["linestyle"], style["marker"]) for style in styles}) == count
@@ -89,7 +91,7 @@ def test_styles_are_told_apart(count):
         assert styles[1]["linewidth"] > styles[0]["linewidth"] > max(style["linewidth"] for style in styles[2:])
 
 
-def test_many_other_methods_stand_in_columns_beside_the_grid(write_study, grid_trials, many_trials, drawn, tmp_path):
+def test_many_other_methods_stand_in_columns_next_to_the_grid(write_study, grid_trials, many_trials, drawn, tmp_path):
     path = tmp_path / "map.svg"
     others = [trial for trial in many_trials if trial.method.startswith("method")]
     heat_map(load_study(write_study([*grid_trials, *others])), "final_accuracy", path)

@@ -9,21 +9,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from ht_ray.errors import SettingError
-from ht_ray.report import (
-    MissingDataError,
-    adam_map,
-    combine,
-    epoch_curves,
-    grid_figure,
-    grid_table,
-    indicator_curves,
-    indicator_scatter,
-    load_study,
-    method_bars,
-    write_report,
-    write_reports,
-)
+from ht_ray.report import MissingDataError, load_study, write_report, write_reports
 from ht_ray.report.__main__ import main
+from ht_ray.report.continual.curves import epoch_curves
+from ht_ray.report.continual.maps import adam_map
+from ht_ray.report.continual.method_bars import method_bars
+from ht_ray.report.continual.warm_start_grid import grid_figure, grid_table
+from ht_ray.report.data.combine import combine
+from ht_ray.report.indicators.figures import indicator_curves, indicator_scatter
 
 SETTINGS = {"data": "mnist", "model": "mlp", "seeds": 2, "train_limit": None, "test_limit": None}
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -139,7 +132,7 @@ def test_studies_of_one_name_are_refused(write_study, planned, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_results_of_no_planned_trial_are_left_out_and_told(write_study, planned):
+def test_results_of_no_planned_trial_are_left_out_and_reported(write_study, planned):
     root = write_study([planned("Plain", 0, [[0.5]])])
     stray = root / "trials" / "other-seed0"
     stray.mkdir()
@@ -154,7 +147,7 @@ def test_tensorboard_overlays_the_labels_and_shows_the_figures(write_study, plan
     trials += [planned("A + B", 0, [[0.2, 0.3], [0.3, 0.4]], "ema"), planned("A B", 0, [[0.2] * 2] * 2, "l2")]
     root = write_study(trials)
     write_report(root)
-    write_report(root)  # takes the place of the first
+    write_report(root)  # replaces the first
     runs = {path.parent.relative_to(root).as_posix() for path in root.glob("report/**/*.report")}
     assert runs == {"report", "report/A_B", "report/A_+_B", "report/A_B_2"}
     assert len(list(root.glob("report/**/*.report"))) == 4
@@ -184,7 +177,7 @@ def test_a_warm_start_grid_is_reported_as_a_matrix(write_study, warm):
     ]
     root = write_study(trials, settings=SETTINGS)
     said = []
-    written = write_report(root, say=said.append)
+    written = write_report(root, log=said.append)
     names = {path.relative_to(root).as_posix() for path in written if path.parent != root / "report"}
     assert {
         "grid.csv",
@@ -283,7 +276,7 @@ def test_bars_start_at_zero_or_are_none(write_study, warm, drawn, tmp_path):
     assert "Bars and squares: mean" in " ".join(words(tmp_path / "bars.svg"))
 
 
-def test_a_fresh_network_is_seen_beside_the_second_phase(write_study, warm, drawn, tmp_path):
+def test_a_fresh_network_is_seen_over_the_second_phase(write_study, warm, drawn, tmp_path):
     trials = [warm("Plain", 0, 0.8), warm("Fresh", 0, 0.9, method="fresh")]
     trials[1].phases = [[0.7, 0.9]]
     for trial in trials:

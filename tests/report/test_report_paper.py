@@ -1,4 +1,4 @@
-"""The paper's values: looked up, shown beside ours where the protocol is its own, and withheld where it is not."""
+"""The paper's values: looked up, shown next to ours where the protocol is its own, and withheld where it is not."""
 
 import csv
 import io
@@ -8,17 +8,9 @@ import numpy as np
 import pytest
 
 from ht_ray.errors import SettingError
-from ht_ray.report import (
-    MissingDataError,
-    bootstrap_interval,
-    grid_cells_table,
-    grid_table,
-    grid_value,
-    load_study,
-    mean_interval,
-    method_value,
-    summary_table,
-)
+from ht_ray.report import MissingDataError, bootstrap_interval, grid_value, load_study, mean_interval, method_value
+from ht_ray.report.continual.tables import summary_table
+from ht_ray.report.continual.warm_start_grid import grid_cells_table, grid_table
 from ht_ray.report.data.paper import SETTINGS
 
 LIMITS = {"data": "cifar10", "train_limit": None, "test_limit": None}
@@ -96,7 +88,7 @@ def test_the_summary_shows_the_papers_value_and_the_difference(write_study, warm
         ({}, {"train_limit": 5000}, "5000 training images only"),
     ],
 )
-def test_another_budget_is_told_beside_the_value(write_study, warm, changes, limits, said):
+def test_another_budget_is_noted_with_the_value(write_study, warm, changes, limits, said):
     trials = [warm("Plain", seed, 0.7, data="cifar10", **changes) for seed in range(2)]
     table = summary_table(load_study(write_study(trials, settings=LIMITS | limits)), ("final_accuracy",), None)
     assert rows_of(table)[0]["final_accuracy_paper"] == "0.704"
@@ -113,7 +105,7 @@ def test_another_budget_is_told_beside_the_value(write_study, warm, changes, lim
         ({"noise_rule": "other"}, "noise_rule = other"),
     ],
 )
-def test_under_another_protocol_the_value_is_withheld_and_that_is_told(write_study, warm, changes, said):
+def test_under_another_protocol_the_value_is_withheld_with_a_note(write_study, warm, changes, said):
     trials = [warm("Plain", 0, 0.7, data="cifar10", **changes)]
     table = summary_table(load_study(write_study(trials, settings=LIMITS)), ("final_accuracy",), None)
     assert "final_accuracy_paper" not in rows_of(table)[0]
@@ -128,7 +120,7 @@ def test_settings_of_a_method_are_the_protocol_of_that_method_alone(write_study,
     assert [row["final_accuracy_paper"] for row in rows_of(table)] == ["0.735", ""]
 
 
-def test_a_trial_whose_configuration_is_lost_stands_beside_nothing(write_study, warm):
+def test_a_trial_whose_configuration_is_lost_has_no_comparison(write_study, warm):
     trials = [warm("Plain", 0, 0.7, data="cifar10")]
     trials[0].config = {"stream": trials[0].config["stream"]}
     table = summary_table(load_study(write_study(trials, settings=LIMITS)), ("final_accuracy",), None)
@@ -160,7 +152,7 @@ def grid(warm):
     ]
 
 
-def test_the_grid_is_a_matrix_with_the_papers_beside_and_the_largest_difference(write_study, grid):
+def test_the_grid_is_a_matrix_with_the_papers_values_and_the_largest_difference(write_study, grid):
     study = load_study(write_study(grid, settings=LIMITS))
     text = " ".join(grid_table(study).to_text(160).split())
     assert "0.1 97.50 (98, -0.50) 95.50 (97, -1.50)" in text
@@ -196,6 +188,6 @@ def test_a_grid_with_holes_says_so_and_keeps_the_others(write_study, grid):
 
 
 def test_two_trials_in_one_cell_with_one_seed_are_no_grid(write_study, grid, warm):
-    twin = warm("twin", 0, 0.5, ratio=0.1, noise=0.0)
+    duplicate = warm("twin", 0, 0.5, ratio=0.1, noise=0.0)
     with pytest.raises(MissingDataError, match=r"no grid: .* must name one trial"):
-        grid_table(load_study(write_study([*grid, twin], settings=LIMITS)))
+        grid_table(load_study(write_study([*grid, duplicate], settings=LIMITS)))

@@ -10,7 +10,7 @@ import pytest
 
 from ht_ray.report import MissingDataError, load_study, write_report, write_reports
 from ht_ray.report.search.figures import lineage, population_figure, search_figure, search_map
-from ht_ray.report.search.search import found_in, search_table
+from ht_ray.report.search.outcomes import search_outcome, search_table
 
 Hare = Callable[..., Any]
 WriteStudy = Callable[..., Path]
@@ -84,7 +84,7 @@ def numbers(studies: Sequence[Path]) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(table.to_csv())))
 
 
-def test_costs_and_finds_stand_beside_the_grids(grid: Path, asha: Path, population: Path) -> None:
+def test_costs_and_outcomes_are_compared_with_the_grid(grid: Path, asha: Path, population: Path) -> None:
     whole, halved, copied = numbers([grid, asha, population])
     assert (whole["trials"], whole["whole_trainings"], whole["epochs"], whole["worker_seconds"]) == (
         "8",
@@ -128,7 +128,7 @@ def test_stopped_trials_are_counted_named_and_in_no_mean(asha: Path) -> None:
 
 def test_the_way_of_weights_leads_over_those_that_were_copied(population: Path) -> None:
     study = load_study(population)
-    found = found_in(study)
+    found = search_outcome(study)
     assert found is not None
     names = [trial.settings["member"] for trial in lineage(found.trials[0], study.trials)]
     # Part 4 by member 1, on weights of member 2, who had them after the first part from member 1.
@@ -156,7 +156,7 @@ def test_settings_found_while_it_ran_are_read(write_study: WriteStudy, hare: Har
 def test_one_page_compares_the_studies(grid: Path, asha: Path, population: Path, tmp_path: Path) -> None:
     out = tmp_path / "report"
     said: list[str] = []
-    written = write_reports([grid, asha, population], out, say=said.append)
+    written = write_reports([grid, asha, population], out, log=said.append)
     page = (out / "report.html").read_text()
     assert "What the search cost and found" in page
     assert {out / "figures/search.png", out / "pbt/figures/population.png"} <= set(written)
@@ -172,4 +172,4 @@ def test_figures_need_what_they_show(grid: Path, asha: Path, tmp_path: Path) -> 
     with pytest.raises(MissingDataError, match="plain grid"):
         search_figure([load_study(grid)], tmp_path / "x.png")
     write_report(asha)
-    assert math.isclose(found_in(load_study(asha)).value, 0.7)  # type: ignore[union-attr]
+    assert math.isclose(search_outcome(load_study(asha)).value, 0.7)  # type: ignore[union-attr]

@@ -9,14 +9,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ht_ray.errors import SettingError
-from ht_ray.report import (
-    bootstrap_interval,
-    drop_and_recovery,
-    estimate,
-    mean_interval,
-    paired_difference,
-    t_quantile,
-)
+from ht_ray.report import bootstrap_interval, drop_and_recovery, estimate, mean_interval, paired_difference
+from ht_ray.report.data.statistics import t_quantile
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ht_ray.errors import SettingError
-from ht_ray.report import drops_table, group, load_study, seed_values, split_by_access, summary_table
+from ht_ray.report import group, load_study, seed_values, split_by_access
+from ht_ray.report.continual.tables import drops_table, summary_table
 
 
 def test_reads_what_was_written(write_study, planned):
@@ -167,7 +168,7 @@ def test_groups_keep_the_order_and_name_unknown_settings(write_study, grid_trial
         group(study, "momemtum")
 
 
-def test_access_modes_are_told_apart(write_study, planned):
+def test_access_modes_are_kept_apart(write_study, planned):
     trials = [
         planned("Plain", seed, [[0.5]], status=status, settings={"access": access})
         for access, status in (("full", "finished"), ("buffer", "missing"))
@@ -206,7 +207,7 @@ def step(value):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda row: row["curves"]["epoch"][0].pop("step"), "no 'step'"),
         (step(None), "step is null, and should be a number"),
@@ -218,12 +219,12 @@ def step(value):
         (lambda row: row.pop("summary"), "no 'summary'"),
     ],
 )
-def test_numbers_that_cannot_be_damage_their_trial_only(write_study, planned, change, told):
+def test_numbers_that_cannot_be_damage_their_trial_only(write_study, planned, change, message):
     root = write_study([planned("Plain", seed, [[0.1, 0.2], [0.3, 0.4]]) for seed in (0, 1)])
     rewrite_line(root, 1, change)
     study = load_study(root)
     assert sorted(trial.status for trial in study.trials) == ["damaged", "finished"]
-    assert any("line 2 of results.jsonl is damaged" in text and told in text for text in study.problems)
+    assert any("line 2 of results.jsonl is damaged" in text and message in text for text in study.problems)
     drops_table(study)
     summary_table(study)
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from ht_ray.errors import SettingError
-from ht_ray.report import MissingDataError, drops_table, load_study, summary_table
+from ht_ray.report import MissingDataError, load_study
+from ht_ray.report.continual.tables import drops_table, summary_table
 
 
 def csv_rows(table):

@@ -53,7 +53,7 @@ def test_each_access_mode_has_its_own_tables_and_figures(write_study, planned):
     ]
     said = []
     root = write_study(trials)
-    write_report(root, say=said.append)
+    write_report(root, log=said.append)
     assert {path.name for path in (root / "figures").glob("*.png")} == {
         f"{name}_{access}.png" for name in ("epoch_curves", "phase_curves") for access in ("full", "buffer")
     }
@@ -142,13 +142,13 @@ def test_a_report_that_was_cut_off_is_made_again(write_study, planned, tmp_path)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_report(root, say=stop, out=tmp_path / "out")
+        write_report(root, log=stop, out=tmp_path / "out")
     assert "not finished" in (tmp_path / "out" / "report.html").read_text()
     write_report(root, out=tmp_path / "out")
     assert "not finished" not in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_a_study_named_twice_is_told(write_study, planned, tmp_path, capsys):
+def test_a_study_named_twice_is_refused(write_study, planned, tmp_path, capsys):
     root = write_study([planned("Plain", 0, [[0.5]])])
     assert main([str(root), f"{root}/../study", "--out", str(tmp_path / "out")]) == 2
     assert "is named twice" in capsys.readouterr().err
@@ -197,7 +197,7 @@ def test_a_full_disk_is_waited_for(write_study, grid_trials, small_disk, monkeyp
 
     # Figures are larger than this disk.
     monkeypatch.setattr("ht_ray.report.write._figures", lambda part: {})
-    written = {path.relative_to(disk).as_posix() for path in write_report(disk, say=say, patience=60)}
+    written = {path.relative_to(disk).as_posix() for path in write_report(disk, log=say, patience=60)}
     made = {name for name in expected if not name.startswith(("figures/", "report/"))}
     assert made <= written and any(name.startswith("report/") for name in written)
     assert sum("No space left on device; waiting up to 1 minutes for it" in text for text in said) == 1
@@ -211,6 +211,6 @@ def test_a_disk_that_stays_full_is_exit_code_one(write_study, planned, small_dis
     with pytest.raises(StorageError, match="cannot be written: No space left on device"):
         write_report(disk, patience=0.3)
     assert main([str(disk), "--storage-minutes", "0.005"]) == 1
-    told = capsys.readouterr()
-    assert "waiting up to 0.005 minutes for it" in told.out
-    assert told.err.startswith("error: ") and told.err.count("\n") == 1
+    printed = capsys.readouterr()
+    assert "waiting up to 0.005 minutes for it" in printed.out
+    assert printed.err.startswith("error: ") and printed.err.count("\n") == 1

@@ -96,7 +96,7 @@ def test_it_is_the_plain_loop_through_restarts_and_goes_on_in_a_new_process(clus
 
 
 def test_without_spr_batches_have_no_future(cluster: str) -> None:
-    changes = {"spr_weight": 0.0, "prioritised": False}
+    changes = {"spr_weight": 0.0, "prioritized": False}
     plain = TrainingRun("Breakout", bbf_variant("bbf", **SMALL | changes), seed=4, env=AtariConfig(max_steps=45))
     plain.advance(30)
     algorithm = configured(**changes).build_algo()

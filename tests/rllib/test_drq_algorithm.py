@@ -33,7 +33,7 @@ SMALL: dict[str, Any] = {
     "momentum": 0.9,
     "reset_interval": 14,
     "head_reset_interval": 33,
-    "prioritised": True,
+    "prioritized": True,
 }
 
 
@@ -57,7 +57,7 @@ def test_it_is_the_plain_loop_and_goes_on_in_a_new_process(cluster: str, tmp_pat
     learner = algorithm.learner_group._learner
     assert algorithm.get_module() is learner.module[MODULE]
     held = learner.get_state(not_components="rl_module")[COMPONENT_AGENT]  # weights are with the module, once
-    assert "network" not in held and "weights" not in held["tortoise"]
+    assert "network" not in held and "weights" not in held["methods"]["hare_tortoise"]
     lengths = []
     for _ in range(5):
         result = algorithm.train()

@@ -53,7 +53,7 @@ class OwnConfig(DQNConfig):
         ({"head_reset_interval": -1}, "head_reset_interval = -1"),
         ({"indicators_interval": 0.5}, "indicators_interval = 0.5"),
         ({"momentum": "0.9"}, "momentum = '0.9': accepted is a number"),
-        ({"reinitialise_target": "no"}, "reinitialise_target = 'no': accepted are True and False"),
+        ({"reinitialize_tortoise": "no"}, "reinitialize_tortoise = 'no': accepted is True or False"),
         ({"act_with_tortoise": 1}, "act_with_tortoise = 1: accepted are True and False"),
         ({"momentum": 1.0}, "momentum = 1.0: accepted is a number with 0 <= momentum < 1"),
         ({"tau": 0.0}, r"tau = 0.0: accepted is a number with 0 < tau <= 1"),
@@ -66,7 +66,7 @@ class OwnConfig(DQNConfig):
         ({"reset_parts": 5}, "reset_parts = 5: accepted are one or more names"),
         ({"reset_parts": ()}, r"reset_parts = \(\): accepted are one or more names"),
         ({"target_network_update_freq": 500}, "target_network_update_freq = 500: accepted is 0"),
-        ({"target_network_update_freq": 1}, "follows every optimiser step"),
+        ({"target_network_update_freq": 1}, "follows every optimizer step"),
     ],
 )
 def test_settings_are_checked_by_validate(settings: dict[str, Any], message: str) -> None:
@@ -190,7 +190,7 @@ def test_own_configs_travel() -> None:
     cls = with_hare_tortoise(OwnConfig)
     assert cls is with_hare_tortoise(OwnConfig)
     assert with_hare_tortoise(cls) is cls
-    assert repr(cls) == "<class 'ht_ray.rllib.hare_tortoise.config.HareTortoiseOwnConfig'>"
+    assert repr(cls) == "<class 'ht_ray.rllib.methods.config.HareTortoiseOwnConfig'>"
     config = configured(cls(), reset_interval=7).environment(observation_space=DISCRETE[0], action_space=DISCRETE[1])
     copied = ray.cloudpickle.loads(ray.cloudpickle.dumps(config))
     assert copied.reset_interval == 7
@@ -218,7 +218,7 @@ def test_table_of_settings_is_true() -> None:
     page = Path(__file__).resolve().parents[2] / "docs" / "rllib.md"
     rows = re.findall(r"^\| `(\w+)` \| `(.+?)` \|", page.read_text(encoding="utf-8"), re.MULTILINE)
     config, buffer = HTDQNConfig(), inspect.signature(NStepEpisodeReplayBuffer).parameters
-    assert len(rows) == 14 + 6
+    assert len(rows) == 15 + 6
     for name, value in rows:
         default = buffer[name].default if name in buffer else getattr(config, name)
         assert default == ast.literal_eval(value), name

@@ -1,4 +1,4 @@
-"""The learner mixins: what happens at which optimiser step, with which weights, and after a restore."""
+"""The learner mixins: what happens at which optimizer step, with which weights, and after a restore."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ from ht_ray.rllib import (
     HTDQNConfig,
     HTSACConfig,
     SettingError,
+    ShrinkPerturbConfig,
     ShrinkPerturbLearner,
-    with_hare_tortoise,
 )
-from ht_ray.rllib.hare_tortoise.learner import COMPONENT_PAIRS
 from ht_ray.rllib.indicators import measure_indicators
 from ht_ray.rllib.last_value import LAST
+from ht_ray.rllib.methods.learner import COMPONENT_METHODS
 
 pytestmark = pytest.mark.filterwarnings("ignore:Tortoise. the hare is reset every")
 EVERYTHING = {
@@ -55,6 +55,13 @@ EVERYTHING = {
     "shrink_perturb_noise": 0.01,
     "head_reset_interval": 6,
 }
+
+
+def counted(learner: Any, module: str = MODULE) -> dict[str, int]:
+    """Return what the learner's state holds of its steps and of the tortoise."""
+    state = learner.get_state()[COMPONENT_METHODS][module]
+    tortoise = state["methods"]["hare_tortoise"]
+    return {"steps": state["steps"], "updates": tortoise["updates"], "resets": tortoise["resets"]}
 
 
 @pytest.mark.parametrize(("own", "stock"), [(HTDQNConfig, DQNConfig), (HTSACConfig, SACConfig)])
@@ -68,8 +75,7 @@ def test_resets_at_exactly_the_right_steps(own: type, stock: type) -> None:
         assert together(learner) == (step % 3 == 0), step
         assert same(weights(learner), weights(reference)), step
         assert all(online.data_ptr() != target.data_ptr() for online, target in pairs(learner))
-    counted = learner.get_state()[COMPONENT_PAIRS][MODULE]
-    assert (counted["steps"], counted["updates"], counted["resets"]) == (7, 7, 2)
+    assert counted(learner) == {"steps": 7, "updates": 7, "resets": 2}
     # Kept at the resets, to the last moment of Adam.
     assert repr(learner._get_optimizer_state()) == repr(reference._get_optimizer_state())
 
@@ -81,8 +87,7 @@ def test_minibatches_and_epochs_are_steps(own: type, stock: type) -> None:
     for one in (learner, reference):  # 2 epochs of 4 minibatches, twice
         update(one, range(2), size=32, minibatch_size=8, num_epochs=2, shuffle_batch_per_epoch=False)
     assert same(weights(learner), weights(reference))
-    counted = learner.get_state()[COMPONENT_PAIRS][MODULE]
-    assert (counted["steps"], counted["resets"]) == (16, 5)
+    assert counted(learner) == {"steps": 16, "updates": 16, "resets": 5}
 
 
 def test_critics_of_sac_have_targets_and_the_policy_has_none() -> None:
@@ -95,7 +100,7 @@ def test_critics_of_sac_have_targets_and_the_policy_has_none() -> None:
     update(learner, range(1, 2))
     assert together(learner)
     assert all((value - policy[name]).abs().max() <= rate for name, value in module.pi.state_dict().items())
-    # Head Reset has cleared the heads' optimiser state, and nobody else's.
+    # Head Reset has cleared the heads' optimizer state, and nobody else's.
     critic, policy_optimizer = learner.get_optimizer(MODULE, "qf"), learner.get_optimizer(MODULE, "policy")
     assert set(critic.state) == set(module.qf_encoder.parameters())
     assert set(policy_optimizer.state) == {*module.pi_encoder.parameters(), *module.pi.parameters()}
@@ -125,7 +130,7 @@ def test_sac_without_a_twin() -> None:
 
 @pytest.mark.parametrize(("optimizer_state", "kept"), [("keep", True), ("clear", False)])
 @pytest.mark.parametrize("own", [HTDQNConfig, HTSACConfig])
-def test_optimiser_state_at_a_reset(own: type, optimizer_state: str, kept: bool) -> None:
+def test_optimizer_state_at_a_reset(own: type, optimizer_state: str, kept: bool) -> None:
     learner = built(configured(own(), reset_interval=2, optimizer_state=optimizer_state))
     update(learner, range(2))
     online = [p for net, _ in learner.module[MODULE].get_target_network_pairs() for p in net.parameters()]
@@ -175,20 +180,23 @@ def test_order_of_inheritance_makes_no_difference() -> None:
 
 def test_mixins_work_alone() -> None:
     # RLlib's own update of the target network goes on where Hare & Tortoise is not there to do it.
-    class Config(with_hare_tortoise(DQNConfig)):  # type: ignore[misc]
-        learner_class = composed(ShrinkPerturbLearner)
+    class Config(ShrinkPerturbConfig, DQNConfig):
+        pass
 
-    learner = built(configured(Config(), shrink_perturb_interval=3, toward="initial", shrink_perturb_ratio=1.0))
+    config = configured(Config(), shrink_perturb_interval=3, toward="initial", shrink_perturb_ratio=1.0)
+    learner = built(config.training(target_network_update_freq=0, tau=0.005))
+    assert isinstance(learner, ShrinkPerturbLearner) and not isinstance(learner, HareTortoiseLearner)
     initial = weights(learner)
     update(learner, range(3))
     for name, value in weights(learner).items():
         torch.testing.assert_close(value, initial[name])  # the target moves once more, from where it is to the same
-    counted = learner.get_state()[COMPONENT_PAIRS][MODULE]
-    assert counted["updates"] == 0
+    result = learner.update(batch=batch(3), timesteps={"num_env_steps_sampled_lifetime": 4})[MODULE]
+    assert "tortoise_updates" not in result and result["num_target_updates"].peek() == 1
+    assert learner.get_state()[COMPONENT_METHODS][MODULE]["methods"]["target"]["updates"] == 0
 
 
 def test_target_can_be_left_alone() -> None:
-    learner = built(configured(HTDQNConfig(), head_reset_interval=2, reset_interval=None, reinitialise_target=False))
+    learner = built(configured(HTDQNConfig(), head_reset_interval=2, reset_interval=None, reinitialize_tortoise=False))
     update(learner, range(1))
     target = learner.module[MODULE]._target_af.state_dict()["net.mlp.0.weight"].clone()
     online = learner.module[MODULE].af.state_dict()["net.mlp.0.weight"].clone()
@@ -240,10 +248,9 @@ def test_restored_learner_goes_on_as_if_nothing_had_been(own: type, toward: str,
     restored.restore_from_path(tmp_path / "learner")
     update(restored, range(5, 13))
     assert same(weights(whole), weights(restored))
-    states = [one.get_state()[COMPONENT_PAIRS][MODULE] for one in (whole, restored)]
-    for name in ("steps", "updates", "resets"):
-        assert states[0][name] == states[1][name]
-    assert states[0]["steps"] == 13
+    assert counted(whole) == counted(restored)
+    assert counted(whole)["steps"] == 13
+    states = [one.get_state()[COMPONENT_METHODS][MODULE] for one in (whole, restored)]
     for name, value in states[0]["initial"].items():
         assert np.array_equal(value, states[1]["initial"][name])
 
@@ -262,8 +269,8 @@ def test_state_goes_back_whole() -> None:
 
 def test_weights_for_env_runners_carry_no_state_of_the_mixins() -> None:
     learner = built(configured(HTDQNConfig(), shrink_perturb_interval=5, toward="initial"))
-    assert COMPONENT_PAIRS not in learner.get_state(components="rl_module")
-    assert COMPONENT_PAIRS not in learner.get_state(not_components=COMPONENT_PAIRS)
+    assert COMPONENT_METHODS not in learner.get_state(components="rl_module")
+    assert COMPONENT_METHODS not in learner.get_state(not_components=COMPONENT_METHODS)
 
 
 def test_indicators_are_measured_when_due_and_change_nothing() -> None:
@@ -306,7 +313,7 @@ def test_what_is_measured_at_an_interval_keeps_its_last_value() -> None:
     root = MetricsLogger(root=True)
     seen: dict[str, list[Any]] = {"hare_tortoise_distance": [], "weight_distance": []}
     truth: dict[str, list[Any]] = {name: [] for name in seen}
-    (network, samples), measured = learner._online[MODULE], {}
+    measured = {}
     for iteration in range(8):
         for number in range(40 * iteration, 40 * (iteration + 1)):
             torch.manual_seed(number)
@@ -316,7 +323,8 @@ def test_what_is_measured_at_an_interval_keeps_its_last_value() -> None:
                 squares = sum((one - two).detach().square().sum() for one, two in pairs(learner))
                 measured["hare_tortoise_distance"] = float(squares.sqrt())
             if step % 70 == 0:
-                now = measure_indicators(network, samples.inputs(), learner._pairs[MODULE].initial)
+                held = learner._methods[MODULE]
+                now = measure_indicators(held.online, held.samples.inputs(), held.initial)
                 measured["weight_distance"] = now["weight_distance"]
         result = root.reduce(compile=True)[MODULE]
         for name in seen:
@@ -367,8 +375,8 @@ def test_modules_are_counted_apart() -> None:
     for number in range(3):
         learner.update(batch=batch(number, modules=("a", "b")))
     learner.update(batch=batch(3, modules=("a",)))
-    state = learner.get_state()[COMPONENT_PAIRS]
-    assert [(state[m]["steps"], state[m]["resets"]) for m in ("a", "b")] == [(4, 2), (3, 1)]
+    assert counted(learner, "a") == {"steps": 4, "updates": 4, "resets": 2}
+    assert counted(learner, "b") == {"steps": 3, "updates": 3, "resets": 1}
 
 
 def test_rllib_never_updates_the_targets_itself() -> None:
@@ -415,7 +423,7 @@ def test_networks_wrapped_for_several_learners(tmp_path: Path) -> None:
         for learner in (alone, wrapped):
             update(learner, range(7))
         assert same(weights(alone), {name.removeprefix("module."): w for name, w in weights(wrapped).items()})
-        assert wrapped.get_state()[COMPONENT_PAIRS][MODULE]["resets"] == 3
+        assert counted(wrapped)["resets"] == 3
     finally:
         torch.distributed.destroy_process_group()
 

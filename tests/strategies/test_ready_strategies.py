@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -26,12 +27,12 @@ from strategies import (
     LimitedBuffer,
     LimitedBufferPlugin,
     MeasurePlugin,
+    MethodPlugin,
     PhaseTrainingPlugin,
     Plain,
     ShrinkPerturb,
     ShrinkPerturbPlugin,
     make_strategy,
-    method_plugins,
 )
 
 READY: list[tuple[Any, Any, dict[str, Any]]] = [
@@ -183,14 +184,17 @@ def test_criterion_is_passed_on(make_network, make_benchmark) -> None:
 @pytest.mark.parametrize(
     ("name", "kinds"),
     [
-        ("plain", []),
-        ("ema", [EMAPlugin]),
-        ("hare_tortoise", [HareTortoisePlugin]),
-        ("head_reset+shrink_perturb+hare_tortoise", [HareTortoisePlugin, ShrinkPerturbPlugin, HeadResetPlugin]),
+        ("plain", {"plain"}),
+        ("ema", {"ema"}),
+        ("head_reset+shrink_perturb+hare_tortoise", {"hare_tortoise", "shrink_perturb", "head_reset"}),
+        ("self_distillation", {"self_distillation", "ema"}),
     ],
 )
-def test_plugins_of_a_method(name, kinds) -> None:
-    assert [type(plugin) for plugin in method_plugins(MethodConfig(name))] == kinds
+def test_methods_by_name(name, kinds) -> None:
+    plugin = MethodPlugin(name)
+    assert {cls.name for cls in plugin.classes} == kinds
+    plugin.attach(SimpleMLP(num_classes=4, input_size=8))
+    assert plugin.methods.keys() == kinds
 
 
 @pytest.mark.parametrize("kind", [HareTortoise, EMA])
@@ -199,39 +203,43 @@ def test_named_buffers_reach_the_plugin(kind) -> None:
     strategy = kind(
         model=model, optimizer=SGD(model.parameters(), lr=0.1), average_buffers=["codebook"], evaluator=None
     )
-    (plugin,) = (plugin for plugin in strategy.plugins if isinstance(plugin, HareTortoisePlugin))
-    assert plugin.settings["average_buffers"] == ("codebook",)
+    (plugin,) = (plugin for plugin in strategy.plugins if isinstance(plugin, MethodPlugin))
+    assert plugin.settings["average_buffers"] == ["codebook"]
 
 
 def test_settings_of_a_method_reach_its_plugins() -> None:
-    config = MethodConfig(
-        "hare_tortoise+shrink_perturb+head_reset",
-        momentum=0.5,
-        reset_interval=7,
-        reset_unit="steps",
-        optimizer_state="clear",
-        reset_at_phase_end=False,
-        recalibrate_batchnorm=3,
-        ratio=0.25,
-        noise=0.5,
-        toward="fresh",
-        reinitialize_tortoise=False,
-    )
-    tortoise, shrink, head = method_plugins(config, seed=9)
-    assert tortoise.settings == {
+    given = {
         "momentum": 0.5,
-        "half_life": None,
         "reset_interval": 7,
         "reset_unit": "steps",
         "optimizer_state": "clear",
         "reset_at_phase_end": False,
-        "average_buffers": (),
+        "recalibrate_batchnorm": 3,
+        "shrink_perturb_ratio": 0.25,
+        "shrink_perturb_noise": 0.5,
+        "toward": "fresh",
+        "reinitialize_tortoise": False,
     }
-    assert tortoise.recalibrate_batchnorm == 3
-    assert (shrink.settings["ratio"], shrink.settings["noise"], shrink.settings["toward"]) == (0.25, 0.5, "fresh")
-    assert (head.settings["toward"], head.settings["seed"], shrink.settings["seed"]) == ("fresh", 9, 9)
-    assert not shrink.reinitialize_tortoise
-    assert not head.reinitialize_tortoise
+    model = SimpleMLP(num_classes=4, input_size=8)
+    for plugin in (
+        MethodPlugin(MethodConfig("hare_tortoise+shrink_perturb+head_reset", **given), seed=9),
+        MethodPlugin("hare_tortoise+shrink_perturb+head_reset", seed=9, **given),
+    ):
+        plugin.attach(model)
+        tortoise, shrink, head = plugin.methods.values()
+        assert asdict(tortoise.settings) == {
+            "momentum": 0.5,
+            "reset_interval": 7,
+            "reset_unit": "steps",
+            "optimizer_state": "clear",
+            "reset_at_phase_end": False,
+            "recalibrate_batchnorm": 3,
+            "average_buffers": (),
+        }
+        assert (shrink.settings.ratio, shrink.settings.noise, shrink.settings.toward) == (0.25, 0.5, "fresh")
+        assert (head.settings.toward, head.seed, shrink.seed) == ("fresh", 9, 9)
+        assert not shrink.settings.reinitialize_tortoise
+        assert not head.settings.reinitialize_tortoise
 
 
 def test_settings_of_training_reach_the_strategy(image_data) -> None:
@@ -246,7 +254,8 @@ def test_settings_of_training_reach_the_strategy(image_data) -> None:
         fresh_optimizer=False,
     )
     strategy = make_strategy(model, image_data, training=training, seed=6, epochs=4)
-    phase, measure = strategy.plugins[:2]
+    phase, method, measure = strategy.plugins[:3]
+    assert isinstance(method, MethodPlugin)
     assert isinstance(phase, PhaseTrainingPlugin)
     assert isinstance(measure, MeasurePlugin)
     assert (phase.warmup_ratio, phase.clip, phase.fresh_optimizer, phase.seed) == (0.75, None, False, 6)
@@ -263,7 +272,7 @@ def test_a_phase_too_short_for_the_momentum_is_told(make_network, make_benchmark
     )
     with pytest.warns(SettingWarning, match="longer than a phase of 30 steps"):
         strategy.train(make_benchmark().train_stream[0])
-    assert isinstance(strategy._tortoise_plugin.tortoise.weights, WeightCopy)
+    assert isinstance(strategy.method.tortoise.weights, WeightCopy)
 
 
 @pytest.mark.parametrize(("kind", "plugin", "settings"), READY)
@@ -280,5 +289,5 @@ def test_make_strategy_takes_more_plugins(image_data: Any) -> None:
     mine = LimitedBufferPlugin(20)
     strategy = make_strategy(model, image_data, method=MethodConfig("ema"), plugins=[mine], eval_mb_size=7)
     kinds = [type(plugin) for plugin in strategy.plugins]
-    assert kinds.index(EMAPlugin) < strategy.plugins.index(mine) < kinds.index(MeasurePlugin)
+    assert kinds.index(MethodPlugin) < strategy.plugins.index(mine) < kinds.index(MeasurePlugin)
     assert strategy.eval_mb_size == 7

@@ -15,7 +15,7 @@ from torch.optim import SGD, AdamW
 
 from ht_ray.errors import SettingError, SettingWarning
 from ht_ray.mechanisms import derive_seed, fresh_weights, generator
-from strategies import HareTortoisePlugin, HeadResetPlugin, ReinitialisePlugin, ShrinkPerturbPlugin
+from strategies import HareTortoisePlugin, HeadResetPlugin, ShrinkPerturbPlugin
 
 
 class Moments(SupervisedPlugin):
@@ -282,7 +282,7 @@ def test_online_streams_without_boundaries_are_one_experience(make_network, make
 def test_state_dict_continues_bit_for_bit(make_network, make_benchmark, differing, make) -> None:
     benchmark = make_benchmark()
     plugin = make()
-    assert plugin.state_dict() == {"experiences": 0, "mechanism": {}}
+    assert plugin.state_dict() == {"experiences": 0, "methods": {}}
     ends = []
     for interrupted in (False, True):
         network, plugin = make_network(seed=1), make()
@@ -325,8 +325,8 @@ def test_deepcopy(make_network, make_benchmark, differing) -> None:
         (lambda: ShrinkPerturbPlugin(perturb=-1), "perturb = -1"),
         (lambda: ShrinkPerturbPlugin(toward="start"), "toward = 'start'"),
         (lambda: ShrinkPerturbPlugin(optimizer_state="reset"), "optimizer_state = 'reset'"),
-        (lambda: HeadResetPlugin(toward="zero"), "HeadResetPlugin: toward = 'zero'"),
-        (lambda: HeadResetPlugin(seed=0.5), "HeadResetPlugin: seed = 0.5"),
+        (lambda: HeadResetPlugin(toward="zero"), "HeadReset: toward = 'zero'"),
+        (lambda: HeadResetPlugin(seed=0.5), "HeadReset: seed = 0.5"),
     ],
 )
 def test_wrong_settings_are_refused_at_construction(make, message) -> None:
@@ -338,11 +338,6 @@ def test_missing_head_is_named_before_training(make_network, make_benchmark) -> 
     strategy = naive(make_network(), [HeadResetPlugin(head="clasifier")])
     with pytest.raises(SettingError, match="Did you mean 'classifier'"):
         strategy.train(make_benchmark().train_stream[0])
-
-
-def test_base_class_needs_a_mechanism(make_network, make_benchmark) -> None:
-    with pytest.raises(NotImplementedError, match="ReinitialisePlugin must make its mechanism"):
-        naive(make_network(), [ReinitialisePlugin()]).train(make_benchmark().train_stream[0])
 
 
 def test_no_warning_with_ordinary_streams(make_network, make_benchmark) -> None:

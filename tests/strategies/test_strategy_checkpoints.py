@@ -150,8 +150,8 @@ def test_resumed_after_every_experience(
     assert metrics == resumed_metrics
     assert list(tmp_path.iterdir()) == [path]
     if hasattr(strategy, "trained_tortoise"):
-        held = strategy._tortoise_plugin.tortoise.weights.tensors
-        assert strategy._tortoise_plugin in strategy.plugins
+        held = strategy.method.tortoise.weights.tensors
+        assert strategy.method in strategy.plugins
         assert differing(dict(strategy.trained_tortoise().state_dict()), dict(held)) == []
 
 

@@ -76,7 +76,7 @@ class Running:
     def reports(self, trial: str) -> list[dict[str, Any]]:
         path = self.directory / "trials" / trial / "results.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
-        return [{**json.loads(line), "seconds": None} for line in lines]
+        return [{**json.loads(line), "seconds": None, "sum": None} for line in lines]
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         return [entry for entry in self.journal if kind in (entry["event"], entry.get("kind"))]

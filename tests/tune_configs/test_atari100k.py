@@ -22,7 +22,7 @@ from ht_ray.agents.drq.config import VARIANTS, DrQConfig
 from ht_ray.agents.envs.atari import AtariConfig
 from ht_ray.agents.training import train as plain_loop
 from ht_ray.errors import SettingError
-from ht_ray.report import human_normalised, load_study, paper_scores
+from ht_ray.report import human_normalized, load_study, paper_scores
 from ht_ray.report.atari.study import variants_of
 from ht_ray.sweep import Diverged, Report, Study
 from ht_ray.sweep.study.plan import create_study
@@ -142,7 +142,7 @@ def test_nothing_that_is_not_the_papers_goes_by_its_name(setting: str) -> None:
 
 
 def test_what_else_differs_is_said() -> None:
-    settings = AtariSettings(lr=1e-3, max_steps=500, precision="bf16", evaluation_episodes=3, steps=10)
+    settings = AtariSettings(learning_rate=1e-3, max_steps=500, precision="bf16", evaluation_episodes=3, steps=10)
     assert settings.differs == [
         "lr = 0.001 instead of 0.0001",
         "max_steps = 500 instead of 27000",
@@ -268,7 +268,7 @@ def test_a_trial_is_the_plain_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert rows(found, "training") == record.losses
     assert len(record.losses) == 7
     assert found[-1].summary["final_score"] == record.final_score
-    assert found[-1].summary["final_human_normalised"] == human_normalised("Breakout", record.final_score or 0)
+    assert found[-1].summary["final_human_normalised"] == human_normalized("Breakout", record.final_score or 0)
     assert found[-1].summary["updates"] == record.updates == 50
     assert asdict(second.run.record) == asdict(record)
     assert all(report.summary.keys() == found[0].summary.keys() for report in found)
@@ -277,7 +277,7 @@ def test_a_trial_is_the_plain_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_loss_without_bounds_is_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plain_loop, "_LOSS_STEPS", 20)
-    (spec,) = trials(small(lr=1e30))
+    (spec,) = trials(small(learning_rate=1e30))
     with pytest.raises(Diverged, match="training loss"):
         advanced(AtariTrial(spec.config), 4)
 

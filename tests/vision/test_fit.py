@@ -233,13 +233,13 @@ def test_a_checkpoint_is_plain_data_in_a_folder_made_for_it(tmp_path: Path) -> N
     for name, tensor in net.state_dict().items():
         assert torch.equal(state["model"][name], tensor)
         # The reset of each phase's second epoch has just happened.
-        assert torch.equal(state["method"]["tortoise"]["weights"][name], tensor)
+        assert torch.equal(state["method"]["hare_tortoise"]["weights"][name], tensor)
 
 
 def test_the_hare_may_enter_the_next_phase_unreset(tmp_path: Path) -> None:
     method = MethodConfig("hare_tortoise", momentum=0.8, reset_interval=2, reset_at_phase_end=False)
     net, _ = run(method=method, checkpoint=tmp_path / "run.pt")
-    state = load_checkpoint(tmp_path / "run.pt")["method"]["tortoise"]
+    state = load_checkpoint(tmp_path / "run.pt")["method"]["hare_tortoise"]
     assert (state["resets"], state["epochs"]) == (0, 2)
     assert not torch.equal(state["weights"]["head.0.weight"], net.head[0].weight)
 
@@ -318,7 +318,7 @@ def test_the_metrics_are_those_of_the_network_that_predicts(tmp_path: Path) -> N
     net, rows = run(method=method, checkpoint=tmp_path / "run.pt")
     normalise = Normalise(DATA.mean, DATA.std)
     hare = evaluate(net, DATA.test_images, DATA.test_labels, normalise)
-    net.load_state_dict(load_checkpoint(tmp_path / "run.pt")["method"]["tortoise"]["weights"])
+    net.load_state_dict(load_checkpoint(tmp_path / "run.pt")["method"]["ema"]["weights"])
     tortoise = evaluate(net, DATA.test_images, DATA.test_labels, normalise)
     assert (rows[-1]["test_loss"], rows[-1]["test_accuracy"]) == tortoise != hare
 

@@ -505,7 +505,10 @@ def test_dropout_is_never_ignored(name):
     [
         ({"name": "restnet18"}, r"ModelConfig\.name = 'restnet18'.*Did you mean 'resnet18'\?"),
         ({"hidden": (100, 0)}, r"ModelConfig\.hidden = 0"),
-        ({"name": "vgg16", "hidden": (50, 50)}, r"ModelConfig\.hidden = \(50, 50\): accepted for ModelConfig.name = 'mlp' only"),
+        (
+            {"name": "vgg16", "hidden": (50, 50)},
+            r"ModelConfig\.hidden = \(50, 50\): accepted for ModelConfig.name = 'mlp' only",
+        ),
         ({"width": 0}, r"ModelConfig\.width = 0"),
         ({"dropout": 1.0}, r"ModelConfig\.dropout = 1\.0.*0 <= dropout < 1"),
         ({"head_hidden": (2.5,)}, r"ModelConfig\.head_hidden = 2\.5"),

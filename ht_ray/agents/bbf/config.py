@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from ht_ray._checks import check_choice, check_number
-from ht_ray.agents.base_config import MOST, changed_variant
-from ht_ray.agents.bbf.horizon import HorizonCycle
-from ht_ray.agents.epsilon import EpsilonSchedule
+from ht_ray._checks import check_choice
+from ht_ray._deprecated import renamed
+from ht_ray.agents.base_config import OLD_NAMES, AgentConfig, changed_variant
+from ht_ray.agents.bbf.horizon import HorizonSchedule
 from ht_ray.agents.networks.bbf_network import BBFNetworkConfig
 from ht_ray.agents.replay.config import ReplayConfig
 from ht_ray.errors import SettingError
@@ -19,11 +18,12 @@ from ht_ray.errors import SettingError
 __all__ = ["BBF_VARIANTS", "BBFConfig", "bbf_variant"]
 
 
+@renamed(**OLD_NAMES)
 @dataclass(frozen=True)
-class BBFConfig:
+class BBFConfig(AgentConfig):
     """BBF with two updates per step, on Atari-100k.
 
-    Two things start the network anew, at intervals of their own. A *restart* is BBF's: every `restart_interval`
+    Two things take the network back, at intervals of their own. A *restart* is BBF's: every `restart_interval`
     gradient steps the encoder and the transition model are shrunk and perturbed, the head is drawn afresh, and the
     schedules of n-step and discount begin again. A *reset* is Hare & Tortoise's: every `reset_interval` gradient steps
     the online network is set to its target.
@@ -48,14 +48,13 @@ class BBFConfig:
     ht_ray.errors.SettingError: BBFConfig.updates_per_step = 3: accepted are multiples of batches_per_sample = 2.
     """
 
-    #: AdamW's learning rate.
-    lr: float = 1e-4
-    #: AdamW's epsilon.
-    adam_epsilon: float = 1.5e-4
-    #: AdamW's weight decay, of parameters that are not 1-D; a step takes ``lr * weight_decay`` of them.
+    owner: ClassVar[str] = "BBFConfig"
+    own_methods: ClassVar[Mapping[str, str]] = MappingProxyType(
+        dict.fromkeys(("shrink_perturb", "head_reset"), "a restart does both: set restart_interval")
+    )
+
+    #: AdamW's weight decay, of parameters that are not 1-D; a step takes ``learning_rate * weight_decay`` of them.
     weight_decay: float = 0.1
-    #: Transitions in an update.
-    batch_size: int = 32
     #: Gradient steps after each step of the agent, once learning has started: its replay ratio.
     updates_per_step: int = 2
     #: Batches that are drawn from the replay together; priorities are set when all of them were learned from.
@@ -63,7 +62,7 @@ class BBFConfig:
     #: Steps whose rewards are summed before the value of what follows is taken: at a restart, and in the end.
     n_step_start: int = 10
     n_step: int = 3
-    #: Of one step: at a restart, and in the end.
+    #: Discount of one step: at a restart, and in the end.
     discount_start: float = 0.97
     discount: float = 0.997
     #: Gradient steps from the first n-step and discount to the last.
@@ -74,28 +73,14 @@ class BBFConfig:
     epsilon: float = 0.0
     #: Steps from a probability of 1 to `epsilon`, after `learning_starts`.
     epsilon_decay_steps: int = 2001
-    #: Probability of a random action in evaluation.
-    evaluation_epsilon: float = 0.001
-    #: Size of the support of the values' distributions, which reaches from ``-value_limit`` to ``value_limit``.
-    bins: int = 51
-    #: See `bins`.
-    value_limit: float = 10.0
     #: Factor of the channels of the encoder: 16, 32, 32.
     width: float = 4.0
     #: Units of the head's hidden layer.
     hidden: int = 2048
-    #: Whether the head adds a state's value and its actions' advantages.
-    dueling: bool = True
-    #: Whether the next action is chosen by the online network and valued by the target network.
-    double: bool = True
-    #: Largest random shift of the frames, in pixels.
-    shift: int = 4
-    #: Standard deviation of the random factor of their brightness.
-    intensity: float = 0.05
     #: Frames held by the replay.
     replay_capacity: int = 200_000
     #: Whether transitions are drawn by their loss instead of uniformly.
-    prioritised: bool = True
+    prioritized: bool = True
     #: Whether values are bootstrapped one step early with the discount of all n, and where the n-th step terminates the
     #: episode, as in the published code.
     published_n_step: bool = False
@@ -103,12 +88,8 @@ class BBFConfig:
     spr_weight: float = 5.0
     #: Steps that SPR looks ahead.
     spr_steps: int = 5
-    #: Of the target network's average: ``1 - tau``.
+    #: Momentum of the target network's average: ``1 - tau``.
     momentum: float = 0.995
-    #: Gradient steps from one reset of the online network (the hare) to its target (the tortoise) to the next.
-    reset_interval: int | None = None
-    #: What a reset does to AdamW's state: "keep" or "clear".
-    optimizer_state: Literal["keep", "clear"] = "keep"
     #: Gradient steps from one restart to the next.
     restart_interval: int | None = 40_000
     #: The share of encoder and transition model that a restart takes from new weights.
@@ -116,34 +97,19 @@ class BBFConfig:
     #: What a restart does to AdamW's state of encoder and transition model: "keep" or "clear"; the head's is cleared.
     #: The published code means to keep it, and clears it when it is run: "clear" in the variant "bbf".
     restart_optimizer_state: Literal["keep", "clear"] = "keep"
-    #: Whether a restart acts on the target network too, with other draws.
-    reinitialise_tortoise: bool = True
     #: Steps of the agent in the whole of training. There is no restart from which less than an interval is left.
     training_steps: int = 100_000
     #: Whether the target network chooses the actions, in training and in evaluation.
     act_with_tortoise: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("lr", "adam_epsilon"):
-            check_number(f"BBFConfig.{name}", getattr(self, name), low=0, low_open=True)
-        for name in ("batch_size", "updates_per_step", "batches_per_sample", "n_step_start", "n_step", "cycle_updates",
-                     "epsilon_decay_steps", "replay_capacity", "spr_steps", "training_steps"):  # fmt: skip
-            check_number(f"BBFConfig.{name}", getattr(self, name), low=1, high=MOST.get(name, math.inf), integer=True)
-        for name in ("epsilon", "evaluation_epsilon", "shrink_perturb_ratio"):
-            check_number(f"BBFConfig.{name}", getattr(self, name), low=0, high=1)
-        for name in ("discount_start", "discount", "momentum"):
-            check_number(f"BBFConfig.{name}", getattr(self, name), low=0, high=1, high_open=True)
-        for name in ("learning_starts", "shift"):
-            check_number(f"BBFConfig.{name}", getattr(self, name), low=0, high=MOST.get(name, math.inf), integer=True)
-        for name in ("weight_decay", "intensity", "spr_weight"):
-            check_number(f"BBFConfig.{name}", getattr(self, name), low=0)
-        check_number("BBFConfig.bins", self.bins, low=2, high=MOST["bins"], integer=True)
-        check_number("BBFConfig.value_limit", self.value_limit, low=0, low_open=True)
-        for name in ("optimizer_state", "restart_optimizer_state"):
-            check_choice(f"BBFConfig.{name}", getattr(self, name), ["keep", "clear"])
-        for name in ("reset_interval", "restart_interval"):
-            if getattr(self, name) is not None:
-                check_number(f"BBFConfig.{name}", getattr(self, name), low=1, integer=True)
+        super().__post_init__()
+        self._check("batches_per_sample", "n_step_start", "cycle_updates", "spr_steps", "training_steps",
+                    low=1, integer=True)  # fmt: skip
+        self._check("restart_interval", low=1, integer=True, optional=True)
+        self._check("discount_start", "discount", "momentum", low=0, high=1, high_open=True)
+        self._check("weight_decay", "spr_weight", low=0)
+        check_choice("BBFConfig.restart_optimizer_state", self.restart_optimizer_state, ["keep", "clear"])
         if self.updates_per_step % self.batches_per_sample:
             raise SettingError(
                 f"BBFConfig.updates_per_step = {self.updates_per_step}: accepted are multiples of batches_per_sample = "
@@ -173,30 +139,20 @@ class BBFConfig:
         return BBFNetworkConfig(self.width, self.hidden, self.dueling, self_prediction=self.spr_weight > 0)
 
     @property
-    def horizon(self) -> HorizonCycle:
+    def horizon(self) -> HorizonSchedule:
         """How n-step and discount go after a restart."""
-        return HorizonCycle(self.n_step_start, self.n_step, self.discount_start, self.discount, self.cycle_updates)
-
-    @property
-    def epsilon_schedule(self) -> EpsilonSchedule:
-        """How often actions are random, over the steps of training."""
-        return EpsilonSchedule(self.epsilon, self.epsilon_decay_steps, self.learning_starts)
+        return HorizonSchedule(self.n_step_start, self.n_step, self.discount_start, self.discount, self.cycle_updates)
 
     def replay_config(
         self, *, stack: int, device: str = "cpu", graph: Literal["auto", "on", "off"] = "auto"
     ) -> ReplayConfig:
         """Return the settings of the replay, of observations of `stack` frames; see `BBFAgent.sampling` for draws."""
-        return ReplayConfig(
-            capacity=self.replay_capacity,
-            batch_size=self.batch_size,
+        return replace(
+            super().replay_config(stack=stack, device=device, graph=graph),
             # The longest that is ever drawn, which has to fit into the capacity.
             n_step=max(self.n_step_start, self.n_step, self.spr_steps if self.spr_weight > 0 else 1),
             discount=self.discount_start,
-            stack=stack,
-            prioritised=self.prioritised,
             published_n_step=self.published_n_step,
-            device=device,
-            graph=graph,
         )
 
 

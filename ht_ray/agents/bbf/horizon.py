@@ -1,4 +1,4 @@
-"""How far an agent looks ahead, over the gradient steps since it last started anew."""
+"""Schedules of n-step and discount: how far BBF looks ahead, over the gradient steps since its latest restart."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from dataclasses import dataclass
 
 from ht_ray._checks import check_number
 
-__all__ = ["HorizonCycle"]
+__all__ = ["HorizonSchedule"]
 
 
 @dataclass(frozen=True)
-class HorizonCycle:
+class HorizonSchedule:
     """BBF's schedules of n-step and discount: from their first values to their last within `updates` gradient steps.
 
     The n-step falls exponentially and is rounded; the discount rises as ``1 - discount`` falls exponentially. Both keep
-    their last value afterwards, until the cycle starts anew. The defaults are BBF's.
+    their last value afterwards, until a restart. The defaults are BBF's.
 
     Raises
     ------
@@ -28,10 +28,10 @@ class HorizonCycle:
 
     Examples
     --------
-    >>> cycle = HorizonCycle()
-    >>> [cycle.n_step_at(update) for update in (0, 2500, 5000, 10_000, 50_000)]
+    >>> schedule = HorizonSchedule()
+    >>> [schedule.n_step_at(update) for update in (0, 2500, 5000, 10_000, 50_000)]
     [10, 7, 5, 3, 3]
-    >>> [round(cycle.discount_at(update), 5) for update in (0, 5000, 10_000, 50_000)]
+    >>> [round(schedule.discount_at(update), 5) for update in (0, 5000, 10_000, 50_000)]
     [0.97, 0.99051, 0.997, 0.997]
     """
 
@@ -46,16 +46,16 @@ class HorizonCycle:
 
     def __post_init__(self) -> None:
         for name in ("n_step_start", "n_step", "updates"):
-            check_number(f"HorizonCycle.{name}", getattr(self, name), low=1, integer=True)
+            check_number(f"HorizonSchedule.{name}", getattr(self, name), low=1, integer=True)
         for name in ("discount_start", "discount"):
-            check_number(f"HorizonCycle.{name}", getattr(self, name), low=0, high=1, high_open=True)
+            check_number(f"HorizonSchedule.{name}", getattr(self, name), low=0, high=1, high_open=True)
 
     def n_step_at(self, update: int) -> int:
-        """Return the n-step when `update` gradient steps of the cycle have been made."""
+        """Return the n-step when `update` gradient steps have been made since the restart."""
         return round(self._between(self.n_step_start, self.n_step, update))
 
     def discount_at(self, update: int) -> float:
-        """Return the discount when `update` gradient steps of the cycle have been made."""
+        """Return the discount when `update` gradient steps have been made since the restart."""
         return 1 - self._between(1 - self.discount_start, 1 - self.discount, update)
 
     def _between(self, start: float, end: float, update: int) -> float:

@@ -1,34 +1,32 @@
-"""BBF's restart: the backbone is shrunk and perturbed, the head starts anew, in both networks."""
+"""Restart of BBF: the backbone is shrunk and perturbed, and the head drawn afresh, in both networks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
-from torch.optim import Optimizer
 
 from ht_ray.mechanisms import derive_seed
-from ht_ray.methods import HeadReset, ShrinkPerturb
+from ht_ray.methods import HeadReset, Method, MethodSettings, ShrinkPerturb, Tortoise, setting
 
 __all__ = ["Restart"]
 
 
-class Restart:
+class Restart(Method):
     """Shrink & Perturb of ``backbone`` and Head Reset of ``head``, of a network and, with other draws, of its target.
 
     Parameters
     ----------
-    network
-        Its optimiser forgets the head's parameters.
-    target
+    module : nn.Module
+        The network; the optimiser forgets its head's parameters.
+    target : nn.Module or None, default None
         None: there is none, or it is left alone. Its parameters must not be frozen, which is to leave them alone.
-    ratio
-        The share of the backbone that is taken from fresh weights. Default 0.5.
-    optimizer_state
-        ``"keep"`` (default) or ``"clear"`` the optimiser's state of the backbone.
-    seed
-        Of the draws.
+    due : callable
+        Whether there is a restart after so many optimiser steps; by default there is none.
+    settings, seed, **changes
+        As in `Method`; the seed is that of the draws.
 
     Examples
     --------
@@ -42,44 +40,72 @@ class Restart:
     (True, 1)
     """
 
+    name = "restart"
+    title = "Restart"
+    rank = 3
+    capturable = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(MethodSettings):
+        """Settings; the defaults are the paper's."""
+
+        ratio: float = setting(0.5, "Share of the backbone that is taken from fresh weights.", low=0, high=1)
+        optimizer_state: Literal["keep", "clear"] = setting(
+            "keep", "What happens to the optimiser's state of the backbone."
+        )
+
+    settings: Settings
+
     def __init__(
         self,
-        network: nn.Module,
-        target: nn.Module | None = None,
+        module: nn.Module,
+        settings: Any = None,
         *,
-        ratio: float = 0.5,
-        optimizer_state: Literal["keep", "clear"] = "keep",
+        target: nn.Module | None = None,
+        due: Callable[[int], bool] = lambda steps: False,
         seed: int = 0,
+        **changes: Any,
     ) -> None:
-        self._methods: dict[str, ShrinkPerturb | HeadReset] = {}
-        for name, module in (("network", network), ("target", target)):
-            if module is None:
+        super().__init__(module, settings, seed=seed, **changes)
+        self.due = due
+        #: Optimiser steps so far.
+        self.steps = 0
+        self._parts: dict[str, ShrinkPerturb | HeadReset] = {}
+        for name, network in (("network", module), ("target", target)):
+            if network is None:
                 continue
             own = derive_seed(seed, f"restart: {name}")
-            self._methods[f"{name} backbone"] = ShrinkPerturb(
-                module.get_submodule("backbone"),
-                ratio=ratio,
+            self._parts[f"{name} backbone"] = ShrinkPerturb(
+                network.get_submodule("backbone"),
+                ratio=self.settings.ratio,
                 toward="fresh",
-                optimizer_state=optimizer_state,
+                optimizer_state=self.settings.optimizer_state,
                 seed=own,
             )
-            self._methods[f"{name} head"] = HeadReset(module, head="head", toward="fresh", seed=own)
+            self._parts[f"{name} head"] = HeadReset(network, head="head", toward="fresh", seed=own)
 
     @property
     def applications(self) -> int:
         """How often it was applied."""
-        return self._methods["network head"].applications
+        return self._parts["network head"].applications
 
-    def apply(self, optimizer: Optimizer) -> None:
+    def after_step(self, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
+        """Count an optimiser step, and restart if that is due."""
+        self.steps += 1
+        if self.due(self.steps):
+            self.apply(optimizer)
+
+    def apply(self, optimizer: Any) -> None:
         """Restart now; `optimizer` is the network's."""
-        for method in self._methods.values():
-            method.apply(None, optimizer)
+        for part in self._parts.values():
+            part.apply(None, optimizer)
 
     def state_dict(self) -> dict[str, Any]:
         """Return counters to continue from; settings are not part of it."""
-        return {name: method.state_dict() for name, method in self._methods.items()}
+        return {"steps": self.steps, **{name: part.state_dict() for name, part in self._parts.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`."""
-        for name, method in self._methods.items():
-            method.load_state_dict(state[name])
+        self.steps = int(state["steps"])
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])

@@ -13,11 +13,11 @@ def spr_loss(predictions: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
 
     Parameters
     ----------
-    predictions
+    predictions : Tensor
         ``(B, K, D)``: what is expected after 1 to K steps.
-    targets
+    targets : Tensor
         ``(B, K, D)``: what the target network makes of the observations there. No gradient flows into them.
-    mask
+    mask : Tensor
         ``(B, K)``: 1 where the step is of the same episode, 0 past its end. Masked steps count as 0 in the mean over
         all K, as in the code published with BBF.
 

@@ -1,9 +1,8 @@
-"""The DrQ(eps) agent: it acts, and learns from a batch."""
+"""DrQ(eps): deep Q-learning on augmented frames."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,62 +11,18 @@ from ht_ray.agents.base import Agent
 from ht_ray.agents.drq.config import DrQConfig
 from ht_ray.agents.networks.q_network import QNetwork
 from ht_ray.agents.replay.batch import Batch
-from ht_ray.agents.values.losses import bootstrap_targets, td_loss
-from ht_ray.agents.values.value import make_value
-from ht_ray.mechanisms import derive_seed, isolated_rng
-from ht_ray.methods import HeadReset, ShrinkPerturb, Tortoise
+from ht_ray.agents.values import Value, bootstrap_targets, make_value, td_loss
+from ht_ray.methods import HeadReset, Method, ShrinkPerturb
 
-__all__ = ["DrQAgent", "make_network"]
-
-
-def make_network(config: DrQConfig, *, shape: tuple[int, int, int], num_actions: int, seed: int) -> QNetwork:
-    """Return a new network of an agent with `config`, the same for the same seed; the rest is as in `DrQAgent`."""
-    with isolated_rng(derive_seed(seed, "network")):
-        return QNetwork(
-            num_actions,
-            bins=make_value(config.value_config).bins,
-            config=config.network_config,
-            observation_shape=shape,
-        )
+__all__ = ["DrQAgent"]
 
 
 class DrQAgent(Agent):
     """Deep Q-learning on augmented frames, and Hare & Tortoise, Shrink & Perturb and Head Reset where they are set.
 
     At an update, in this order: Adam's step; the tortoise, which is the target network, follows; the reset that is
-    due; Shrink & Perturb; Head Reset. All are counted in gradient steps, from 1. Without a momentum there is no
-    tortoise, and the online network values its own next states.
-
-    Weights, augmentation and random actions are drawn from generators of their own, by `seed` and what was done so far.
-    Acting and evaluating leave no trace in training.
-
-    Parameters
-    ----------
-    config
-        Default: `DrQConfig`'s.
-    shape
-        Of an observation: ``(C, H, W)``.
-    num_actions
-        How many there are.
-    seed
-        Of every draw.
-    device
-        Where the networks are; batches have to be there.
-    precision
-        ``"fp32"``, or ``"bf16"`` for autocast; weights, average and losses stay in 32 bits.
-    compile
-        Whether the networks run through ``torch.compile``.
-    graph
-        ``"auto"``, ``"on"`` or ``"off"``: see `Agent`.
-    network
-        What is trained, in place of a new one: as `make_network` makes it. It is moved to the device.
-    average_buffers
-        Which of its buffers the target network averages besides running statistics; see `Tortoise`.
-
-    Raises
-    ------
-    SettingError
-        If a setting is not accepted, or the device is not there.
+    due; Shrink & Perturb; Head Reset; what `DrQConfig.methods` adds. Without a momentum there is no tortoise, and the
+    online network values its own next states. Parameters are those of `Agent`.
 
     Examples
     --------
@@ -77,38 +32,54 @@ class DrQAgent(Agent):
     """
 
     config: DrQConfig
+    config_class: ClassVar[type[DrQConfig]] = DrQConfig
 
-    def __init__(
-        self,
-        config: DrQConfig | None = None,
-        *,
-        shape: tuple[int, int, int],
-        num_actions: int,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        precision: Literal["fp32", "bf16"] = "fp32",
-        compile: bool = False,
-        graph: Literal["auto", "on", "off"] = "auto",
-        network: QNetwork | None = None,
-        average_buffers: Collection[str] = (),
-    ) -> None:
-        config = config or DrQConfig()
-        super().__init__(config, num_actions=num_actions, seed=seed, device=device, precision=precision, graph=graph)
-        self.value = make_value(config.value_config).to(self.device)
-        if network is None:
-            network = make_network(config, shape=shape, num_actions=num_actions, seed=seed)
-        self._take(network, compile=compile, average_buffers=average_buffers)
-        self.optimizer = torch.optim.Adam(
-            self.network.parameters(), lr=config.lr, eps=config.adam_epsilon, fused=True, capturable=self.graph
+    @classmethod
+    def _make_network(cls, config: DrQConfig, shape: tuple[int, int, int], num_actions: int) -> QNetwork:
+        bins = make_value(config.value_config).bins
+        return QNetwork(num_actions, bins=bins, config=config.network_config, observation_shape=shape)
+
+    def _make_value(self) -> Value:
+        return make_value(self.config.value_config)
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        config = self.config
+        return torch.optim.Adam(
+            self.network.parameters(),
+            lr=config.learning_rate,
+            eps=config.adam_eps,
+            fused=True,
+            capturable=self.graph,
         )
-        self.shrink_perturb: ShrinkPerturb | None = None
+
+    def _own_methods(self) -> list[Method]:
+        config, own = self.config, list[Method]()
+        shared: dict[str, Any] = {"toward": config.toward, "reinitialize_tortoise": config.reinitialize_tortoise}
         if config.shrink_perturb_interval is not None:
-            self.shrink_perturb = ShrinkPerturb(
-                self.network, ratio=config.shrink_perturb_ratio, toward=config.toward, seed=seed
+            own.append(
+                ShrinkPerturb(
+                    self.network,
+                    interval=config.shrink_perturb_interval,
+                    ratio=config.shrink_perturb_ratio,
+                    seed=self.seed,
+                    **shared,
+                )
             )
-        self.head_reset: HeadReset | None = None
         if config.head_reset_interval is not None:
-            self.head_reset = HeadReset(self.network, toward=config.toward, seed=seed)
+            own.append(HeadReset(self.network, interval=config.head_reset_interval, seed=self.seed, **shared))
+        return own
+
+    @property
+    def shrink_perturb(self) -> ShrinkPerturb | None:
+        """Shrink & Perturb, where it is set."""
+        found = self.method.by_name.get("shrink_perturb")
+        return found if isinstance(found, ShrinkPerturb) else None
+
+    @property
+    def head_reset(self) -> HeadReset | None:
+        """Head Reset, where it is set."""
+        found = self.method.by_name.get("head_reset")
+        return found if isinstance(found, HeadReset) else None
 
     def _measure(self, batch: Batch, draws: Tensor) -> dict[str, Tensor]:
         size = len(batch.observations)
@@ -120,22 +91,9 @@ class DrQAgent(Agent):
             else:
                 values = self.value.expectation(self._forward_target(following))
                 choosing = self.value.expectation(self._forward(following)) if self.config.double else None
-        with self._autocast():
+        with self._training_pass(observations):
             outputs = self._forward(observations)
         targets = bootstrap_targets(batch.returns, batch.discounts, values, choosing)
         losses = td_loss(self.value, outputs, batch.actions, targets)
-        return {"loss": (losses * batch.weights).mean(), "target": targets.mean(), "losses": losses}
-
-    def _after_update(self) -> None:
-        config = self.config
-        reinitialised = self.tortoise if config.reinitialise_tortoise else None
-        for method, interval in (
-            (self.shrink_perturb, config.shrink_perturb_interval),
-            (self.head_reset, config.head_reset_interval),
-        ):
-            if method is not None and interval is not None and self.updates % interval == 0:
-                method.apply(reinitialised, self.optimizer)
-
-    def _methods(self) -> dict[str, Tortoise | ShrinkPerturb | HeadReset]:
-        methods = {"tortoise": self.tortoise, "shrink_perturb": self.shrink_perturb, "head_reset": self.head_reset}
-        return {name: method for name, method in methods.items() if method is not None}
+        loss = self.method.loss((losses * batch.weights).mean(), outputs)
+        return {"loss": loss, "target": targets.mean(), "losses": losses}

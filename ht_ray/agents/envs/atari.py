@@ -1,4 +1,4 @@
-"""An Atari game as Atari-100k's protocol has it, over ale_py directly."""
+"""Atari: a game as Atari-100k's protocol has it, over ale_py directly."""
 
 from __future__ import annotations
 
@@ -70,12 +70,12 @@ class AtariGame(gymnasium.Env[Frame, np.int64]):
     Frames, rewards and ends are those of gymnasium's ``AtariPreprocessing`` over ``frameskip=1``, bit for bit: grey;
     the last two frames of a step pooled by their maximum and shrunk by area; a step ends at once when a life is lost,
     and then shows what was pooled before. Dopamine's differ in one case, a life lost in the last of a step's frames,
-    where it pools anew from the last frame alone of the step before. Observations are stacks of the latest
+    where it pools again from the last frame alone of the step before. Observations are stacks of the latest
     frames, newest last. At a start the frames before the first are zero, as Dopamine and SPR have it. There is no
     FIRE at a start.
 
     After a lost life (``terminated``, with ``life_loss``) `reset` does not touch the emulator: the next episode starts
-    with the frame that ended the last one. Otherwise `reset` starts a game anew.
+    with the frame that ended the last one. Otherwise `reset` starts a new game.
 
     Actions are the game's minimal set. ``info`` holds ``reward`` (of this step, as the game gave it) and ``lives``;
     when a game is over or cut off also ``score`` (the sum of those rewards) and ``steps``, of the whole game.
@@ -85,12 +85,12 @@ class AtariGame(gymnasium.Env[Frame, np.int64]):
 
     Parameters
     ----------
-    game
+    game : str
         Its name, as `game_name` takes it.
-    config
+    config : AtariConfig or None, default None
         The protocol. Default: `AtariConfig`'s.
-    seed
-        Of the draws, until `reset` is given another.
+    seed : int, default 0
+        Seed of the draws, until `reset` is given another.
 
     Raises
     ------
@@ -150,10 +150,10 @@ class AtariGame(gymnasium.Env[Frame, np.int64]):
 
         Parameters
         ----------
-        seed
-            Of all draws from now on. Given, a new game starts in any case, as if the console were switched on: without
-            it a few games remember what was played before.
-        options
+        seed : int or None, default None
+            Seed of all draws from now on. Given, a new game starts in any case, as if the console were switched on:
+            without it a few games remember what was played before.
+        options : dict[str, Any] or None, default None
             None are known; ignored.
 
         Returns

@@ -1,4 +1,4 @@
-"""What an agent's loop needs of a game, and of the settings that make one."""
+"""Interfaces of a game, and of the settings that make one."""
 
 from __future__ import annotations
 

@@ -78,10 +78,10 @@ class CatchGame:
 
     Parameters
     ----------
-    config
-        Default: `CatchConfig`'s.
-    seed
-        Of the draws, until `reset` is given another.
+    config : CatchConfig or None, default None
+        The game's settings; None: the defaults of `CatchConfig`.
+    seed : int, default 0
+        Seed of the draws, until `reset` is given another.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The 26 games of Atari-100k, by name."""
+"""Games of Atari-100k: the 26, by name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def game_name(name: str) -> str:
 
     Parameters
     ----------
-    name
+    name : str
         ``"MsPacman"``, ``"ms_pacman"``, or an environment's name: ``"ALE/MsPacman-v5"``.
 
     Raises

@@ -1,4 +1,4 @@
-"""The network of BBF: a residual encoder, a head for distributions of values, and a model of what comes next."""
+"""BBF's network: a residual encoder, a head for distributions of values, and a model of what comes next."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ht_ray._checks import check_number
-from ht_ray.agents.networks.impala import ImpalaEncoder, renormalise
+from ht_ray.agents.networks.impala import ImpalaEncoder, ResidualBlock, renormalise
 from ht_ray.agents.networks.layers import GlorotConv2d, GlorotLinear
 from ht_ray.errors import SettingError
 
@@ -71,13 +71,13 @@ class BBFNetwork(nn.Module):
 
     Parameters
     ----------
-    actions
-        How many there are.
-    bins
+    actions : int
+        Number of actions.
+    bins : int, default 51
         Logits for each action.
-    config
-        Default: `BBFNetworkConfig`'s.
-    observation_shape
+    config : BBFNetworkConfig or None, default None
+        Its shape; None: the defaults of `BBFNetworkConfig`.
+    observation_shape : tuple of int, default (4, 84, 84)
         ``(C, H, W)``.
 
     Raises
@@ -126,7 +126,7 @@ arXiv:2007.05929.
 
         Parameters
         ----------
-        observations
+        observations : Tensor
             ``(B, C, H, W)``, float, in [0, 1] (see `to_unit`, `augment`).
 
         Returns
@@ -142,9 +142,9 @@ arXiv:2007.05929.
 
         Parameters
         ----------
-        observations
+        observations : Tensor
             As in `forward`.
-        actions
+        actions : Tensor
             ``(B, K)``, int64: those taken from there on.
 
         Returns
@@ -165,6 +165,20 @@ arXiv:2007.05929.
         projected = self.head.project(torch.stack(imagined, dim=1).flatten(0, 1))
         predictions: Tensor = predictor(projected)
         return outputs, predictions.view(*actions.shape, -1)
+
+    def unit_layers(self) -> list[tuple[str, str, tuple[str, ...]]]:
+        """Return the units that can be recycled, for `ht_ray.mechanisms.find_units`.
+
+        Those inside the encoder's residual blocks and those of the head's hidden layer, whose projection SPR's
+        predictor reads, too. The residual streams cannot, and the transition model is not part of `forward`.
+        """
+        blocks = [name for name, part in self.named_modules() if isinstance(part, ResidualBlock)]
+        head = {"advantages": self.head.advantages, "value": self.head.value, "predictor": self.head.predictor}
+        readers = tuple(f"head.{name}" for name, layer in head.items() if layer is not None)
+        return [
+            *((f"{block}.first", f"{block}.hidden", (f"{block}.second",)) for block in blocks),
+            ("head.projection", "head.active", readers),
+        ]
 
     def project(self, observations: Tensor) -> Tensor:
         """Return the projections of observations, which predictions are compared with: ``(B, hidden)``."""

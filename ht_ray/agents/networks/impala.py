@@ -1,4 +1,4 @@
-"""The residual encoder of IMPALA, as BBF widens it."""
+"""IMPALA's residual encoder, as BBF widens it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional
 from ht_ray._checks import check_number
 from ht_ray.agents.networks.layers import GlorotConv2d
 
-__all__ = ["ImpalaEncoder", "renormalise"]
+__all__ = ["ImpalaEncoder", "ResidualBlock", "renormalise"]
 
 
 def renormalise(latents: Tensor) -> Tensor:
@@ -19,7 +19,7 @@ def renormalise(latents: Tensor) -> Tensor:
 
     Parameters
     ----------
-    latents
+    latents : Tensor
         ``(B, ...)``.
 
     Returns
@@ -54,12 +54,12 @@ class ImpalaEncoder(nn.Sequential):
 
     Parameters
     ----------
-    channels
-        Of the observations.
-    widths
+    channels : int
+        Channels of the observations.
+    widths : sequence of int
         Channels of each stage.
-    blocks
-        Residual blocks in a stage. Default 2.
+    blocks : int, default 2
+        Residual blocks in a stage.
 
     Raises
     ------
@@ -94,7 +94,7 @@ class _Stage(nn.Module):
     def __init__(self, channels: int, width: int, blocks: int) -> None:
         super().__init__()
         self.convolution = GlorotConv2d(channels, width, 3, padding=1)
-        self.blocks = nn.Sequential(*(_Block(width) for _ in range(blocks)))
+        self.blocks = nn.Sequential(*(ResidualBlock(width) for _ in range(blocks)))
 
     def forward(self, maps: Tensor) -> Tensor:
         maps = self.convolution(maps)
@@ -105,7 +105,9 @@ class _Stage(nn.Module):
         return pooled
 
 
-class _Block(nn.Module):
+class ResidualBlock(nn.Module):
+    """ReLU, convolution, ReLU, convolution, and the sum with what it began with; `width` channels."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         # Modules, so that the indicators of units see them.

@@ -11,7 +11,7 @@ class GlorotConv2d(nn.Conv2d):
     """A convolution with weights uniform by Glorot and Bengio (2010), and biases of zero."""
 
     def reset_parameters(self) -> None:
-        """Draw the weights anew."""
+        """Draw new weights."""
         _initialise(self)
 
 
@@ -19,7 +19,7 @@ class GlorotLinear(nn.Linear):
     """A linear layer with weights uniform by Glorot and Bengio (2010), and biases of zero."""
 
     def reset_parameters(self) -> None:
-        """Draw the weights anew."""
+        """Draw new weights."""
         _initialise(self)
 
 

@@ -1,4 +1,4 @@
-"""The network of DQN and DrQ: a convolutional encoder, and a head for the values of actions."""
+"""Q-network of DQN and DrQ: a convolutional encoder, and a head for the values of actions."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ class QNetwork(nn.Module):
 
     Parameters
     ----------
-    actions
-        How many there are.
-    bins
+    actions : int
+        Number of actions.
+    bins : int, default 1
         Outputs for each action: 1 for a scalar value, the size of the support for a categorical one.
-    config
-        Default: `NetworkConfig`'s.
-    observation_shape
+    config : NetworkConfig or None, default None
+        Its shape; None: the defaults of `NetworkConfig`.
+    observation_shape : tuple of int, default (4, 84, 84)
         ``(C, H, W)``.
 
     Raises
@@ -100,7 +100,7 @@ class QNetwork(nn.Module):
 
         Parameters
         ----------
-        observations
+        observations : Tensor
             ``(B, C, H, W)``, float, in [0, 1] (see `to_unit`, `augment`).
 
         Returns

@@ -1,4 +1,4 @@
-"""What a replay hands to an agent's update."""
+"""Batches: what a replay hands to an agent's update."""
 
 from __future__ import annotations
 

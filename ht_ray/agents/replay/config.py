@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from ht_ray._checks import check_choice, check_number
+from ht_ray._deprecated import renamed
 from ht_ray.errors import SettingError
 
 __all__ = ["ReplayConfig", "check_discount", "check_steps"]
@@ -23,35 +24,36 @@ def check_discount(where: str, discount: float) -> None:
     check_number(where, discount, low=0, high=1)
 
 
+@renamed(prioritised="prioritized")
 @dataclass(frozen=True)
 class ReplayConfig:
     """Settings of a replay; the defaults are those of DrQ(ε) on Atari-100k.
 
     Parameters
     ----------
-    capacity
-        Frames held: one per step and one per start of an episode. Default 100 000 (0.7 GB of 84 x 84 frames).
-    batch_size
-        Transitions in a batch. Default 32.
-    n_step
-        Steps whose rewards are summed before the value of what follows is taken. Default 10.
-    discount
-        Of one step. Default 0.99.
-    stack
-        Frames in an observation. Default 4.
-    prioritised
-        Draw transitions in proportion to ``priority ** priority_exponent`` instead of uniformly. Default False.
-    priority_exponent
-        α of Schaul et al. (arXiv 1511.05952). Default 0.5: with losses as priorities the square root of the loss, as
+    capacity : int, default 100000
+        Frames held: one per step and one per start of an episode (by default 0.7 GB of 84 x 84 frames).
+    batch_size : int, default 32
+        Transitions in a batch.
+    n_step : int, default 10
+        Steps whose rewards are summed before the value of what follows is taken.
+    discount : float, default 0.99
+        Discount of one step.
+    stack : int, default 4
+        Frames in an observation.
+    prioritized : bool, default False
+        Draw transitions in proportion to ``priority ** priority_exponent`` instead of uniformly.
+    priority_exponent : float, default 0.5
+        α of Schaul et al. (arXiv 1511.05952). The default: with losses as priorities the square root of the loss, as
         BBF (arXiv 2305.19452) does.
-    importance
-        β of the same: weights are ``probability ** -importance``, divided by the batch's largest. Default 0.5.
-    published_n_step
+    importance : float, default 0.5
+        β of the same: weights are ``probability ** -importance``, divided by the batch's largest.
+    published_n_step : bool, default False
         Bootstrap from the observation one step early, o_{t+m-1}, with the discount of m steps, also where the episode
-        terminates on exactly the n-th step, as the code published with SPR and BBF does. Default False.
-    device
-        Where frames are kept and batches come. Default ``"cpu"``.
-    graph
+        terminates on exactly the n-th step, as the code published with SPR and BBF does.
+    device : str, default "cpu"
+        Where frames are kept and batches come.
+    graph : {"auto", "on", "off"}, default "auto"
         ``"auto"``, ``"on"`` or ``"off"``: whether CUDA graphs put batches together and set priorities. Default
         ``"auto"``: on a GPU.
 
@@ -73,7 +75,7 @@ class ReplayConfig:
     n_step: int = 10
     discount: float = 0.99
     stack: int = 4
-    prioritised: bool = False
+    prioritized: bool = False
     priority_exponent: float = 0.5
     importance: float = 0.5
     published_n_step: bool = False

@@ -1,4 +1,4 @@
-"""The replay: each frame is kept once, and stacked when sampled."""
+"""Replay of frames: each is kept once, and stacked when sampled."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 from ht_ray._checks import check_number
+from ht_ray._deprecated import renamed
 from ht_ray.agents.replay.batch import Batch
 from ht_ray.agents.replay.config import ReplayConfig, check_discount, check_steps
 from ht_ray.agents.replay.packing import ReplayFileError, pack, read_file, unpack, write_file
@@ -54,6 +55,7 @@ def _staged(device: torch.device, section: int) -> int:
     return 0 if device.type == "cpu" else min(_STAGED, section)
 
 
+@renamed(prioritised="prioritized")
 class FrameReplay:
     """A ring of single frames, from which transitions of n steps are drawn as ready tensors.
 
@@ -64,28 +66,28 @@ class FrameReplay:
 
     Parameters
     ----------
-    capacity
+    capacity : int
         Frames held: one per step and one per start of an episode; divided among `envs`.
     frame_shape, frame_dtype
-        Of one frame. Default (84, 84), uint8.
-    stack
-        Frames in an observation. Default 4.
+        Shape and type of one frame; by default (84, 84), uint8.
+    stack : int, default 4
+        Frames in an observation.
     n_step, discount
         What `sample` takes when it is given none. Default 10, 0.99.
-    prioritised, priority_exponent, importance
+    prioritized, priority_exponent, importance
         See `ReplayConfig`: draw in proportion to ``priority ** priority_exponent``, with weights
         ``probability ** -importance``. New transitions get the greatest priority so far, at first 1.
         Default False, 0.5, 0.5.
-    published_n_step
-        See `ReplayConfig`. Default False.
-    envs
-        Environments that write, each into a part of its own. Default 1.
-    device
-        Where frames are kept and batches come. Neither adding nor sampling waits for a GPU. Default ``"cpu"``.
-    graph
-        See `Agent`: whether batches are put together, and priorities set, by CUDA graphs. Default ``"auto"``.
-    seed
-        Of the draws, which come from ``(seed, number of samples so far)`` and are the same on every device.
+    published_n_step : bool, default False
+        See `ReplayConfig`.
+    envs : int, default 1
+        Environments that write, each into a part of its own.
+    device : torch.device or str, default "cpu"
+        Where frames are kept and batches come. Neither adding nor sampling waits for a GPU.
+    graph : {"auto", "on", "off"}, default "auto"
+        See `Agent`: whether batches are put together, and priorities set, by CUDA graphs.
+    seed : int, default 0
+        Seed of the draws, which come from ``(seed, number of samples so far)`` and are the same on every device.
 
     Raises
     ------
@@ -112,7 +114,7 @@ class FrameReplay:
         stack: int = 4,
         n_step: int = 10,
         discount: float = 0.99,
-        prioritised: bool = False,
+        prioritized: bool = False,
         priority_exponent: float = 0.5,
         importance: float = 0.5,
         published_n_step: bool = False,
@@ -141,7 +143,7 @@ class FrameReplay:
         self.stack = stack
         self.n_step = n_step
         self.discount = discount
-        self.prioritised = prioritised
+        self.prioritized = prioritized
         self.priority_exponent = priority_exponent
         self.importance = importance
         self.published_n_step = published_n_step
@@ -176,14 +178,14 @@ class FrameReplay:
             Section(self._table[base : base + self._size], base=base, stack=self.stack)
             for base in range(0, self._slots, self._size)
         ]
-        if self.prioritised:
+        if self.prioritized:
             self._tree = SumTree(self._slots, device=self.device)
             self._priorities = torch.zeros(self._slots, dtype=torch.float64, device=self.device)
             self._greatest = torch.ones((), dtype=torch.float64, device=self.device)
             self._window = 1
 
     def _weighing(self) -> list[Tensor]:
-        return [*self._tree.levels, self._priorities, self._greatest] if self.prioritised else []
+        return [*self._tree.levels, self._priorities, self._greatest] if self.prioritized else []
 
     def __len__(self) -> int:
         """Transitions held whose stack is whole, those whose n steps are still to come included."""
@@ -214,7 +216,7 @@ class FrameReplay:
 
         Parameters
         ----------
-        terminated, truncated
+        terminated, truncated : bool
             Whether the episode ended here, and how; `terminated` counts if both are. `start` must follow.
 
         Raises
@@ -258,14 +260,14 @@ class FrameReplay:
 
         Parameters
         ----------
-        batch_size
+        batch_size : int
             How many.
         n_step, discount
-            Of this batch; those of the replay by default. `n_step` may also be one for each transition, int64 of shape
-            ``(B,)``, on the CPU; what is drawn then has the steps of the greatest behind it.
-        sequence
+            N-step and discount of this batch; those of the replay by default. `n_step` may also be one for each
+            transition, int64 of shape ``(B,)``, on the CPU; what is drawn then has the steps of the greatest behind it.
+        sequence : int, default 0
             How many of the observations that follow are returned too; transitions whose episode may still bring some
-            of them are not drawn. Default 0.
+            of them are not drawn.
 
         Raises
         ------
@@ -293,7 +295,7 @@ class FrameReplay:
         self._flush()
         draws = generator(self.seed, "replay", self.samples)
         self.samples += 1
-        if self.prioritised:
+        if self.prioritized:
             self._weigh(window)
             # Stratified, as in section 3.3 of arXiv 1511.05952: one point in each of `batch_size` equal parts.
             drawn = torch.rand(batch_size, dtype=torch.float64, generator=draws).numpy()
@@ -308,7 +310,7 @@ class FrameReplay:
         # What happens on the device alone. `given`: slots, or points of the sum of all weights; and the discount.
         # `each`: the steps of each transition, where they differ.
         places, discount = given[:-1], given[-1]
-        if self.prioritised:
+        if self.prioritized:
             slots = self._tree.find(places * self._tree.total)
             weights = self._tree[slots] ** -self.importance
             weights = weights / weights.max()
@@ -359,10 +361,10 @@ class FrameReplay:
 
         Parameters
         ----------
-        count
+        count : int
             How many.
-        seed
-            Of these draws alone.
+        seed : int
+            Seed of these draws alone.
 
         Returns
         -------
@@ -426,7 +428,7 @@ class FrameReplay:
                 # From two before: the newest frame had no step yet, and the step before may have been cut.
                 slots = section.slots_since(section.uploaded - 2)
                 self._rows.index_copy_(0, self._sent(slots), self._sent(self._table[slots]))
-            if self.prioritised:
+            if self.prioritized:
                 slots = section.slots_since(section.uploaded - 1)
                 self._priorities[self._sent(slots)] = self._greatest  # index_fill_ would wait for its value
             section.uploaded = section.frames
@@ -436,9 +438,9 @@ class FrameReplay:
 
         Parameters
         ----------
-        indices
+        indices : Tensor
             ``Batch.indices``, shape ``(B,)``.
-        priorities
+        priorities : Tensor
             At least 0, for instance losses: shape ``(B,)``. The replay raises them to `priority_exponent` itself. Where
             a transition was drawn repeatedly, the greatest counts.
 
@@ -448,8 +450,8 @@ class FrameReplay:
             If the replay draws uniformly, or a priority is negative or not finite (on a GPU, where nothing waits for
             the answer, by an assertion on the device).
         """
-        if not self.prioritised:
-            raise ValueError("FrameReplay.update_priorities: this replay draws uniformly (prioritised=False)")
+        if not self.prioritized:
+            raise ValueError("FrameReplay.update_priorities: this replay draws uniformly (prioritized=False)")
         self._flush()
         priorities = priorities.detach().to(self.device)
         if self.device.type == "cpu" and not _acceptable(priorities):
@@ -475,7 +477,7 @@ class FrameReplay:
             "stack": self.stack,
             "n_step": self.n_step,
             "discount": self.discount,
-            "prioritised": self.prioritised,
+            "prioritized": self.prioritized,
             "priority_exponent": self.priority_exponent,
             "importance": self.importance,
             "published_n_step": self.published_n_step,
@@ -501,7 +503,7 @@ class FrameReplay:
             "table": pack(self._table[held]),
             "frames": [pack(self._store.read(held[i : i + _CHUNK])) for i in range(0, len(held), _CHUNK)],
         }
-        if self.prioritised:
+        if self.prioritized:
             state["priorities"] = pack(self._priorities.cpu().numpy()[held])
             state["greatest_priority"] = float(self._greatest)
         return state
@@ -518,10 +520,13 @@ class FrameReplay:
         """
         if state.get("format") != _FORMAT:
             raise ReplayFileError(f"FrameReplay: this is no state of a replay: its format is {state.get('format')!r}")
+        there = dict(state["settings"])
+        if "prioritised" in there:  # as earlier versions wrote it
+            there["prioritized"] = there.pop("prioritised")
         differing = [
-            f"{name} = {state['settings'].get(name)!r} there, {value!r} here"
+            f"{name} = {there.get(name)!r} there, {value!r} here"
             for name, value in self._settings().items()
-            if state["settings"].get(name) != value
+            if there.get(name) != value
         ]
         if differing:
             raise ValueError(f"FrameReplay: the saved replay has other settings: {'; '.join(differing)}")
@@ -534,7 +539,7 @@ class FrameReplay:
             for i, packed in enumerate(state["frames"]):
                 slots = held[i * _CHUNK : (i + 1) * _CHUNK]
                 self._store.fill(slots, unpack(packed, (len(slots), *self.frame_shape), self.frame_dtype))
-            if self.prioritised:
+            if self.prioritized:
                 priorities = unpack(state["priorities"], (len(held),), np.float64)
         except ReplayFileError:
             self._clear()
@@ -542,7 +547,7 @@ class FrameReplay:
         for section, counts in zip(self._sections, state["sections"], strict=True):
             section.load_state_dict(counts)
         self._flush()
-        if self.prioritised:
+        if self.prioritized:
             self._priorities[torch.from_numpy(held).to(self.device)] = torch.from_numpy(priorities).to(self.device)
             self._greatest.fill_(state["greatest_priority"])
         self.samples = state["samples"]
@@ -580,7 +585,7 @@ def make_replay(
         stack=config.stack,
         n_step=config.n_step,
         discount=config.discount,
-        prioritised=config.prioritised,
+        prioritized=config.prioritized,
         priority_exponent=config.priority_exponent,
         importance=config.importance,
         published_n_step=config.published_n_step,

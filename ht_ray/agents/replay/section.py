@@ -1,4 +1,4 @@
-"""Where the frames of one environment lie, and which of its transitions may be sampled."""
+"""Sections of a replay: where the frames of one environment lie, and which of its transitions may be sampled."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class Section:
 
     Parameters
     ----------
-    table
+    table : NDArray[np.float64]
         The rows of this section, float64 of shape ``(size, COLUMNS)``, written here.
-    base
+    base : int
         Slot of its first row.
-    stack
+    stack : int
         Frames in an observation.
     """
 
@@ -56,7 +56,7 @@ class Section:
         self.running = False
         #: The oldest transition whose stack is whole.
         self.first = 0
-        #: Frames so far when the device and the sum tree were last told.
+        #: Frames so far when the device and the sum tree were last updated.
         self.uploaded = 0
         self.weighed = 0
         # The frame of transition t, at t % size.
@@ -122,7 +122,7 @@ class Section:
 
         Parameters
         ----------
-        window, before
+        window, before : int
             The steps that must be known from now on, and until now.
         """
         recent = max(self.oldest, self.weighed - max(window, before))

@@ -18,13 +18,13 @@ class FrameStore:
 
     Parameters
     ----------
-    slots
+    slots : int
         How many frames.
     frame_shape, dtype
-        Of one frame.
-    device
+        Shape and type of one frame.
+    device : torch.device
         Where they are kept.
-    staged
+    staged : int, default 0
         How many written frames may wait on the host to be sent together, their slots all different; 0 for none, which
         only the CPU can do.
 

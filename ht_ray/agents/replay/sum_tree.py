@@ -1,4 +1,4 @@
-"""Draws in proportion to weights that change: a sum tree whose every operation takes a whole batch."""
+"""Sum tree: draws in proportion to weights that change, a whole batch at a time."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _CHILDREN = 64
 class SumTree:
     """Weights by index, and the index at which their running sum passes a point.
 
-    Sums are float64 and always computed anew from the level below, so they do not drift.
+    Sums are float64 and always computed from the level below, so they do not drift.
 
     Parameters
     ----------
-    size
+    size : int
         How many weights; all are 0 at first.
-    device
+    device : torch.device or str, default "cpu"
         Where they are kept. Nothing here waits for it.
 
     Raises
@@ -64,9 +64,9 @@ class SumTree:
 
         Parameters
         ----------
-        indices
+        indices : Tensor
             int64, shape ``(n,)``. An index may come repeatedly if its weight does.
-        weights
+        weights : Tensor
             At least 0, finite; shape ``(n,)``.
         """
         self.levels[0].view(-1)[indices] = weights.to(torch.float64)
@@ -80,7 +80,7 @@ class SumTree:
 
         Parameters
         ----------
-        points
+        points : Tensor
             float64, shape ``(n,)``, in [0, `total`). Whatever the rounding, no index of weight 0 is returned, unless
             all weights are 0.
 

@@ -1,4 +1,4 @@
-"""A run in one file, from which it continues as if it had not stopped."""
+"""Checkpoints: a run in one file, from which it continues as if it had not stopped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An agent at play: one game, and a replay that keeps what is seen."""
+"""Collector: an agent at play at one game, and a replay that keeps what is seen."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ht_ray.agents.base import Sampling
+from ht_ray.agents.base_config import AgentConfig
 from ht_ray.agents.envs.atari import AtariConfig
 from ht_ray.agents.envs.base import Environment, EnvironmentConfig
 from ht_ray.agents.epsilon import EpsilonSchedule
 from ht_ray.agents.replay import Batch, FrameReplay, make_replay
-from ht_ray.agents.variants import AgentConfig
 from ht_ray.mechanisms import derive_seed
 
 __all__ = ["Collector", "Game", "make_collector"]
@@ -27,11 +27,11 @@ class Collector:
 
     Parameters
     ----------
-    env
+    env : Environment
         The game. It is started when the first step is made, or continued by `load_state_dict`.
-    replay
-        Of one environment, for frames and stacks of the game's.
-    epsilon
+    replay : FrameReplay
+        A replay of one environment, for frames and stacks of the game's.
+    epsilon : EpsilonSchedule
         The probability of a random action, by the number of steps made.
     """
 
@@ -48,7 +48,7 @@ class Collector:
 
         Parameters
         ----------
-        act
+        act : callable
             From observations ``(1, stack, size, size)``, uint8, and the probability of a random action to an action,
             ``(1,)``.
 
@@ -80,11 +80,11 @@ class Collector:
 
         Parameters
         ----------
-        config
+        config : AgentConfig
             The agent's settings.
-        sampling
+        sampling : callable
             Says how the replay is to be sampled now: `Agent.sampling`.
-        update
+        update : callable
             Learns from a batch and returns the losses of its samples, ``(B,)``.
         """
         if not self.ready_to_learn(config, sampling()):
@@ -98,7 +98,7 @@ class Collector:
                 sequence=now.sequence,
             )
             losses = [update(batch) for batch in sample.split(config.batch_size)]
-            if config.prioritised:
+            if config.prioritized:
                 self.replay.update_priorities(sample.indices, torch.cat(losses))
 
     def _start(self) -> None:

@@ -1,4 +1,4 @@
-"""Whole games, unclipped scores: how well something plays."""
+"""Evaluation: whole games and their unclipped scores."""
 
 from __future__ import annotations
 
@@ -172,20 +172,20 @@ def evaluate(
 
     Parameters
     ----------
-    act
+    act : callable
         From observations ``(B, stack, size, size)``, uint8 on the CPU, to actions ``(B,)``, on any device. It is called
         with the games whose next action is not random, at most `envs` of them.
-    game
+    game : str
         Its name.
-    episodes
-        Default 100.
-    epsilon
-        Probability of a random action. Default 0.001.
-    seed
-        Of no-ops and random actions.
-    envs
-        Games that are played side by side, so that one forward pass serves all of them. Default 8.
-    config
+    episodes : int, default 100
+        Whole games to play.
+    epsilon : float, default 0.001
+        Probability of a random action.
+    seed : int, default 0
+        Seed of no-ops and random actions.
+    envs : int, default 8
+        Games that are played side by side, so that one forward pass serves all of them.
+    config : EnvironmentConfig or None, default None
         The protocol, or another game's settings; lost lives and clipped rewards are off in any case. Default:
         `AtariConfig`'s.
 

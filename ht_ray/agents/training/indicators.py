@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ht_ray._checks import check_number
-from ht_ray.agents.augment import to_unit
+from ht_ray.agents.augmentation import to_unit
 from ht_ray.agents.base import Agent
 from ht_ray.agents.replay import FrameReplay
 from ht_ray.diagnostics import UNLABELLED_GROUPS, IndicatorConfig, Indicators
@@ -25,11 +25,11 @@ class AgentIndicators:
 
     Parameters
     ----------
-    agent
+    agent : Agent
         As it starts: the weights' distance is from here, also when it continues from a state that it loads later.
-    replay
+    replay : FrameReplay
         What it learns from.
-    interval
+    interval : int
         Gradient steps from one measurement to the next.
 
     Raises

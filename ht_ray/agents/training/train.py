@@ -1,4 +1,4 @@
-"""The plain loop: DrQ(eps) or BBF on one game of Atari-100k, without Ray.
+"""The plain loop: an agent on one game of Atari-100k, without Ray.
 
     python -m ht_ray.agents.train --game pong --variant drq+ht --steps 2000
 
@@ -21,24 +21,27 @@ import torch
 from torch import Tensor
 
 from ht_ray._checks import check_number
-from ht_ray.agents.base_config import MOST
-from ht_ray.agents.bbf.config import BBFConfig
+from ht_ray.agents.base_config import MOST, AgentConfig
 from ht_ray.agents.device import check_device
 from ht_ray.agents.drq.config import DrQConfig
 from ht_ray.agents.envs.atari import AtariConfig
 from ht_ray.agents.envs.base import EnvironmentConfig
 from ht_ray.agents.envs.games import game_name
-from ht_ray.agents.make_agent import make_agent
+from ht_ray.agents.methods import method_flags
+from ht_ray.agents.registry import AGENT_VARIANTS, agent_variant, make_agent
 from ht_ray.agents.replay import Batch
 from ht_ray.agents.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ht_ray.agents.training.collector import Game, make_collector
 from ht_ray.agents.training.evaluate import EvaluationRun
 from ht_ray.agents.training.indicators import AgentIndicators
-from ht_ray.agents.variants import AGENT_VARIANTS, AgentConfig, agent_variant
 from ht_ray.errors import Diverged, Interrupted, SettingError
 from ht_ray.mechanisms import derive_seed
+from ht_ray.methods.config import parse_value
 
 __all__ = ["Diverged", "Evaluation", "TrainingRecord", "TrainingRun", "train"]
+
+# How settings of methods are kept apart from others on the command line.
+_METHOD_SETTING = "method_setting:"
 
 #: Steps over which the training loss is averaged for the record.
 _LOSS_STEPS = 1000
@@ -93,17 +96,17 @@ class TrainingRun:
 
     Parameters
     ----------
-    game
+    game : str
         Its name.
-    config
+    config : AgentConfig or None, default None
         The agent's settings. Default: `DrQConfig`'s; see `agent_variant`.
-    seed
-        Of every draw.
-    env
+    seed : int, default 0
+        Seed of every draw.
+    env : EnvironmentConfig or None, default None
         The protocol, or another game's settings. Default: `AtariConfig`'s.
     device, precision, compile, graph
         See `Agent`; the replay is on the device too, with graphs of its own.
-    indicators_interval
+    indicators_interval : int or None, default None
         Gradient steps from one measurement of plasticity indicators to the next; see `AgentIndicators`. Default: none.
 
     Raises
@@ -323,19 +326,19 @@ def train(
     ----------
     game, config, seed, env, device, precision, compile, graph, indicators_interval
         See `TrainingRun`.
-    steps
-        Of the agent: four frames each. Default 100 000. BBF's restarts go by ``BBFConfig.training_steps`` instead.
-    evaluate_every
-        Steps from one evaluation to the next, besides the one at the end. Default: none. Training is the same whatever
-        it is.
-    evaluation_episodes
-        Games of each evaluation; 0 for no evaluation at all. Default 100.
-    checkpoint_dir
+    steps : int, default 100000
+        Steps of the agent, four frames each. BBF's restarts go by ``BBFConfig.training_steps`` instead.
+    evaluate_every : int or None, default None
+        Steps from one evaluation to the next, besides the one at the end. By default there is none. Training is
+        the same whatever it is.
+    evaluation_episodes : int, default 100
+        Games of each evaluation; 0 for no evaluation at all.
+    checkpoint_dir : str or Path or None, default None
         Where ``checkpoint.bin`` is written, and continued from if it is there; to the end of the same run, or with
         more `steps` further on. An evaluation that is due where it stands, and was not finished, is made up for.
-    checkpoint_every
-        Steps from one checkpoint to the next, besides the one at the end. Default 10 000.
-    on_evaluation
+    checkpoint_every : int, default 10000
+        Steps from one checkpoint to the next, besides the one at the end.
+    on_evaluation : callable, default None
         Called with each evaluation.
 
     Raises
@@ -448,6 +451,21 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint-dir", type=Path, help="where to write a checkpoint, and to continue from it")
     parser.add_argument("--checkpoint-every", type=int, default=10_000, help="steps (default: 10000)")
     parser.add_argument("--record", type=Path, help="a new JSON file for curves and scores")
+    methods = parser.add_argument_group(
+        "methods", "What is done to keep the network plastic, besides what the variant says; intervals in updates."
+    )
+    methods.add_argument(
+        "--methods", default="", metavar="NAMES", help="such as redo+l2, or package.module:Class (default: none)"
+    )
+    for name, flag in method_flags().items():
+        methods.add_argument(
+            f"--{name.replace('_', '-')}",
+            dest=f"{_METHOD_SETTING}{name}",
+            type=parse_value,
+            default=argparse.SUPPRESS,
+            metavar="VALUE",
+            help=flag.info.help.replace("%", "%%"),
+        )
     return parser
 
 
@@ -455,14 +473,19 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return its exit status."""
     given = vars(make_parser().parse_args(arguments))
     variant, path, game = given.pop("variant"), given.pop("record"), given.pop("game")
+    methods = given.pop("methods")
+    settings = {
+        name.removeprefix(_METHOD_SETTING): given.pop(name) for name in list(given) if name.startswith(_METHOD_SETTING)
+    }
 
     def show(played: Evaluation) -> None:
         print(f"step {played.step}: mean score {played.score:g} over {len(played.scores)} games", flush=True)
 
     try:
-        config = agent_variant(variant)
-        if isinstance(config, BBFConfig):
-            config = replace(config, training_steps=given["steps"])
+        config = agent_variant(variant, methods=methods, method_settings=settings)
+        if "training_steps" in config.__dataclass_fields__:
+            length: dict[str, Any] = {"training_steps": given["steps"]}
+            config = replace(config, **length)
         if path is not None:
             known = {"game": game_name(game), "seed": given["seed"], "config": asdict(config)}
             _check_record(path, checkpoint_dir=given["checkpoint_dir"], **known)
@@ -475,5 +498,6 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     if path is not None:
         path.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
-    print(f"{record.game}, {variant}: {record.steps} steps, {record.updates} updates, {len(record.games)} games")
+    named = f"{variant} with {config.methods}" if config.methods else variant
+    print(f"{record.game}, {named}: {record.steps} steps, {record.updates} updates, {len(record.games)} games")
     return 0

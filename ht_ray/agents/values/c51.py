@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ht_ray.agents.values.value import TwoHotValue
+from ht_ray.agents.values.categorical import TwoHotValue
 
 __all__ = ["C51Value"]
 
@@ -19,10 +19,10 @@ class C51Value(TwoHotValue):
 
     Parameters
     ----------
-    bins
-        Points of the support. Default 51.
-    limit
-        Default 10.
+    bins : int, default 51
+        Points of the support.
+    limit : float, default 10.0
+        The support reaches from ``-limit`` to ``limit``.
 
     References
     ----------
@@ -60,11 +60,11 @@ class C51Value(TwoHotValue):
 
         Parameters
         ----------
-        probabilities
+        probabilities : Tensor
             ``(B, bins)``: of the values of the states that are bootstrapped from.
-        returns
+        returns : Tensor
             ``(B,)``: the discounted sums of the rewards of n steps.
-        discounts
+        discounts : Tensor
             ``(B,)``: ``gamma ** n``; 0 where the episode terminated within them.
 
         Returns

@@ -18,13 +18,13 @@ def bootstrap_targets(
 
     Parameters
     ----------
-    rewards
+    rewards : Tensor
         ``(B,)``: the discounted sum of the rewards of n steps.
-    discounts
+    discounts : Tensor
         ``(B,)``: what the state after them counts, ``gamma ** n``; 0 where the episode terminated within them.
-    next_values
+    next_values : Tensor
         ``(B, actions)``: values in that state, as the target network has them.
-    choosing_values
+    choosing_values : Tensor or None, default None
         ``(B, actions)``: values by which the next action is chosen: the online network's for double Q-learning. None
         takes `next_values`, which is plain Q-learning.
 
@@ -66,13 +66,13 @@ def td_loss(value: Value, outputs: Tensor, actions: Tensor, targets: Tensor) -> 
 
     Parameters
     ----------
-    value
+    value : Value
         How outputs are values.
-    outputs
+    outputs : Tensor
         ``(B, actions, bins)``, as `QNetwork` gives them.
-    actions
+    actions : Tensor
         ``(B,)``, whole numbers.
-    targets
+    targets : Tensor
         ``(B,)``.
 
     Returns

@@ -64,7 +64,7 @@ _DROPOUT_FUNCTIONS = frozenset(
 _POOLS = (
     nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
     nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
-    nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
+    nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d,
 )  # fmt: skip
 _POOL_FUNCTIONS = frozenset(
     f"{kind}_pool{size}d" for kind in ("max", "avg", "adaptive_avg", "adaptive_max") for size in (1, 2, 3)
@@ -198,6 +198,10 @@ class _Tracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        try:
+            self.path_of_module(m)
+        except NameError:  # made in the forward pass: no part of the network, but what it calls is recorded
+            return m.forward(*args, **kwargs)
         # Not through ``__call__``, which would run the hooks of containers.
         return super().call_module(m, m.forward, args, kwargs)
 
@@ -275,6 +279,12 @@ def _flattens(node: fx.Node, part: nn.Module | None) -> bool:
         sizes = rest[0] if len(rest) == 1 and isinstance(rest[0], (tuple, list)) else rest
         return len(sizes) == 2 and bool(sizes[1] == -1) and _is_batch_size(sizes[0])
     return False
+
+
+def _puts_units_last(node: fx.Node) -> bool:
+    """Return whether `node` makes maps ``(B, units, ...)`` into ``(B, ..., units)``."""
+    order = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], (tuple, list)) else node.args[1:]
+    return _called(node) == "permute" and tuple(order) in ((0, 2, 1), (0, 2, 3, 1), (0, 2, 3, 4, 1))
 
 
 def _readers(node: fx.Node) -> list[fx.Node]:
@@ -370,9 +380,9 @@ class _Finder:
         return _Seen(words, "", None, 0, 0, None)
 
     def hidden(
-        self, seen: _Seen, incoming: str, norm: str | None, outgoing: Sequence[tuple[str, bool | None]]
+        self, seen: _Seen, incoming: str, norm: str | None, outgoing: Sequence[tuple[str, bool | None, bool]]
     ) -> HiddenUnits:
-        """Return the units between these layers; outgoing ones with whether a flattening is before them, if known."""
+        """Return the units between these layers; outgoing ones as `after` has them, with None for what is unknown."""
         part = seen.part
         if part is None:
             if seen.function is None:
@@ -402,14 +412,14 @@ class _Finder:
             norm=norm,
             units=units,
             dim=1 if convolution else -1,
-            outgoing=tuple(self.outgoing(name, flat, units, halves, source) for name, flat in outgoing),
+            outgoing=tuple(self.outgoing(name, flat, last, units, halves, source) for name, flat, last in outgoing),
             watched=seen.watched,
             call=seen.call,
             calls=seen.calls,
             function=seen.function,
         )
 
-    def outgoing(self, name: str, flat: bool | None, units: int, halves: int, source: _Layer) -> Outgoing:
+    def outgoing(self, name: str, flat: bool | None, last: bool, units: int, halves: int, source: _Layer) -> Outgoing:
         target = self.layer(name)
         inputs = target.in_channels if isinstance(target, _CONVOLUTIONS) else target.in_features
         repeats, rest = divmod(inputs, units * halves)
@@ -421,7 +431,7 @@ class _Finder:
             fits = repeats == 1 or (flat is not False and halves == 1)
         if not fits or rest or repeats == 0:
             raise _Refused(f"feeds {name}, whose {inputs} inputs are not those {units * halves} units")
-        interleaved = repeats > 1 and not isinstance(source, _CONVOLUTIONS)
+        interleaved = repeats > 1 and (last or not isinstance(source, _CONVOLUTIONS))
         return Outgoing(name, units, halves, repeats, interleaved)
 
     def before(self, node: fx.Node) -> tuple[str, str | None]:
@@ -446,8 +456,10 @@ class _Finder:
             elif not isinstance(part, (nn.Identity, *_DROPOUTS)):
                 raise _Refused(f"its input comes from {self.words(node)}, not from a layer")
 
-    def after(self, node: fx.Node, *, maps: bool, flat: bool = False) -> Iterator[tuple[str, bool]]:
-        """Yield the layers that read `node`, and whether it is flattened on the way.
+    def after(
+        self, node: fx.Node, *, maps: bool, flat: bool = False, last: bool = False
+    ) -> Iterator[tuple[str, bool, bool]]:
+        """Yield the layers that read `node`, whether it is flattened on the way, and whether its units came last then.
 
         `maps` says that it holds maps ``(B, units, ...)``, over which pooling keeps units apart.
         """
@@ -462,13 +474,15 @@ class _Finder:
             if _is_sum(reader):
                 raise _Refused("feeds a sum (residual stream)")
             if isinstance(part, _LAYERS):
-                yield str(reader.target), flat
+                yield str(reader.target), flat, last
             elif isinstance(part, (nn.Identity, *_DROPOUTS)) or called in _DROPOUT_FUNCTIONS:
-                yield from self.after(reader, maps=maps, flat=flat)
+                yield from self.after(reader, maps=maps, flat=flat, last=last)
             elif maps and not flat and (isinstance(part, _POOLS) or called in _POOL_FUNCTIONS):
                 yield from self.after(reader, maps=maps)
+            elif maps and not flat and part is None and _puts_units_last(reader):
+                yield from self.after(reader, maps=False, last=True)
             elif _flattens(reader, part):
-                yield from self.after(reader, maps=maps, flat=True)
+                yield from self.after(reader, maps=maps, flat=True, last=last)
             else:
                 raise _Refused(f"feeds {self.words(reader)}")
 
@@ -479,7 +493,8 @@ def find_units(module: nn.Module, *, layers: Layers | None = None) -> UnitMap:
     The network is traced symbolically: it is not run, and neither it nor the random state changes. Units can be
     recycled where a linear layer or convolution, perhaps a BatchNorm, an activation (CReLU too), perhaps dropout,
     pooling and flattening, and other such layers follow each other, and the weights are trainable and used once.
-    The units of a residual stream cannot: several layers write into each of them.
+    The units of a residual stream cannot: several layers write into each of them. A network may name its units
+    itself: with a method ``unit_layers()`` that returns what `layers` is otherwise.
 
     Parameters
     ----------
@@ -487,7 +502,8 @@ def find_units(module: nn.Module, *, layers: Layers | None = None) -> UnitMap:
         The network, head included.
     layers
         The units to take, instead of tracing: tuples of an incoming layer's name, the activation's, those of the
-        outgoing layers, and, if there is one between the first two, that of the BatchNorm.
+        outgoing layers, and, if there is one between the first two, that of the BatchNorm. By default those that the
+        network names.
 
     Raises
     ------
@@ -505,6 +521,8 @@ def find_units(module: nn.Module, *, layers: Layers | None = None) -> UnitMap:
     >>> find_units(net, layers=[("0", "1", ("3",))]).hidden == found.hidden
     True
     """
+    if layers is None and callable(offered := getattr(module, "unit_layers", None)):
+        layers = offered()
     return _named(_Finder(module), layers) if layers is not None else _traced(module)
 
 
@@ -542,7 +560,7 @@ def _named(finder: _Finder, layers: Layers) -> UnitMap:
                 raise SettingError(f"layers: {name!r}: the network has no such part.{did_you_mean(name, finder.parts)}")
         try:
             seen = _Seen(activation, activation, finder.parts[activation], 0, 1, None)
-            found = finder.hidden(seen, incoming, rest[0] if rest else None, [(name, None) for name in outgoing])
+            found = finder.hidden(seen, incoming, rest[0] if rest else None, [(name, None, False) for name in outgoing])
         except _Refused as reason:
             raise SettingError(f"layers: {entry!r}: {activation}: {reason}.") from None
         hidden.append(found)

@@ -1,4 +1,4 @@
-"""Learning on Atari as figures: the aggregate over the agent's steps, and each game's scores."""
+"""Figures of learning on Atari: the aggregate over the agent's steps, and each game's scores."""
 
 from __future__ import annotations
 
@@ -9,20 +9,29 @@ from typing import Any
 
 import numpy as np
 
-from ht_ray.report.atari.figures import extent_caption, finished_variants, intervals_of, variant_styles
+from ht_ray.report.atari.figures import extent_caption, intervals_caption, variant_styles
 from ht_ray.report.atari.reference import atari_games, reference_scores
 from ht_ray.report.atari.scores import aggregate_scores, interquartile_mean
-from ht_ray.report.atari.study import variants_of
+from ht_ray.report.atari.study import finished_variants, variants_of
 from ht_ray.report.continual.curves import lines_caption
 from ht_ray.report.data.study import MissingDataError, StudyData
-from ht_ray.report.style.curve_lines import Line, draw_line, lines_of
-from ht_ray.report.style.drawing import Figure, PathLike, title, write_figure
+from ht_ray.report.style.curve_lines import Line, curve_lines, draw_line
+from ht_ray.report.style.figures import (
+    Figure,
+    PathLike,
+    add_grid,
+    add_legend,
+    add_legend_below,
+    add_panels,
+    add_title,
+    write_figure,
+)
 
 __all__ = ["efficiency_figure", "efficiency_lines", "game_curves_figure", "game_lines"]
 
 RESAMPLES = 2_000
 ONCE = "a curve takes evaluations at two steps at least, and the runs have them at one."
-#: Panels beside each other, at most.
+#: Panels in a row, at most.
 ACROSS = 5
 
 
@@ -31,19 +40,6 @@ def efficiency_figure(study: StudyData, *paths: PathLike) -> None:
 
     It is over all runs of all games at each step at which all of them were evaluated; bands are pointwise 95%
     intervals.
-
-    Parameters
-    ----------
-    *paths
-        Where to write the figure, each in the format of its suffix.
-
-    Raises
-    ------
-    MissingDataError
-        If no run has finished, a finished run has no evaluations, those of a variant have no steps in common, or all
-        are at one step.
-    SettingError
-        If the trials are not as described in `ht_ray.report.atari.study`, or a path cannot be written.
     """
     variants = finished_variants(study, "efficiency_figure")
     series = []
@@ -52,8 +48,8 @@ def efficiency_figure(study: StudyData, *paths: PathLike) -> None:
         steps, scores = variant.curves()
         several = several or len(steps) > 1
         found = [
-            aggregate_scores({game: own[:, place] for game, own in scores.items()}, resamples=RESAMPLES).iqm
-            for place in range(len(steps))
+            aggregate_scores({game: own[:, step] for game, own in scores.items()}, resamples=RESAMPLES).iqm
+            for step in range(len(steps))
         ]
         series.append((steps, *np.array([(own.value, own.low, own.high) for own in found]).T))
 
@@ -69,13 +65,11 @@ def efficiency_figure(study: StudyData, *paths: PathLike) -> None:
         _thousands(axis)
         axis.set_xlabel("Agent steps")
         axis.set_ylabel("Human-normalised IQM")
-        axis.grid(color="0.94", linewidth=0.6)
-        axis.set_axisbelow(True)
-        figure.legend(loc="outside right center", frameon=False, fontsize=8, labelspacing=0.8, handlelength=3)
+        add_grid(axis, colour="0.94")
+        add_legend(figure, handlelength=3)
         caption = f"Evaluations during training. {extent_caption(variants)}"
-        if any(variant.runs[0] > 1 for variant in variants):
-            caption += f" Bands: pointwise {intervals_of(variants)}."
-        title(figure, "Sample efficiency: interquartile mean over the agent's steps", study, caption)
+        caption += intervals_caption("Bands: pointwise", variants)
+        add_title(figure, "Sample efficiency: interquartile mean over the agent's steps", study, caption)
 
     write_figure(draw, (9.5, 4.6), paths)
 
@@ -85,18 +79,6 @@ def game_curves_figure(study: StudyData, *paths: PathLike) -> None:
 
     Lines are means over the finished runs, bands reach one standard deviation (divisor n - 1) up and down. Random and
     human score are dotted and dashed lines, the human one where it is within twice the height of the rest.
-
-    Parameters
-    ----------
-    *paths
-        Where to write the figure, each in the format of its suffix.
-
-    Raises
-    ------
-    MissingDataError
-        If no finished run has evaluations, or all are at one step.
-    SettingError
-        If the trials are not as described in `ht_ray.report.atari.study`, or a path cannot be written.
     """
     variants = finished_variants(study, "game_curves_figure")
     styles = dict(zip([variant.name for variant in variants], variant_styles(variants), strict=True))
@@ -116,45 +98,32 @@ def game_curves_figure(study: StudyData, *paths: PathLike) -> None:
     down = math.ceil(len(panels) / across)
     width = max(2.15 * across, 6.0)
     # Inches of an entry: its handle, and its letters at the size of the legend.
-    beside = min(max(int(width / (0.75 + 0.07 * max(map(len, shown)))), 1), 3)
-    legend = math.ceil(len(shown) / beside)
+    columns = min(max(int(width / (0.75 + 0.07 * max(map(len, shown)))), 1), 3)
+    legend = 0.22 * math.ceil(len(shown) / columns)
 
     def draw(figure: Figure) -> None:
-        grid = figure.add_gridspec(down + 1, across, height_ratios=[*[1.75] * down, 0.22 * legend])
+        axes, below = add_panels(figure, len(panels), across, 1.75, legend)
         handles: dict[str, Any] = {}
         beyond = False
-        for place, (game, lines) in enumerate(panels.items()):
-            axis = figure.add_subplot(grid[divmod(place, across)])
+        for axis, (game, lines) in zip(axes, panels.items(), strict=True):
             for index, line in enumerate(lines):
                 style = {**styles[line.label], "markersize": 3.0}
-                handles[line.label] = draw_line(axis, line, style, place=index / len(lines), band=0.12)
+                handles[line.label] = draw_line(axis, line, style, stagger=index / len(lines), band=0.12)
             beyond |= not _references(axis, game)
             _thousands(axis)
             axis.set_title(game, fontsize=8.5, loc="left")
             axis.tick_params(labelsize=7)
-            axis.grid(axis="y", color="0.94", linewidth=0.6)
-            axis.set_axisbelow(True)
+            add_grid(axis, "y", "0.94")
             axis.xaxis.get_major_locator().set_params(nbins=4)
-        below = figure.add_subplot(grid[down, :])
-        below.set_axis_off()
         names = [variant.name for variant in variants if variant.name in handles]
-        below.legend(
-            [handles[name] for name in names],
-            names,
-            loc="upper left",
-            ncols=beside,
-            frameon=False,
-            fontsize=8,
-            handlelength=3,
-            borderaxespad=0,
-        )
+        add_legend_below(below, [handles[name] for name in names], names, columns)
         caption = f"Horizontal: agent steps. Vertical: mean score of whole games. {lines_caption(study, ())}"
         caption += " Dotted: random play; dashed: the human tester"
         caption += ", where not far above the panel." if beyond else "."
         caption += f" Not all runs: {'; '.join(fewer)}." if fewer else ""
-        title(figure, "Scores by game", study, caption)
+        add_title(figure, "Scores by game", study, caption)
 
-    write_figure(draw, (width, 1.75 * down + 0.22 * legend + 1.3), paths)
+    write_figure(draw, (width, 1.75 * down + legend + 1.3), paths)
 
 
 def efficiency_lines(study: StudyData) -> list[Line]:
@@ -186,13 +155,13 @@ def game_lines(study: StudyData) -> dict[str, list[Line]]:
     for game in atari_games():
         for variant in variants_of(study):
             part = dataclasses.replace(study, trials=variant.planned.get(game, ()))
-            for line in lines_of(part, "evaluation", "score", part.labels, sparse=True)[0]:
+            for line in curve_lines(part, "evaluation", "score", part.labels, sparse=True)[0]:
                 panels.setdefault(game, []).append(dataclasses.replace(line, label=variant.name))
     return panels
 
 
 def _references(axis: Any, game: str) -> bool:
-    """Draw random and human score; return whether the human one has its place in the panel."""
+    """Draw random and human score; return whether the panel shows the human one."""
     random, human = reference_scores()[game]
     axis.axhline(random, color="0.45", linewidth=0.9, linestyle=":", zorder=1)
     low, high = axis.get_ylim()

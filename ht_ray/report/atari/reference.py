@@ -1,28 +1,27 @@
-"""What is published on Atari-100k: random and human scores of its games, and table 1 of the paper (arXiv 2406.02596).
+"""Published scores of Atari-100k: random play and humans by game, and table 1 of the paper (arXiv 2406.02596).
 
-The numbers, and where they are from, are in the folder ``paper``: ``atari100k_random_human.csv``,
-``atari100k_table1.csv``.
+The numbers, and where they are from, are in the folder ``data/paper_values``:
+``atari100k_random_human.csv``, ``atari100k_table1.csv``.
 """
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ht_ray._checks import check_choice
+from ht_ray.report.data.paper import published_rows
 
 __all__ = [
     "AGENT_STEPS",
     "EVALUATION_EPISODES",
     "PaperScores",
     "atari_games",
-    "human_normalised",
+    "human_normalized",
     "paper_scores",
     "reference_scores",
 ]
@@ -58,7 +57,9 @@ def reference_scores() -> Mapping[str, tuple[float, float]]:
     >>> len(reference_scores()), reference_scores()["Pong"]
     (26, (-20.7, 14.6))
     """
-    return {row["game"]: (float(row["random"]), float(row["human"])) for row in _rows("atari100k_random_human.csv")}
+    return {
+        row["game"]: (float(row["random"]), float(row["human"])) for row in published_rows("atari100k_random_human.csv")
+    }
 
 
 def atari_games() -> tuple[str, ...]:
@@ -66,14 +67,14 @@ def atari_games() -> tuple[str, ...]:
     return tuple(reference_scores())
 
 
-def human_normalised(game: str, score: ArrayLike) -> NDArray[np.float64]:
+def human_normalized(game: str, score: ArrayLike) -> NDArray[np.float64]:
     """Return ``(score - random) / (human - random)``: 0 for the random agent, 1 for the human tester.
 
     Parameters
     ----------
-    game
+    game : str
         One of `atari_games`.
-    score
+    score : array_like
         Unclipped scores of whole games, of any shape.
 
     Raises
@@ -83,10 +84,10 @@ def human_normalised(game: str, score: ArrayLike) -> NDArray[np.float64]:
 
     Examples
     --------
-    >>> human_normalised("Pong", [-20.7, 14.6])
+    >>> human_normalized("Pong", [-20.7, 14.6])
     array([0., 1.])
     """
-    check_choice("human_normalised: game", game, atari_games())
+    check_choice("human_normalized: game", game, atari_games())
     random, human = reference_scores()[game]
     return (np.asarray(score, dtype=np.float64) - random) / (human - random)
 
@@ -103,10 +104,5 @@ def paper_scores() -> Mapping[str, PaperScores]:
     fields = ("iqm", "median", "mean", "optimality_gap")
     return {
         row["variant"]: PaperScores(row["variant"], *(float(row[name]) for name in fields))
-        for row in _rows("atari100k_table1.csv")
+        for row in published_rows("atari100k_table1.csv")
     }
-
-
-def _rows(name: str) -> list[dict[str, str]]:
-    text = (resources.files("ht_ray.report") / "data" / "paper_values" / name).read_text(encoding="utf-8")
-    return list(csv.DictReader(line for line in text.splitlines() if not line.startswith("#")))

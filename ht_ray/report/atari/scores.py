@@ -1,11 +1,12 @@
-"""The statistics of Atari-100k: aggregates over games and runs, performance profiles, probability of improvement.
+"""Statistics of Atari-100k: aggregates over games and runs, performance profiles, probability of improvement.
 
 Scores are human-normalised and given by game: ``{"Pong": (runs,), ...}``. Intervals tell how much other runs on the
-same games would differ, not other games. A single run tells nothing of that: where a game has but one there is no
-interval (NaN).
+same games would differ, not other games. Where a game has a single run there is no interval
+(NaN).
 
 With at least 20 runs of each game they are percentile intervals of a stratified bootstrap: each resample draws, for
-each game, as many of its runs as it has, with replacement. From fewer it is too narrow: of ``n`` runs it sees the
+each game, as many of its runs as it has, with replacement (`scipy.stats.bootstrap` would do so too, but draws other
+samples where it works in other batches). From fewer it is too narrow: of ``n`` runs it sees the
 variance less a part of ``1 / n``, and nothing beyond the values. Then they are t intervals by game: an aggregate is a
 sum over games of weighted means of what each run adds to it (of the interquartile mean: the score held within the
 quartiles), whose variances add up, with the degrees of freedom of Welch and Satterthwaite. Measured on skewed scores of
@@ -31,12 +32,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from ht_ray._checks import check_choice, check_number
 from ht_ray.errors import SettingError
-from ht_ray.report.data.statistics import ENOUGH, t_quantile
+from ht_ray.report.data.statistics import ENOUGH
 
 __all__ = [
     "METRICS",
     "AtariAggregates",
-    "Bounded",
+    "Interval",
     "PerformanceProfile",
     "aggregate_scores",
     "interquartile_mean",
@@ -55,7 +56,7 @@ CHUNK = 1 << 21
 
 
 @dataclass(frozen=True)
-class Bounded:
+class Interval:
     """A number and the ends of its interval (NaN where there is none)."""
 
     value: float
@@ -67,10 +68,10 @@ class Bounded:
 class AtariAggregates:
     """Aggregate scores; see `aggregate_scores`."""
 
-    iqm: Bounded
-    median: Bounded
-    mean: Bounded
-    optimality_gap: Bounded
+    iqm: Interval
+    median: Interval
+    mean: Interval
+    optimality_gap: Interval
 
 
 #: The aggregates, in the order of the paper's table.
@@ -103,16 +104,16 @@ def aggregate_scores(
 
     Parameters
     ----------
-    scores
+    scores : mapping of str to array_like
         Human-normalised scores of the runs, shape ``(runs,)``, by game.
-    level
-        Of the intervals, between 0 and 1.
-    interval : {"auto", "t", "bootstrap"}
-        Their kind. ``"auto"`` (default): t intervals where a game has fewer than 20 runs, else bootstrap.
-    resamples
-        Of the bootstrap, where there is one.
-    seed
-        Of the bootstrap; the same scores give the same intervals.
+    level : float, default 0.95
+        The coverage of the intervals, between 0 and 1.
+    interval : {"auto", "t", "bootstrap"}, default "auto"
+        Their kind. ``"auto"``: t intervals where a game has fewer than 20 runs, else bootstrap.
+    resamples : int, default 50000
+        The number of samples that a bootstrap draws.
+    seed : int, default 0
+        The seed of NumPy's `default_rng`, which draws them: the same scores give the same intervals.
 
     Raises
     ------
@@ -133,10 +134,10 @@ def aggregate_scores(
     values = np.concatenate(games)
     points = _aggregates(values[None], counts)[:, 0]
     if counts.min() < 2:
-        return AtariAggregates(*map(Bounded, points.tolist()))
+        return AtariAggregates(*map(Interval, points.tolist()))
     if _takes_t(interval, counts.min()):
         widths = np.array([float(_half_width(parts, level)) for parts in _contributions(games)])
-        return AtariAggregates(*map(Bounded, points.tolist(), (points - widths).tolist(), (points + widths).tolist()))
+        return AtariAggregates(*map(Interval, points.tolist(), (points - widths).tolist(), (points + widths).tolist()))
     rng = np.random.default_rng(seed)
     first = np.repeat(np.cumsum(counts) - counts, counts)
     high = np.repeat(counts, counts)
@@ -148,8 +149,8 @@ def aggregate_scores(
         ],
         axis=1,
     )
-    ends = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=1)
-    return AtariAggregates(*map(Bounded, points.tolist(), *ends.tolist()))
+    ends = _percentiles(drawn.T, level)
+    return AtariAggregates(*map(Interval, points.tolist(), *ends.tolist()))
 
 
 def _contributions(games: list[Array]) -> list[list[tuple[float, Array]]]:
@@ -163,7 +164,7 @@ def _contributions(games: list[Array]) -> list[list[tuple[float, Array]]]:
     middle = np.argsort(means, kind="stable")[(len(games) - 1) // 2 : len(games) // 2 + 1]
     return [
         [(len(runs) / len(every), np.clip(runs, low, high) / kept) for runs in games],
-        [(1 / len(middle), games[place]) for place in middle],
+        [(1 / len(middle), games[index]) for index in middle],
         [(1 / len(games), runs) for runs in games],
         [(1 / len(games), np.minimum(runs, 1.0)) for runs in games],
     ]
@@ -176,8 +177,9 @@ def _half_width(parts: Iterable[tuple[float, Array]], level: float) -> Any:
     spread = np.sum([share**2 / degrees for share, degrees in shares], axis=0)
     # Rounded down to whole numbers, which is the wider interval; where nothing varies any will do.
     degrees = np.floor(np.divide(variance**2, spread, out=np.ones_like(variance), where=spread > 0) + 1e-9)
-    factors = np.vectorize(lambda own: t_quantile((1 + level) / 2, int(own)))(degrees)
-    return factors * np.sqrt(variance)
+    from scipy import special
+
+    return special.stdtrit(degrees, (1 + level) / 2) * np.sqrt(variance)
 
 
 def interquartile_mean(values: ArrayLike) -> Array:
@@ -212,12 +214,12 @@ def performance_profile(
 
     Parameters
     ----------
-    scores
+    scores : mapping of str to array_like
         Human-normalised scores of the runs, shape ``(runs,)``, by game.
-    thresholds
-        Shape ``(thresholds,)``.
+    thresholds : array_like
+        The scores to be above, shape ``(thresholds,)``.
     level, interval, resamples, seed
-        As in `aggregate_scores`.
+        See `aggregate_scores`.
 
     Raises
     ------
@@ -240,9 +242,8 @@ def performance_profile(
         width = _half_width([(1 / len(games), own) for own in above], level)
         return PerformanceProfile(levels, share, np.maximum(share - width, 0.0), np.minimum(share + width, 1.0))
     rng = np.random.default_rng(seed)
-    drawn = sum(_weights(len(own), resamples, rng) @ own for own in above) / len(games)
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return PerformanceProfile(levels, share, low, high)
+    drawn = np.sum([_weights(len(own), resamples, rng) @ own for own in above], axis=0) / len(games)
+    return PerformanceProfile(levels, share, *_percentiles(drawn, level))
 
 
 def probability_of_improvement(
@@ -253,7 +254,7 @@ def probability_of_improvement(
     interval: IntervalKind = "auto",
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> Bounded:
+) -> Interval:
     """Return how probable it is that a run scores higher than one of the baseline on the same game.
 
     For each game this is the Mann-Whitney statistic over the number of pairs (a tie counts a half); it is averaged over
@@ -261,10 +262,10 @@ def probability_of_improvement(
 
     Parameters
     ----------
-    scores, baseline
+    scores, baseline : mapping of str to array_like
         Scores of the runs, shape ``(runs,)``, by game; both of the same games.
     level, interval, resamples, seed
-        As in `aggregate_scores`.
+        See `aggregate_scores`.
 
     Raises
     ------
@@ -288,20 +289,19 @@ def probability_of_improvement(
     ]
     value = float(np.mean([own.mean() for own in wins]))
     if min(map(len, [*ours, *theirs])) < 2:
-        return Bounded(value)
+        return Interval(value)
     if _takes_t(interval, min(map(len, [*ours, *theirs]))):
         # How often a run wins against all of the other side, of either side.
         sides = [(1 / len(wins), own.mean(axis=axis)) for own in wins for axis in (0, 1)]
         width = float(_half_width(sides, level))
         # Where every run wins, or none, these few tell nothing of how much others would differ.
-        return Bounded(value, max(value - width, 0.0), min(value + width, 1.0)) if width else Bounded(value)
+        return Interval(value, max(value - width, 0.0), min(value + width, 1.0)) if width else Interval(value)
     rng = np.random.default_rng(seed)
     drawn = np.zeros(resamples)
     for own in wins:
         first, second = (_weights(size, resamples, rng) for size in own.shape)
         drawn += np.einsum("ri,ri->r", first @ own, second)
-    low, high = np.quantile(drawn / len(wins), [(1 - level) / 2, (1 + level) / 2])
-    return Bounded(value, float(low), float(high))
+    return Interval(value, *_percentiles(drawn / len(wins), level).tolist())
 
 
 def interval_names(runs: int) -> str:
@@ -321,6 +321,11 @@ def _aggregates(values: Array, counts: NDArray[np.int64]) -> Array:
     return np.stack(
         [interquartile_mean(values), np.median(means, axis=1), means.mean(axis=1), 1.0 - reached.mean(axis=1)]
     )
+
+
+def _percentiles(drawn: Array, level: float) -> Array:
+    """Return the lower and the upper end of the interval, of resamples of shape ``(resamples, ...)``."""
+    return np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
 
 
 def _weights(runs: int, resamples: int, rng: np.random.Generator) -> Array:

@@ -1,9 +1,9 @@
-"""The runs of an Atari study, by variant and game.
+"""Runs of an Atari study, by variant and game.
 
 A study directory (see `load_study`) is one of Atari if its trials have a setting ``game``. Its trials then have:
 
 - settings ``game`` (one of `atari_games`), ``variant`` (what a legend calls the agent; where it is a name of
-  `paper_scores`, the paper's row stands beside it), ``seed``, ``steps`` (agent steps of the run, 100000 by the
+  `paper_scores`, the paper's row stands under it), ``seed``, ``steps`` (agent steps of the run, 100000 by the
   protocol), ``episodes`` (games played in the last evaluation, 100 by the protocol) and, for colours, ``method``;
 - a label for each variant and game, ``"DrQ + H&T, Pong"``, so that a sentence on a trial names its game;
 - a curve ``evaluation`` with the columns ``step`` (agent steps so far) and ``score`` (mean unclipped score of whole
@@ -26,11 +26,20 @@ from numpy.typing import NDArray
 
 from ht_ray._checks import check_choice
 from ht_ray.errors import SettingError
-from ht_ray.report.atari.reference import AGENT_STEPS, EVALUATION_EPISODES, atari_games, human_normalised
+from ht_ray.report.atari.reference import AGENT_STEPS, EVALUATION_EPISODES, atari_games, human_normalized
 from ht_ray.report.atari.scores import AtariAggregates, aggregate_scores
 from ht_ray.report.data.study import MissingDataError, Scalar, StudyData, TrialData
 
-__all__ = ["Variant", "comparable", "games_text", "is_atari", "number_text", "variant_notes", "variants_of"]
+__all__ = [
+    "Variant",
+    "comparable",
+    "finished_variants",
+    "format_games",
+    "format_thousands",
+    "is_atari",
+    "variant_notes",
+    "variants_of",
+]
 
 Array = NDArray[np.float64]
 
@@ -65,7 +74,7 @@ class Variant:
     @property
     def scores(self) -> dict[str, Array]:
         """The human-normalised final scores, shape ``(runs,)``, by game."""
-        return {game: human_normalised(game, scores) for game, scores in self.raw.items()}
+        return {game: human_normalized(game, scores) for game, scores in self.raw.items()}
 
     @cached_property
     def aggregates(self) -> AtariAggregates:
@@ -108,7 +117,7 @@ class Variant:
         if not steps.size:
             raise MissingDataError(f"Evaluations during training: the runs of {self.name!r} have no steps in common.")
         return steps, {
-            game: human_normalised(game, np.stack([score[np.searchsorted(step, steps)] for step, score in runs]))
+            game: human_normalized(game, np.stack([score[np.searchsorted(step, steps)] for step, score in runs]))
             for game, runs in own.items()
         }
 
@@ -130,14 +139,14 @@ def variants_of(study: StudyData) -> tuple[Variant, ...]:
         one variant differ in steps, episodes or what else is not as in the protocol.
     """
     groups: dict[str, dict[str, list[TrialData]]] = {}
-    places: dict[tuple[str, str, Scalar], str] = {}
+    known: dict[tuple[str, str, Scalar], str] = {}
     budgets: dict[str, tuple[TrialData, tuple[str, ...]]] = {}
     for trial in study.trials:
         game, name = trial.settings.get("game"), trial.settings.get("variant")
         check_choice(f"Trial {trial.id}: game", game, atari_games())
         if not isinstance(name, str) or not name:
             raise SettingError(f"Trial {trial.id}: variant = {name!r}: accepted is the name of an agent.")
-        other = places.setdefault((name, str(game), trial.seed), trial.id)
+        other = known.setdefault((name, str(game), trial.seed), trial.id)
         if other != trial.id:
             raise SettingError(f"Trials {other} and {trial.id} are both {name!r} on {game} with seed {trial.seed}.")
         first, budget = budgets.setdefault(name, (trial, _differs(trial)))
@@ -160,6 +169,14 @@ def variants_of(study: StudyData) -> tuple[Variant, ...]:
     )
 
 
+def finished_variants(study: StudyData, where: str) -> list[Variant]:
+    """Return the variants that have a finished run; raise a `MissingDataError` that names `where` if there are none."""
+    variants = [variant for variant in variants_of(study) if variant.finished]
+    if not variants:
+        raise MissingDataError(f"{where}: no run has finished.")
+    return variants
+
+
 def comparable(variants: Sequence[Variant]) -> bool:
     """Return whether aggregates of these variants are over the same games, each as long trained and as often played."""
     return len({(frozenset(variant.finished), variant.differs) for variant in variants}) <= 1
@@ -170,7 +187,7 @@ def variant_notes(variants: Sequence[Variant]) -> tuple[str, ...]:
     notes = []
     by_text: dict[str, list[str]] = {}
     for variant in variants:
-        parts = [games_text(variant.finished)] if len(variant.finished) < len(atari_games()) else []
+        parts = [format_games(variant.finished)] if len(variant.finished) < len(atari_games()) else []
         if variant.finished and (parts or variant.differs):
             by_text.setdefault("; ".join([*parts, *variant.differs]), []).append(variant.name)
     notes += [f"Not the protocol's: {', '.join(names)}: {text}." for text, names in by_text.items()]
@@ -198,14 +215,14 @@ def variant_notes(variants: Sequence[Variant]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def games_text(games: Iterable[str]) -> str:
-    """Return how many of the benchmark's games these are, and which, or which are wanting, whichever are fewer.
+def format_games(games: Iterable[str]) -> str:
+    """Return how many of the benchmark's games these are, and which, or which are missing, whichever are fewer.
 
     Examples
     --------
-    >>> games_text(["Pong", "Boxing"])
+    >>> format_games(["Pong", "Boxing"])
     '2 of 26 games (Boxing, Pong)'
-    >>> games_text(game for game in atari_games() if game != "Qbert")
+    >>> format_games(game for game in atari_games() if game != "Qbert")
     '25 of 26 games (without Qbert)'
     """
     own = set(games)
@@ -215,12 +232,12 @@ def games_text(games: Iterable[str]) -> str:
     return f"{text} ({'' if named is present else 'without '}{', '.join(named)})" if named else text
 
 
-def number_text(value: float) -> str:
+def format_thousands(value: float) -> str:
     """Return a whole number with spaces between its thousands.
 
     Examples
     --------
-    >>> number_text(100000)
+    >>> format_thousands(100000)
     '100 000'
     """
     return f"{value:,.0f}".replace(",", " ")
@@ -236,7 +253,7 @@ def _differs(trial: TrialData) -> tuple[str, ...]:
         if not isinstance(value, (int, float)):
             found.append(f"number of {what} not recorded")
         elif value != usual:
-            found.append(f"{number_text(value)} of {number_text(usual)} {what}")
+            found.append(f"{format_thousands(value)} of {format_thousands(usual)} {what}")
     sentences = trial.config.get("differs", ())
     return (*found, *(str(sentence) for sentence in sentences))
 

@@ -1,4 +1,4 @@
-"""The tables of an Atari study: aggregates beside the paper's, scores by game, probabilities of improvement."""
+"""Tables of an Atari study: aggregates next to the paper's, scores by game, probabilities of improvement."""
 
 from __future__ import annotations
 
@@ -7,13 +7,21 @@ from collections.abc import Sequence
 
 from ht_ray._checks import check_choice
 from ht_ray.report.atari.reference import AGENT_STEPS, PaperScores, atari_games, paper_scores, reference_scores
-from ht_ray.report.atari.scores import METRICS, RESAMPLES, Bounded, probability_of_improvement
-from ht_ray.report.atari.study import Variant, comparable, games_text, number_text, variant_notes, variants_of
+from ht_ray.report.atari.scores import METRICS, RESAMPLES, Interval, probability_of_improvement
+from ht_ray.report.atari.study import (
+    Variant,
+    comparable,
+    finished_variants,
+    format_games,
+    format_thousands,
+    variant_notes,
+    variants_of,
+)
 from ht_ray.report.data.paper import PAPER
 from ht_ray.report.data.statistics import ENOUGH, estimate
 from ht_ray.report.data.study import MissingDataError, StudyData
-from ht_ray.report.style.names import NOTHING, describe, shown_short
-from ht_ray.report.style.tables import Cell, Column, Table, context_of, problem_notes
+from ht_ray.report.style.formats import NOTHING, describe, format_significant
+from ht_ray.report.style.tables import Cell, Column, Table, study_table
 
 __all__ = ["METRIC_TITLES", "aggregates_table", "games_table", "improvement_table"]
 
@@ -21,8 +29,8 @@ METRIC_TITLES = {"iqm": "IQM", "median": "median", "mean": "mean", "optimality_g
 
 _INTERVALS = (
     f"95% t intervals by game; with {ENOUGH} runs of each game or more, percentile intervals of a bootstrap that draws "
-    f"runs within each game ({number_text(RESAMPLES)} resamples). They tell how much other runs on these games would "
-    "differ, not other games. Where a game has a single run there is none."
+    f"runs within each game ({format_thousands(RESAMPLES)} resamples). They tell how much other runs on these games "
+    "would differ, not other games. Where a game has a single run there is none."
 )
 
 
@@ -32,21 +40,11 @@ def aggregates_table(study: StudyData) -> Table:
     Under a variant whose name is one of `paper_scores` stands the paper's row; its other rows follow at the end.
     Columns and notes say over how many games, runs and steps a row is. Where all variants are over the same games,
     steps and evaluations, the best of those that finished all their runs is marked.
-
-    Raises
-    ------
-    MissingDataError
-        If no run has finished.
-    SettingError
-        If the trials are not as described in `ht_ray.report.atari.study`.
     """
-    variants = variants_of(study)
-    finished = [variant for variant in variants if variant.finished]
-    if not finished:
-        raise MissingDataError("aggregates_table: no run has finished.")
+    variants, finished = variants_of(study), finished_variants(study, "aggregates_table")
     whole = [variant for variant in finished if variant.whole]
     best = {
-        metric: _shown((min if metric == "optimality_gap" else max)(_values(whole, metric)))
+        metric: _format((min if metric == "optimality_gap" else max)(_values(whole, metric)))
         for metric in (METRICS if len(whole) > 1 and comparable(finished) else ())
     }
     paper = dict(paper_scores())
@@ -70,13 +68,12 @@ def aggregates_table(study: StudyData) -> Table:
         f"(paper): {PAPER}, table 1, over 26 games; what follows is not as there. S&P: Shrink & Perturb, HR: head "
         "reset and its interval, H&T: Hare & Tortoise. Its table has no number of runs and no intervals.",
         *variant_notes(variants),
-        *problem_notes(study),
     )
     title = f"Atari-100k aggregates of {describe(study)}"
     games = {game for variant in finished for game in variant.finished}
     if len(games) < len(atari_games()):
-        title += f": {games_text(games)}"
-    return Table(title, columns, tuple(rows), notes, context_of(study))
+        title += f": {format_games(games)}"
+    return study_table(study, title, columns, rows, notes)
 
 
 def games_table(study: StudyData) -> Table:
@@ -84,17 +81,9 @@ def games_table(study: StudyData) -> Table:
 
     A score is the mean over whole games, unclipped; its human-normalised value stands behind it. The best variant of
     those that finished all their runs of a game is marked.
-
-    Raises
-    ------
-    MissingDataError
-        If no run has finished.
-    SettingError
-        If the trials are not as described in `ht_ray.report.atari.study`.
     """
+    finished_variants(study, "games_table")
     variants = variants_of(study)
-    if not any(variant.finished for variant in variants):
-        raise MissingDataError("games_table: no run has finished.")
     columns = [Column("game", ("game",)), Column("random", ("random",)), Column("human", ("human",))]
     for variant in variants:
         parts = ("runs", "mean", "sd", "normalised")
@@ -120,9 +109,8 @@ def games_table(study: StudyData) -> Table:
         "in brackets. Fewer runs than were planned are told as n.",
         f"Runs planned: {low if low == high else f'{low} to {high}'} per game.",
         *variant_notes(variants),
-        *problem_notes(study),
     )
-    return Table(f"Scores by game of {describe(study)}", tuple(columns), tuple(rows), notes, context_of(study))
+    return study_table(study, f"Scores by game of {describe(study)}", columns, rows, notes)
 
 
 def improvement_table(study: StudyData, baseline: str | None = None) -> Table:
@@ -132,15 +120,8 @@ def improvement_table(study: StudyData, baseline: str | None = None) -> Table:
 
     Parameters
     ----------
-    baseline
-        A variant; by default the first planned.
-
-    Raises
-    ------
-    MissingDataError
-        If the baseline shares no game with another variant.
-    SettingError
-        If there is no such variant, or the trials are not as described in `ht_ray.report.atari.study`.
+    baseline : str, optional
+        A variant's name; by default the first planned.
     """
     variants = {variant.name: variant for variant in variants_of(study)}
     base = variants[check_choice("improvement_table: baseline", baseline or next(iter(variants)), variants)]
@@ -156,7 +137,7 @@ def improvement_table(study: StudyData, baseline: str | None = None) -> Table:
             (
                 Cell(f"{name} over {base.name}", (name, base.name)),
                 Cell(f"{len(games)} of {len(atari_games())}", (len(games),)),
-                Cell(_bounded_text(found), (found.value, found.low, found.high)),
+                Cell(_format_interval(found), (found.value, found.low, found.high)),
                 Cell(above, (above,)),
             )
         )
@@ -174,7 +155,8 @@ def improvement_table(study: StudyData, baseline: str | None = None) -> Table:
         f"In brackets: {_INTERVALS}",
         *variant_notes(tuple(variants.values())),
     )
-    return Table(f"Probability of improvement in {describe(study)}", columns, tuple(rows), notes, context_of(study))
+    title = f"Probability of improvement in {describe(study)}"
+    return study_table(study, title, columns, rows, notes, problems=False)
 
 
 def _own_row(variant: Variant, best: dict[str, str]) -> tuple[Cell, ...]:
@@ -185,12 +167,12 @@ def _own_row(variant: Variant, best: dict[str, str]) -> tuple[Cell, ...]:
         Cell(variant.name, (variant.name, "ours")),
         Cell(f"{len(variant.finished)} of {len(atari_games())}", (len(variant.finished),)),
         Cell(str(low) if low == high else f"{low}–{high}", (low, high)),
-        Cell(NOTHING if math.isnan(steps) else number_text(steps), (steps,)),
+        Cell(NOTHING if math.isnan(steps) else format_thousands(steps), (steps,)),
     ]
     for metric in METRICS:
-        found = getattr(variant.aggregates, metric) if variant.finished else Bounded(math.nan)
-        marked = _shown(found.value) == best.get(metric)
-        cells.append(Cell(_bounded_text(found), (found.value, found.low, found.high), marked))
+        found = getattr(variant.aggregates, metric) if variant.finished else Interval(math.nan)
+        marked = _format(found.value) == best.get(metric)
+        cells.append(Cell(_format_interval(found), (found.value, found.low, found.high), marked))
     return tuple(cells)
 
 
@@ -200,9 +182,9 @@ def _paper_row(scores: PaperScores) -> tuple[Cell, ...]:
         Cell(f"{scores.variant} (paper)", (scores.variant, "paper")),
         Cell(f"{every} of {every}", (every,)),
         Cell(NOTHING, (math.nan, math.nan)),
-        Cell(number_text(AGENT_STEPS), (AGENT_STEPS,)),
+        Cell(format_thousands(AGENT_STEPS), (AGENT_STEPS,)),
         *(
-            Cell(_shown(value), (value, math.nan, math.nan))
+            Cell(_format(value), (value, math.nan, math.nan))
             for value in (getattr(scores, metric) for metric in METRICS)
         ),
     )
@@ -215,7 +197,7 @@ def _score_cell(variant: Variant, game: str) -> Cell:
     normalised = float(variant.scores[game].mean())
     planned = len(variant.planned[game])
     short = f" (n={own.n})" if own.n < planned else ""
-    text = f"{shown_short(own.mean, own.sd)} [{normalised:.3f}]{short}"
+    text = f"{format_significant(own.mean, own.sd)} [{normalised:.3f}]{short}"
     return Cell(text, (own.n, own.mean, own.sd, normalised))
 
 
@@ -223,10 +205,10 @@ def _values(variants: Sequence[Variant], metric: str) -> list[float]:
     return [getattr(variant.aggregates, metric).value for variant in variants]
 
 
-def _shown(value: float) -> str:
+def _format(value: float) -> str:
     return f"{value:.3f}" if math.isfinite(value) else NOTHING
 
 
-def _bounded_text(found: Bounded) -> str:
+def _format_interval(found: Interval) -> str:
     ends = f" [{found.low:.3f}, {found.high:.3f}]" if math.isfinite(found.low) else ""
-    return _shown(found.value) + ends
+    return _format(found.value) + ends

@@ -1,4 +1,4 @@
-"""Test accuracy per epoch and per phase as figures: a picture of all labels, or, of many, a panel for each."""
+"""Figures of the test accuracy per epoch and per phase: all labels in one, or, of many, a panel for each."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from ht_ray.report.style.curve_lines import (
     BASELINE,
     MANY,
     Line,
+    align_warm_start,
+    axis_limits,
+    curve_lines,
     draw_line,
-    limits,
     line_styles,
-    lines_of,
     method_colour,
-    of_warm_start,
 )
-from ht_ray.report.style.drawing import Figure, PathLike, title, write_figure
-from ht_ray.report.style.names import seeds_text
+from ht_ray.report.style.figures import Figure, PathLike, add_grid, add_legend, add_title, write_figure
+from ht_ray.report.style.formats import format_seeds
 
 __all__ = ["epoch_curves", "integer_ticks", "lines_caption", "phase_curves"]
 
-#: Panels beside each other.
+#: Panels in a row.
 ACROSS = 4
 OTHERS = "0.8"
 #: Marks of the drops of more lines than this would cover each other.
@@ -48,20 +48,9 @@ def epoch_curves(study: StudyData, *paths: PathLike, labels: Sequence[str] | Non
 
     Parameters
     ----------
-    study
-        A study of one access mode (see `split_by_access`).
-    *paths
-        Where to write the figure, each in the format of its suffix.
-    labels
+    labels : sequence of str, optional
         The labels to draw. By default all, and where those are more than seven, the best label of each method by the
         study's metric, which the legend then says.
-
-    Raises
-    ------
-    MissingDataError
-        If no finished trial of these labels has a test accuracy by epoch.
-    SettingError
-        If a label is unknown, two trials share label and seed, or a path cannot be written.
     """
     _draw_curves(study, "epoch", paths, labels)
 
@@ -73,9 +62,9 @@ def phase_curves(study: StudyData, *paths: PathLike, labels: Sequence[str] | Non
 
 def lines_caption(study: StudyData, empty: Sequence[str]) -> str:
     """Return what lines and bands are, and which labels have none."""
-    caption = f"Lines: {seeds_text(study.seeds)}."
+    caption = f"Lines: {format_seeds(study.seeds)}."
     if len(study.seeds) > 1:
-        caption = f"Lines: mean over {seeds_text(study.seeds)}; bands: ± 1 standard deviation (n − 1)."
+        caption = f"Lines: mean over {format_seeds(study.seeds)}; bands: ± 1 standard deviation (n − 1)."
     return caption + (f" Without a finished trial: {', '.join(empty)}." if empty else "")
 
 
@@ -89,11 +78,11 @@ def integer_ticks(axis: Any, first: float, last: float, *, each: bool) -> None:
 
 def _draw_curves(study: StudyData, curve: str, paths: Sequence[PathLike], labels: Sequence[str] | None) -> None:
     # Epochs after which nothing was tested are passed over.
-    lines, empty = lines_of(study, curve, "test_accuracy", labels, sparse=curve == "epoch")
+    lines, empty = curve_lines(study, curve, "test_accuracy", labels, sparse=curve == "epoch")
     if not lines:
         raise MissingDataError(f"{curve}_curves: no finished trial has a test accuracy by {curve}.")
     warm = study.warm_start
-    lines = [of_warm_start(line, curve) for line in lines] if warm else lines
+    lines = [align_warm_start(line, curve) for line in lines] if warm else lines
     caption = lines_caption(study, empty)
     starts = np.unique(np.concatenate([line.starts for line in lines])) if curve == "epoch" else np.empty(0)
     if curve == "epoch":
@@ -102,10 +91,12 @@ def _draw_curves(study: StudyData, curve: str, paths: Sequence[PathLike], labels
             caption += " Both phases are drawn equally long."
             caption += " A fresh network has the second alone." * any(line.phases == 1 for line in lines)
     # The climb from chance in the first phase would flatten everything that is worth seeing.
-    low, high = limits(lines, starts[0] / 2 if starts.size else 0.0)
+    low, high = axis_limits(lines, starts[0] / 2 if starts.size else 0.0)
     if any((line.mean < low).any() for line in lines):
         caption += " The first epochs lie below the axis."
-    ends = (0, 2) if warm and curve == "epoch" else _ends(lines)
+    first, last = min(line.x[0] for line in lines), max(line.x[-1] for line in lines)
+    ends = (0, 2) if warm and curve == "epoch" else (first, last)
+    pad = (0.01 * (last - first) if curve == "epoch" else 0.3) or 0.5
     abscissa = "Phase"
     if curve == "epoch":
         abscissa = "Phases passed" if warm else "Epoch (counted over all phases)"
@@ -117,7 +108,8 @@ def _draw_curves(study: StudyData, curve: str, paths: Sequence[PathLike], labels
         for start in starts:
             axis.axvline(start - (0.0 if warm else 0.5), color=grey, linewidth=0.7, zorder=0)
         axis.set_ylim(low, high)
-        _horizontal(axis, lines, curve)
+        axis.set_xlim(first - pad, last + pad)
+        add_grid(axis, "y")
 
     def draw_one(figure: Figure) -> None:
         axis = figure.subplots()
@@ -125,27 +117,25 @@ def _draw_curves(study: StudyData, curve: str, paths: Sequence[PathLike], labels
         integer_ticks(axis, *ends, each=curve == "phase" or warm)
         styles = line_styles([line.method for line in lines])
         handles = [
-            draw_line(axis, line, style, place=index / len(lines))
+            draw_line(axis, line, style, stagger=index / len(lines))
             for index, (line, style) in enumerate(zip(lines, styles, strict=True))
         ]
-        told = caption
+        text = caption
         drops = [_drops(line, (high - low) / 100) for line in lines] if curve == "epoch" else []
         if 0 < sum(map(bool, drops)) <= MARKED:
-            told += " Arrows: how far a mean drops at a phase change; dotted: until when it stays below."
+            text += " Arrows: how far a mean drops at a phase change; dotted: until when it stays below."
             for line, style, own in zip(lines, styles, drops, strict=True):
                 _mark_drops(axis, line, style["color"], own)
         axis.set_xlabel(abscissa)
         axis.set_ylabel("Test accuracy (%)")
-        figure.legend(
-            handles=handles, loc="outside right center", frameon=False, fontsize=8, labelspacing=0.8, handlelength=3
-        )
-        title(figure, what, study, told)
+        add_legend(figure, handles=handles, handlelength=3)
+        add_title(figure, what, study, text)
 
     def draw_many(figure: Figure) -> None:
         axes = figure.subplots(math.ceil(len(panels) / ACROSS), ACROSS, sharex=True, sharey=True, squeeze=False)
         for axis in axes.flat[len(panels) :]:
             axis.remove()
-        for place, (axis, line) in enumerate(zip(axes.flat, panels, strict=False)):
+        for index, (axis, line) in enumerate(zip(axes.flat, panels, strict=False)):
             prepare(axis, "0.9")
             for other in panels:
                 if other is not line:
@@ -154,16 +144,12 @@ def _draw_curves(study: StudyData, curve: str, paths: Sequence[PathLike], labels
                 axis.plot(baseline.x, baseline.mean, color="black", linewidth=0.9, zorder=2)
             draw_line(axis, line, {"color": method_colour(line.method), "linewidth": 1.5, "zorder": 3}, band=0.3)
             axis.set_title(line.name(width=34), fontsize=7.5, loc="left")
-            axis.tick_params(labelsize=7.5, labelbottom=place + ACROSS >= len(panels))
+            axis.tick_params(labelsize=7.5, labelbottom=index + ACROSS >= len(panels))
         integer_ticks(axes[0, 0], *ends, each=warm)
         figure.supylabel("Test accuracy (%)", fontsize=9)
         against = f", {baseline.label} in black" if baseline is not None else ""
-        title(
-            figure,
-            f"{what}: each method in colour{against}, the others in grey",
-            study,
-            f"Horizontal: {abscissa[0].lower()}{abscissa[1:]}. {caption}",
-        )
+        heading = f"{what}: each method in colour{against}, the others in grey"
+        add_title(figure, heading, study, f"Horizontal: {abscissa[0].lower()}{abscissa[1:]}. {caption}")
 
     if len(lines) <= MANY:
         write_figure(draw_one, (9.5, 4.6), paths)
@@ -194,15 +180,3 @@ def _mark_drops(axis: Any, line: Line, colour: str, drops: Sequence[tuple[int, i
         axis.plot(reach, [level, level], color=colour, linewidth=0.8, linestyle=":", zorder=4)
         arrow = {"arrowstyle": "-|>", "color": colour, "linewidth": 0.9, "shrinkA": 0, "shrinkB": 0}
         axis.annotate("", (low, level - depth), (low, level), arrowprops=arrow, zorder=4)
-
-
-def _ends(lines: Sequence[Line]) -> tuple[float, float]:
-    return min(line.x[0] for line in lines), max(line.x[-1] for line in lines)
-
-
-def _horizontal(axis: Any, lines: Sequence[Line], curve: str) -> None:
-    first, last = _ends(lines)
-    pad = 0.01 * (last - first) if curve == "epoch" else 0.3
-    axis.set_xlim(first - (pad or 0.5), last + (pad or 0.5))
-    axis.grid(axis="y", color="0.92", linewidth=0.6)
-    axis.set_axisbelow(True)

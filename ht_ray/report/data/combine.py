@@ -1,9 +1,9 @@
-"""Several studies as one, where that mixes nothing."""
+"""Combination of several studies into one, where that mixes nothing."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ht_ray.report.data.study import Scalar, StudyData
@@ -21,19 +21,15 @@ CHOOSING = (
     *("evaluate_every", "indicators", "indicators_every"),
     *("data_root", "device", "download"),
 )
-TOLD = 8
+#: How many differing settings are listed.
+MOST_LISTED = 8
 
 
 def combine(studies: Sequence[StudyData]) -> tuple[StudyData | None, tuple[str, ...]]:
     """Return one study of all trials, or None and sentences on what forbids it.
 
     The studies must agree in all settings but those that choose their trials, and in the metric; no two trials may
-    share label, access mode and seed. Other versions of the software forbid nothing, and are told.
-
-    Parameters
-    ----------
-    studies
-        At least one.
+    share label, access mode and seed. Other versions of the software forbid nothing; a sentence says so.
     """
     first, *others = studies
     # By their folders: two studies of one script have one name.
@@ -44,8 +40,8 @@ def combine(studies: Sequence[StudyData]) -> tuple[StudyData | None, tuple[str, 
         found = differing(first, other)
         pair = f"{names[id(first)]} and {names[id(other)]}"
         if found:
-            more = f" and {len(found) - TOLD} more" if len(found) > TOLD else ""
-            reasons.append(f"{pair} differ in {'; '.join(found[:TOLD])}{more}.")
+            more = f" and {len(found) - MOST_LISTED} more" if len(found) > MOST_LISTED else ""
+            reasons.append(f"{pair} differ in {'; '.join(found[:MOST_LISTED])}{more}.")
         versions = [study.config.get("versions") for study in (first, other)]
         if versions[0] != versions[1]:
             remarks.append(f"{pair} were made with different versions of the software.")
@@ -63,16 +59,15 @@ def combine(studies: Sequence[StudyData]) -> tuple[StudyData | None, tuple[str, 
         first,
         config={**first.config, "study": " + ".join(names.values())},
         trials=tuple(trial for study in studies for trial in study.trials),
-        strays=tuple(text for study in studies for text in study.strays),
+        orphans=tuple(text for study in studies for text in study.orphans),
         journal=None,
     )
     return joined, tuple(remarks)
 
 
 def differing(one: StudyData, other: StudyData) -> list[str]:
-    """Return in what two studies differ, but for their choice of trials."""
-    settings = [study.config.get("settings") for study in (one, other)]
-    first, second = (dict(own) if isinstance(own, Mapping) else {} for own in settings)
+    """Return the settings in which two studies differ, but for their choice of trials."""
+    first, second = one.settings, other.settings
     pairs: dict[str, tuple[Any, Any]] = {
         name: (first.get(name), second.get(name)) for name in dict.fromkeys([*first, *second]) if name not in CHOOSING
     }

@@ -1,4 +1,4 @@
-"""Files that are either the old ones or the new ones, never half of each; lines that may go into a closed pipe."""
+"""Files that are replaced as a whole, with patience for a full disk; lines that may go into a closed pipe."""
 
 from __future__ import annotations
 
@@ -15,46 +15,47 @@ from ht_ray._files import write_atomic
 from ht_ray._storage import PASSING, StorageError, retry
 from ht_ray.errors import SettingError
 
-__all__ = ["remove", "say", "waited", "waiting", "write_bytes", "write_text"]
+__all__ = ["Log", "print_line", "remove", "storage_patience", "with_patience", "write_bytes", "write_text"]
 
 T = TypeVar("T")
-Say = Callable[[str], object]
+Log = Callable[[str], object]
+"""A function that is called with each line of progress."""
 
-_patience: ContextVar[tuple[float, Say]] = ContextVar("patience", default=(0.0, lambda text: None))
+_patience: ContextVar[tuple[float, Log]] = ContextVar("patience", default=(0.0, lambda text: None))
 
 
 @contextmanager
-def waiting(patience: float, say: Say) -> Iterator[None]:
-    """Let what is written in the block wait up to `patience` seconds for a disk that is full or lost, and say so."""
-    token = _patience.set((patience, say))
+def storage_patience(seconds: float, log: Log) -> Iterator[None]:
+    """Let the writes of the block wait for a disk that is full or lost, for so many seconds at most, and log that."""
+    token = _patience.set((seconds, log))
     try:
         yield
     finally:
         _patience.reset(token)
 
 
-def waited(what: Callable[[], T]) -> T:
-    """Return ``what()``, tried again while it raises `StorageError` for as long as `waiting` says."""
-    patience, say = _patience.get()
+def with_patience(action: Callable[[], T]) -> T:
+    """Return ``action()``, tried again while it raises `StorageError`, as `storage_patience` allows."""
+    seconds, log = _patience.get()
 
     def trouble(error: StorageError) -> None:
-        if patience:
-            say(f"{error}; waiting up to {patience / 60:g} minutes for it")
+        if seconds:
+            log(f"{error}; waiting up to {seconds / 60:g} minutes for it")
 
-    return retry(what, patience=patience, on_trouble=trouble)
+    return retry(action, patience=seconds, on_trouble=trouble)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` under a temporary name beside `path` and rename it; folders are made.
+    """Write `content` under a temporary name next to `path` and rename it; folders are made.
 
     Raises
     ------
     SettingError
         If that is not possible there.
     StorageError
-        If the disk is full or lost, after the time of `waiting`.
+        If the disk is full or lost, for longer than `storage_patience` allows.
     """
-    waited(partial(_write_bytes, path, content))
+    with_patience(partial(_write_bytes, path, content))
 
 
 def _write_bytes(path: Path, content: bytes) -> None:
@@ -62,10 +63,10 @@ def _write_bytes(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, content)
     except OSError as error:
-        told = f"{path} cannot be written: {error.strerror or error}"
+        message = f"{path} cannot be written: {error.strerror or error}"
         if error.errno in PASSING:
-            raise StorageError(told) from error
-        raise SettingError(f"{told}.") from error
+            raise StorageError(message) from error
+        raise SettingError(f"{message}.") from error
 
 
 def write_text(path: Path, content: str) -> None:
@@ -87,8 +88,8 @@ def remove(path: Path) -> None:
         raise SettingError(f"{path} cannot be removed: {error.strerror or error}.") from error
 
 
-def say(text: str) -> None:
-    """Print; who closes the pipe (``| head``) has read enough, and the report is written all the same."""
+def print_line(text: str) -> None:
+    """Print a line; a reader may close the pipe (``| head``), and the report is written all the same."""
     try:
         print(text, flush=True)
     except BrokenPipeError:

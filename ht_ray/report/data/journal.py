@@ -1,4 +1,4 @@
-"""Read a study's journal: its runs, and what happened while they ran."""
+"""Journal of a study: its runs, and the events while they ran."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from typing import Any
 from ht_ray.records.checked_json import SUM, Damaged, parse
 from ht_ray.records.study_files import JOURNAL
 
-__all__ = ["JOURNAL", "Event", "Journal", "Run", "load_journal", "telling_line"]
+__all__ = ["JOURNAL", "Event", "Journal", "Run", "load_journal", "summarize_error"]
 
-#: Letters of an error's telling line that are kept.
+#: Letters of the summary of an error that are kept.
 WIDTH = 160
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-#: What says why, in Ray's messages on the death of an actor.
+#: The reason, in Ray's messages on the death of an actor.
 _REASONS = (
     re.compile(r"Worker exit detail: (.+?)(?= There are some potential root causes| Some common causes|$)", re.M),
     re.compile(r"(the actor's node was terminated.*)"),
 )
-#: Lines of them that say nothing.
+#: Lines of these messages that give no reason.
 _PLAIN = re.compile(
     r"The actor died unexpectedly before finishing this task\.|(class_name|actor_id|pid|name|namespace|ip): "
 )
@@ -43,7 +43,7 @@ class Event:
     time
         When the driver wrote it, in ISO 8601; ``""`` where it has none.
     values
-        What else stands there.
+        Everything else.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Run:
-    """From a driver's start to its end.
+    """One run of a study, from a driver's start to its end.
 
     Attributes
     ----------
@@ -99,7 +99,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Journal:
-    """What a study's ``journal.jsonl`` says.
+    """The events of a study's ``journal.jsonl``.
 
     Attributes
     ----------
@@ -115,7 +115,7 @@ class Journal:
     @property
     def runs(self) -> tuple[Run, ...]:
         """The runs, in order. Only one driver is at work at a time."""
-        starts = [place for place, event in enumerate(self.events) if event.name == "run started"]
+        starts = [index for index, event in enumerate(self.events) if event.name == "run started"]
         runs = []
         for start, end in itertools.pairwise([*starts, len(self.events)]):
             own = self.events[start:end]
@@ -137,7 +137,7 @@ class Journal:
 def load_journal(directory: Path) -> Journal | None:
     """Return the journal in a study's directory; ``None`` where there is none.
 
-    What cannot be read, such as a line that a kill has torn, is counted and left out.
+    Lines that cannot be read, such as one that a kill has torn, are counted and left out.
     """
     try:
         text = (directory / JOURNAL).read_text(encoding="utf-8", errors="replace")
@@ -157,33 +157,33 @@ def load_journal(directory: Path) -> Journal | None:
     return Journal(tuple(events), damaged)
 
 
-def telling_line(detail: str, width: int = WIDTH) -> str:
-    """Return the line of an error that tells most, of at most `width` letters.
+def summarize_error(detail: str, width: int = WIDTH) -> str:
+    """Return the most informative line of an error, of at most `width` letters.
 
     It is the error's own line of a traceback, the reason in one of Ray's messages on the death of an actor, and
     otherwise the first line.
 
     Examples
     --------
-    >>> telling_line('Traceback (most recent call last):\\n  File "a.py", line 3, in f\\n    g()\\nValueError: no')
+    >>> summarize_error('Traceback (most recent call last):\\n  File "a.py", line 3, in f\\n    g()\\nValueError: no')
     'ValueError: no'
     """
     lines = [_printable(line).rstrip() for line in detail.splitlines() if line.strip()]
-    frames = [place for place, line in enumerate(lines) if line.startswith(" ") and line.lstrip().startswith('File "')]
-    told = ""
+    frames = [index for index, line in enumerate(lines) if line.startswith(" ") and line.lstrip().startswith('File "')]
+    found = ""
     if frames:
-        told = next((line for line in lines[frames[-1] + 1 :] if not line.startswith(" ")), "")
-    for reason in _REASONS if not told else ():
-        found = reason.search("\n".join(lines))
-        told = told or (found[1] if found else "")
-    if not told:
-        told = next((line for line in lines if not _PLAIN.match(line.strip())), lines[0] if lines else "")
-    told = told.strip()
-    return told if len(told) <= width else f"{told[: width - 1].rstrip()}…"
+        found = next((line for line in lines[frames[-1] + 1 :] if not line.startswith(" ")), "")
+    for reason in _REASONS if not found else ():
+        match = reason.search("\n".join(lines))
+        found = found or (match[1] if match else "")
+    if not found:
+        found = next((line for line in lines if not _PLAIN.match(line.strip())), lines[0] if lines else "")
+    found = found.strip()
+    return found if len(found) <= width else f"{found[: width - 1].rstrip()}…"
 
 
 def _events(line: str) -> Iterator[Event]:
-    """Yield what a line holds; a line after a torn one stands behind its remains."""
+    """Yield the events of a line; a line after a torn one is joined to its remains."""
     starts = [0, *(match.start() for match in re.finditer(r'\{"time":', line) if match.start())]
     yield from (event for start in starts if (event := _event(line[start:])) is not None)
 

@@ -1,7 +1,7 @@
-"""The numbers of the Hare & Tortoise paper (arXiv 2406.02596), and where ours may stand beside them.
+"""Numbers of the Hare & Tortoise paper (arXiv 2406.02596), and where ours may be compared with them.
 
-The folder ``paper`` holds tables 4 and 5 (``warm_start_grid.csv``: mean and standard deviation over seeds, training and
-test accuracy after warm-starting, by subset ratio and label noise) and the tables of appendix B.3
+The folder ``paper_values`` holds tables 4 and 5 (``warm_start_grid.csv``: mean and standard deviation over seeds,
+training and test accuracy after warm-starting, by subset ratio and label noise) and the tables of appendix B.3
 (``warm_start_methods.csv``: methods at ratio 0.1 and noise 0.5), as published: rounded to two and three decimals.
 """
 
@@ -18,14 +18,25 @@ from typing import Any
 from ht_ray._checks import check_choice
 from ht_ray.report.data.study import StudyData, TrialData
 
-__all__ = ["PAPER", "SPLIT_OF", "Beside", "PaperValue", "beside_paper", "grid_value", "method_value", "paper_notes"]
+__all__ = [
+    "PAPER",
+    "SPLIT_OF",
+    "PaperComparison",
+    "PaperValue",
+    "compare_with_paper",
+    "grid_value",
+    "method_value",
+    "paper_caption",
+    "paper_notes",
+    "published_rows",
+]
 
 PAPER = "arXiv 2406.02596"
 #: The paper's split that a summary number is a measure of.
 SPLIT_OF = {"final_accuracy": "test", "final_train_accuracy": "train"}
 EPOCHS = 100
-#: How many reasons against showing a value are told.
-TOLD = 3
+#: How many reasons against showing a value are listed.
+MOST_REASONS = 3
 
 SETTINGS = {
     ("mnist", "mlp"): "mnist_mlp",
@@ -41,24 +52,11 @@ OPTIMISER = {
     "tiny_imagenet_vgg16": (1e-3, 1e-4),
 }
 METHODS_AT = (0.1, 0.5)
-_NAMES = {
-    frozenset({"plain"}): "warm_start",
-    frozenset({"fresh"}): "fresh",
-    frozenset({"fresh", "augment"}): "fresh_augmented",
-    frozenset({"shrink_perturb", "l2", "augment"}): "shrink_perturb_l2_augment",
-    **{
-        frozenset({name}): name
-        for name in (
-            "l2",
-            "augment",
-            "spectral_decoupling",
-            "regenerative",
-            "redo",
-            "crelu",
-            "head_reset",
-            "shrink_perturb",
-        )
-    },
+#: The rows of appendix B.3 that have other names than our methods.
+_PUBLISHED_AS = {
+    "plain": "warm_start",
+    "augment+fresh": "fresh_augmented",
+    "augment+l2+shrink_perturb": "shrink_perturb_l2_augment",
 }
 # What the paper says of a method; of all other settings of methods (the strength of L2) it took the best of a grid.
 _OF_METHOD: dict[str, dict[str, Any]] = {
@@ -79,15 +77,15 @@ class PaperValue:
 
 
 @dataclass(frozen=True)
-class Beside:
+class PaperComparison:
     """A published value, and what keeps ours from being the same measurement.
 
     Attributes
     ----------
     value
-        The paper's; None where it has none, or where `differences` forbid to show it.
+        The paper's value; None where it has none, or where there are `differences`.
     budget
-        What of the paper's epochs or data was not spent: ``("20 of 100 epochs",)``. The value is shown, with this.
+        Epochs or data that we spent less of than the paper: ``("20 of 100 epochs",)``. The value is shown, with this.
     differences
         Settings that are not the paper's: ``("batch_size = 128 (paper: 256)",)``.
     """
@@ -96,11 +94,17 @@ class Beside:
     budget: tuple[str, ...] = ()
     differences: tuple[str, ...] = ()
 
+    @property
+    def mean(self) -> float:
+        """The published mean; NaN where no value is shown."""
+        return math.nan if self.value is None else self.value.mean
+
 
 @cache
-def _rows(name: str) -> tuple[dict[str, str], ...]:
+def published_rows(name: str) -> tuple[dict[str, str], ...]:
+    """Return the rows of a CSV file in ``paper_values``; lines that begin with ``#`` are comments."""
     text = (resources.files("ht_ray.report") / "data" / "paper_values" / name).read_text(encoding="utf-8")
-    return tuple(csv.DictReader(text.splitlines()))
+    return tuple(csv.DictReader(line for line in text.splitlines() if not line.startswith("#")))
 
 
 def grid_value(data: str, model: str, *, subset_ratio: float, label_noise: float, split: str) -> PaperValue | None:
@@ -108,12 +112,12 @@ def grid_value(data: str, model: str, *, subset_ratio: float, label_noise: float
 
     Parameters
     ----------
-    data, model
-        As the studies call them: ``"mnist"``, ``"mlp"``.
-    subset_ratio, label_noise
-        Of the first phase.
-    split
-        ``"train"`` or ``"test"``.
+    data, model : str
+        The names that studies use: ``"mnist"``, ``"mlp"``.
+    subset_ratio, label_noise : float
+        The share of the data, and of wrong labels, in the first phase.
+    split : {"train", "test"}
+        Which accuracy.
 
     Examples
     --------
@@ -124,7 +128,7 @@ def grid_value(data: str, model: str, *, subset_ratio: float, label_noise: float
     """
     check_choice("grid_value: split", split, ["train", "test"])
     setting = SETTINGS.get((data, model))
-    for row in _rows("warm_start_grid.csv"):
+    for row in published_rows("warm_start_grid.csv"):
         if (row["split"], row["setting"]) == (split, setting) and (
             math.isclose(float(row["subset_ratio"]), subset_ratio)
             and math.isclose(float(row["label_noise"]), label_noise, abs_tol=1e-9)
@@ -139,8 +143,8 @@ def method_value(data: str, model: str, *, method: str, split: str) -> PaperValu
 
     Parameters
     ----------
-    method
-        As the studies call it, in any order: ``"plain"`` (warm-starting without a method), ``"fresh"``,
+    method : str
+        The name that studies use, its parts in any order: ``"plain"`` (warm-starting without a method), ``"fresh"``,
         ``"fresh+augment"``, ``"shrink_perturb+l2+augment"``.
 
     Examples
@@ -151,27 +155,28 @@ def method_value(data: str, model: str, *, method: str, split: str) -> PaperValu
     0.91
     """
     check_choice("method_value: split", split, ["train", "test"])
-    key = (split, SETTINGS.get((data, model)), _NAMES.get(frozenset(method.split("+"))))
-    for row in _rows("warm_start_methods.csv"):
+    name = "+".join(sorted(method.split("+")))
+    key = (split, SETTINGS.get((data, model)), _PUBLISHED_AS.get(name, name))
+    for row in published_rows("warm_start_methods.csv"):
         if (row["split"], row["setting"], row["method"]) == key:
             return PaperValue(float(row["accuracy"]), math.nan, "appendix B.3")
     return None
 
 
-def beside_paper(study: StudyData, trial: TrialData, metric: str, *, grid: bool = False) -> Beside:
+def compare_with_paper(study: StudyData, trial: TrialData, metric: str, *, grid: bool = False) -> PaperComparison:
     """Return the paper's value for a trial's measure, if it was made by the paper's protocol.
 
     Parameters
     ----------
-    metric
+    metric : str
         ``"final_accuracy"`` or ``"final_train_accuracy"``; the paper has no other.
-    grid
+    grid : bool, default False
         Whether tables 4 and 5 go before appendix B.3, which has plain warm-starting at ratio 0.1 and noise 0.5, too.
     """
     stream = trial.config.get("stream")
     split = SPLIT_OF.get(metric)
     if split is None or not isinstance(stream, Mapping) or stream.get("kind") != "warm_start":
-        return Beside(None)
+        return PaperComparison(None)
     data, model = str(trial.settings.get("data")), str(trial.settings.get("model"))
     parts = set(trial.method.split("+"))
     if stream.get("fresh"):
@@ -185,29 +190,41 @@ def beside_paper(study: StudyData, trial: TrialData, metric: str, *, grid: bool 
         known.append(grid_value(data, model, subset_ratio=ratio, label_noise=noise, split=split))
     value = next((found for found in (reversed(known) if grid else known) if found is not None), None)
     if value is None:
-        return Beside(None)
+        return PaperComparison(None)
     budget, differences = _budget(study, stream), _differences(trial, stream, SETTINGS[data, model], parts)
-    return Beside(None if differences else value, budget, differences)
+    return PaperComparison(None if differences else value, budget, differences)
 
 
-def paper_notes(found: Iterable[Beside]) -> tuple[str, ...]:
+def paper_notes(found: Iterable[PaperComparison]) -> tuple[str, ...]:
     """Return sentences on the paper's values that are shown, and those that are withheld and why."""
     found = list(found)
-    shown = [own.value for own in found if own.value is not None]
+    tables, budgets = _tables_and_budgets(found)
     notes = []
-    if shown:
-        tables = " and ".join(dict.fromkeys(value.table for value in shown))
+    if tables:
         notes.append(
             f"Paper: {PAPER}, {tables}, rounded there; differences are ours minus the paper's, in percentage points."
         )
-    budgets = dict.fromkeys("; ".join(own.budget) for own in found if own.value is not None and own.budget)
     notes += [f"Other budget than the paper's: {budget}." for budget in budgets]
     reasons = list(dict.fromkeys("; ".join(own.differences) for own in found if own.differences))
-    more = f" (and {len(reasons) - TOLD} other combinations)" if len(reasons) > TOLD else ""
+    more = f" (and {len(reasons) - MOST_REASONS} other combinations)" if len(reasons) > MOST_REASONS else ""
     if reasons:
-        told = " | ".join(reasons[:TOLD])
-        notes.append(f"Not beside the paper's value, as the protocol differs: {told}{more}.")
+        listed = " | ".join(reasons[:MOST_REASONS])
+        notes.append(f"Not beside the paper's value, as the protocol differs: {listed}{more}.")
     return tuple(notes)
+
+
+def paper_caption(marks: str, found: Iterable[PaperComparison], end: str = "") -> str:
+    """Return a caption's sentences on the paper's values that a figure shows as `marks`; ``""`` if there are none."""
+    tables, budgets = _tables_and_budgets(found)
+    sentences = [f" Our budget is another: {budget}." for budget in budgets]
+    return "".join([f" {marks}: {PAPER}, {tables}{end}.", *sentences]) if tables else ""
+
+
+def _tables_and_budgets(found: Iterable[PaperComparison]) -> tuple[str, list[str]]:
+    """Return the paper's tables that the values shown are from, and the budgets that differ."""
+    shown = [own for own in found if own.value is not None]
+    tables = dict.fromkeys(own.value.table for own in shown if own.value is not None)
+    return " and ".join(tables), list(dict.fromkeys("; ".join(own.budget) for own in shown if own.budget))
 
 
 def _budget(study: StudyData, stream: Mapping[str, Any]) -> tuple[str, ...]:
@@ -219,9 +236,8 @@ def _budget(study: StudyData, stream: Mapping[str, Any]) -> tuple[str, ...]:
         usual = math.floor(stream["epochs"] / stream["subset_ratio"] + 1e-9)
         if warm != usual:
             parts.append(f"{warm} epochs of warm-starting, where an equal number of updates takes {usual}")
-    settings = study.config.get("settings")
     for name in ("train_limit", "test_limit"):
-        limit = settings.get(name) if isinstance(settings, Mapping) else None
+        limit = study.settings.get(name)
         if limit is not None:
             parts.append(f"{limit} {name.removesuffix('_limit')}ing images only")
     return tuple(parts)

@@ -1,4 +1,4 @@
-"""Plasticity indicators as tables: their last values by label, and how they go with the final test accuracy."""
+"""Tables of plasticity indicators: their last values by label, and their correlation with the final test accuracy."""
 
 from __future__ import annotations
 
@@ -9,9 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ht_ray.report.data.statistics import correlation, estimate
-from ht_ray.report.data.study import MissingDataError, StudyData, TrialData, group, seed_values
-from ht_ray.report.style.names import NOTHING, describe, indicator_title, shown_indicators, shown_short, shown_unit
-from ht_ray.report.style.tables import Cell, Column, Table, context_of, own_n, problem_notes, rows_of, seeds_cell
+from ht_ray.report.data.study import MissingDataError, StudyData, TrialData, seed_values
+from ht_ray.report.style.formats import (
+    NOTHING,
+    describe,
+    display_unit,
+    format_significant,
+    indicator_title,
+    reported_indicators,
+)
+from ht_ray.report.style.tables import Cell, Column, Table, format_n, label_columns, study_table
 
 __all__ = ["FEWEST_RUNS", "Runs", "correlation_table", "indicator_table", "runs_of"]
 
@@ -53,24 +60,11 @@ def indicator_table(study: StudyData) -> Table:
 
     Mean and standard deviation (divisor n - 1) over the finished trials whose value is finite. Nothing is marked as the
     best: no indicator has an end that is better for every network.
-
-    Parameters
-    ----------
-    study
-        A study of one access mode (see `split_by_access`).
-
-    Raises
-    ------
-    MissingDataError
-        If no finished trial measured an indicator at the end of its last phase.
-    SettingError
-        If two trials share label and seed.
     """
-    groups = {str(key[0]): trials for key, trials in group(study).items()}
-    cells = {label: [Cell(label, (label,)), seeds_cell(trials)] for label, trials in groups.items()}
-    columns = [Column("method", ("label",)), Column("seeds", ("seeds_finished", "seeds_planned"))]
-    for name in shown_indicators(study):
-        factor, _ = shown_unit(name)
+    groups = study.by_label
+    columns, cells = label_columns(study)
+    for name in reported_indicators(study):
+        factor, _ = display_unit(name)
         found = {}
         for label, trials in groups.items():
             seed_values(trials, "")  # refuses trials that are not one method's repetitions
@@ -81,18 +75,12 @@ def indicator_table(study: StudyData) -> Table:
         columns.append(Column(indicator_title(name), tuple(f"{name}_{part}" for part in ("n", "mean", "sd"))))
         for label, own in found.items():
             finished = sum(trial.finished for trial in groups[label])
-            text = shown_short(factor * own.mean, factor * own.sd) + own_n(own.n, finished)
+            text = format_significant(factor * own.mean, factor * own.sd) + format_n(own.n, finished)
             cells[label].append(Cell(text, (own.n, own.mean, own.sd)))
     if len(columns) == 2:
         raise MissingDataError("indicator_table: no finished trial measured a plasticity indicator at its end.")
     notes = ("Values at the end of the last phase: mean ± standard deviation (n − 1) over seeds.",)
-    return Table(
-        f"Plasticity indicators of {describe(study)}",
-        tuple(columns),
-        rows_of(cells),
-        (*notes, *problem_notes(study)),
-        context_of(study),
-    )
+    return study_table(study, f"Plasticity indicators of {describe(study)}", columns, cells.values(), notes)
 
 
 def correlation_table(study: StudyData) -> Table:
@@ -102,21 +90,10 @@ def correlation_table(study: StudyData) -> Table:
     ``"warm_start"``) the indicator is the one at the end of the first phase, the warm start, as in figure 8 of
     arXiv 2406.02596, and runs of a single phase are left out; otherwise it is the one at the end of the last phase.
     The final test accuracy is that at the end of the last phase.
-
-    Parameters
-    ----------
-    study
-        A study of one access mode (see `split_by_access`).
-
-    Raises
-    ------
-    MissingDataError
-        If no finished trial has both an indicator there and a final test accuracy.
     """
     runs = runs_of(study)
-    warm_start = runs.warm_start
-    cells: dict[str, list[Cell]] = {}
-    for name in shown_indicators(study):
+    rows: list[list[Cell]] = []
+    for name in reported_indicators(study):
         values = runs.values(name)
         both = np.isfinite(values) & np.isfinite(runs.final)
         n = int(both.sum())
@@ -124,32 +101,25 @@ def correlation_table(study: StudyData) -> Table:
             continue
         r = correlation(values[both], runs.final[both]) if n >= FEWEST_RUNS else math.nan
         text = f"{r:+.2f}" if math.isfinite(r) else NOTHING
-        cells[name] = [
-            Cell(indicator_title(name), (name, "first" if warm_start else "last")),
-            Cell(text, (r,)),
-            Cell(str(n), (n,)),
-        ]
-    if not cells:
+        cell = Cell(indicator_title(name), (name, "first" if runs.warm_start else "last"))
+        rows.append([cell, Cell(text, (r,)), Cell(str(n), (n,))])
+    if not rows:
         raise MissingDataError(
             "correlation_table: no finished trial has both a plasticity indicator and a final test accuracy."
         )
-    where = "first phase (the warm start)" if warm_start else "last phase"
+    where = "first phase (the warm start)" if runs.warm_start else "last phase"
     notes = (
         f"Pearson's correlation, over runs (label and seed), of the indicator at the end of the {where} and the final "
         f"test accuracy; {NOTHING}: undefined, as one of the two is constant or there are fewer than {FEWEST_RUNS} "
         "runs. Runs of one label are no independent evidence, and a correlation no cause.",
     )
-    return Table(
-        f"Plasticity indicators and final accuracy of {describe(study)}",
-        (
-            Column("indicator", ("indicator", "phase")),
-            Column("correlation with final accuracy", ("correlation",)),
-            Column("runs", ("runs",)),
-        ),
-        rows_of(cells),
-        notes,
-        context_of(study),
-    )
+    columns = [
+        Column("indicator", ("indicator", "phase")),
+        Column("correlation with final accuracy", ("correlation",)),
+        Column("runs", ("runs",)),
+    ]
+    title = f"Plasticity indicators and final accuracy of {describe(study)}"
+    return study_table(study, title, columns, rows, notes, problems=False)
 
 
 def _phases(trial: TrialData) -> int:

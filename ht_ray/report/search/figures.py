@@ -1,4 +1,4 @@
-"""Figures of a search: what it cost and found beside the grid, what was tried, how a population's settings changed."""
+"""Figures of a search: cost and outcome compared with the grid, settings tried, settings of a population over time."""
 
 from __future__ import annotations
 
@@ -9,20 +9,30 @@ from typing import Any
 import numpy as np
 
 from ht_ray.report.data.study import MissingDataError, StudyData, TrialData
-from ht_ray.report.search.search import (
-    found_in,
-    grid_beside,
-    grid_best,
+from ht_ray.report.search.outcomes import (
+    grid_outcome,
     has_metric,
     is_population,
     is_search,
+    only_hare_tortoise,
+    reference_grid,
     search_name,
-    searched,
-    source_of,
-    trainings,
+    search_outcome,
+    search_source,
+    whole_trainings,
 )
-from ht_ray.report.style.drawing import COLOURS, EMPHASIS, ColourScale, Figure, PathLike, plain, title, write_figure
-from ht_ray.report.style.names import seeds_text, shown_number, shown_unit, worded
+from ht_ray.report.style.figures import (
+    COLOURS,
+    EMPHASIS,
+    ColourScale,
+    Figure,
+    PathLike,
+    add_grid,
+    add_title,
+    escape_math,
+    write_figure,
+)
+from ht_ray.report.style.formats import display_unit, format_seeds, format_value, humanize, metric_title
 
 __all__ = ["population_figure", "search_figure", "search_map"]
 
@@ -31,57 +41,44 @@ STOPPED = "#9BB8CC"
 
 
 def search_figure(studies: Sequence[StudyData], *paths: PathLike) -> None:
-    """Draw what each study trained, and the metric of every trial that finished, with the best of each marked.
-
-    Raises
-    ------
-    MissingDataError
-        If none of the studies is a search, or no trial of Hare & Tortoise finished.
-    """
+    """Draw what each study trained, and the metric of every trial that finished, with the best of each marked."""
     if not any(map(is_search, studies)):
         raise MissingDataError("search_figure: the study is a plain grid: nothing was searched.")
-    first, grid = studies[0], grid_beside(studies)
-    found = [found_in(study) for study in studies]
+    first, grid = studies[0], reference_grid(studies)
+    found = [search_outcome(study) for study in studies]
     if not any(found):
         raise MissingDataError("search_figure: no trial of Hare & Tortoise has finished.")
-    factor, unit = shown_unit(first.metric)
-    names = [plain(f"{search_name(study)}\n({study.directory.resolve().name})") for study in studies]
+    factor, _ = display_unit(first.metric)
+    names = [escape_math(f"{search_name(study)}\n({study.directory.resolve().name})") for study in studies]
 
     def draw(figure: Figure) -> None:
         cost, gain = figure.subplots(1, 2, sharey=True, width_ratios=(1, 1.4))
-        for place, (study, best) in enumerate(zip(studies, found, strict=True)):
-            own = searched(study)
+        for row, (study, best) in enumerate(zip(studies, found, strict=True)):
+            own = only_hare_tortoise(study)
             stopped = math.fsum(trial.progress for trial in own.trials if trial.status == "stopped")
-            whole = trainings(own)
+            whole = whole_trainings(own)
             colour = COLOURS[5] if study is grid else EMPHASIS
-            cost.barh(place, whole - stopped, height=0.55, color=colour)
-            cost.barh(place, stopped, left=whole - stopped, height=0.55, color=STOPPED)
+            cost.barh(row, whole - stopped, height=0.55, color=colour)
+            cost.barh(row, stopped, left=whole - stopped, height=0.55, color=STOPPED)
             per_seed = "" if len(own.seeds) < 2 else f" ({whole / len(own.seeds):.1f} a seed)"
-            told = f" {whole:.1f}{per_seed}"
-            cost.annotate(told, (whole, place), xytext=(2, 0), textcoords="offset points", va="center", fontsize=8)
+            text = f" {whole:.1f}{per_seed}"
+            cost.annotate(text, (whole, row), xytext=(2, 0), textcoords="offset points", va="center", fontsize=8)
             values = [factor * trial.summary[study.metric] for trial in own.trials if has_metric(trial, study.metric)]
             # Side by side where they would lie on each other, the same every time.
             offsets = np.linspace(-0.2, 0.2, len(values)) if len(values) > 1 else np.zeros(len(values))
             shuffled = np.random.default_rng(0).permutation(offsets)
-            gain.plot(values, place + shuffled, linestyle="", marker="o", markersize=3.2, color=FAINT, zorder=1)
+            gain.plot(values, row + shuffled, linestyle="", marker="o", markersize=3.2, color=FAINT, zorder=1)
             if best is None:
                 continue
-            reference = grid_best(grid, study, best)
+            reference = grid_outcome(grid, study, best)
             if reference is not None:
-                ends = [place - 0.36, place + 0.36]
+                ends = [row - 0.36, row + 0.36]
                 gain.plot([factor * reference.value] * 2, ends, color=COLOURS[5], linewidth=1.6, zorder=2)
-            gain.plot(
-                [factor * best.value],
-                [place],
-                marker="D",
-                markersize=7,
-                color=colour,
-                markeredgecolor="black",
-                zorder=3,
-            )
+            diamond = {"marker": "D", "markersize": 7, "color": colour, "markeredgecolor": "black"}
+            gain.plot([factor * best.value], [row], zorder=3, **diamond)
             gain.annotate(
-                shown_number(study.metric, best.value),
-                (factor * best.value, place),
+                format_value(study.metric, best.value),
+                (factor * best.value, row),
                 xytext=(0, 9),
                 textcoords="offset points",
                 ha="center",
@@ -91,13 +88,12 @@ def search_figure(studies: Sequence[StudyData], *paths: PathLike) -> None:
             )
         cost.set_yticks(range(len(studies)), names, fontsize=8)
         cost.set_ylim(len(studies) - 0.45, -0.6)
-        cost.set_xlim(0, 1.35 * max(trainings(searched(study)) for study in studies))
+        cost.set_xlim(0, 1.35 * max(whole_trainings(only_hare_tortoise(study)) for study in studies))
         cost.set_xlabel("trained, in whole trials")
-        gain.set_xlabel(f"{worded(first.metric)}{unit}")
+        gain.set_xlabel(metric_title(first.metric))
         gain.margins(x=0.08)
         for panel in (cost, gain):
-            panel.grid(axis="x", color="0.92", linewidth=0.6)
-            panel.set_axisbelow(True)
+            add_grid(panel, "x")
             panel.tick_params(axis="y", length=0)
         caption = (
             "Left: Hare & Tortoise only; pale: in trials that were stopped early. Right: dots are trials that "
@@ -105,76 +101,65 @@ def search_figure(studies: Sequence[StudyData], *paths: PathLike) -> None:
             + (", for PBT over the best member of each population." if any(map(is_population, studies)) else ".")
             + (" Blue line: the grid's best on the same seeds." if grid is not None else "")
         )
-        title(figure, "What the search cost and found", first, caption)
+        add_title(figure, "What the search cost and found", first, caption)
 
     write_figure(draw, (8.6, 0.72 * len(studies) + 1.9), paths)
 
 
 def search_map(study: StudyData, *paths: PathLike) -> None:
-    """Draw the settings that were tried at random, or by Optuna, over momentum and reset interval.
-
-    Raises
-    ------
-    MissingDataError
-        If the study is a grid or has populations, or fewer than two of its trials finished.
-    """
-    if source_of(study) == "grid":
+    """Draw the settings that were tried at random, or by Optuna, over momentum and reset interval."""
+    if search_source(study) == "grid":
         raise MissingDataError("search_map: the settings were not drawn or suggested.")
     tried: dict[tuple[float, float], list[TrialData]] = {}
-    for trial in searched(study).trials:
-        if _has_place(trial):
-            tried.setdefault(_place(trial), []).append(trial)
-    factor, unit = shown_unit(study.metric)
+    for trial in only_hare_tortoise(study).trials:
+        if (point := _point(trial)) is not None:
+            tried.setdefault(point, []).append(trial)
+    factor, _ = display_unit(study.metric)
     finished = {
-        place: [factor * trial.summary[study.metric] for trial in trials if has_metric(trial, study.metric)]
-        for place, trials in tried.items()
+        point: [factor * trial.summary[study.metric] for trial in trials if has_metric(trial, study.metric)]
+        for point, trials in tried.items()
     }
-    values = {place: float(np.mean(own)) for place, own in finished.items() if own}
-    best = found_in(study)
+    values = {point: float(np.mean(own)) for point, own in finished.items() if own}
+    best = search_outcome(study)
     if len(values) < 2 or best is None:
         raise MissingDataError(f"search_map: a map needs two settings that finished, and the study has {len(values)}.")
 
     def draw(figure: Figure) -> None:
         axis = figure.subplots()
         scale = ColourScale(min(values.values()), max(values.values()))
-        for place, trials in tried.items():
-            if place not in values and any(trial.status == "stopped" for trial in trials):
-                axis.plot(*place, "x", color="0.6", markersize=5)
-        for place, value in values.items():
+        for point, trials in tried.items():
+            if point not in values and any(trial.status == "stopped" for trial in trials):
+                axis.plot(*point, "x", color="0.6", markersize=5)
+        for point, value in values.items():
             edge: dict[str, Any] = {"markeredgecolor": "0.3"}
-            if place == _place(best.trials[0]):
+            if point == _point(best.trials[0]):
                 edge = {"markeredgecolor": EMPHASIS, "markeredgewidth": 2.2}
-            axis.plot(*place, "o", color=scale(value), markersize=9, **edge)
+            axis.plot(*point, "o", color=scale(value), markersize=9, **edge)
         _log_axis(axis.xaxis, "reset_interval")
         _log_axis(axis.yaxis, "momentum")
         axis.set_xlabel(f"reset interval ({best.trials[0].settings.get('reset_unit')})")
         axis.set_ylabel("momentum")
-        axis.grid(color="0.92", linewidth=0.6)
-        axis.set_axisbelow(True)
-        figure.colorbar(scale.mappable, ax=axis, label=f"{worded(study.metric)}{unit}")
+        add_grid(axis)
+        figure.colorbar(scale.mappable, ax=axis, label=metric_title(study.metric))
         several = ", as the mean over the seeds that finished" if len(study.seeds) > 1 else ""
         caption = (
-            f"{search_name(study)}. Circles: {worded(study.metric)}{several}; the ringed one is the best of those that "
-            "finished on the most seeds. Crosses: stopped early on every seed."
+            f"{search_name(study)}. Circles: {humanize(study.metric)}{several}; the ringed one is the best of those "
+            "that finished on the most seeds. Crosses: stopped early on every seed."
         )
-        title(figure, "Settings that were tried", study, caption)
+        add_title(figure, "Settings that were tried", study, caption)
 
     write_figure(draw, (6.4, 4.6), paths)
 
 
 def population_figure(study: StudyData, *paths: PathLike) -> None:
-    """Draw how momentum and reset interval of a population's members changed, and the way of the best one's weights.
-
-    Raises
-    ------
-    MissingDataError
-        If the study has no populations, or none of their trials finished.
-    """
-    found = found_in(study) if is_population(study) else None
+    """Draw how momentum and reset interval of a population's members changed, and the lineage of the best weights."""
+    found = search_outcome(study) if is_population(study) else None
     if found is None:
         raise MissingDataError("population_figure: the study has no population with a trial that finished.")
     best = found.trials[0]
-    members = [trial for trial in searched(study).trials if trial.seed == best.seed and "schedule" in trial.curves]
+    members = [
+        trial for trial in only_hare_tortoise(study).trials if trial.seed == best.seed and "schedule" in trial.curves
+    ]
     names = [name for name in best.curves["schedule"] if name not in ("step", "copied_from")]
 
     def draw(figure: Figure) -> None:
@@ -186,38 +171,37 @@ def population_figure(study: StudyData, *paths: PathLike) -> None:
                 panel.plot(schedule["step"], ordinate, color=FAINT, linewidth=1.0, marker=".", markersize=4, zorder=1)
                 copied = schedule["copied_from"] > 0
                 panel.plot(schedule["step"][copied], ordinate[copied], "o", color="0.5", markersize=4, zorder=2)
-            way = lineage(best, members)
-            steps = np.arange(1, len(way) + 1)
-            own = np.array([trial.curves["schedule"][name][place] for place, trial in enumerate(way)])
+            path = lineage(best, members)
+            steps = np.arange(1, len(path) + 1)
+            own = np.array([trial.curves["schedule"][name][part] for part, trial in enumerate(path)])
             panel.step(steps, _ordinate(name, own), where="mid", color=EMPHASIS, linewidth=2.0, zorder=3)
             panel.plot(steps, _ordinate(name, own), "o", color=EMPHASIS, markersize=4.5, zorder=4)
-            panel.grid(color="0.92", linewidth=0.6)
-            panel.set_axisbelow(True)
-            panel.set_ylabel(plain(worded(name)))
+            add_grid(panel)
+            panel.set_ylabel(escape_math(humanize(name)))
             _log_axis(panel.yaxis, name)
         panels[-1].set_xlabel("phase")
         copies = sum(int((trial.curves["schedule"]["copied_from"] > 0).sum()) for trial in members)
         caption = (
-            f"{len(members)} members, {seeds_text([best.seed])}; grey dots: a member took over another's weights there "
-            f"({copies} times). Bold: the settings that the weights of the best, {best.label}, were trained with "
-            f"({worded(study.metric)} {shown_number(study.metric, best.summary[study.metric])}"
-            f"{shown_unit(study.metric)[1].replace(' (', ' ').replace(')', '')})."
+            f"{len(members)} members, {format_seeds([best.seed])}; grey dots: a member took over another's weights "
+            f"there ({copies} times). Bold: the settings that the weights of the best, {best.label}, were trained with "
+            f"({humanize(study.metric)} {format_value(study.metric, best.summary[study.metric])}"
+            f"{display_unit(study.metric)[1].replace(' (', ' ').replace(')', '')})."
         )
-        title(figure, "Settings of a population", study, caption)
+        add_title(figure, "Settings of a population", study, caption)
 
     write_figure(draw, (7.2, 1.9 * len(names) + 1.7), paths)
 
 
 def lineage(best: TrialData, members: Sequence[TrialData]) -> list[TrialData]:
-    """Return, for each part of its training, the member that trained what the weights of `best` are now."""
-    way: list[TrialData] = []
+    """Return the members through which the weights of `best` went, one for each part of their training."""
+    path: list[TrialData] = []
     trial = best
     for part in range(best.curves["schedule"]["step"].size - 1, -1, -1):
-        way.append(trial)
+        path.append(trial)
         source = int(trial.curves["schedule"]["copied_from"][part])
         if source:
             trial = next(other for other in members if other.settings.get("member") == source)
-    return way[::-1]
+    return path[::-1]
 
 
 def _ordinate(name: str, values: np.ndarray) -> np.ndarray:
@@ -238,9 +222,9 @@ def _log_axis(axis: Any, name: str) -> None:
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _has_place(trial: TrialData) -> bool:
-    return all(isinstance(trial.settings.get(name), (int, float)) for name in ("momentum", "reset_interval"))
-
-
-def _place(trial: TrialData) -> tuple[float, float]:
-    return float(trial.settings["reset_interval"] or 0), 1 - float(trial.settings["momentum"] or 0)
+def _point(trial: TrialData) -> tuple[float, float] | None:
+    """Return a trial's reset interval and the complement of its momentum; None where it has none."""
+    interval, momentum = trial.settings.get("reset_interval"), trial.settings.get("momentum")
+    if isinstance(interval, (int, float)) and isinstance(momentum, (int, float)):
+        return float(interval), 1 - float(momentum)
+    return None

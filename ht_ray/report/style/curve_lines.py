@@ -1,4 +1,4 @@
-"""The lines of a figure: which labels are drawn, their means over seeds, and how they are told apart."""
+"""Lines of figures: which labels are drawn, their means over seeds, and their styles."""
 
 from __future__ import annotations
 
@@ -12,31 +12,35 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ht_ray._checks import did_you_mean
+from ht_ray._checks import check_choice
 from ht_ray.errors import SettingError
 from ht_ray.report.data.statistics import estimate
-from ht_ray.report.data.study import StudyData, TrialData, group, seed_values
-from ht_ray.report.style.drawing import COLOURS, EMPHASIS, plain
-from ht_ray.report.style.names import shown_unit, worded
+from ht_ray.report.data.study import StudyData, TrialData, seed_values
+from ht_ray.report.style.figures import COLOURS, EMPHASIS, escape_math
+from ht_ray.report.style.formats import display_unit, humanize
 
 __all__ = [
     "BASELINE",
+    "DECADES",
     "MANY",
     "MARKERS",
     "Line",
+    "align_warm_start",
+    "axis_limits",
+    "curve_lines",
     "draw_line",
-    "limits",
     "line_styles",
-    "lines_of",
     "method_colour",
-    "of_warm_start",
+    "spans_decades",
 ]
 
-#: The method that others are seen against.
+#: The method that others are compared with.
 BASELINE = "plain"
-#: More lines than this are not told apart in one picture by colour and dash alone.
+#: Colour and dash alone distinguish at most this many lines in one picture.
 MANY = 8
 
+#: Values that are positive and span more decades than this are shown on a logarithmic axis.
+DECADES = 2
 METHOD_COLOUR = {"plain": 0, "ema": 1, "hare_tortoise": 2, "shrink_perturb": 3, "head_reset": 4}
 DASHES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
@@ -49,7 +53,7 @@ class Line:
     Attributes
     ----------
     notes
-        What a reader must know of this line: best of how many, on how many seeds.
+        Remarks for the legend: best of how many, on how many seeds.
     x, mean, sd
         Shape ``(steps,)``; accuracies in per cent; `sd` (divisor n - 1) is NaN for a single trial.
     starts
@@ -70,29 +74,32 @@ class Line:
     def name(self, width: int = 30) -> str:
         """Return label and notes, wrapped, for a figure."""
         notes = textwrap.wrap(f"({'; '.join(self.notes)})", width + 6) if self.notes else []
-        return plain("\n".join(textwrap.wrap(self.label, width) + notes))
+        return escape_math("\n".join(textwrap.wrap(self.label, width) + notes))
 
 
-def lines_of(
+def curve_lines(
     study: StudyData, curve: str, column: str, labels: Sequence[str] | None, *, sparse: bool = False
 ) -> tuple[list[Line], list[str]]:
     """Return a line per label, and the labels that have no finished trial with this column.
 
     Parameters
     ----------
-    curve, column
+    curve, column : str
         ``"epoch"`` or ``"phase"``, and the key of its rows.
-    labels
+    labels : sequence of str, optional
         The labels to draw; None for all, or the best of each method where all are more than seven.
-    sparse
+    sparse : bool, default False
         Whether rows without a value are passed over, instead of leaving a gap.
     """
-    chosen = _representatives(study) if labels is None else {_known_label(study, label): "" for label in labels}
-    groups = group(study)
+    if labels is None:
+        chosen = _best_of_each_method(study)
+    else:
+        chosen = {check_choice("labels", label, study.labels): "" for label in labels}
+    groups = study.by_label
     lines: list[Line] = []
     empty: list[str] = []
     for label, remark in chosen.items():
-        line = _line(label, remark, groups[(label,)], curve, column, sparse)
+        line = _line(label, remark, groups[label], curve, column, sparse)
         if line is None:
             empty.append(label)
         else:
@@ -100,29 +107,21 @@ def lines_of(
     return lines, empty
 
 
-def _known_label(study: StudyData, label: str) -> str:
-    if label not in study.labels:
-        raise SettingError(
-            f"labels: {label!r}: the study has {', '.join(map(repr, study.labels))}.{did_you_mean(label, study.labels)}"
-        )
-    return label
-
-
-def _representatives(study: StudyData) -> dict[str, str]:
+def _best_of_each_method(study: StudyData) -> dict[str, str]:
     """Return the labels to draw, each with a remark for the legend."""
     if len(study.labels) <= len(COLOURS):
         return dict.fromkeys(study.labels, "")
     sign = 1 if study.mode == "max" else -1
     methods: dict[str, dict[str, tuple[int, float]]] = {}
-    for (label,), trials in group(study).items():
+    for label, trials in study.by_label.items():
         own = estimate(seed_values(trials, study.metric).values())
         # A label that finished on more seeds goes first: a mean over the lucky ones is no contest.
         rank = (own.n, sign * own.mean if own.n else -math.inf)
-        methods.setdefault(trials[0].method, {})[str(label)] = rank
+        methods.setdefault(trials[0].method, {})[label] = rank
     chosen = {}
     for ranks in methods.values():
         best = max(ranks, key=ranks.__getitem__)
-        chosen[best] = f"best of {len(ranks)} by {worded(study.metric)}" if len(ranks) > 1 else ""
+        chosen[best] = f"best of {len(ranks)} by {humanize(study.metric)}" if len(ranks) > 1 else ""
     return chosen
 
 
@@ -145,7 +144,7 @@ def _line(label: str, remark: str, trials: Sequence[TrialData], curve: str, colu
         if sparse:
             return None
         raise SettingError(f"{curve}_curves: the trials of {label!r} have no common steps.")
-    factor, _ = shown_unit(column)
+    factor, _ = display_unit(column)
     values = factor * np.stack([own[column][np.searchsorted(own["step"], x)] for own in known])
     notes = [remark] if remark else []
     if len(known) < len(trials):
@@ -160,7 +159,7 @@ def _line(label: str, remark: str, trials: Sequence[TrialData], curve: str, colu
     return Line(label, trials[0].method, tuple(notes), x, values.mean(axis=0), sd, starts, int(ends))
 
 
-def of_warm_start(line: Line, curve: str) -> Line:
+def align_warm_start(line: Line, curve: str) -> Line:
     """Return a warm start's line with both phases of equal length: the first ends at 1, the second at 2.
 
     A line of one phase is that of a fresh network, whose only phase is trained as the others' second.
@@ -180,7 +179,7 @@ def line_styles(methods: Sequence[str]) -> list[dict[str, Any]]:
     """Return a style per line, as keywords of matplotlib's ``plot``.
 
     Up to `MANY` lines have a colour each (nearly), with dashes and markers. Of more, the baseline alone is black and
-    Hare & Tortoise alone vermilion, both solid and heavier; the others are told apart by colour, dash and marker.
+    Hare & Tortoise alone vermilion, both solid and heavier; the others differ in colour, dash and marker.
     """
     if len(methods) <= MANY:
         return [
@@ -195,8 +194,8 @@ def line_styles(methods: Sequence[str]) -> list[dict[str, Any]]:
     light = [colour for colour in COLOURS if colour not in (COLOURS[0], EMPHASIS)]
     others = [index for index in range(len(methods)) if index not in heavy]
     styles = heavy | {
-        index: _style(light[place % len(light)], place // len(light), place, linewidth=1.0, markersize=3.0)
-        for place, index in enumerate(others)
+        index: _style(light[order % len(light)], order // len(light), order, linewidth=1.0, markersize=3.0)
+        for order, index in enumerate(others)
     }
     return [styles[index] for index in range(len(methods))]
 
@@ -219,40 +218,46 @@ def _colours(methods: Sequence[str]) -> list[str]:
             taken[index] = own
     rest = [number for number in range(len(COLOURS)) if number not in taken.values()] or list(range(len(COLOURS)))
     others = [index for index in range(len(methods)) if index not in taken]
-    taken |= {index: rest[place % len(rest)] for place, index in enumerate(others)}
+    taken |= {index: rest[order % len(rest)] for order, index in enumerate(others)}
     return [COLOURS[taken[index]] for index in range(len(methods))]
 
 
 def method_colour(method: str) -> str:
-    """Return the colour of a method that stands alone before grey ones."""
+    """Return the colour of a method that is drawn over grey ones."""
     return COLOURS[METHOD_COLOUR.get(method, 5)]
 
 
-def draw_line(axis: Any, line: Line, style: dict[str, Any], *, place: float = 0.0, band: float = 0.18) -> Any:
+def draw_line(axis: Any, line: Line, style: dict[str, Any], *, stagger: float = 0.0, band: float = 0.18) -> Any:
     """Draw mean and band; return the line, for a legend.
 
     Parameters
     ----------
-    place
-        In [0, 1), apart for each line: staggered, markers of lines that run together do not cover each other.
-    band
+    stagger : float, default 0
+        A shift of the markers in [0, 1), another for each line, so that those of lines that run together do not cover
+        each other.
+    band : float, default 0.18
         The opacity of the band, which reaches one standard deviation up and down.
     """
     every = max(len(line.x) // 10, 1)
-    (handle,) = axis.plot(line.x, line.mean, label=line.name(), markevery=(int(every * place), every), **style)
+    (handle,) = axis.plot(line.x, line.mean, label=line.name(), markevery=(int(every * stagger), every), **style)
     if np.isfinite(line.sd).any():
         colour = style["color"]
         axis.fill_between(line.x, line.mean - line.sd, line.mean + line.sd, color=colour, alpha=band, linewidth=0)
     return handle
 
 
-def limits(lines: Sequence[Line], settled: float) -> tuple[float, float]:
+def axis_limits(lines: Sequence[Line], settled: float) -> tuple[float, float]:
     """Return the ends of a vertical axis that shows all bands, of the lower ends those from `settled` on."""
     spread = [np.nan_to_num(line.sd) for line in lines]
     low = min(_lowest((line.mean - sd)[line.x >= settled]) for line, sd in zip(lines, spread, strict=True))
     high = -min(_lowest(-(line.mean + sd)) for line, sd in zip(lines, spread, strict=True))
     margin = 0.04 * (high - low) or 0.5
     return low - margin, high + margin
+
+
+def spans_decades(values: NDArray[np.float64]) -> bool:
+    """Return whether values are positive and span more than two decades, so that their axis is to be logarithmic."""
+    return bool(values.min() > 0 and values.max() > 10.0**DECADES * values.min())
 
 
 def _lowest(values: NDArray[np.float64]) -> float:

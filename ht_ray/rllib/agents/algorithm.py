@@ -14,13 +14,14 @@ from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 from torch import Tensor
 
 from ht_ray._checks import check_choice, check_number, did_you_mean
-from ht_ray.agents.base_config import changed_variant
+from ht_ray._deprecated import old_names
+from ht_ray.agents.base_config import AgentConfig, changed_variant
 from ht_ray.agents.envs.atari import AtariConfig
 from ht_ray.agents.envs.games import game_name
+from ht_ray.agents.registry import AGENTS
 from ht_ray.agents.replay import Batch
 from ht_ray.agents.training.evaluate import evaluate
 from ht_ray.agents.training.indicators import AgentIndicators
-from ht_ray.agents.variants import AGENTS, AgentConfig
 from ht_ray.errors import SettingError
 from ht_ray.mechanisms import derive_seed
 from ht_ray.rllib.agents.env_runner import AgentEnvRunner, log_game
@@ -30,7 +31,12 @@ from ht_ray.rllib.last_value import LAST
 __all__ = ["AgentAlgorithm", "AgentAlgorithmConfig"]
 
 # What RLlib's other algorithms call settings of an agent.
-_SYNONYMS = {"gamma": "discount", "train_batch_size": "batch_size", "train_batch_size_per_learner": "batch_size"}
+_SYNONYMS = {
+    "gamma": "discount",
+    "lr": "learning_rate",
+    "train_batch_size": "batch_size",
+    "train_batch_size_per_learner": "batch_size",
+}
 
 
 class AgentAlgorithmConfig(AlgorithmConfig):
@@ -94,9 +100,10 @@ class AgentAlgorithmConfig(AlgorithmConfig):
         # Of RLlib's old stack, without effect here: `update_from_dict` passes them on from every config's dict.
         super().training(**{name: settings.pop(name) for name in ("model", "optimizer") if name in settings})
         own = [field.name for field in fields(AGENTS[self.kind].config)]
+        renamed = old_names(AGENTS[self.kind].config)
         for name, value in settings.items():
             setting = _SYNONYMS.get(name, name)
-            if setting not in own:
+            if setting not in own and setting not in renamed:
                 known = [*own, "variant", "precision", "compile", "graph", "indicators_interval"]
                 raise SettingError(
                     f"{type(self).__name__}.training has no setting {name!r}.{did_you_mean(name, known)}"

@@ -14,11 +14,10 @@ from ray.rllib.policy.sample_batch import DEFAULT_POLICY_ID, MultiAgentBatch, Sa
 from torch import Tensor
 
 from ht_ray.agents import to_unit
-from ht_ray.agents.make_agent import make_agent
+from ht_ray.agents.registry import agent_from_dict, make_agent
 from ht_ray.agents.replay import Batch
-from ht_ray.agents.variants import agent_from_dict
-from ht_ray.rllib.hare_tortoise.learner import DISTANCE, HEAD_RESETS, RESETS, SHRINK_PERTURBS, UPDATES
 from ht_ray.rllib.last_value import LAST
+from ht_ray.rllib.methods.learner import DISTANCE, HEAD_RESETS, RESETS, SHRINK_PERTURBS, UPDATES
 
 __all__ = ["COMPONENT_AGENT", "AgentLearner", "AgentModule", "as_learner_batch"]
 
@@ -133,10 +132,7 @@ class AgentLearner(TorchLearner):
         """Return the learner's state; under `COMPONENT_AGENT` the agent's without the weights that the module has."""
         state = super().get_state(components, not_components=not_components, **kwargs)
         if self._check_component(COMPONENT_AGENT, components, not_components):
-            state[COMPONENT_AGENT] = own = self.agent.state_dict()
-            del own["network"]
-            if "tortoise" in own:
-                del own["tortoise"]["weights"]
+            state[COMPONENT_AGENT] = self.agent.state_dict(weights=False)
         return state
 
     def set_state(self, state: Any) -> None:
@@ -147,7 +143,4 @@ class AgentLearner(TorchLearner):
         if COMPONENT_RL_MODULE in state:
             # RLlib passes over weights that it takes for older than its own.
             self.module.set_state(state[COMPONENT_RL_MODULE])
-        own = {**state[COMPONENT_AGENT], "network": self.agent.network.state_dict()}
-        if self.agent.tortoise is not None:
-            own["tortoise"] = {**own["tortoise"], "weights": self.agent.tortoise.weights.state_dict()}
-        self.agent.load_state_dict(own)
+        self.agent.load_state_dict(state[COMPONENT_AGENT])

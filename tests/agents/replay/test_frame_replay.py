@@ -137,7 +137,7 @@ def plans(draw: st.DrawFn) -> tuple[dict, list[tuple[int, int]]]:
         "stack": stack,
         "n_step": n_step,
         "envs": envs,
-        "prioritised": draw(st.booleans()),
+        "prioritized": draw(st.booleans()),
         "published_n_step": draw(st.booleans()),
         "seed": draw(st.integers(0, 1000)),
     }
@@ -180,7 +180,7 @@ def test_matches_lists_of_episodes(plan: tuple[dict, list[tuple[int, int]]], apa
             batch = replay.sample(24, n_step=n, discount=0.8, sequence=sequence)
             reference.check(batch, n, 0.8, sequence)
             names = [row[-1] for row in reference.named(batch.observations)]
-            if not replay.prioritised:
+            if not replay.prioritized:
                 assert (batch.weights == 1).all()
                 continue
             weights = np.array([priorities[name] for name in names]) ** -0.5
@@ -233,7 +233,7 @@ def test_uniform_draws_are_uniform() -> None:
 
 
 def test_prioritised_draws_follow_priorities() -> None:
-    replay = filled(prioritised=True, priority_exponent=1.0)
+    replay = filled(prioritized=True, priority_exponent=1.0)
     drawable = torch.cat([replay.sample(500).indices for _ in range(4)]).unique()
     priorities = torch.arange(1.0, len(drawable) + 1)
     replay.update_priorities(drawable, priorities)
@@ -250,7 +250,7 @@ def test_priorities_that_come_late() -> None:
         replay.add(0, 0.0, np.array([name], np.uint8), terminated=terminated, truncated=False)
 
     replay = FrameReplay(
-        8, frame_shape=(1,), stack=1, n_step=1, prioritised=True, priority_exponent=1.0, importance=1.0
+        8, frame_shape=(1,), stack=1, n_step=1, prioritized=True, priority_exponent=1.0, importance=1.0
     )
     replay.start(np.array([0], np.uint8))
     for name in range(1, 8):
@@ -361,11 +361,11 @@ def test_refuses_wrong_calls() -> None:
 
 
 @pytest.mark.parametrize("apart", [False, True])
-@pytest.mark.parametrize("prioritised", [False, True])
-def test_an_n_for_each_transition(prioritised: bool, apart: bool) -> None:
+@pytest.mark.parametrize("prioritized", [False, True])
+def test_an_n_for_each_transition(prioritized: bool, apart: bool) -> None:
     with staged(apart):
         replay = FrameReplay(
-            60, frame_shape=SHAPE, frame_dtype=np.int32, stack=2, prioritised=prioritised, discount=0.5
+            60, frame_shape=SHAPE, frame_dtype=np.int32, stack=2, prioritized=prioritized, discount=0.5
         )
         for episode in range(5):
             replay.start(np.full(SHAPE, 100 * episode, np.int32))
@@ -391,16 +391,16 @@ def test_an_n_for_each_transition(prioritised: bool, apart: bool) -> None:
 
 @pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf")])
 def test_refuses_priorities(bad: float) -> None:
-    replay = filled(prioritised=True)
+    replay = filled(prioritized=True)
     batch = replay.sample(2)
     with pytest.raises(ValueError, match="finite priorities"):
         replay.update_priorities(batch.indices, torch.tensor([1.0, bad]))
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("prioritised", [False, True])
-def test_gpu_gives_what_the_cpu_gives_without_waiting(prioritised: bool) -> None:
-    pair = [filled(prioritised=prioritised, device=device) for device in ("cpu", "cuda")]
+@pytest.mark.parametrize("prioritized", [False, True])
+def test_gpu_gives_what_the_cpu_gives_without_waiting(prioritized: bool) -> None:
+    pair = [filled(prioritized=prioritized, device=device) for device in ("cpu", "cuda")]
     for t in range(300):
         each = 3 if t % 2 else torch.arange(16) % 3 + 1
         batches = [replay.sample(16, n_step=each, sequence=t % 3) for replay in pair]
@@ -410,7 +410,7 @@ def test_gpu_gives_what_the_cpu_gives_without_waiting(prioritised: bool) -> None
         torch.cuda.set_sync_debug_mode("error" if t > 5 else "default")
         try:
             for replay, batch in zip(pair, batches, strict=True):
-                if prioritised:
+                if prioritized:
                     replay.update_priorities(batch.indices, batch.weights * (1 + t % 5))
                 replay.start(np.full(SHAPE, t, np.int32))
                 replay.add(1, 0.5, np.full(SHAPE, -t, np.int32), terminated=t % 2 == 0, truncated=False)

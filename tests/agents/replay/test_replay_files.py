@@ -28,12 +28,12 @@ def filled(steps: int = 1500, **settings: object) -> FrameReplay:
     return replay
 
 
-@pytest.mark.parametrize("prioritised", [False, True])
-def test_a_loaded_replay_goes_on_as_the_saved_one(tmp_path: Path, prioritised: bool) -> None:
-    replay, twin = filled(prioritised=prioritised), filled(77, prioritised=prioritised)
+@pytest.mark.parametrize("prioritized", [False, True])
+def test_a_loaded_replay_goes_on_as_the_saved_one(tmp_path: Path, prioritized: bool) -> None:
+    replay, twin = filled(prioritized=prioritized), filled(77, prioritized=prioritized)
     for t in range(5):
         batch = replay.sample(8)
-        if prioritised:
+        if prioritized:
             replay.update_priorities(batch.indices, torch.rand(8) + t)
     replay.save(tmp_path / "replay.pt")
     twin.load(tmp_path / "replay.pt")
@@ -44,7 +44,7 @@ def test_a_loaded_replay_goes_on_as_the_saved_one(tmp_path: Path, prioritised: b
         for name, value in vars(one).items():
             assert torch.equal(value, getattr(other, name)), name
         for each in (replay, twin):
-            if prioritised:
+            if prioritized:
                 each.update_priorities(one.indices, one.weights * t)
             each.add(1, t, np.full(FRAME, t, np.uint8), terminated=False, truncated=False)
 

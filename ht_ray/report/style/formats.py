@@ -1,26 +1,33 @@
-"""What a reader is shown: names of numbers, data sets and networks, seeds, and numbers in few digits."""
+"""Names and formats of what a reader is shown: metrics, indicators, data sets, networks, seeds, numbers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from ht_ray.report.data.study import Scalar, StudyData
 
 __all__ = [
     "INDICATOR_TITLES",
     "NOTHING",
+    "PUBLISHED_NAMES",
+    "best_as_shown",
+    "capitalize",
     "describe",
+    "display_unit",
+    "format_interval",
+    "format_mean_sd",
+    "format_seeds",
+    "format_significant",
+    "format_value",
+    "humanize",
     "indicator_title",
-    "seeds_text",
-    "shown_indicators",
-    "shown_interval",
-    "shown_number",
-    "shown_pair",
-    "shown_short",
-    "shown_unit",
-    "worded",
+    "metric_title",
+    "reported_indicators",
 ]
+
+K = TypeVar("K")
 
 PUBLISHED_NAMES = {
     "digits": "digits",
@@ -63,9 +70,19 @@ NOTHING = "–"
 MOST_DECIMALS = 6
 
 
-def worded(metric: str) -> str:
+def humanize(metric: str) -> str:
     """Return ``"average accuracy"`` for ``"average_accuracy"``."""
     return metric.replace("_", " ")
+
+
+def capitalize(text: str) -> str:
+    """Return `text` with a capital letter first, and the others as they are."""
+    return text[:1].upper() + text[1:]
+
+
+def metric_title(metric: str) -> str:
+    """Return ``"average accuracy (%)"`` for ``"average_accuracy"``: the metric in words, with its unit."""
+    return humanize(metric) + display_unit(metric)[1]
 
 
 def indicator_title(name: str) -> str:
@@ -76,49 +93,49 @@ def indicator_title(name: str) -> str:
     >>> indicator_title("dormant_ratio"), indicator_title("my_number")
     ('dormant units (share)', 'my number')
     """
-    return INDICATOR_TITLES.get(name) or f"{worded(name)}{shown_unit(name)[1]}"
+    return INDICATOR_TITLES.get(name) or metric_title(name)
 
 
-def shown_indicators(study: StudyData) -> tuple[str, ...]:
+def reported_indicators(study: StudyData) -> tuple[str, ...]:
     """Return the indicators of a report: all that were measured but the further eigenvalues and the probe's parts."""
     known = study.indicator_names
     return tuple(name for name in known if name not in DETAILS) or known
 
 
-def shown_unit(metric: str) -> tuple[float, str]:
+def display_unit(metric: str) -> tuple[float, str]:
     """Return the factor by which `metric` is shown and the unit behind its name: accuracies are shown in per cent."""
     return (100.0, " (%)") if metric.endswith("accuracy") else (1.0, "")
 
 
-def shown_number(metric: str, value: float, *, sign: bool = False) -> str:
+def format_value(metric: str, value: float, *, sign: bool = False) -> str:
     """Return `value` in the digits shown: two decimals of a per cent, or four of any other number."""
     if not math.isfinite(value):
         return NOTHING
-    factor, unit = shown_unit(metric)
+    factor, unit = display_unit(metric)
     text = f"{factor * value:{'+' if sign else ''}.{2 if unit else 4}f}"
     # A difference that rounds to nothing has no sign.
     return text[1:] if sign and float(text) == 0 else text
 
 
-def shown_pair(metric: str, value: float, spread: float, *, sign: bool = False) -> str:
+def format_mean_sd(metric: str, value: float, spread: float, *, sign: bool = False) -> str:
     """Return ``"78.12 ± 0.41"``, or the value alone where the spread is unknown."""
-    text = shown_number(metric, value, sign=sign)
-    return f"{text} ± {shown_number(metric, spread)}" if math.isfinite(spread) else text
+    text = format_value(metric, value, sign=sign)
+    return f"{text} ± {format_value(metric, spread)}" if math.isfinite(spread) else text
 
 
-def shown_interval(metric: str, low: float, high: float) -> str:
+def format_interval(metric: str, low: float, high: float) -> str:
     """Return ``"[77.71, 78.52]"``, or a dash where there is no interval."""
-    return f"[{shown_number(metric, low)}, {shown_number(metric, high)}]" if math.isfinite(low) else NOTHING
+    return f"[{format_value(metric, low)}, {format_value(metric, high)}]" if math.isfinite(low) else NOTHING
 
 
-def shown_short(value: float, spread: float = math.nan) -> str:
+def format_significant(value: float, spread: float = math.nan) -> str:
     """Return a number of any size in four digits, or, where its spread is known, in those that two digits of it leave.
 
     Examples
     --------
-    >>> shown_short(0.00123456, 0.000117), shown_short(41.0), shown_short(math.nan)
+    >>> format_significant(0.00123456, 0.000117), format_significant(41.0), format_significant(math.nan)
     ('0.00123 ± 0.00012', '41', '–')
-    >>> shown_short(6630.4, 277.1), shown_short(1.2346e-9, 1.7e-10)
+    >>> format_significant(6630.4, 277.1), format_significant(1.2346e-9, 1.7e-10)
     ('6630 ± 277', '1.235e-09 ± 1.7e-10')
     """
     if not math.isfinite(value):
@@ -131,12 +148,33 @@ def shown_short(value: float, spread: float = math.nan) -> str:
     return f"{value:.{decimals}f} ± {spread:.{decimals}f}"
 
 
-def seeds_text(seeds: Sequence[Scalar]) -> str:
+def best_as_shown(values: Mapping[K, float], better: str | None, text: Callable[[float], str]) -> list[K]:
+    """Return the keys whose value shows the same digits as the best one's.
+
+    Parameters
+    ----------
+    better : {"max", "min", None}
+        Which end is the better one; with None no key is returned.
+    text : callable
+        Returns the digits shown of a value.
+
+    Examples
+    --------
+    >>> best_as_shown({"a": 0.701, "b": 0.699, "c": 0.6}, "max", "{:.2f}".format)
+    ['a', 'b']
+    """
+    if not values or better is None:
+        return []
+    top = text((max if better == "max" else min)(values.values()))
+    return [key for key, value in values.items() if text(value) == top]
+
+
+def format_seeds(seeds: Sequence[Scalar]) -> str:
     """Return ``"seeds 0–4"`` for a run of whole numbers, else the seeds one by one.
 
     Examples
     --------
-    >>> seeds_text([0, 1, 2]), seeds_text([0, 7]), seeds_text([3])
+    >>> format_seeds([0, 1, 2]), format_seeds([0, 7]), format_seeds([3])
     ('seeds 0–2', 'seeds 0, 7', 'seed 3')
     """
     whole = sorted(seed for seed in seeds if isinstance(seed, int))
@@ -147,14 +185,13 @@ def seeds_text(seeds: Sequence[Scalar]) -> str:
 
 def describe(study: StudyData) -> str:
     """Return one line: study, data set, network, access mode (if the trials name one), seeds."""
-    settings = study.config.get("settings")
     parts = []
     for section in ("data", "model"):
-        chosen = settings.get(section) if isinstance(settings, Mapping) else None
+        chosen = study.settings.get(section)
         name = chosen.get("name") if isinstance(chosen, Mapping) else chosen
         if isinstance(name, str):
             parts.append(PUBLISHED_NAMES.get(name, name))
     access = {trial.settings.get("access") for trial in study.trials} - {None}
     if len(access) == 1:
         parts.append(f"{access.pop()} access")
-    return f"{study.name}: {', '.join([*parts, seeds_text(study.seeds)])}"
+    return f"{study.name}: {', '.join([*parts, format_seeds(study.seeds)])}"

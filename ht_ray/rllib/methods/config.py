@@ -1,4 +1,4 @@
-"""Config mixins: the settings of Hare & Tortoise, Shrink & Perturb and Head Reset in RLlib's ``.training(...)``."""
+"""Config mixins: the settings of methods in RLlib's ``.training(...)``, and what they ask of an algorithm."""
 
 from __future__ import annotations
 
@@ -18,11 +18,20 @@ from ray.rllib.algorithms.sac.sac import SAC, SACConfig
 from ray.rllib.core.rl_module.apis import QNetAPI, TargetNetworkAPI
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 
-from ht_ray._checks import check_choice, check_number, did_you_mean
+from ht_ray._checks import check_choice, check_number
 from ht_ray.errors import SettingError, SettingWarning
 from ht_ray.mechanisms.weights.buffers import check_patterns
-from ht_ray.rllib.hare_tortoise.learner import HareTortoiseLearner, HeadResetLearner, PairLearner, ShrinkPerturbLearner
-from ht_ray.rllib.hare_tortoise.module import ActWithTortoise
+from ht_ray.methods import METHODS, MethodConfig, Tortoise, flat_names, method_parts
+from ht_ray.methods.config import current_names
+from ht_ray.methods.registry import all_settings
+from ht_ray.rllib.methods.act_with_tortoise import ActWithTortoise
+from ht_ray.rllib.methods.learner import (
+    HareTortoiseLearner,
+    HeadResetLearner,
+    MethodLearner,
+    ShrinkPerturbLearner,
+    overrides,
+)
 from ht_ray.rllib.replay import NStepEpisodeReplayBuffer, ReplayAlgorithm, check_n_step, environments
 
 __all__ = [
@@ -32,10 +41,16 @@ __all__ = [
     "HTSACConfig",
     "HareTortoiseConfig",
     "HeadResetConfig",
-    "PairConfig",
+    "MethodsConfig",
     "ShrinkPerturbConfig",
     "with_hare_tortoise",
+    "with_methods",
 ]
+
+# What settings were called in earlier versions.
+_RENAMED = {"reinitialise_target": "reinitialize_tortoise"}
+# Methods that are on where their interval is set, and the setting.
+_SWITCHES = {"shrink_perturb": "shrink_perturb_interval", "head_reset": "head_reset_interval"}
 
 
 @functools.cache
@@ -43,16 +58,6 @@ def _with_mixins(mixins: tuple[type, ...], base: type) -> type:
     """Return `base` with `mixins` before it; the same class each time."""
     name = "".join(mixin.__name__.removesuffix("Learner") for mixin in mixins) + base.__name__
     return type(name, (*mixins, base), {"__module__": base.__module__, "__doc__": base.__doc__})
-
-
-def _check_interval(where: str, interval: int | None) -> None:
-    if interval is not None:
-        check_number(where, interval, low=1, integer=True)
-
-
-def _check_flag(where: str, value: bool) -> None:
-    if not isinstance(value, bool):
-        raise SettingError(f"{where} = {value!r}: accepted are True and False.")
 
 
 def _named_class(kind: Any) -> Any:
@@ -71,7 +76,7 @@ def _warn_once(message: str) -> None:
     warnings.warn(message, SettingWarning, stacklevel=4)
 
 
-def _settings(classes: Iterable[type]) -> list[str]:
+def _training_settings(classes: Iterable[type]) -> list[str]:
     """Return the names that the ``training`` methods of `classes` take."""
     named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return sorted(
@@ -83,61 +88,102 @@ def _settings(classes: Iterable[type]) -> list[str]:
     )
 
 
-class PairConfig(AlgorithmConfig):
-    """What the config mixins share: the learner is put together, settings are checked, and some hold for all.
+def _method_settings() -> dict[str, Any]:
+    """Return the methods' settings by their names in ``training``, with their defaults.
 
-    See Also
+    Those of the tortoise are `HareTortoiseConfig`'s. Units are not among them: everything is counted in steps.
+    """
+    found = {}
+    for name, one in all_settings().items():
+        owners = [METHODS[part] for part in one.methods]
+        owners = [cls for cls in owners if cls.not_for_agents is None and not issubclass(cls, Tortoise)]
+        if owners and not name.endswith("_unit"):
+            found[name] = owners[0].agent_defaults.get(flat_names(owners[0])[name], one.default)
+    return found
+
+
+class MethodsConfig(AlgorithmConfig):
+    """Config mixin: methods act on the networks of any algorithm of RLlib's new API stack with torch.
+
+    Put it before an algorithm's config, or use `with_methods`. Everything is counted in optimizer steps.
+
+    Examples
     --------
-    training : the settings.
+    >>> from ray.rllib.algorithms.ppo import PPOConfig
+    >>> class MyConfig(MethodsConfig, PPOConfig):
+    ...     pass
+    >>> config = MyConfig().training(methods="redo+l2", redo_interval=500, head_reset_interval=20_000, lr=1e-4)
+    >>> config.method_config.name
+    'redo+l2+head_reset'
     """
 
-    _learner_mixin: ClassVar[type[PairLearner] | None] = None
+    _learner_mixin: ClassVar[type[MethodLearner] | None] = MethodLearner
+    #: Methods that it brings along.
+    _brings: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, algo_class: type | None = None) -> None:
         # A user's config need not take the argument.
         super().__init__(**({} if algo_class is None else {"algo_class": algo_class}))
+        self.methods: str = "plain"
         self.indicators_interval: int | None = None
+        self.shrink_perturb_interval: int | None = None
+        self.head_reset_interval: int | None = None
+        self.reset_parts: tuple[str, ...] | None = None
         self.toward: str = "fresh"
-        self.reinitialise_target: bool = True
+        self.reinitialize_tortoise: bool = True
+
+    def __getattr__(self, name: str) -> Any:
+        # Settings that were not set can be read as attributes.
+        if not name.startswith("_") and name in (settings := _method_settings()):
+            return settings[name]
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def training(
         self,
         *,
+        methods: str = NotProvided,
         indicators_interval: int | None = NotProvided,
-        toward: Literal["fresh", "initial"] = NotProvided,
-        reinitialise_target: bool = NotProvided,
-        **kwargs: Any,
+        reset_parts: tuple[str, ...] | None = NotProvided,
+        **settings: Any,
     ) -> Any:
-        """Set what the mixins share, and whatever the algorithm takes.
+        """Set methods, and whatever the algorithm takes.
 
         Parameters
         ----------
-        indicators_interval
-            Optimiser steps from one measurement of the online network's plasticity indicators (weights, features,
-            units: `ht_ray.diagnostics`) to the next, on the 512 samples that were trained on last. None (default):
-            never.
-        toward
-            What Shrink & Perturb and Head Reset go to: ``"fresh"`` weights (default), of a module made anew, or the
-            ``"initial"`` ones.
-        reinitialise_target
-            Whether these two act on the target networks as on the online ones (default).
+        methods : str, default "plain"
+            Names of methods (`ht_ray.methods.METHODS`), or the path of a class, ``"my_package.my_module:MyMethod"``;
+            several are joined by ``+``.
+        indicators_interval : int or None, default None
+            Optimizer steps from one measurement of the online network's plasticity indicators (weights, features,
+            units: `ht_ray.diagnostics`) to the next, on the 512 samples that were trained on last. None means never.
+        reset_parts : tuple of str or None, default None
+            What Head Reset resets: names of networks (of DQN: ``"encoder"``, ``"af"``, ``"vf"``) or of parts in them
+            (``"af.net"``). None means all networks that are no encoder.
+        **settings
+            The methods' settings by their names on command lines, as ``redo_interval`` and ``l2_strength``, and the
+            algorithm's. Shrink & Perturb and Head Reset need not be named in `methods`: they are on where
+            ``shrink_perturb_interval`` or ``head_reset_interval`` is set. What they go to, ``toward``, is ``"fresh"``
+            by default: the weights of a module that is made anew.
 
         Raises
         ------
         SettingError
-            If a setting is not known.
+            If a setting or a method is not known. Values are checked by `validate`, so that they may be Ray Tune's.
         """
-        known = _settings(type(self).__mro__)
-        for name in kwargs:
-            if name not in known:
-                raise SettingError(f"{self._name}.training has no setting {name!r}.{did_you_mean(name, known)}")
-        super().training(**kwargs)
-        if indicators_interval is not NotProvided:
-            self.indicators_interval = indicators_interval
-        if toward is not NotProvided:
-            self.toward = toward
-        if reinitialise_target is not NotProvided:
-            self.reinitialise_target = reinitialise_target
+        if isinstance(methods, str):
+            # With the paths of methods that are not of this package: another process finds them by these.
+            sources = MethodConfig(methods).sources
+            self.methods = "+".join(sources.get(part, part) for part in method_parts(methods))
+        elif methods is not NotProvided:
+            self.methods = methods
+        own, algorithm = _method_settings(), _training_settings(type(self).__mro__)
+        known = dict.fromkeys([*algorithm, *own])
+        settings = current_names(f"{self._name}.training", settings, _RENAMED, known)
+        super().training(**{name: value for name, value in settings.items() if name not in own})
+        settings |= {"indicators_interval": indicators_interval, "reset_parts": reset_parts}
+        for name, value in settings.items():
+            if name in (*own, "indicators_interval", "reset_parts") and value is not NotProvided:
+                setattr(self, name, value)
         return self
 
     def update_from_dict(self, config_dict: Mapping[str, Any]) -> Any:
@@ -148,12 +194,15 @@ class PairConfig(AlgorithmConfig):
         SettingError
             If a name is all but one of the mixins' settings.
         """
-        own = _settings(cls for cls in type(self).__mro__ if issubclass(cls, PairConfig))
+        own = _training_settings(cls for cls in type(self).__mro__ if issubclass(cls, MethodsConfig))
+        own = [*own, *_method_settings()]
         for name in config_dict:
             near = difflib.get_close_matches(str(name), own, n=1, cutoff=0.8)
-            if near and not hasattr(self, name):
+            if near and name not in _RENAMED and not hasattr(self, name):
                 raise SettingError(f"{self._name} has no setting {name!r}. Did you mean {near[0]!r}?")
-        return super().update_from_dict(config_dict)
+        old = {name: value for name, value in config_dict.items() if name in _RENAMED}
+        rest = {name: value for name, value in config_dict.items() if name not in _RENAMED}
+        return super().update_from_dict({**rest, **current_names(self._name, old, _RENAMED, dict.fromkeys(own))})
 
     def to_dict(self) -> dict[str, Any]:
         """Return all settings, with the learner's class: an algorithm that is not this config's finds its mixins."""
@@ -168,8 +217,47 @@ class PairConfig(AlgorithmConfig):
         """The configured or default learner, with the mixins that it lacks."""
         base = super().learner_class
         mixins = [vars(cls).get("_learner_mixin") for cls in type(self).__mro__]
-        lacking = tuple(mixin for mixin in mixins if mixin is not None and not issubclass(base, mixin))
-        return _with_mixins(lacking, base) if lacking else base
+        lacking: list[type] = []
+        for mixin in mixins:
+            if mixin is not None and not any(issubclass(cls, mixin) for cls in (base, *lacking)):
+                lacking.append(mixin)
+        return _with_mixins(tuple(lacking), base) if lacking else base
+
+    @property
+    def method_config(self) -> MethodConfig:
+        """The methods and their settings.
+
+        Raises
+        ------
+        SettingError
+            If a method is not known or cannot act on an agent, or a value is not accepted.
+        """
+        parts = [part for part in method_parts(self.methods) if part != "plain"]
+        on = [name for name, interval in _SWITCHES.items() if getattr(self, interval) is not None]
+        name = "+".join(dict.fromkeys([*self._brings, *parts, *on])) or "plain"
+        try:
+            config = MethodConfig.for_agents(name, **self._flat_settings())
+        except SettingError as error:
+            message = str(error).replace("MethodConfig: ", f"{self._name}.", 1)
+            raise SettingError(
+                message,
+                owner=self._name,
+                field=error.field,
+                value=error.value,
+                accepted=error.accepted,
+                hint=error.hint,
+            ) from error
+        if config.has_ema and not self._brings:
+            raise SettingError(
+                f"{self._name}.methods = {self.methods!r}: a tortoise is an algorithm's target network: make the "
+                "config with with_hare_tortoise(...), for algorithms of DQN's family."
+            )
+        return config
+
+    def _flat_settings(self) -> dict[str, Any]:
+        """Return what is set of the methods' settings."""
+        held = {name: vars(self)[name] for name in _method_settings() if name in vars(self)}
+        return {name: value for name, value in held.items() if name not in _SWITCHES.values() or value is not None}
 
     def validate(self) -> None:
         """Check the settings, before anything is built.
@@ -177,12 +265,12 @@ class PairConfig(AlgorithmConfig):
         Raises
         ------
         SettingError
-            If the algorithm has no target network, settings contradict each other, or one is not accepted.
+            If the algorithm is not one for the methods, settings contradict each other, or one is not accepted.
         """
         self._check_algorithm()
         self._check_settings()
-        for overrides in self.algorithm_config_overrides_per_module.values():
-            self.copy(copy_frozen=False).update_from_dict(overrides)._check_settings()
+        for changed in self.algorithm_config_overrides_per_module.values():
+            self.copy(copy_frozen=False).update_from_dict(changed)._check_settings()
         if not self._check_replay():
             super().validate()
             return
@@ -230,14 +318,6 @@ class PairConfig(AlgorithmConfig):
             raise SettingError(
                 f"{self._name}: accepted is RLlib's new API stack (enable_rl_module_and_learner) with torch."
             )
-        learner = super().learner_class
-        lacking = [cls for cls in self._module_classes() if not issubclass(cls, TargetNetworkAPI)]
-        if lacking or not issubclass(learner, DQNLearner):
-            what = f"the module {lacking[0].__name__}" if lacking else f"the learner {learner.__name__}"
-            raise SettingError(
-                f"{self._name}: {what} is not one with a target network: accepted are algorithms of DQN's family (DQN, "
-                "SAC and what is derived from them): an RLModule with TargetNetworkAPI, a learner that is a DQNLearner."
-            )
         whole = self.torch_compile_learner_what_to_compile == TorchCompileWhatToCompile.COMPLETE_UPDATE
         if self.torch_compile_learner and whole:
             raise SettingError(
@@ -258,18 +338,44 @@ class PairConfig(AlgorithmConfig):
         return [specs[0].module_class or default.module_class]
 
     def _check_settings(self) -> None:
-        _check_interval(f"{self._name}.indicators_interval", self.indicators_interval)
+        if self.indicators_interval is not None:
+            check_number(f"{self._name}.indicators_interval", self.indicators_interval, low=1, integer=True)
         check_choice(f"{self._name}.toward", self.toward, ["fresh", "initial"])
-        _check_flag(f"{self._name}.reinitialise_target", self.reinitialise_target)
+        parts = self.reset_parts
+        named = isinstance(parts, (tuple, list)) and parts and all(isinstance(part, str) for part in parts)
+        if parts is not None and not named:
+            raise SettingError(
+                f"{self._name}.reset_parts = {parts!r}: accepted are one or more names, ('af', 'vf'), or None."
+            )
+        for part in self.method_config.settings:
+            method = METHODS[part]
+            watches = overrides(method, "watch")
+            looks = watches or overrides(method, "before_forward")
+            scaled = overrides(method, "before_step") or overrides(method, "loss")
+            for clash, what in (
+                (looks and self.num_learners > 1, f"num_learners = {self.num_learners}: each sees batches of its own"),
+                (watches and self.torch_compile_learner, "torch_compile_learner = True: it looks into forward passes"),
+                (scaled and self._torch_grad_scaler_class, "a _torch_grad_scaler_class: gradients are not themselves"),
+            ):
+                if clash:
+                    raise SettingError(f"{self._name}: the method {part!r} does not work with {what}.")
 
 
-class HareTortoiseConfig(PairConfig):
+def _no_target(where: str, what: str) -> SettingError:
+    return SettingError(
+        f"{where}: {what} is not one with a target network: accepted are algorithms of DQN's family (DQN, SAC and what "
+        "is derived from them): an RLModule with TargetNetworkAPI, a learner that is a DQNLearner. For methods that "
+        "need no target network use with_methods(...)."
+    )
+
+
+class HareTortoiseConfig(MethodsConfig):
     """Config mixin: the target network is the tortoise, the online network is set back to it at an interval.
 
     Put it before an algorithm's config, or use `with_hare_tortoise`. Left alone it follows the paper's agents
-    (arXiv 2406.02596): momentum 0.995, a reset every 4000 optimiser steps. An algorithm whose own ``tau`` is below 1
+    (arXiv 2406.02596): momentum 0.995, a reset every 4000 optimizer steps. An algorithm whose own ``tau`` is below 1
     keeps it; DQN's 1, a hard copy, becomes 0.005. ``target_network_update_freq`` is 0 and stays so: the target follows
-    every optimiser step.
+    every optimizer step.
 
     Examples
     --------
@@ -282,6 +388,7 @@ class HareTortoiseConfig(PairConfig):
     """
 
     _learner_mixin = HareTortoiseLearner
+    _brings = ("hare_tortoise",)
 
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class)
@@ -313,9 +420,9 @@ class HareTortoiseConfig(PairConfig):
             Of the target network's average, in [0, 1): ``1 - tau``. Give one of the two; by default it follows
             ``tau``.
         reset_interval
-            The online network is set to the target after every so many optimiser steps; None: never. Default 4000.
+            The online network is set to the target after every so many optimizer steps; None: never. Default 4000.
         optimizer_state
-            ``"keep"`` (default) or ``"clear"`` the optimisers' state of the online network at a reset.
+            ``"keep"`` (default) or ``"clear"`` the optimizers' state of the online network at a reset.
         act_with_tortoise
             Whether actions are chosen by the target network, in exploration and inference. Default False. DQN only:
             SAC acts with its policy, which has no target.
@@ -331,16 +438,15 @@ class HareTortoiseConfig(PairConfig):
         if momentum not in (NotProvided, None) and kwargs.get("tau", NotProvided) is not NotProvided:
             raise self._both(momentum, kwargs["tau"])
         super().training(**kwargs)
-        if momentum is not NotProvided:
-            self.momentum = momentum
-        if reset_interval is not NotProvided:
-            self.reset_interval = reset_interval
-        if optimizer_state is not NotProvided:
-            self.optimizer_state = optimizer_state
-        if act_with_tortoise is not NotProvided:
-            self.act_with_tortoise = act_with_tortoise
-        if average_buffers is not NotProvided:
-            self.average_buffers = average_buffers
+        for name, value in {
+            "momentum": momentum,
+            "reset_interval": reset_interval,
+            "optimizer_state": optimizer_state,
+            "act_with_tortoise": act_with_tortoise,
+            "average_buffers": average_buffers,
+        }.items():
+            if value is not NotProvided:
+                setattr(self, name, value)
         return self
 
     @property
@@ -355,8 +461,16 @@ class HareTortoiseConfig(PairConfig):
             spec.module_class = _with_mixins((ActWithTortoise,), spec.module_class)
         return spec
 
+    def _flat_settings(self) -> dict[str, Any]:
+        own = {name: getattr(self, name) for name in ("reset_interval", "optimizer_state", "average_buffers")}
+        return super()._flat_settings() | own | {"momentum": self.tortoise_momentum}
+
     def _check_algorithm(self) -> None:
         super()._check_algorithm()
+        lacking = [cls for cls in self._module_classes() if not issubclass(cls, TargetNetworkAPI)]
+        if lacking or not issubclass(self.learner_class, DQNLearner):
+            what = f"the module {lacking[0].__name__}" if lacking else f"the learner {self.learner_class.__name__}"
+            raise _no_target(self._name, what)
         if not self.act_with_tortoise:
             return
         if isinstance(self, SACConfig) or not all(issubclass(cls, QNetAPI) for cls in self._module_classes()):
@@ -371,7 +485,6 @@ class HareTortoiseConfig(PairConfig):
                 )
 
     def _check_settings(self) -> None:
-        super()._check_settings()
         if self.momentum is not None:
             check_number(f"{self._name}.momentum", self.momentum, low=0, high=1, high_open=True)
             # By value: a config that was made from a dict has every attribute set.
@@ -385,12 +498,14 @@ class HareTortoiseConfig(PairConfig):
         if self.target_network_update_freq != 0:
             raise SettingError(
                 f"{self._name}.target_network_update_freq = {self.target_network_update_freq!r}: accepted is 0: the "
-                "target network follows every optimiser step; how fast is set by momentum."
+                "target network follows every optimizer step; how fast is set by momentum."
             )
-        _check_interval(f"{self._name}.reset_interval", self.reset_interval)
-        check_choice(f"{self._name}.optimizer_state", self.optimizer_state, ["keep", "clear"])
-        _check_flag(f"{self._name}.act_with_tortoise", self.act_with_tortoise)
         check_patterns(f"{self._name}.average_buffers", self.average_buffers)
+        if not isinstance(self.act_with_tortoise, bool):
+            raise SettingError(
+                f"{self._name}.act_with_tortoise = {self.act_with_tortoise!r}: accepted are True and False."
+            )
+        super()._check_settings()
 
     def _both(self, momentum: float, tau: float) -> SettingError:
         return SettingError(
@@ -398,95 +513,16 @@ class HareTortoiseConfig(PairConfig):
         )
 
 
-class ShrinkPerturbConfig(PairConfig):
-    """Config mixin: Shrink & Perturb at an interval; off unless it is set."""
+class ShrinkPerturbConfig(MethodsConfig):
+    """Config mixin: Shrink & Perturb at ``shrink_perturb_interval``; off unless it is set."""
 
     _learner_mixin = ShrinkPerturbLearner
 
-    def __init__(self, algo_class: type | None = None) -> None:
-        super().__init__(algo_class=algo_class)
-        self.shrink_perturb_interval: int | None = None
-        self.shrink_perturb_ratio: float = 0.8
-        self.shrink_perturb_noise: float = 0.0
 
-    def training(
-        self,
-        *,
-        shrink_perturb_interval: int | None = NotProvided,
-        shrink_perturb_ratio: float = NotProvided,
-        shrink_perturb_noise: float = NotProvided,
-        **kwargs: Any,
-    ) -> Any:
-        """Set Shrink & Perturb, and whatever the algorithm takes.
-
-        Parameters
-        ----------
-        shrink_perturb_interval
-            Optimiser steps from one to the next; None (default): never.
-        shrink_perturb_ratio
-            The share taken from fresh or initial weights, in [0, 1]. Default 0.8 (the paper's).
-        shrink_perturb_noise
-            Standard deviation of noise that is added. Default 0.
-        """
-        super().training(**kwargs)
-        if shrink_perturb_interval is not NotProvided:
-            self.shrink_perturb_interval = shrink_perturb_interval
-        if shrink_perturb_ratio is not NotProvided:
-            self.shrink_perturb_ratio = shrink_perturb_ratio
-        if shrink_perturb_noise is not NotProvided:
-            self.shrink_perturb_noise = shrink_perturb_noise
-        return self
-
-    def _check_settings(self) -> None:
-        super()._check_settings()
-        _check_interval(f"{self._name}.shrink_perturb_interval", self.shrink_perturb_interval)
-        check_number(f"{self._name}.shrink_perturb_ratio", self.shrink_perturb_ratio, low=0, high=1)
-        check_number(f"{self._name}.shrink_perturb_noise", self.shrink_perturb_noise, low=0)
-
-
-class HeadResetConfig(PairConfig):
-    """Config mixin: Head Reset at an interval; off unless it is set."""
+class HeadResetConfig(MethodsConfig):
+    """Config mixin: Head Reset at ``head_reset_interval``; off unless it is set."""
 
     _learner_mixin = HeadResetLearner
-
-    def __init__(self, algo_class: type | None = None) -> None:
-        super().__init__(algo_class=algo_class)
-        self.head_reset_interval: int | None = None
-        self.reset_parts: tuple[str, ...] | None = None
-
-    def training(
-        self,
-        *,
-        head_reset_interval: int | None = NotProvided,
-        reset_parts: tuple[str, ...] | None = NotProvided,
-        **kwargs: Any,
-    ) -> Any:
-        """Set Head Reset, and whatever the algorithm takes.
-
-        Parameters
-        ----------
-        head_reset_interval
-            Optimiser steps from one to the next; None (default): never.
-        reset_parts
-            What is reset: names of online networks (of DQN: ``"encoder"``, ``"af"``, ``"vf"``) or of parts in them
-            (``"af.net"``). None (default): all that are no encoder.
-        """
-        super().training(**kwargs)
-        if head_reset_interval is not NotProvided:
-            self.head_reset_interval = head_reset_interval
-        if reset_parts is not NotProvided:
-            self.reset_parts = reset_parts
-        return self
-
-    def _check_settings(self) -> None:
-        super()._check_settings()
-        _check_interval(f"{self._name}.head_reset_interval", self.head_reset_interval)
-        parts = self.reset_parts
-        named = isinstance(parts, (tuple, list)) and parts and all(isinstance(part, str) for part in parts)
-        if parts is not None and not named:
-            raise SettingError(
-                f"{self._name}.reset_parts = {parts!r}: accepted are one or more names, ('af', 'vf'), or None."
-            )
 
 
 class HTDQNConfig(HareTortoiseConfig, ShrinkPerturbConfig, HeadResetConfig, DQNConfig):
@@ -536,10 +572,38 @@ class HTSAC(ReplayAlgorithm, SAC):
 
 @functools.cache
 def with_hare_tortoise(config_class: type[AlgorithmConfig]) -> type[AlgorithmConfig]:
-    """Return `config_class` with Hare & Tortoise, Shrink & Perturb and Head Reset: the one line for an own algorithm.
+    """Return `config_class` with Hare & Tortoise and all other methods: the one line for an own algorithm.
 
-    The config that it makes has the settings of all three, an algorithm class of its own (so that Ray Tune keeps them),
+    The config that it makes has the methods' settings, an algorithm class of its own (so that Ray Tune keeps them),
     and a learner that is the algorithm's, or ``.training(learner_class=...)``, with the mixins.
+
+    Raises
+    ------
+    SettingError
+        If `config_class` is not the class of an algorithm's config, or its learner has no target network.
+
+    Examples
+    --------
+    >>> from ray.rllib.algorithms.dqn.dqn import DQNConfig
+    >>> class MyConfig(DQNConfig):
+    ...     "Settings of my agent."
+    >>> with_hare_tortoise(MyConfig)
+    <class 'ht_ray.rllib.methods.config.HareTortoiseMyConfig'>
+    >>> config = with_hare_tortoise(MyConfig)().training(momentum=0.99, reset_interval=1000)
+    """
+    mixins = (HareTortoiseConfig, ShrinkPerturbConfig, HeadResetConfig)
+    derived = _derived(config_class, mixins, "HareTortoise", "with_hare_tortoise")
+    learner = derived().learner_class
+    if not issubclass(learner, DQNLearner):
+        raise _no_target(f"with_hare_tortoise({config_class.__name__})", f"the learner {learner.__name__}")
+    return derived
+
+
+@functools.cache
+def with_methods(config_class: type[AlgorithmConfig]) -> type[AlgorithmConfig]:
+    """Return `config_class` with all methods that need no target network, for any algorithm.
+
+    As `with_hare_tortoise` otherwise.
 
     Raises
     ------
@@ -548,36 +612,42 @@ def with_hare_tortoise(config_class: type[AlgorithmConfig]) -> type[AlgorithmCon
 
     Examples
     --------
-    >>> from ray.rllib.algorithms.dqn.dqn import DQNConfig
-    >>> class MyConfig(DQNConfig):
-    ...     "Settings of my agent."
-    >>> with_hare_tortoise(MyConfig)
-    <class 'ht_ray.rllib.hare_tortoise.config.HareTortoiseMyConfig'>
-    >>> config = with_hare_tortoise(MyConfig)().training(momentum=0.99, reset_interval=1000)
+    >>> from ray.rllib.algorithms.ppo import PPOConfig
+    >>> config = with_methods(PPOConfig)().training(methods="l2", l2_strength=0.01, shrink_perturb_interval=1000)
+    >>> config.training(l2_strenght=0.1)
+    Traceback (most recent call last):
+    ...
+    ht_ray.errors.SettingError: MethodsPPOConfig.training has no setting 'l2_strenght'. Did you mean 'l2_strength'?
     """
+    return _derived(config_class, (MethodsConfig,), "Methods", "with_methods")
+
+
+def _derived(
+    config_class: type[AlgorithmConfig], mixins: tuple[type[MethodsConfig], ...], prefix: str, where: str
+) -> type[AlgorithmConfig]:
     if not (isinstance(config_class, type) and issubclass(config_class, AlgorithmConfig)):
-        raise SettingError(f"with_hare_tortoise({config_class!r}): accepted is a class of configs, as DQNConfig.")
-    if issubclass(config_class, HareTortoiseConfig):
+        raise SettingError(f"{where}({config_class!r}): accepted is a class of configs, as DQNConfig.")
+    if issubclass(config_class, mixins[0]):
         return config_class
     base: type[Algorithm] | None = config_class().algo_class
 
-    class Config(HareTortoiseConfig, ShrinkPerturbConfig, HeadResetConfig, config_class):
+    class Config(*mixins, config_class):  # type: ignore[misc]
         def __init__(self, algo_class: type | None = None) -> None:
             super().__init__()
             self.algo_class = algo_class or algorithm
 
     algorithm: type[Algorithm] | None = None
     if base is not None:
-        mixins = (base,) if issubclass(base, ReplayAlgorithm) else (ReplayAlgorithm, base)
+        bases = (base,) if issubclass(base, ReplayAlgorithm) else (ReplayAlgorithm, base)
 
-        class OwnAlgorithm(*mixins):  # type: ignore[misc]
+        class OwnAlgorithm(*bases):  # type: ignore[misc]
             @classmethod
             def get_default_config(cls) -> Any:
                 return Config()
 
-        OwnAlgorithm.__name__ = OwnAlgorithm.__qualname__ = f"HareTortoise{base.__name__}"
+        OwnAlgorithm.__name__ = OwnAlgorithm.__qualname__ = f"{prefix}{base.__name__}"
         OwnAlgorithm.__doc__ = base.__doc__
         algorithm = OwnAlgorithm
-    Config.__name__ = Config.__qualname__ = f"HareTortoise{config_class.__name__}"
+    Config.__name__ = Config.__qualname__ = f"{prefix}{config_class.__name__}"
     Config.__doc__ = config_class.__doc__
     return Config

@@ -26,15 +26,15 @@ def augment(observations: Tensor, *, generator: torch.Generator, padding: int = 
 
     Parameters
     ----------
-    observations
+    observations : Tensor
         ``(B, C, H, W)``, uint8, on any device.
-    generator
+    generator : torch.Generator
         Where shifts and factors are drawn. One on the CPU draws the same for frames on every device, and its draws
         travel to a GPU without waiting for it; one on the frames' device saves the transfer.
-    padding
-        The largest shift, in pixels. Default 4; 0 for none.
-    intensity
-        Default 0.05; 0 for none.
+    padding : int, default 4
+        The largest shift, in pixels; 0 for none.
+    intensity : float, default 0.05
+        Standard deviation of the factor of the brightness; 0 for none.
 
     Returns
     -------
@@ -90,9 +90,9 @@ def shift(images: Tensor, corners: Tensor, *, padding: int) -> Tensor:
 
     Parameters
     ----------
-    images
+    images : Tensor
         ``(B, C, H, W)``.
-    corners
+    corners : Tensor
         ``(B, 2)``, whole numbers: top and left of each cut in the padded image, from 0 to ``2 * padding``;
         `padding` itself leaves the image where it is.
 

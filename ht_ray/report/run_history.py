@@ -1,4 +1,4 @@
-"""What happened while a study ran: its runs, faults, nodes that came and went, damage; from its journal."""
+"""Run history of a study, from its journal: runs, faults, nodes that came and went, damage."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import tzinfo
 
-from ht_ray.report.data.journal import JOURNAL, Event, Journal, Run, telling_line
+from ht_ray.report.data.journal import JOURNAL, Event, Journal, Run, summarize_error
 from ht_ray.report.data.study import StudyData, TrialData
-from ht_ray.report.style.names import NOTHING
+from ht_ray.report.style.formats import NOTHING
 from ht_ray.report.style.tables import Cell, Column, Table
 
-__all__ = ["Happened", "what_happened"]
+__all__ = ["RunHistory", "summarize_history"]
 
 #: Rows of a table; a study may have thousands of faults.
 MOST = 50
@@ -23,18 +23,18 @@ MOST = 50
 FEW = 10
 #: Letters of an event; it may name a file of a checkpoint.
 WIDTH = 300
-#: The events that the tables of runs and faults are made from, or that only count.
-TOLD = ("run started", "run ended", "fault", "resumed", "copied")
+#: The events that the tables of runs and faults are made from, or that are only counted.
+TABULATED = ("run started", "run ended", "fault", "resumed", "copied")
 
 
 @dataclass(frozen=True)
-class Happened:
-    """What happened to a study, for a reader.
+class RunHistory:
+    """The history of a study, for a reader.
 
     Attributes
     ----------
     sentence
-        All of it in one sentence; it is all there is of a study that nothing happened to.
+        A summary; there is nothing else of a study that ran once and met no fault.
     notes
         Further sentences.
     tables
@@ -46,24 +46,24 @@ class Happened:
     tables: tuple[Table, ...] = ()
 
     def to_text(self) -> str:
-        """Return it for a terminal: of each table the first rows, without what the errors said."""
+        """Return the history for a terminal: of each table the first rows, without the errors' texts."""
         lines = [f"What happened: {self.sentence}", *self.notes]
         text = "\n".join(textwrap.fill(line, 100, subsequent_indent="  ") for line in lines)
         return "\n\n".join([text, *(_shortened(table).to_text() for table in self.tables)])
 
     def to_markdown(self) -> str:
-        """Return it as a section of Markdown."""
+        """Return the history as a section of Markdown."""
         tables = [table.to_markdown().rstrip().replace("## ", "### ", 1) for table in self.tables]
         return "\n\n".join(["## What happened", self.sentence, *self.notes, *tables])
 
 
-def what_happened(study: StudyData) -> Happened | None:
-    """Return what the study's journal says; ``None`` for a study that has none."""
+def summarize_history(study: StudyData) -> RunHistory | None:
+    """Return the history in a study's journal; ``None`` for a study that has none."""
     journal = study.journal
     if journal is None:
         return None
     runs, faults = journal.runs, journal.named("fault")
-    rest = tuple(event for event in journal.events if event.name not in TOLD)
+    rest = tuple(event for event in journal.events if event.name not in TABULATED)
     restarts = sum(trial.restarts for trial in study.trials)
     parts = [
         _count(len(study.trials), "trial"),
@@ -74,7 +74,7 @@ def what_happened(study: StudyData) -> Happened | None:
     zone = journal.zone
     tables = [_runs_table(runs, zone)] if len(runs) != 1 or runs[0].how != "finished" else []
     tables += [_faults_table(faults, study.trials, zone), _events_table(rest, zone)]
-    return Happened(
+    return RunHistory(
         f"{', '.join(parts)}.",
         tuple(_notes(study, journal, faults)),
         tuple(table for table in tables if table.rows),
@@ -95,18 +95,18 @@ def _runs_in_words(runs: Sequence[Run]) -> str:
         return "no run noted"
     words = {"cut off": "cut off, as the driver died", "open": "without an end: it goes on, or its driver died"}
     counts = Counter(run.how for run in runs if run.how != "finished")
-    told = "; ".join(f"{number} {words.get(how, how)}" for how, number in counts.items())
+    ends = "; ".join(f"{number} {words.get(how, how)}" for how, number in counts.items())
     if len(runs) == 1:
-        return "one run" + (f" ({told.removeprefix('1 ')})" if told else "")
-    return f"{len(runs)} runs" + (f" ({told})" if told else "")
+        return "one run" + (f" ({ends.removeprefix('1 ')})" if ends else "")
+    return f"{len(runs)} runs" + (f" ({ends})" if ends else "")
 
 
 def _notes(study: StudyData, journal: Journal, faults: Sequence[Event]) -> Iterable[str]:
     met = {fault.text("trial") for fault in faults}
     ends = Counter(trial.status for trial in study.trials if trial.id in met)
     if ends:
-        told = ", ".join(f"{number} {status}" for status, number in ends.most_common())
-        yield f"Of the {_count(ends.total(), 'trial')} with faults: {told}."
+        listed = ", ".join(f"{number} {status}" for status, number in ends.most_common())
+        yield f"Of the {_count(ends.total(), 'trial')} with faults: {listed}."
     counts = Counter(event.name for event in journal.events)
     changes = [f"{counts[f'node {how}']} {how}" for how in ("lost", "joined") if counts[f"node {how}"]]
     if changes:
@@ -117,12 +117,12 @@ def _notes(study: StudyData, journal: Journal, faults: Sequence[Event]) -> Itera
         yield f"{_count(number, 'outage')} of the storage."
     resumed = journal.named("resumed")
     if resumed:
-        again = [(event.number("known") or 0) - (event.number("reports") or 0) for event in resumed]
-        behind = [number for number in again if number > 0]
-        told = f"Trials went on from a checkpoint: {_count(len(resumed), 'time')}"
+        repeated = [(event.number("known") or 0) - (event.number("reports") or 0) for event in resumed]
+        behind = [number for number in repeated if number > 0]
+        note = f"Trials went on from a checkpoint: {_count(len(resumed), 'time')}"
         if behind:
-            told += f", {len(behind)} of them behind what was known ({_count(sum(behind), 'report')} made again)"
-        yield f"{told}."
+            note += f", {len(behind)} of them behind what was known ({_count(sum(behind), 'report')} made again)"
+        yield f"{note}."
     if copied := journal.named("copied"):
         yield f"Members of a population took over another's state: {_count(len(copied), 'time')}."
     if journal.damaged:
@@ -136,13 +136,13 @@ def _runs_table(runs: Sequence[Run], zone: tzinfo | None) -> Table:
         return f"{'driver died after' if run.followed else 'open; last event'} {run.last.when(zone)}"
 
     rows = [
-        _row(
-            str(number),
+        (
+            number,
             run.began.when(zone),
             ended(run),
-            _shown(run.began.number("trials")),
-            _shown(_length(run.began.values.get("nodes"))),
-            run.began.text("driver") or NOTHING,
+            run.began.number("trials"),
+            len(nodes) if isinstance(nodes := run.began.values.get("nodes"), list) else None,
+            run.began.text("driver") or None,
         )
         for number, run in enumerate(runs, start=1)
     ]
@@ -150,25 +150,22 @@ def _runs_table(runs: Sequence[Run], zone: tzinfo | None) -> Table:
 
 
 def _faults_table(faults: Sequence[Event], trials: Sequence[TrialData], zone: tzinfo | None) -> Table:
-    known = {trial.id: trial for trial in trials}
+    restarts = {trial.id: trial.restarts for trial in trials}
     finished = {trial.id for trial in trials if trial.finished}
     # Where there are too many, those of trials that have not finished come first.
-    ranked = sorted(range(len(faults)), key=lambda place: faults[place].text("trial") in finished)
-    rows = []
-    for place in sorted(ranked[:MOST]) + sorted(ranked[MOST:]):
-        fault = faults[place]
-        name = fault.text("trial")
-        rows.append(
-            _row(
-                name or NOTHING,
-                fault.text("kind") or NOTHING,
-                fault.when(zone),
-                _shown(fault.number("reports")),
-                fault.text("node") or NOTHING,
-                _shown(known[name].restarts if name in known else None),
-                telling_line(str(fault.values.get("detail") or "")),
-            )
+    ranked = sorted(range(len(faults)), key=lambda index: faults[index].text("trial") in finished)
+    rows = [
+        (
+            fault.text("trial") or None,
+            fault.text("kind") or None,
+            fault.when(zone),
+            fault.number("reports"),
+            fault.text("node") or None,
+            restarts.get(fault.text("trial")),
+            summarize_error(str(fault.values.get("detail") or "")),
         )
+        for fault in (faults[index] for index in sorted(ranked[:MOST]) + sorted(ranked[MOST:]))
+    ]
     columns = ("trial", "fault", "when", "reports by then", "node", "restarts in all", "error")
     return _table("Faults", columns, rows, zone)
 
@@ -179,35 +176,35 @@ def _events_table(events: Sequence[Event], zone: tzinfo | None) -> Table:
         others = {
             name: value for name, value in event.values.items() if name not in ("trial", "trials", "node", "detail")
         }
-        told = [telling_line(str(event.values.get("detail") or ""), WIDTH)]
-        told += [telling_line(json.dumps(others, ensure_ascii=False), WIDTH)] if others else []
-        told = [text for text in told if text]
+        texts = [summarize_error(str(event.values.get("detail") or ""), WIDTH)]
+        texts += [summarize_error(json.dumps(others, ensure_ascii=False), WIDTH)] if others else []
         rows.append(
-            _row(
-                ": ".join([event.name, *told]),
+            (
+                ": ".join([event.name, *filter(None, texts)]),
                 event.when(zone),
-                event.text("node") or NOTHING,
+                event.text("node") or None,
                 _trials(event),
             )
         )
     return _table("Nodes, checkpoints, storage", ("what", "when", "node", "trial"), rows, zone)
 
 
-def _trials(event: Event) -> str:
+def _trials(event: Event) -> str | None:
     trials = event.values.get("trials")
     if not isinstance(trials, list) or not trials:
-        return event.text("trial") or NOTHING
+        return event.text("trial") or None
     return str(trials[0]) if len(trials) == 1 else f"{len(trials)} trials"
 
 
-def _row(*texts: str) -> tuple[Cell, ...]:
-    return tuple(Cell(text, (text,)) for text in texts)
-
-
-def _table(title: str, columns: Sequence[str], rows: Sequence[tuple[Cell, ...]], zone: tzinfo | None) -> Table:
+def _table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str | int | None]], zone: tzinfo | None
+) -> Table:
+    """Return a table of texts; a dash stands for None."""
     notes = [f"And {len(rows) - MOST} more: {JOURNAL}."] if len(rows) > MOST else []
     notes.append(f"Times: {zone or 'as they were written'}.")
-    return Table(title, tuple(Column(name, (name,)) for name in columns), tuple(rows[:MOST]), tuple(notes))
+    texts = [[NOTHING if value is None else str(value) for value in row] for row in rows[:MOST]]
+    cells = tuple(tuple(Cell(text, (text,)) for text in row) for row in texts)
+    return Table(title, tuple(Column(name, (name,)) for name in columns), cells, tuple(notes))
 
 
 def _shortened(table: Table) -> Table:
@@ -215,11 +212,3 @@ def _shortened(table: Table) -> Table:
     notes = ("More of them: table.md.", *table.notes[-1:]) if len(table.rows) > FEW else table.notes
     rows = tuple(row[keep] for row in table.rows[:FEW])
     return dataclasses.replace(table, columns=table.columns[keep], rows=rows, notes=notes)
-
-
-def _shown(number: int | None) -> str:
-    return NOTHING if number is None else str(number)
-
-
-def _length(value: object) -> int | None:
-    return len(value) if isinstance(value, list) else None

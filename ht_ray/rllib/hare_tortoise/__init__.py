@@ -1,1 +1,0 @@
-"""Methods for algorithms of RLlib: config and learner mixins, network pairs."""

@@ -1,0 +1,1 @@
+"""Methods for algorithms of RLlib: config and learner mixins."""
