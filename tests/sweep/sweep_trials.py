@@ -212,7 +212,9 @@ class Pretending:
     def advance(self) -> Report:
         method, stream = self.config["method"], self.config["stream"]
         draw = random.Random(json.dumps([method["name"], self.config["seed"], len(self.gained)]))
-        worth = 1.0 - abs(method["momentum"] - 0.97) - (method["reset_interval"] or 0) / 100
+        # Of methods that have neither, the usual.
+        momentum, interval = method.get("momentum", 0.999), method.get("reset_interval", 10)
+        worth = 1.0 - abs(momentum - 0.97) - interval / 100
         self.gained.append(worth * (0.5 + 0.4 * draw.random()))
         phase, epochs = len(self.gained), stream["epochs"]
         rows = [

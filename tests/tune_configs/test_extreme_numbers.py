@@ -43,7 +43,12 @@ def _numeric(field: Field[Any]) -> str | None:
 def _lines(values: dict[str, tuple[str, ...]]) -> list[tuple[str, str]]:
     return [
         # Of Adam's betas there are two.
-        (study, " ".join([f"--{field.name.replace('_', '-')}", *[value] * (2 if field.name == "adam_betas" else 1)]))
+        (
+            study,
+            " ".join(
+                [f"--{field.name.replace('_', '-')}", *[value] * (2 if field.name in ("betas", "adam_betas") else 1)]
+            ),
+        )
         for study, (_, _, settings) in STUDIES.items()
         for config in settings
         for field in fields(config)
