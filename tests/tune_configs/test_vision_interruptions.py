@@ -32,11 +32,11 @@ pytestmark = pytest.mark.filterwarnings("ignore::ht_ray.errors.SettingWarning")
 SETTINGS: dict[str, Any] = {
     "momentum": 0.8,
     "reset_interval": 2,
-    "noise": 0.01,
+    "shrink_perturb_noise": 0.01,
     "redo_threshold": 0.7,
     "redo_interval": 2,
-    "cbp_replacement_rate": 0.1,
-    "cbp_maturity": 2,
+    "continual_backprop_replacement_rate": 0.1,
+    "continual_backprop_maturity": 2,
     "optimizer_reset_interval": 3,
     "optimizer_reset_unit": "steps",
 }

@@ -27,7 +27,7 @@ from ht_ray.vision import (
 SETTINGS = {
     "momentum": 0.8,
     "reset_interval": 2,
-    "noise": 0.01,
+    "shrink_perturb_noise": 0.01,
     "redo_threshold": 0.7,
     "redo_interval": 1,
     "continual_backprop_replacement_rate": 0.1,
