@@ -26,6 +26,7 @@ if __package__ in (None, ""):  # run as a script: the checkout need not be insta
 from torch import nn
 
 from ht_ray._checks import check_choice, check_number
+from ht_ray._deprecated import old_names
 from ht_ray.agents.base_config import MOST, AgentConfig
 from ht_ray.agents.bbf.config import BBFConfig
 from ht_ray.agents.drq.config import DrQConfig
@@ -111,14 +112,14 @@ class _AtariStudy(_StudyFields):
     @classmethod
     def old_names(cls) -> dict[str, str]:
         """Return what settings were called in the minor version before, and what they are called now."""
-        known = cls.__dataclass_fields__
-        return {old: new for old, new in _OLD_NAMES.items() if new in known and old not in known}
+        return dict(old_names(cls))
 
     @classmethod
     def canonical(cls, config: dict[str, Any]) -> Any:
         """Return what the configuration of a trial, or JSON of it, means: equal for what trains the same."""
         agent = {cls.old_names().get(name, name): value for name, value in config["agent"].items()}
-        return {**config, "agent": agent_from_dict(agent)}
+        # What differs is said in words that have names in them.
+        return {**config, "agent": agent_from_dict(agent), "differs": len(config["differs"])}
 
     @property
     def _config(self) -> type[Any]:
@@ -141,7 +142,7 @@ class _AtariStudy(_StudyFields):
     def _method(self, own: Any) -> str:
         """Return the name of the vision studies, whose colours figures take."""
 
-    def _check(self) -> None:
+    def _check_study(self) -> None:
         where = type(self).__name__
         if check_choice(f"{where}.agent", self.agent, AGENTS) != self.kind:
             raise self.refused("agent", f": these are the settings of {self.kind!r}.")
@@ -295,14 +296,6 @@ def _resets(own: AgentConfig) -> bool:
     return own.reset_interval is not None
 
 
-#: What settings of agents were called in the minor version before.
-_OLD_NAMES = {
-    "lr": "learning_rate",
-    "adam_epsilon": "adam_eps",
-    "prioritised": "prioritized",
-    "reinitialise_tortoise": "reinitialize_tortoise",
-}
-
 # Settings of BBF's restart, and of SPR.
 _RESTART = ("shrink_perturb_ratio", "restart_optimizer_state", "reinitialize_tortoise")
 _SPR = ("spr_steps",)
@@ -353,7 +346,7 @@ class AtariSettings(DrQConfig, _AtariStudy):
     """Not a flag: settings follow the names in --methods, redo:redo_interval=500."""
 
     def __post_init__(self) -> None:
-        self._check()
+        self._check_study()
         for name in ("bins", "value_limit"):
             if name in self._changed() and self.value == "scalar":
                 raise self.refused(name, " changes nothing: {value} = 'scalar' has no support.")
@@ -414,7 +407,7 @@ class BBFSettings(BBFConfig, _AtariStudy):
     def __post_init__(self) -> None:
         if "training_steps" in self._changed():
             raise self.refused("training_steps", ": set {steps} in its place.")
-        self._check()
+        self._check_study()
         for name in self._changed():
             for off, of in (("restart_interval", _RESTART), ("spr_weight", _SPR)):
                 if name in of and not getattr(self, off):

@@ -166,7 +166,8 @@ def _parse(
         return settings_class(**study).resolved(), config
     try:
         stored = load_study_settings(config.resume if is_uri(config.resume) else Path(config.resume).expanduser())
-        _load_methods(["--methods", *stored.get("methods", ())])
+        methods = stored.get("methods", ())
+        _load_methods(["--methods", *([methods] if isinstance(methods, str) else methods)])
         saved = with_methods(settings_class).from_json(stored)
     except SettingError as error:
         raise SettingError(
@@ -203,7 +204,8 @@ def _as_planned(location: str, settings: StudySettings, planned: tuple[TrialSpec
 
     def meaning(spec: TrialSpec) -> Any:
         config = settings.canonical(json.loads(json.dumps(spec.config)))
-        return [value for name, value in spec.settings.items() if name != "method"], config
+        # The names of methods and variants say what is in the configuration.
+        return {name: value for name, value in spec.settings.items() if name not in ("method", "variant")}, config
 
     same = len(stored) == len(planned) and all(map(operator.eq, map(meaning, stored), map(meaning, planned)))
     return stored if same else planned

@@ -163,6 +163,8 @@ def form_of(hint: Any) -> Any:
     ([(<class 'int'>,)], None)
     """
     arguments = get_args(hint)
+    if get_origin(hint) in (dict, Mapping):
+        return {}
     if get_origin(hint) is Literal:
         return set(arguments)
     if get_origin(hint) is tuple:

@@ -115,6 +115,8 @@ OTHER = {
     "reset_interval": 10,
     "shrink_perturb_interval": 10,
     "head_reset_interval": 10,
+    "methods": "redo",
+    "method_settings": {"redo_interval": 500},
 }
 
 
@@ -132,6 +134,8 @@ def test_nothing_that_is_not_the_papers_goes_by_its_name(setting: str) -> None:
     changes = {setting: another(setting)}
     if setting in ("bins", "value_limit"):
         changes["value"] = "two_hot"
+    if setting == "method_settings":
+        changes["methods"] = "redo"
     variants = [name for name in VARIANTS if setting != "head_reset_interval" or name != "drq+hr40k"]
     settings = AtariSettings(variants=tuple(variants), **changes)
     changed = [agent for agent, name in zip(settings.agents, variants, strict=True) if agent.config != VARIANTS[name]]
@@ -144,7 +148,7 @@ def test_nothing_that_is_not_the_papers_goes_by_its_name(setting: str) -> None:
 def test_what_else_differs_is_said() -> None:
     settings = AtariSettings(learning_rate=1e-3, max_steps=500, precision="bf16", evaluation_episodes=3, steps=10)
     assert settings.differs == [
-        "lr = 0.001 instead of 0.0001",
+        "learning_rate = 0.001 instead of 0.0001",
         "max_steps = 500 instead of 27000",
         "precision = bf16 instead of fp32",
     ]
@@ -175,7 +179,7 @@ REFUSED = {
     "--variants drq --momenta 0.9": ("--momenta = (0.9,)", "none of the variants drq"),
     "--variants drq drq+ht --toward initial": ("--toward = 'initial'", "none of the variants drq, drq+ht"),
     "--bins 7": ("--bins = 7", "--value = 'scalar'"),
-    "--lr -1": ("--lr = -1.0",),
+    "--learning-rate -1": ("--learning-rate = -1.0",),
     "--n-step 0": ("--n-step = 0",),
     "--steps 0": ("--steps = 0",),
     "--evaluate-every 0": ("--evaluate-every = 0",),

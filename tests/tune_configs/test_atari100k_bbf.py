@@ -80,6 +80,7 @@ def another(setting: str) -> Any:
     default = getattr(BBFConfig, setting)
     given = {"updates_per_step": 4, "batches_per_sample": 1, "reset_interval": 10, "restart_interval": None}
     given |= {"optimizer_state": "clear", "restart_optimizer_state": "clear", "discount_start": 0.5, "epsilon": 0.5}
+    given |= {"methods": "redo", "method_settings": {"redo_interval": 500}}
     if setting in given:
         return given[setting]
     if isinstance(default, bool):
@@ -90,6 +91,8 @@ def another(setting: str) -> Any:
 @pytest.mark.parametrize("setting", [field.name for field in fields(BBFConfig) if field.name != "training_steps"])
 def test_nothing_that_is_not_the_papers_goes_by_its_name(setting: str) -> None:
     changes = {setting: another(setting)}
+    if setting == "method_settings":
+        changes["methods"] = "redo"
     settings = BBFSettings(**changes)
     changed = [
         agent

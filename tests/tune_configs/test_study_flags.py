@@ -20,7 +20,7 @@ from ht_ray.sweep.study.plan import create_study
 from ht_ray.vision import STREAMS, DataConfig, ModelConfig, TrainingConfig
 from tune_configs import ablation, atari100k, command_line, continual, warm_start
 from tune_configs.ablation import AblationSettings
-from tune_configs.atari100k import AtariSettings, BBFSettings
+from tune_configs.atari100k import AtariSettings
 from tune_configs.continual import ContinualSettings
 from tune_configs.flags import flag_name, flags_of, help_texts
 from tune_configs.settings import RENAMED, StudySettings, VisionSettings
@@ -147,11 +147,18 @@ def test_settings_that_were_written_under_old_names_are_read() -> None:
     assert ContinualSettings.from_json(saved) == settings
 
 
-@pytest.mark.parametrize("config", [AtariSettings, BBFSettings])
-def test_old_names_of_agents(config: type[StudySettings]) -> None:
-    known = {field.name for field in fields(config)}
-    for old, new in {"lr": "learning_rate", "adam_epsilon": "adam_eps", "prioritised": "prioritized"}.items():
-        assert (old in known) != (config.old_names().get(old) == new)
+@pytest.mark.parametrize("agent", ["drq", "bbf"])
+@pytest.mark.parametrize("given", ["--lr 0.5", "--adam-epsilon 0.5", "--{}prioritised", "--no-reinitialise-tortoise"])
+def test_old_names_of_agents(agent: str, given: str, plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    others = ["--agent", agent, "--games", "pong", "--seeds", "1"]
+    # BBF has what is to be given.
+    old, *value = given.format("no-" if agent == "bbf" else "").split()
+    found = plan("atari100k", old, *value, *others)
+    new = capsys.readouterr().err.split("is called ")[1].split(" now;")[0]
+    assert new != old
+    assert found == plan("atari100k", new, *value, *others)
+    assert found != plan("atari100k", *others)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_study_that_was_planned_under_old_names_goes_on_as_planned(tmp_path: Path) -> None:
