@@ -240,7 +240,10 @@ def test_settings_without_a_meaning_are_refused(given_settings: dict[str, Any], 
 def test_every_setting_has_a_help_text() -> None:
     for config in (VisionSettings, AblationSettings, ContinualSettings, WarmStartSettings, AtariSettings, BBFSettings):
         flags = flags_of(config, "Study")
-        assert {flag.name for flag in flags} >= {field.name for field in fields(config)} - {"training_steps", "method_settings"}
+        assert {flag.name for flag in flags} >= {field.name for field in fields(config)} - {
+            "training_steps",
+            "method_settings",
+        }
         for flag in flags:
             assert len(flag.help) > 8, f"{config.__name__}.{flag.name} has no text for --help"
 
