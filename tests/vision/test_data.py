@@ -379,12 +379,13 @@ def broken_sets() -> dict[str, tuple[dict[str, bytes], str]]:
     }
 
 
-@pytest.mark.parametrize("suffix", ["", ".tar.gz"])
+@pytest.mark.parametrize("suffix", ["", ".tar.gz", ".zip"])
 @pytest.mark.parametrize("fault", broken_sets())
 def test_what_is_wrong_in_a_set_is_named(fault, suffix, tmp_path, home):
     files, message = broken_sets()[fault]
-    with pytest.raises(SettingError, match=message):
+    with pytest.raises(SettingError, match=message) as refused:
         load(pack(tmp_path / f"set{suffix}", files))
+    assert str(tmp_path / f"set{suffix}") in str(refused.value)
     assert not list(home.rglob("*.tensors"))
 
 

@@ -279,8 +279,8 @@ class _Item(NamedTuple):
     data: bytes | Path
 
 
-def _place(name: str) -> _Place | None:
-    """Return what the file `name` is within a data set; None for what is none of its files."""
+def _place(name: str, source: Path) -> _Place | None:
+    """Return what the file `name` of a folder or archive is within a data set; None for what is none of its files."""
     parts = tuple(part for part in PurePosixPath(name).parts if part not in ("/", "."))
     if any(part.startswith(".") or part == "__MACOSX" for part in parts):
         return None
@@ -297,7 +297,7 @@ def _place(name: str) -> _Place | None:
         return _Place(prefix, split, None if inner[0] == "images" else inner[0], file, True)
     if len(inner) == 3 and inner[1] == "images":
         return _Place(prefix, split, inner[0], file, True)
-    raise SettingError(f"{name!r} is an image outside a folder of its class. Expected is {_LAYOUTS}.")
+    raise SettingError(f"{source}: {name!r} is an image outside a folder of its class. Expected is {_LAYOUTS}.")
 
 
 def _arrange(files: Iterable[tuple[str, bytes | Path]], path: Path) -> tuple[list[_Item], list[_Item], list[str]]:
@@ -307,7 +307,7 @@ def _arrange(files: Iterable[tuple[str, bytes | Path]], path: Path) -> tuple[lis
     annotations: dict[str, dict[str, str]] = {}
     prefixes: set[str] = set()
     for name, data in files:
-        place = _place(name)
+        place = _place(name, path)
         if place is None:
             continue
         prefixes.add("/".join(place.prefix))
@@ -363,7 +363,7 @@ def _folder_files(root: Path) -> Iterator[tuple[str, Path]]:
             for file in files:
                 path = Path(folder, file)
                 name = path.relative_to(root).as_posix()
-                if _place(name) is not None:
+                if _place(name, root) is not None:
                     _check_file(path)
                     yield name, path
 
@@ -436,7 +436,7 @@ def _zip_files(path: Path, file: IO[bytes]) -> Iterator[tuple[str, bytes]]:
         for member in archive.infolist():
             if member.flag_bits & 0x1:
                 raise SettingError(f"{path}: {member.filename} is encrypted; unpack the archive first.")
-            needed = not member.is_dir() and _place(member.filename) is not None
+            needed = not member.is_dir() and _place(member.filename, path) is not None
             kind = stat.S_IFMT(member.external_attr >> 16)
             if needed and kind not in (0, stat.S_IFREG):  # 0 where it was packed on a system without kinds
                 raise _special(path, member.filename)
@@ -487,7 +487,7 @@ def _tar_files(path: Path, file: IO[bytes]) -> Iterator[tuple[str, bytes]]:
     with tarfile.open(fileobj=file, mode="r|", tarinfo=_StrictMember) as archive:
         measure = _Measure(path)
         for member in archive:
-            needed = not member.isdir() and _place(member.name) is not None
+            needed = not member.isdir() and _place(member.name, path) is not None
             measure.add(member.size, member.name if needed else None)
             if not needed:
                 continue
