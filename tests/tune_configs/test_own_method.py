@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import random
 import shlex
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from study_files import all_reports, table
@@ -187,24 +190,36 @@ def test_a_method_of_ones_own_in_every_host(host: str, package: Path) -> None:
     assert done.stdout.split()[-1] == "same"
 
 
-def test_a_method_of_ones_own_in_a_study_that_is_killed(cluster: str, package: Path) -> None:
-    del cluster  # HT_RAY tests' own, which the drivers join
+@pytest.fixture
+def nodes() -> Iterator[Any]:
+    """A cluster of two nodes that can be killed."""
+    sys.path.insert(0, str(CHECKOUT / "tests" / "chaos"))
+    from simulated_cluster import SimulatedCluster
+
+    cluster = SimulatedCluster(2)
+    yield cluster
+    cluster.close()
+
+
+def test_a_method_of_ones_own_in_a_study_that_is_killed(nodes: Any, package: Path) -> None:
     study = shlex.split(
         "--methods plain toy_package.methods:Toy toy_package.methods:Toy:toy_amount=1e-4 --access full --seeds 1 "
-        "--phases 3 --epochs 15 --train-limit 400 --address auto"
+        "--phases 3 --epochs 15 --train-limit 400"
     )
-    command = [sys.executable, str(CHECKOUT / "tune_configs" / "continual.py"), *study]
+    script = [sys.executable, str(CHECKOUT / "tune_configs" / "continual.py"), "--address", nodes.address]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, "--results-dir", "whole"], cwd=package, env=environment, check=True)
-    killed = subprocess.Popen([*command, "--results-dir", "killed"], cwd=package, env=environment)
+    subprocess.run([*script, *study, "--results-dir", "whole"], cwd=package, env=environment, check=True, timeout=400)
+    killed = subprocess.Popen([*script, *study, "--results-dir", "killed"], cwd=package, env=environment)
     end = time.monotonic() + 300
     while not list((package / "killed").glob("trials/*/results.jsonl")):
         assert killed.poll() is None and time.monotonic() < end
         time.sleep(0.02)
+    draw = random.Random(0)
+    nodes.kill_worker(draw)
+    nodes.kill_node(draw)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    resume = [*command[:2], "--resume", "killed", "--address", "auto"]
-    subprocess.run(resume, cwd=package, env=environment, check=True)
+    subprocess.run([*script, "--resume", "killed"], cwd=package, env=environment, check=True, timeout=400)
     whole, again = package / "whole", package / "killed"
     assert all_reports(again) == all_reports(whole)
     assert table(again) == table(whole)
