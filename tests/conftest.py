@@ -64,6 +64,17 @@ def cluster() -> Iterator[str]:
     ray.shutdown()
 
 
+@pytest.fixture(autouse=True)
+def no_methods_are_left() -> Iterator[None]:
+    """Forget the methods that a test registers: flags and pages would have them, too."""
+    yield
+    registry = sys.modules.get("ht_ray.methods.registry")
+    if registry is not None:
+        for name, cls in list(registry._classes.items()):
+            if not cls.__module__.startswith("ht_ray."):
+                del registry._classes[name]
+
+
 @pytest.fixture
 def matching_layouts() -> Iterator[list[int]]:
     """Watch every step of every optimiser: its gradients and its state must be laid out in memory as the weights are.

@@ -68,7 +68,7 @@ def test_it_is_found_beside_a_users_own(kind: str, layout: str, project: Path, t
         (project / "strategies" / "__init__.py").write_text("MINE = 1\n")
     home = ROOT if layout == "checkout" else installed(tmp_path / "site-packages")
     file, mine, pickled = run(SCRIPT, project, home).split(b"\n", 2)
-    assert Path(file.decode()) == home / "strategies" / "plugins" / "hare_tortoise.py"
+    assert Path(file.decode()) == home / "strategies" / "plugins" / "named.py"
     # An empty folder gives way to a package that comes later on the path.
     assert mine == (b"None" if kind == "folder" else b"1")
     # Other processes read it: this one, where nothing is in the way, and one where something is.

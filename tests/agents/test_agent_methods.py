@@ -187,8 +187,9 @@ def test_units_of_the_bbf_network(spr: bool) -> None:
     # What is read from a unit is read with these weights only.
     if spr:
         inputs, actions = torch.rand(2, 4, 84, 84), torch.zeros(2, 1, dtype=torch.int64)
-        before = network.predict(inputs, actions)
         with torch.no_grad():
+            network.head.projection.bias[3] = 5  # it is active
+            before = network.predict(inputs, actions)
             for columns in head.outgoing:
                 network.get_submodule(columns.layer).get_parameter("weight")[:, 3] = 0
             emptied = network.predict(inputs, actions)

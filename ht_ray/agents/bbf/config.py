@@ -40,7 +40,8 @@ class BBFConfig(AgentConfig):
 
     Examples
     --------
-    >>> BBFConfig().total_updates, [u for u in range(196_001) if BBFConfig().restart_is_due(u)]
+    >>> config = BBFConfig()
+    >>> config.total_updates, [update for update in range(196_001) if config.restart_is_due(update)]
     (196000, [40000, 80000, 120000])
     >>> BBFConfig(updates_per_step=3)
     Traceback (most recent call last):
