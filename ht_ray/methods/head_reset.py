@@ -16,8 +16,8 @@ from ht_ray.mechanisms.weights.optimizer_state import Optimizers, clear_optimize
 from ht_ray.mechanisms.weights.rng import derive_seed
 from ht_ray.mechanisms.weights.spectral_norm import fit_spectral_norm
 from ht_ray.mechanisms.weights.weight_copy import WeightCopy, named_tensors
-from ht_ray.methods.method import FIRST, Method, Phase
 from ht_ray.methods.registry import register
+from ht_ray.methods.reinitializer import Reinitializer
 from ht_ray.methods.settings import MethodSettings, setting, treats_tortoise
 from ht_ray.methods.tortoise import Tortoise
 
@@ -25,7 +25,7 @@ __all__ = ["HeadReset"]
 
 
 @register
-class HeadReset(Method):
+class HeadReset(Reinitializer):
     """Head Reset (Nikishin et al. 2022, arXiv 2205.07802; arXiv 2406.02596, appendix A.4).
 
     All trainable parameters of the head and its statistics (float buffers, BatchNorm's counters) are set to their
@@ -66,8 +66,6 @@ class HeadReset(Method):
     name = "head_reset"
     title = "Head Reset"
     rank = 2
-    acts_before_phases = True
-    capturable = True
     agent_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({"interval": 40_000})
 
     @dataclass(frozen=True, kw_only=True)
@@ -100,33 +98,15 @@ class HeadReset(Method):
     ) -> None:
         super().__init__(module, settings, seed=seed, **changes)
         self.factory = factory
-        #: Optimiser steps so far.
-        self.steps = 0
         try:
             self.head = find_head(module, head)
         except ValueError as error:
             raise SettingError(f"HeadReset: {error}") from error
-        #: How often it was applied.
-        self.applications = 0
         self.initial = WeightCopy(self._part()) if self.settings.toward == "initial" else None
 
     def _part(self) -> nn.Module:
         # Looked up each time: growing networks replace their head.
         return self.module.get_submodule(self.head)
-
-    def before_phase(self, phase: Phase = FIRST, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
-        """Act before every phase but the first, unless there is an interval."""
-        if not phase.begins:
-            return
-        self.grown()
-        if phase.number > 0 and self.settings.interval is None:
-            self.apply(tortoise, optimizer)
-
-    def after_step(self, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
-        """Count an optimiser step, and act if that is due."""
-        self.steps += 1
-        if self.settings.interval is not None and self.steps % self.settings.interval == 0:
-            self.apply(tortoise, optimizer)
 
     def grown(self) -> None:
         """Note the initial weights of units that the head has grown; call before they are trained."""

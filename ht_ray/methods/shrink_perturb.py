@@ -15,8 +15,8 @@ from ht_ray.mechanisms.weights.optimizer_state import Optimizers, clear_optimize
 from ht_ray.mechanisms.weights.rng import derive_seed, generator
 from ht_ray.mechanisms.weights.spectral_norm import fit_spectral_norm
 from ht_ray.mechanisms.weights.weight_copy import WeightCopy
-from ht_ray.methods.method import FIRST, Method, Phase
 from ht_ray.methods.registry import register
+from ht_ray.methods.reinitializer import Reinitializer
 from ht_ray.methods.settings import MethodSettings, setting, treats_tortoise
 from ht_ray.methods.tortoise import Tortoise
 
@@ -24,7 +24,7 @@ __all__ = ["ShrinkPerturb"]
 
 
 @register
-class ShrinkPerturb(Method):
+class ShrinkPerturb(Reinitializer):
     """Shrink & Perturb (Ash & Adams 2020, arXiv 1910.08475; arXiv 2406.02596, appendix A.4).
 
     Every trainable parameter becomes ``(1 - ratio) * w + ratio * w0 + noise * n`` with ``n`` standard normal and
@@ -71,8 +71,6 @@ class ShrinkPerturb(Method):
     name = "shrink_perturb"
     title = "Shrink & Perturb"
     rank = 1
-    acts_before_phases = True
-    capturable = True
     agent_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({"interval": 20_000})
 
     @dataclass(frozen=True, kw_only=True)
@@ -123,26 +121,8 @@ class ShrinkPerturb(Method):
     ) -> None:
         super().__init__(module, settings, seed=seed, **changes)
         self.factory = factory
-        #: Optimiser steps so far.
-        self.steps = 0
-        #: How often it was applied.
-        self.applications = 0
         own = self.settings
         self.initial = WeightCopy(module) if own.toward == "initial" and not own.perturb else None
-
-    def before_phase(self, phase: Phase = FIRST, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
-        """Act before every phase but the first, unless there is an interval."""
-        if not phase.begins:
-            return
-        self.grown()
-        if phase.number > 0 and self.settings.interval is None:
-            self.apply(tortoise, optimizer)
-
-    def after_step(self, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
-        """Count an optimiser step, and act if that is due."""
-        self.steps += 1
-        if self.settings.interval is not None and self.steps % self.settings.interval == 0:
-            self.apply(tortoise, optimizer)
 
     def grown(self) -> None:
         """Note the initial weights of units that the network has grown; call before they are trained."""
