@@ -88,6 +88,19 @@ CHANGES = st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["start", "repor
 ENDS = st.sampled_from([TrialStatus.FINISHED, TrialStatus.FAILED, TrialStatus.DIVERGED])
 
 
+def test_the_time_left_does_not_depend_on_which_trial_was_opened_first(tmp_path: Path) -> None:
+    (tmp_path / "trials").mkdir()
+    records = [TrialRecord(tmp_path, spec(f"t{seed}", seed=seed)) for seed in range(5)]
+    progress = StudyProgress("s", records, "loss", "min", slots=2)
+    report = {"index": 0, "curves": {}, "progress": 0.5, "summary": {"loss": None}, "seconds": 1.0}
+    for number in (0, 2, 1):
+        records[number].start()
+    for number in (0, 1):
+        records[number].append(to_json(report), report)
+    # Of two slots one takes 1 + 2 (the third trial) seconds, the other 1 + 2, then 2 more.
+    assert progress.seconds_left() == StudyProgress("s", records, "loss", "min", slots=2).seconds_left() == 5
+
+
 @settings(deadline=None, max_examples=50)
 @given(changes=CHANGES, data=st.data())
 def test_lines_after_many_changes_are_those_of_a_new_look(
@@ -114,8 +127,11 @@ def test_lines_after_many_changes_are_those_of_a_new_look(
     assert {status: number for status, number in progress.counts.items() if number} == Counter(
         record.status for record in records
     )
-    lines = progress.lines()
-    assert lines == StudyProgress("s", records, "loss", "min", slots=2).lines()
+    with pytest.MonkeyPatch.context() as clock_stands:
+        clock_stands.setattr("ht_ray.sweep.records.progress.time.monotonic", lambda: progress._start + 3)
+        anew = StudyProgress("s", records, "loss", "min", slots=2)
+        clock_stands.setattr(anew, "_start", progress._start)
+        assert progress.lines() == anew.lines()
 
 
 def test_clock() -> None:

@@ -182,7 +182,7 @@ class StudyProgress:
         self._order = {record.spec.id: number for number, record in enumerate(records)}
         self._seen: dict[str, _Seen] = {}
         self._counts: Counter[TrialStatus] = Counter()
-        # Trials of which something is known but that have not ended, in order; of the ended ones, the sums.
+        # Trials of which something is known but that have not ended; of the ended ones, the sums.
         self._open: dict[str, TrialRecord] = {}
         self._ended_progress = self._ended_seconds = 0.0
         self._ended = 0
@@ -209,7 +209,9 @@ class StudyProgress:
 
     def seconds_left(self) -> float | None:
         """The time until the study has ended; None while nothing is known."""
-        known = [self._workload(record) for record in self._open.values()]
+        # Those that wait start in the order of the plan, whichever was opened first.
+        in_order = sorted(self._open.values(), key=lambda record: self._order[record.spec.id])
+        known = [self._workload(record) for record in in_order]
         if self._ended:
             known.append(Workload(self._ended_progress, self._ended_seconds, ended=True))
         untouched = len(self._records) - len(self._open) - self._ended
