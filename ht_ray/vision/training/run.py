@@ -1,0 +1,244 @@
+"""Run of one network on a stream: its state between the steps, phase by phase and epoch by epoch."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ht_ray._checks import check_number
+from ht_ray.diagnostics import IndicatorConfig
+from ht_ray.errors import Diverged
+from ht_ray.mechanisms import load_optimizer_state
+from ht_ray.methods import Composition, Method, MethodConfig, Phase
+from ht_ray.vision.data.dataset import ImageData
+from ht_ray.vision.data.loader import InMemoryLoader, Normalise
+from ht_ray.vision.data.streams import Stream
+from ht_ray.vision.training.evaluate import Evaluation, evaluate
+from ht_ray.vision.training.indicators import make_indicators
+from ht_ray.vision.training.optimizer import TrainingConfig, make_optimizer
+
+__all__ = ["Row", "TrainingRun"]
+
+#: What one epoch measured: ``phase`` and ``epoch`` (from 1), ``step`` (epochs so far, all phases), and the metrics.
+Row = dict[str, float]
+
+
+def _sizes(stream: Stream) -> list[list[int]]:
+    # What tells one stream from another: plain data, and short.
+    return [[len(phase), phase.epochs, int(phase.indices.sum()), int(phase.labels.sum())] for phase in stream]
+
+
+def _last_inputs(loader: InMemoryLoader, epoch: int, count: int) -> list[Tensor]:
+    """Return the inputs of the last `count` batches before `epoch` of the loader's phase."""
+    inputs: deque[Tensor] = deque(maxlen=count)
+    # Every epoch has a batch at least.
+    for loader.epoch in range(max(1, epoch - count), epoch):
+        inputs.extend(images for images, _ in loader)
+    return list(inputs)
+
+
+class TrainingRun:
+    """All of a network's training but the steps: the moments between them, what was measured, and what is saved.
+
+    `ht_ray.vision.fit` makes the steps of one run, a `Pack` those of many at once. Both call, for each phase,
+    `begin_phase`; for each epoch the steps, `end_epoch` and, where that says so, `record`; and `end_phase`.
+
+    Parameters
+    ----------
+    model, data, stream, method, training, seed, device, indicators, evaluate_every
+        As in `ht_ray.vision.fit`.
+
+    Attributes
+    ----------
+    model, method, optimizer, config
+        What is trained, and how.
+    rows : list of dict
+        What was measured so far.
+    phase : int
+        How many phases are done; the next, or present, has this number.
+    epoch : int
+        How many epochs of the present phase are done.
+    samples : int
+        How many samples were trained on by this object, for the rate.
+    loader : InMemoryLoader
+        Of the present phase.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: ImageData,
+        stream: Stream,
+        *,
+        method: MethodConfig | Composition | Method | None = None,
+        training: TrainingConfig | None = None,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        indicators: IndicatorConfig | None = None,
+        evaluate_every: int = 1,
+    ) -> None:
+        check_number("fit: evaluate_every", evaluate_every, low=1, integer=True)
+        self.device = torch.device(device)
+        given = Composition(model, [method]) if isinstance(method, Method) else method or MethodConfig("plain")
+        self.config = given.training(training or TrainingConfig(), data.shape)
+        memory_format = torch.channels_last if self.config.channels_last else torch.contiguous_format
+        model.to(device=self.device, memory_format=memory_format)  # type: ignore[call-overload]
+        self.model = model
+        self.method = given.build(model, seed=seed) if isinstance(given, MethodConfig) else given
+        self.data = data
+        self.stream = stream
+        self.seed = seed
+        self.evaluate_every = evaluate_every
+        self.settings = {
+            "method": self.method.describe(),
+            "training": asdict(self.config),
+            "seed": seed,
+            "phases": _sizes(stream),
+            "evaluate_every": evaluate_every,
+        }
+        if indicators is not None:
+            self.settings["indicators"] = asdict(indicators)
+        self.images = data.train_images.to(self.device)
+        self.test_images, self.test_labels = data.test_images.to(self.device), data.test_labels.to(self.device)
+        self.normalise = Normalise(data.mean, data.std, self.device)
+        self.optimizer = make_optimizer(model.parameters(), self.config)
+        self.measuring = make_indicators(
+            indicators, model, data, training=self.config, normalise=self.normalise, seed=seed, device=self.device
+        )
+        self.rows: list[Row] = []
+        self.phase = self.epoch = self.samples = 0
+        self._epochs = 0  # of all phases
+        self._train_loss = math.nan
+        self._indicated = False
+        self.loader: InMemoryLoader
+
+    @property
+    def done(self) -> bool:
+        """Whether all phases are done."""
+        return self.phase == len(self.stream)
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs the present phase has."""
+        return self.stream[self.phase].epochs
+
+    @property
+    def progress(self) -> float:
+        """The share of the stream's epochs that is done."""
+        return self._epochs / self.stream.epochs
+
+    def begin_phase(self) -> None:
+        """Begin the next phase, or go on with one that was saved within."""
+        phase = self.stream[self.phase]
+        self.loader = InMemoryLoader(
+            self.images,
+            phase.indices,
+            phase.labels,
+            normalise=self.normalise,
+            batch_size=self.config.batch_size,
+            augment=self.config.augment,
+            seed=self.seed,
+            phase=phase.index,
+            channels_last=self.config.channels_last,
+        )
+        if self.epoch:
+            self.method.resume(partial(_last_inputs, self.loader, self.epoch + 1))
+        else:
+            if self.config.fresh_optimizer:
+                self.optimizer = make_optimizer(self.model.parameters(), self.config)
+            self.method.before_phase(Phase(phase.index, phase.epochs, len(self.loader)), self.optimizer)
+        self.loader.epoch = self.epoch + 1
+
+    def end_epoch(self, loss_sum: float, seen: int) -> bool:
+        """End an epoch with this sum of losses over so many samples, and return whether it is to be tested.
+
+        Raises
+        ------
+        Diverged
+            If the loss is NaN or infinite.
+        """
+        self._train_loss = loss_sum / seen
+        if not math.isfinite(self._train_loss):
+            raise Diverged(f"training loss {self._train_loss} in phase {self.phase + 1}, epoch {self.epoch + 1}")
+        self.epoch += 1
+        self._epochs += 1
+        self.samples += seen
+        last = self.epoch == self.epochs
+        self.method.end_epoch(self.optimizer, last=last)
+        self._indicated = self.measuring is not None and self.measuring.due(self.epoch, last=last)
+        return last or self._indicated or self.epoch % self.evaluate_every == 0
+
+    def evaluate(self) -> Evaluation:
+        """Test the network that predicts."""
+        with self.method.predict():
+            return evaluate(
+                self.model,
+                self.test_images,
+                self.test_labels,
+                self.normalise,
+                autocast=torch.bfloat16 if self.config.precision == "bf16" else None,
+                channels_last=self.config.channels_last,
+            )
+
+    def record(self, accuracy: float, tested: Evaluation) -> Row:
+        """Return the epoch's row, with this accuracy on its batches as they were trained on, and keep it."""
+        row: Row = {
+            "step": self._epochs,
+            "phase": self.phase + 1,
+            "epoch": self.epoch,
+            "train_loss": self._train_loss,
+            "train_accuracy": accuracy,
+            "test_loss": tested.loss,
+            "test_accuracy": tested.accuracy,
+        }
+        if self.measuring is not None and self._indicated:
+            row.update(self.measuring.measure())
+        self.rows.append(row)
+        return row
+
+    def end_phase(self) -> None:
+        """End the phase, after its last epoch."""
+        self.method.end_phase()
+        self.phase += 1
+        self.epoch = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors and plain data to continue from, between two epochs."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "method": self.method.state_dict(),
+            "indicators": self.measuring.state_dict() if self.measuring is not None else {},
+            "settings": self.settings,
+            "rows": self.rows,
+            "phases": self.phase,
+            "epochs": self.epoch,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], where: object) -> None:
+        """Continue from `state`, which was found at `where`.
+
+        Raises
+        ------
+        ValueError
+            If it is of a run with other settings, seed or stream.
+        """
+        if state["settings"] != self.settings:
+            differing = [name for name, value in self.settings.items() if state["settings"].get(name) != value]
+            raise ValueError(f"{where} is the checkpoint of a run with another {' and '.join(differing)}")
+        self.method.rebuild(state["method"])
+        self.model.load_state_dict(state["model"])
+        self.optimizer = make_optimizer(self.model.parameters(), self.config)
+        load_optimizer_state(self.optimizer, state["optimizer"])
+        self.method.load_state_dict(state["method"])
+        if self.measuring is not None:
+            self.measuring.load_state_dict(state["indicators"])
+        self.rows, self.phase, self.epoch = list(state["rows"]), state["phases"], state.get("epochs", 0)
+        self._epochs = sum(phase.epochs for phase in self.stream.phases[: self.phase]) + self.epoch
