@@ -11,10 +11,30 @@ from torch import Tensor, nn
 from ht_ray.mechanisms.weights.deviation import deviation
 from ht_ray.mechanisms.weights.stepped_groups import stepped_groups
 from ht_ray.methods.method import Method
+from ht_ray.methods.packed import PackedMethod, by_row
 from ht_ray.methods.registry import register
 from ht_ray.methods.settings import MethodSettings, setting
 
 __all__ = ["L2"]
+
+
+class _PackedL2(PackedMethod):
+    def __init__(self, methods: Any, rows: Any) -> None:
+        super().__init__(methods, rows)
+        strengths = [(method.settings.coupling, method.settings.strength) for method in methods]
+        self._loss = self.per_row([2 * strength * (coupling == "loss") for coupling, strength in strengths])
+        self._decay = [strength * (coupling == "decoupled") for coupling, strength in strengths]
+
+    def add_gradients(self) -> None:
+        for name, weight in self.rows.weights.items():
+            self.rows.gradients[name].addcmul_(weight, by_row(self._loss, weight))
+
+    def before_step(self) -> None:
+        kept = self.per_row(
+            [1 - rate * decay for rate, decay in zip(self.rows.rates.tolist(), self._decay, strict=True)]
+        )
+        for weight in self.rows.weights.values():
+            weight *= by_row(kept, weight)
 
 
 @register
@@ -62,6 +82,7 @@ class L2(Method):
     title = "L2"
     rank = -10
     capturable = True
+    packed = _PackedL2
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(MethodSettings):

@@ -17,6 +17,7 @@ from ht_ray.mechanisms.weights.optimizer_state import Optimizers
 from ht_ray.methods.settings import MethodSettings
 
 if TYPE_CHECKING:
+    from ht_ray.methods.packed import PackedMethod
     from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["FIRST", "Composition", "Inputs", "Method", "Phase"]
@@ -121,6 +122,9 @@ class Method:
     #: `before_forward`, `watch`, `loss`, `before_step` and, with a rank below 0, `after_step` change tensors in place,
     #: keep none, and neither count, draw nor decide on the host.
     capturable: bool = False
+    #: What does the same within a step for several networks at once (see `ht_ray.methods.packed`). None: it does
+    #: nothing within a step, or it cannot be packed.
+    packed: ClassVar[type[PackedMethod] | None] = None
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(MethodSettings):

@@ -18,6 +18,7 @@ from ht_ray.mechanisms.weights.rng import derive_seed
 from ht_ray.mechanisms.weights.spectral_norm import fit_spectral_norm
 from ht_ray.mechanisms.weights.weight_copy import named_tensors
 from ht_ray.methods.method import FIRST, Method, Phase
+from ht_ray.methods.packed import PackedMethod
 from ht_ray.methods.registry import register
 from ht_ray.methods.settings import MethodSettings, setting, treats_tortoise
 from ht_ray.methods.tortoise import Tortoise
@@ -77,6 +78,12 @@ class InjectedHead(nn.Module):
         return output
 
 
+class _Alone(PackedMethod):
+    @classmethod
+    def obstacle(cls, method: Any) -> str:
+        return "plasticity_injection gives each network another structure"
+
+
 @register
 class PlasticityInjection(Method):
     """Plasticity injection (Nikishin et al. 2023, arXiv 2305.15555).
@@ -134,6 +141,7 @@ class PlasticityInjection(Method):
     name = "plasticity_injection"
     title = "Plasticity Injection"
     rank = 3
+    packed = _Alone
     acts_before_phases = True
     capturable = True
     not_for_agents = "it adds parts to the network before a phase, and an agent's training has no phases"

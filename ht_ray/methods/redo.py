@@ -24,6 +24,7 @@ from ht_ray.mechanisms.weights.fresh import fresh_weights
 from ht_ray.mechanisms.weights.optimizer_state import Optimizers
 from ht_ray.mechanisms.weights.rng import derive_seed, isolated_rng
 from ht_ray.methods.method import FIRST, Inputs, Method, Phase
+from ht_ray.methods.packed import Separately
 from ht_ray.methods.registry import register
 from ht_ray.methods.settings import MethodSettings, setting, treats_tortoise
 from ht_ray.methods.tortoise import Tortoise
@@ -79,6 +80,7 @@ class ReDo(Method):
     name = "redo"
     title = "ReDo"
     rank = 5
+    packed = Separately
     agent_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({"interval": 1000, "unit": "steps"})
 
     @dataclass(frozen=True, kw_only=True)

@@ -17,10 +17,42 @@ from ht_ray.mechanisms.weights.stepped_groups import stepped_groups
 from ht_ray.mechanisms.weights.transfer import upload
 from ht_ray.mechanisms.weights.weight_copy import WeightCopy
 from ht_ray.methods.method import Method
+from ht_ray.methods.packed import PackedMethod, by_row
 from ht_ray.methods.registry import register
 from ht_ray.methods.settings import MethodSettings, setting
 
 __all__ = ["Regenerative"]
+
+
+class _PackedRegenerative(PackedMethod):
+    @classmethod
+    def obstacle(cls, method: Any) -> str:
+        return "regenerative draws a fresh network at every step" if method.initial is None else ""
+
+    def __init__(self, methods: Any, rows: Any) -> None:
+        super().__init__(methods, rows)
+        self._anchors = {
+            name: torch.stack([method.initial[name].to(weight.dtype) for method in methods])
+            for name, weight in rows.weights.items()
+        }
+        own = [method.settings for method in methods]
+        self._square = self.per_row([2 * s.strength * (s.coupling == "loss" and s.norm == "l2") for s in own])
+        self._absolute = self.per_row([s.strength * (s.coupling == "loss" and s.norm == "l1") for s in own])
+        self._decay = [s.strength * (s.coupling == "decoupled") for s in own]
+
+    def add_gradients(self) -> None:
+        for name, weight in self.rows.weights.items():
+            apart, gradient = weight - self._anchors[name], self.rows.gradients[name]
+            if self._absolute.any():
+                gradient.addcmul_(apart.sign(), by_row(self._absolute, weight))
+            gradient.addcmul_(apart, by_row(self._square, weight))
+
+    def before_step(self) -> None:
+        if any(self._decay):
+            rates = self.rows.rates.tolist()
+            moved = self.per_row([min(1.0, rate * decay) for rate, decay in zip(rates, self._decay, strict=True)])
+            for name, weight in self.rows.weights.items():
+                weight.lerp_(self._anchors[name], by_row(moved, weight))
 
 
 @register
@@ -72,6 +104,7 @@ class Regenerative(Method):
     title = "Regenerative (L2 Init)"
     aliases = ("l2_init",)
     rank = -8
+    packed = _PackedRegenerative
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(MethodSettings):

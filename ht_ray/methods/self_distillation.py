@@ -12,11 +12,31 @@ from torch.nn import functional
 
 from ht_ray.mechanisms.weights.spectral_norm import spectral_layers
 from ht_ray.methods.method import Inputs, Method
+from ht_ray.methods.packed import PackedMethod, by_row
 from ht_ray.methods.registry import register
 from ht_ray.methods.settings import MethodSettings, setting
 from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["SelfDistillation"]
+
+
+class _PackedSelfDistillation(PackedMethod):
+    def __init__(self, methods: Any, rows: Any) -> None:
+        super().__init__(methods, rows)
+        self._temperatures = self.per_row([method.settings.temperature for method in methods])
+        self._strengths = self.per_row(
+            [method.settings.strength * method.settings.temperature**2 for method in methods]
+        )
+
+    def before_forward(self, inputs: Tensor) -> None:
+        self._teachers = self.rows.predict(inputs)
+
+    def loss(self, outputs: Tensor) -> Tensor | None:
+        warmth = by_row(self._temperatures, outputs)
+        student = functional.log_softmax(outputs / warmth, dim=-1)
+        teacher = functional.softmax(self._teachers.to(outputs.dtype) / warmth, dim=-1)
+        divergence = functional.kl_div(student, teacher, reduction="none").sum(2).mean(1)
+        return self._strengths * divergence
 
 
 @register
@@ -61,6 +81,7 @@ class SelfDistillation(Method):
     title = "Self-Distillation"
     rank = -7
     capturable = True
+    packed = _PackedSelfDistillation
     brings = "ema"
     not_for_agents = "it compares distributions over classes, and an agent's outputs are values"
 

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ht_ray.methods.method import Method
+from ht_ray.methods.packed import PackedMethod
 from ht_ray.methods.registry import register
 from ht_ray.methods.settings import MethodSettings, setting
 
 __all__ = ["SpectralDecoupling"]
+
+
+class _PackedSpectralDecoupling(PackedMethod):
+    @classmethod
+    def obstacle(cls, method: Any) -> str:
+        return "spectral_decoupling leaves out the logits that a head masks" if method.masked else ""
+
+    def loss(self, outputs: Tensor) -> Tensor | None:
+        strengths = self.per_row([method.settings.strength / 2 for method in self.methods])
+        return strengths * outputs.square().sum(2).mean(1)
 
 
 @register
@@ -50,6 +62,7 @@ class SpectralDecoupling(Method):
     title = "Spectral Decoupling"
     rank = -9
     capturable = True
+    packed = _PackedSpectralDecoupling
     not_for_agents = "it is a penalty on the logits of classes, and an agent's outputs are values"
 
     @dataclass(frozen=True, kw_only=True)

@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.optim import Adafactor, AdamW, Muon, Optimizer
 
 from ht_ray.mechanisms.weights.rng import generator
 from ht_ray.mechanisms.weights.stepped_groups import stepped_groups
 from ht_ray.methods.method import Method
+from ht_ray.methods.packed import PackedMethod, by_row
 from ht_ray.methods.registry import register
 from ht_ray.methods.settings import MethodSettings, setting
 from ht_ray.methods.tortoise import Tortoise
@@ -35,6 +37,65 @@ def _decoupled_decay(optimizer: Optimizer, group: Mapping[str, Any]) -> Any:
     if group.get("decoupled_weight_decay", isinstance(optimizer, (AdamW, Adafactor, Muon))):
         return group["weight_decay"]
     return 0.0
+
+
+class _PackedUPGD(PackedMethod):
+    def __init__(self, methods: Any, rows: Any) -> None:
+        super().__init__(methods, rows)
+        self._utilities = {}
+        for name in rows.weights:
+            stacked = torch.stack([method.utilities[name] for method in methods])
+            self._utilities[name] = stacked
+            for method, own in zip(methods, stacked.unbind(0), strict=True):
+                method.utilities[name] = own
+        self._decays = self.per_row([method.settings.utility_decay for method in methods])
+        self._noises = self.per_row([method.settings.noise for method in methods])
+
+    def before_step(self) -> None:
+        rows = self.rows
+        kept = 1 - rows.rates * rows.decays
+        self._values = {}
+        for name, weight in rows.weights.items():
+            utility = self._utilities[name]
+            decay = by_row(self._decays, weight)
+            utility.mul_(decay).addcmul_(rows.gradients[name] * weight, decay - 1)
+            self._values[name] = weight * by_row(kept, weight)
+            for method in self.methods:
+                method.updates[name] += 1
+
+    def after_step(self) -> None:
+        weights = self.rows.weights
+        sizes = [weight[0].numel() for weight in weights.values()]
+        scaled = []
+        for name in weights:
+            steps = [(method.settings.utility_decay, method.updates[name]) for method in self.methods]
+            scaled.append(self._utilities[name].flatten(1) / self.per_row([1 - d**k for d, k in steps]).view(-1, 1))
+        utilities = torch.cat(scaled, dim=1)
+        largest = utilities.amax(1, keepdim=True)
+        largest = torch.where(largest == 0, torch.finfo(largest.dtype).tiny, largest)
+        # The last few elements of a tensor get another sigmoid, to the bit: here they are nobody's.
+        inputs = functional.pad(-utilities / largest, (0, -utilities.shape[1] % 64))
+        gates = torch.split(torch.sigmoid(inputs)[:, : sum(sizes)], sizes, dim=1)
+        noises = self._drawn(sizes) if self._noises.any() else None
+        for place, (name, weight) in enumerate(weights.items()):
+            value = self._values[name]
+            weight -= value
+            if noises is not None:
+                drawn = noises[place].reshape(weight.shape).to(weight.dtype)
+                weight -= drawn * by_row(self.rows.rates * self._noises, weight)
+            weight *= gates[place].reshape(weight.shape)
+            weight += value
+        for method in self.methods:
+            method.steps += 1
+
+    def _drawn(self, sizes: list[int]) -> tuple[Tensor, ...]:
+        # Each member's from its own generator, in the order in which it is drawn for one alone.
+        device = self._noises.device
+        drawn = [
+            torch.randn(sum(sizes), generator=generator(m.seed, "upgd: noise", m.steps, device=device), device=device)
+            for m in self.methods
+        ]
+        return tuple(torch.split(torch.stack(drawn), sizes, dim=1))
 
 
 @register
@@ -97,6 +158,7 @@ class UPGD(Method):
     name = "upgd"
     title = "UPGD"
     rank = -2
+    packed = _PackedUPGD
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(MethodSettings):

@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from ht_ray._checks import check_number
 from ht_ray.methods.method import Method
+from ht_ray.methods.packed import PackedMethod, by_row
 from ht_ray.methods.registry import register
 from ht_ray.methods.settings import MethodSettings, setting
 from ht_ray.methods.tortoise import Tortoise
@@ -22,6 +23,17 @@ __all__ = ["WeightClipping"]
 def _check_factor(where: str, factor: float) -> None:
     if factor != math.inf:
         check_number(where, factor, low=0, low_open=True)
+
+
+class _PackedWeightClipping(PackedMethod):
+    def after_step(self) -> None:
+        names = {parameter: name for name, parameter in self.methods[0].module.named_parameters()}
+        for parameter, bound in self.methods[0]._bounds.items():
+            weight = self.rows.weights[names[parameter]]
+            # The bound is its factor times what is the same in all members.
+            shares = [bound / self.methods[0].factor * method.factor for method in self.methods]
+            bounds = by_row(self.per_row(shares), weight)
+            torch.clamp(weight, -bounds, bounds, out=weight)
 
 
 @register
@@ -68,6 +80,7 @@ class WeightClipping(Method):
     title = "Weight Clipping"
     rank = -1
     capturable = True
+    packed = _PackedWeightClipping
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(MethodSettings):

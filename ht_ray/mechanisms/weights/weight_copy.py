@@ -305,6 +305,11 @@ class WeightCopy:
         self._values, self._parked = values, parked
         self._binding = _Binding(module, values, self._target, self._average_buffers)
 
+    def averaged(self, module: nn.Module) -> list[Tensor]:
+        """Return those of the held tensors that `lerp_from` averages; the others are copied."""
+        bound = self._bound(module)
+        return [*bound.same_copy, *bound.wide_copy]
+
     def rename(self, names: Mapping[str, str]) -> None:
         """Give held tensors the names that the module's now have, so that the next `sync` keeps their values.
 

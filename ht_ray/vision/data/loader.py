@@ -35,6 +35,13 @@ class Normalise:
         """Return float32 of the shape ``(B, C, H, W)`` of `images`."""
         return torch.addcmul(self._shift, images.to(torch.float32), self._scale)
 
+    def in_two_steps(self, images: Tensor) -> Tensor:
+        """Return the same as a product and a sum, each rounded.
+
+        What is computed at once may be rounded once or twice, by where an element lies in memory.
+        """
+        return (images.to(torch.float32) * self._scale).add_(self._shift)
+
 
 class EpochDraws(NamedTuple):
     """What is drawn for one epoch, on the images' device, in the order of its samples; all of shape ``(n,)``."""

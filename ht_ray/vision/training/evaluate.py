@@ -62,6 +62,8 @@ def evaluate(
             target = labels[start : start + batch_size]
             with torch.autocast(images.device.type, dtype=autocast, enabled=autocast is not None):
                 logits = model(batch)
-            loss += functional.cross_entropy(logits.float(), target, reduction="sum")
+            loss += functional.cross_entropy(
+                logits.to(torch.promote_types(logits.dtype, torch.float32)), target, reduction="sum"
+            )
             correct += (logits.argmax(1) == target).sum()
     return Evaluation(loss.item() / len(images), correct.item() / len(images))

@@ -33,12 +33,24 @@ def save_checkpoint(state: Mapping[str, Any], path: Path) -> None:
     try:
         # Given a path, PyTorch does not say why it could not write: that a disk was full, say, and may have room again.
         with atomic_path(path) as temporary, temporary.open("wb") as file:
-            torch.save(dict(state), file)
+            torch.save(_compact(dict(state)), file)
     except RuntimeError as error:
         # PyTorch's own complaint, as it closes its archive, hides the reason.
         if isinstance(error.__context__, OSError):
             raise error.__context__ from None
         raise
+
+
+def _compact(state: Any) -> Any:
+    """Return `state` with copies of tensors that are a part of larger ones, with all of which they would be saved."""
+    if isinstance(state, Tensor):
+        whole = state.untyped_storage().nbytes()
+        return state.clone() if whole > state.numel() * state.element_size() else state
+    if isinstance(state, dict):
+        return {name: _compact(value) for name, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(map(_compact, state))
+    return state
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -174,7 +174,7 @@ class TrainingStep:
             self.method.before_forward(batch)
             with self.method.watch():
                 logits = self.forward(batch)
-        outputs = logits.float()
+        outputs = logits.to(torch.promote_types(logits.dtype, torch.float32))
         loss = functional.cross_entropy(outputs, labels)
         self.method.loss(loss, outputs).backward()  # type: ignore[no-untyped-call,unused-ignore]
         if self.config.clip is not None:
