@@ -81,7 +81,7 @@ class _Run:
             self.callback.on_trial_result(0, [], trial, dict(result))
             self.callback.on_step_end(0, [])
             outcomes = {member["outcome"] for member in result["members"]}
-            if outcomes & {"failed", "fault"}:
+            if "fault" in outcomes or not (result["left"] or result[DONE]):
                 trial.status = "ERROR"
                 self.callback.on_trial_error(0, [], trial)
             elif result.get(DONE) or decision == TrialScheduler.STOP:
