@@ -90,7 +90,7 @@ CONFIG = {
     "versions?": {str: str},
     "plan?": str,
 }
-PLAN = [{"id": _NAME, "label": str, "settings": _SETTINGS, "config?": dict}]
+PLAN = [{"id": _NAME, "label": str, "settings": _SETTINGS, "config?": dict, "pack?": _NAME}]
 SETTLED = {"label": str, "settings": _SETTINGS, "config": dict}
 STATUS = {
     "status": {status.value for status in TrialStatus},

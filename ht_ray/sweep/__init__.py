@@ -12,11 +12,12 @@ from ht_ray.sweep.driver.run import StudyResult, run_study
 from ht_ray.sweep.search.search import Parameter, Search, SearchConfig, Values, draw_distinct
 from ht_ray.sweep.study.config import SweepConfig, check_before_ray
 from ht_ray.sweep.study.plan import load_study_settings
-from ht_ray.sweep.study.trial import Report, Study, Trial, TrialSpec
+from ht_ray.sweep.study.trial import Pack, Report, Study, Trial, TrialSpec
 
 __all__ = [
     "Diverged",
     "Interrupted",
+    "Pack",
     "Parameter",
     "RayStartError",
     "Report",

@@ -39,7 +39,7 @@ class _Run:
         (self.callback,) = options["callbacks"]
         self.stop, self.scheduler = options["stop"], options.get("scheduler")
         self.searcher = options.get("search_alg")
-        self.given = [{"trial": n} for n in options["config"]["trial"]["grid_search"]] if not self.searcher else []
+        self.given = [{"members": n} for n in options["config"]["members"]["grid_search"]] if not self.searcher else []
         self.population = hasattr(self.scheduler, "room")
         self.left = results
         self.names = (f"fake{number}" for number in range(10_000))
@@ -80,13 +80,14 @@ class _Run:
                 decision = self.scheduler.on_trial_result(self, trial, dict(result))
             self.callback.on_trial_result(0, [], trial, dict(result))
             self.callback.on_step_end(0, [])
-            if result["outcome"] in ("failed", "fault"):
+            outcomes = {member["outcome"] for member in result["members"]}
+            if "fault" in outcomes or not (result["left"] or result[DONE]):
                 trial.status = "ERROR"
                 self.callback.on_trial_error(0, [], trial)
             elif result.get(DONE) or decision == TrialScheduler.STOP:
                 trial.status = "TERMINATED"
                 self.callback.on_trial_complete(0, [], trial)
-            elif self.population and result["outcome"] == "held":
+            elif self.population and outcomes == {"held"}:
                 self.scheduler.choose_trial_to_run(self)
         if trial.status in ("ERROR", "TERMINATED") and self.searcher is not None:
             self.searcher.on_trial_complete(trial.trial_id)

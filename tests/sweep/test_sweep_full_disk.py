@@ -78,8 +78,8 @@ def test_a_worker_waits_and_goes_on(
     checkpoints = Storage(small_disk / "checkpoints")
     worker._plan = WorkerPlan("", {"one": {"seed": 1, "parts": 3}}, checkpoints, (), patience=60.0)
     worker._shared, worker._leaving = None, False
-    worker._assign({"trial": "one"})
-    results = [worker._step() for _ in range(4)]
+    worker._assign({"members": ("one",)})
+    results = [worker._step()[0] for _ in range(4)]
     assert [result["outcome"] for result in results] == ["running", "waiting", "running", "finished"]
     assert [json.loads(result["report"])["index"] for result in results if "report" in result] == [0, 1, 2]
     assert [note["event"] for note in worker._notes] == ["storage", "storage"]

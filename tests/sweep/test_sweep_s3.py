@@ -301,13 +301,13 @@ def test_a_worker_waits_for_its_storage(server: Server, monkeypatch: pytest.Monk
     worker = StudyTrainable.__new__(StudyTrainable)
     worker._plan = WorkerPlan("sweep_trials:Counting", {"one": config}, checkpoints, (), patience=120.0)
     worker._shared, worker._leaving = None, False
-    worker._assign({"trial": "one"})
-    results = [worker._step(), worker._step()]
+    worker._assign({"members": ("one",)})
+    results = [*worker._step(), *worker._step()]
     timer = threading.Timer(seconds, proxy.join)
     proxy.cut()
     timer.start()
     while results[-1]["outcome"] != "finished":
-        results.append(worker._step())
+        results += worker._step()
     outcomes = [result["outcome"] for result in results if result["outcome"] != "waiting"]
     assert outcomes == [*["running"] * 5, "finished"]
     assert len(results) > 6

@@ -15,7 +15,8 @@ from ht_ray.sweep.records.trial_record import TrialRecord
 
 
 def test_names_are_not_pickled_with_each_trial() -> None:
-    assert _trial_name(SimpleNamespace(config={"trial": "trial-4321"})) == "trial-4321"
+    assert _trial_name(SimpleNamespace(config={"members": ("trial-4321",)})) == "trial-4321"
+    assert _trial_name(SimpleNamespace(config={"members": ("first", "b", "c")})) == "first+2"
     assert copy.deepcopy({"names": _trial_name})["names"] is _trial_name  # Tune copies what it is configured with
     assert len(pickle.dumps(_trial_name)) < 200
 

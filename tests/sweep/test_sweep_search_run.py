@@ -191,7 +191,7 @@ class FakeTune:
 
     def __init__(self, number: int) -> None:
         names = [f"trial{index}-seed0" for index in range(number)]
-        self.trials = [SimpleNamespace(config={"trial": name}, status="PENDING") for name in names]
+        self.trials = [SimpleNamespace(config={"members": (name,)}, status="PENDING") for name in names]
         for trial in self.trials:
             trial.set_config = lambda config, trial=trial: setattr(trial, "config", config)
 
@@ -210,7 +210,7 @@ def records_of(study: Study, directory: Path) -> list[TrialRecord]:
 
 def record_of(records: list[TrialRecord]) -> Callable[[Any], TrialRecord]:
     """What finds the record of one of Tune's trials."""
-    return lambda trial: next(record for record in records if record.spec.id == trial.config["trial"])
+    return lambda trial: next(record for record in records if (record.spec.id,) == trial.config["members"])
 
 
 def add(record: TrialRecord, score: float, parts: int = 6) -> str:
@@ -246,7 +246,7 @@ def test_a_waiting_member_is_paused_only_if_another_could_run(tmp_path: Path) ->
     scheduler = PopulationScheduler(study, search, records, record_of(records), log, decide, 3, None)
     for trial in tune.trials:
         scheduler.on_trial_add(tune, trial)
-    result = {"outcome": "running", "reports": 1}
+    result = {"members": [{"outcome": "running", "reports": 1}]}
     a, b, c = tune.trials
     a.status = b.status = "RUNNING"
     add(records[0], 1.0)
@@ -264,7 +264,7 @@ def test_a_waiting_member_is_paused_only_if_another_could_run(tmp_path: Path) ->
     # Those that ran on hear of it when their workers ask.
     for trial in (b, c):
         assert trial.config["lineage"].until == 1
-        assert scheduler.on_trial_result(tune, trial, {"outcome": "held", "reports": 1}) == "NOOP"
+        assert scheduler.on_trial_result(tune, trial, {"members": [{"outcome": "held", "reports": 1}]}) == "NOOP"
         assert trial.config["lineage"].until == 2
     assert c.config["lineage"].segment(1).source == records[1].spec.id
 
@@ -283,12 +283,13 @@ def test_rungs_know_what_an_earlier_run_reported(tmp_path: Path) -> None:
 
     def resumed() -> HalvingScheduler:
         assert study.search is not None
-        return HalvingScheduler(study, study.search, records, record_of(records))
+        return HalvingScheduler(study, study.search, records)
 
     scheduler, tune = resumed(), FakeTune(4)
 
     def said(index: int, **result: Any) -> str:
-        return scheduler.on_trial_result(tune, tune.trials[index], {"reports": records[index].reports, **result})
+        member = {"trial": records[index].spec.id, "reports": records[index].reports, **result}
+        return scheduler.on_trial_result(tune, tune.trials[index], {"members": [member]})
 
     # The second went on from the first rung before the run ended, the third did not.
     assert said(1, outcome="resumed", lines=[]) == "CONTINUE"

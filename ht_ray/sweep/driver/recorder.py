@@ -6,9 +6,11 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from ray import tune
+from ray.tune.result import DONE
 
 from ht_ray._storage import StorageError, retry
 from ht_ray.records import EventKind, FaultKind, Outcome, TrialStatus
@@ -102,82 +104,75 @@ class StudyRecorder(tune.Callback):
         return self._nodes.nodes
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        record = self._record(trial)
-        self._write(record.start)
-        self._progress.part_began(record)
-        if record.spec.id not in self._position:
-            self._position[record.spec.id] = (-1, 0)
+        members = self._members(trial)
+        for record in members:
+            self._write(record.start)
+            self._progress.part_began(record)
+        if any(record.spec.id not in self._position for record in members):
             self._allow(trial)
-        self._write(lambda: self._events.begin(record))
+        for record in members:
+            self._position.setdefault(record.spec.id, (-1, 0))
+            self._write(partial(self._events.begin, record))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        record = self._record(trial)
-        record.node = result["node"]
         # Tune keeps the last result of every trial in its own files; it needs none of this.
-        line, lines = result.pop("report", None), result.pop("lines", None)
-        error, detail = result.pop("error", None), result.pop("detail", "")
-        for one in result.pop("notes", ()):
-            self._note(**one, trial=record.spec.id, node=record.node)
-            self._failures.add(record.spec.id, one["event"], one["detail"])
-        if lines is not None:
-            self._restore(record, lines)
-        samples = result.pop("samples", 0)
-        if line is not None:
-            self._add(record, line)
-            self._metrics.samples(record.spec.label, samples)
-        self._progress.part_began(record)
-        outcome = result["outcome"]
-        if outcome == Outcome.FAULT:
-            self._reported[record.spec.id] = (result["kind"], detail)
-            if result["kind"] == FaultKind.STORAGE:
-                self._stop(detail)
-            elif result["kind"] == FaultKind.PREEMPTED:
-                notices = self._notices[record.spec.id] = self._notices.get(record.spec.id, 0) + 1
-                if notices <= _NOTICES_PER_FAILURE * max(1, self._config.max_failures):
-                    trial.max_failures += 1
-        elif outcome == Outcome.FAILED:
-            # It would fail again: the next step ends its process, and Tune is not to start another.
+        members, notes, live = result.pop("members"), result.pop("notes", ()), self._live(trial)
+        for record in live:
+            record.node = result["node"]
+        for one in notes:
+            self._note_of_worker(trial, **one, node=result["node"])
+        for member in members:
+            self._take(trial, self._due[member["trial"]], member)
+        if faults := [member for member in members if member["outcome"] == Outcome.FAULT]:
+            self._interrupted(trial, faults[0]["kind"], faults[0]["detail"])
+        if not result["left"] and not result[DONE]:
+            # What failed would fail again: the next step ends its process, and Tune is not to start another.
             trial.max_failures = 0
-            detail = last_line(error)
-            self._note(EventKind.FAULT, trial=record.spec.id, kind=FaultKind.ERROR, node=record.node, detail=detail)
-        elif "reports" in result:
-            self._got_to(trial, record, (result["reports"], result["part"]))
-        if outcome in (Outcome.FINISHED, Outcome.FAILED, Outcome.DIVERGED):
-            self._end(record, TrialStatus(outcome), error)
+        for record in live:
+            if self._searching.stopped(record) and not record.status.ended:
+                self._end(record, TrialStatus.STOPPED, None)
+                self._let_go_of(record)
+            if not record.status.ended:
+                self._progress.part_began(record)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        # What failed may be resumed, from the checkpoint before if the newest is damaged.
-        record = self._record(trial)
-        if self._searching.stopped(record) and not record.status.ended:
-            self._end(record, TrialStatus.STOPPED, None)
-        if record.status.complete:
-            self._clean_after(record)
+        self._clean_up(trial)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        record = self._record(trial)
-        kind, detail = self._failure(trial, record)
-        record.restarts += 1
-        self._fault(record, kind, detail)
-        if record.node is not None:
-            self._faults_on.setdefault(record.node, {})[record.spec.id] = None
-        self._failures.add(
-            record.spec.id,
-            f"is restarted from its newest checkpoint ({record.restarts} restart{'s' if record.restarts > 1 else ''})",
-            _KINDS.get(kind, kind),
-        )
+        kind, detail = self._failure(trial)
+        self._metrics.fault(kind)
+        live = self._live(trial)
+        self._clean_up(trial)
+        # Its next worker need not know of those that have ended.
+        trial.set_config({**trial.config, "members": tuple(record.spec.id for record in live)})
+        for record in live:
+            record.restarts += 1
+            self._fault(record, kind, detail)
+            if record.node is not None:
+                self._faults_on.setdefault(record.node, {})[record.spec.id] = None
+            self._failures.add(
+                record.spec.id,
+                "is restarted from its newest checkpoint "
+                f"({record.restarts} restart{'s' if record.restarts > 1 else ''})",
+                _KINDS.get(kind, kind),
+            )
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        record = self._record(trial)
-        if record.status.ended:
-            return
-        kind, detail = self._failure(trial, record)
-        self._fault(record, kind, detail)
-        if self.stopped is None:
-            tries = self._config.max_failures + 1
-            often = f"{tries} times in a row without getting further" if tries > 1 else "once (no restarts are allowed)"
-            self._end(record, TrialStatus.FAILED, f"{_KINDS.get(kind, kind)}, {often}; the last time: {detail}")
+        if live := self._live(trial):
+            kind, detail = self._failure(trial)
+            self._metrics.fault(kind)
+        for record in live:
+            self._fault(record, kind, detail)
+            if self.stopped is None:
+                tries = self._config.max_failures + 1
+                often = (
+                    f"{tries} times in a row without getting further" if tries > 1 else "once (no restarts are allowed)"
+                )
+                error = f"{_KINDS.get(kind, kind)}, {often}; the last time: {detail}"
+                self._end(record, TrialStatus.FAILED, error)
+        self._clean_up(trial)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self._nodes.look()
@@ -209,21 +204,64 @@ class StudyRecorder(tune.Callback):
         """Return the arguments of ``tune.run`` that the study's search decides."""
         return self._searching.tune_options(self._write, self._note, self._console.say)
 
-    def _record(self, trial: Any) -> TrialRecord:
-        return self._due[trial.config["trial"]]
+    def _members(self, trial: Any) -> list[TrialRecord]:
+        """The records of the trials that run as one of Tune's."""
+        return [self._due[name] for name in trial.config["members"]]
+
+    def _live(self, trial: Any) -> list[TrialRecord]:
+        return [record for record in self._members(trial) if not record.status.ended]
+
+    def _take(self, trial: Any, record: TrialRecord, made: Mapping[str, Any]) -> None:
+        """Take in what came of one trial."""
+        if "lines" in made:
+            self._restore(record, made["lines"])
+        if "report" in made:
+            self._add(record, made["report"])
+            self._metrics.samples(record.spec.label, made["samples"])
+        outcome, error = made["outcome"], made.get("error")
+        if outcome == Outcome.FAILED:
+            detail = last_line(error)
+            self._note(EventKind.FAULT, trial=record.spec.id, kind=FaultKind.ERROR, node=record.node, detail=detail)
+        elif outcome != Outcome.FAULT and "reports" in made:
+            self._got_to(trial, record, (made["reports"], made["part"]))
+        if outcome in (Outcome.FINISHED, Outcome.FAILED, Outcome.DIVERGED):
+            self._end(record, TrialStatus(outcome), error)
+
+    def _interrupted(self, trial: Any, kind: FaultKind, detail: str) -> None:
+        """Take in a fault around the trials of a worker, which ends its process."""
+        self._reported[trial.trial_id] = (kind, detail)
+        if kind == FaultKind.STORAGE:
+            self._stop(detail)
+        elif kind == FaultKind.PREEMPTED:
+            notices = self._notices[trial.trial_id] = self._notices.get(trial.trial_id, 0) + 1
+            if notices <= _NOTICES_PER_FAILURE * max(1, self._config.max_failures):
+                trial.max_failures += 1
+
+    def _note_of_worker(self, of: Any, event: EventKind, detail: str, node: str, trial: str | None = None) -> None:
+        """Note what a worker has seen, of one trial or of all that it runs."""
+        names = list(of.config["members"]) if trial is None else [trial]
+        trials: dict[str, Any] = {"trial": names[0]} if len(names) == 1 else {"trials": names}
+        self._note(event, detail=detail, **trials, node=node)
+        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        self._failures.add(names[0] + others, event, detail)
+
+    def _let_go_of(self, record: TrialRecord) -> None:
+        """Let the worker of a pack know that one of its trials is not to go on."""
+        if (attempt := self._searching.attempt) is not None:
+            self._write(lambda: CheckpointStore(self._checkpoints, record.spec.id).stop(attempt))
 
     def _got_to(self, trial: Any, record: TrialRecord, position: Position) -> None:
         """Count failures from 0 again if the trial is further than it ever was."""
         if position > self._position[record.spec.id]:
             self._position[record.spec.id] = position
-            self._notices.pop(record.spec.id, None)
+            self._notices.pop(trial.trial_id, None)
             self._allow(trial)
 
     def _allow(self, trial: Any) -> None:
         trial.max_failures = trial.run_metadata.num_failures + self._config.max_failures
 
-    def _failure(self, trial: Any, record: TrialRecord) -> Failure:
-        return self._reported.pop(record.spec.id, None) or classify_failure(trial)
+    def _failure(self, trial: Any) -> Failure:
+        return self._reported.pop(trial.trial_id, None) or classify_failure(trial)
 
     def _node_changed(self, event: EventKind, node: str) -> None:
         # That a node is gone is noticed some time after its workers cannot be reached.
@@ -258,7 +296,6 @@ class StudyRecorder(tune.Callback):
     def _fault(self, record: TrialRecord, kind: FaultKind, detail: str) -> None:
         where = {"node": record.node, "reports": record.reports}
         self._note(EventKind.FAULT, trial=record.spec.id, kind=kind, **where, detail=detail)
-        self._metrics.fault(kind)
 
     def _show_metrics(self) -> None:
         self._metrics.status(self._progress.counts, self._progress.seconds_left(), self._progress.best)
@@ -269,6 +306,12 @@ class StudyRecorder(tune.Callback):
             return  # on storage elsewhere nothing is half deleted
         for record in self._records:
             if record.status.complete and any((folder / record.spec.id).glob(".*.tmp")):
+                self._clean_after(record)
+
+    def _clean_up(self, trial: Any) -> None:
+        for record in self._members(trial):
+            # What failed may be resumed, from the checkpoint before if the newest is damaged.
+            if record.status.complete:
                 self._clean_after(record)
 
     def _clean_after(self, record: TrialRecord) -> None:

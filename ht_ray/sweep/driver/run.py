@@ -21,6 +21,7 @@ from ht_ray._storage import StorageError, retry, storage_errors
 from ht_ray.records import EventKind, RunEnd, TrialStatus
 from ht_ray.records.study_files import CHECKPOINTS, TRIALS, note
 from ht_ray.sweep.driver.cluster import check_shared, environment, import_path, running_ray
+from ht_ray.sweep.driver.packing import pack_trials
 from ht_ray.sweep.driver.search_driver import SearchDriver
 from ht_ray.sweep.records.progress import Console, StudyProgress
 from ht_ray.sweep.records.results_table import write_results_csv
@@ -261,11 +262,12 @@ def _run(
 
     directory = location.directory
     stop = _StopSignals(console)
-    progress = StudyProgress(study.name, records, study.metric, study.mode, slots)
+    packs = pack_trials([record.spec for record in due], slots, study.pack_size)
+    progress = StudyProgress(study.name, records, study.metric, study.mode, slots, packs)
     # Tune makes a placement group for each pending trial. More than can start soon only cost; where nodes are added for
     # them, they are how Ray learns of the need.
-    pending = (config.max_concurrent or len(due)) if config.autoscaling else slots
-    searching = SearchDriver(study, location, records, due, pending, config.max_concurrent)
+    pending = (config.max_concurrent or len(packs)) if config.autoscaling else slots
+    searching = SearchDriver(study, location, records, due, packs, pending, config.max_concurrent)
     recorder = StudyRecorder(
         location,
         records,
@@ -289,13 +291,15 @@ def _run(
         gpu_memory=None if config.gpu_memory_per_trial is None else GIB * config.gpu_memory_per_trial,
         parameters=searching.parameters,
         keep_every=searching.keep_every,
+        packed=frozenset(record.spec.id for record in due if record.spec.pack is not None),
+        attempt=searching.attempt,
     )
     trainable = tune.with_resources(
         tune.with_parameters(StudyTrainable, plan=plan, shared=study.shared), _resources(config)
     )
     # Ray's workers take their name from it.
     trainable.__name__ = trainable.__qualname__ = TRIAL_WORKER
-    variables = {**_TUNE_ENVIRONMENT, "TUNE_MAX_PENDING_TRIALS_PG": str(min(pending, len(due)) + 1)}
+    variables = {**_TUNE_ENVIRONMENT, "TUNE_MAX_PENDING_TRIALS_PG": str(min(pending, len(packs)) + 1)}
 
     note(
         directory,
@@ -355,8 +359,8 @@ def _resources(config: SweepConfig) -> Any:
 
 def _trial_name(trial: Any) -> str:
     """Return the name of one of Tune's trials. Tune pickles it into the state of each trial, so it holds nothing."""
-    name: str = trial.config["trial"]
-    return name
+    first, *others = trial.config["members"]
+    return f"{first}+{len(others)}" if others else str(first)
 
 
 class _StopSignals:

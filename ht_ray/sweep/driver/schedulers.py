@@ -31,15 +31,18 @@ class HalvingScheduler(FIFOScheduler):
     ----------
     records
         All trials of the study.
-    record_of
-        The record of one of Tune's trials.
+
+    Attributes
+    ----------
+    stopped
+        The ids of those that are not to go on.
     """
 
-    def __init__(self, study: Study, search: Search, records: Sequence[TrialRecord], record_of: _RecordOf) -> None:
+    def __init__(self, study: Study, search: Search, records: Sequence[TrialRecord]) -> None:
         super().__init__()
         self._search = search
         self._summary_metric = study.metric
-        self._record_of = record_of
+        self._records = {record.spec.id: record for record in records}
         self._of_group = {
             group: AsyncHyperBandScheduler(
                 time_attr="reports",
@@ -67,16 +70,16 @@ class HalvingScheduler(FIFOScheduler):
             self._compare(record, report)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
-        record = self._record_of(trial)
-        if record.spec.id not in self._search.groups:
-            return str(TrialScheduler.CONTINUE)
-        lines = [*result.get("lines", ()), *([result["report"]] if "report" in result else [])]
-        for line in lines:
-            self._compare(record, json.loads(line))
-        if self._behind.get(record.spec.id) != result.get("reports", -1):
-            return str(TrialScheduler.CONTINUE)
-        self.stopped.add(record.spec.id)
-        return str(TrialScheduler.STOP)
+        for member in result["members"]:
+            name = member["trial"]
+            if name not in self._search.groups:
+                continue
+            for line in [*member.get("lines", ()), *([member["report"]] if "report" in member else [])]:
+                self._compare(self._records[name], json.loads(line))
+            if self._behind.get(name) == member.get("reports", -1):
+                self.stopped.add(name)
+        # Of others the worker of their pack lets go.
+        return str(TrialScheduler.STOP if self.stopped.issuperset(trial.config["members"]) else TrialScheduler.CONTINUE)
 
     def _group(self, record: TrialRecord) -> AsyncHyperBandScheduler:
         return self._of_group[self._search.groups[record.spec.id]]
@@ -150,6 +153,7 @@ class PopulationScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
         name = self._record_of(trial).spec.id
+        result = result["members"][-1]
         if name not in self._records or result["outcome"] not in (Outcome.RUNNING, Outcome.HELD):
             return str(TrialScheduler.CONTINUE)
         # Its worker has not heard of what was decided since it took the trial up.
@@ -206,14 +210,14 @@ class PopulationScheduler(FIFOScheduler):
 
 
 class SuggestionSearcher(Searcher):
-    """Hands the trials of a study to Tune one by one, each with its settings once it can start.
+    """Hands the trials of a study to Tune one by one, or pack by pack, each with its settings once it can start.
 
     Parameters
     ----------
-    due
-        The records of the trials to run.
+    packs
+        The ids of the trials to run, those together that run as one of Tune's trials.
     lineage_of
-        Returns the settings that a trial is to have, if it is one that is searched.
+        Returns the settings that a trial is to have, if it is one whose settings are suggested.
     room
         Whether one more trial may start, in addition to so many that have not ended.
     more
@@ -222,13 +226,13 @@ class SuggestionSearcher(Searcher):
 
     def __init__(
         self,
-        due: Sequence[TrialRecord],
-        lineage_of: Callable[[TrialRecord], Lineage | None],
+        packs: Sequence[tuple[str, ...]],
+        lineage_of: Callable[[tuple[str, ...]], Lineage | None],
         room: Callable[[int], bool],
         more: Callable[[], bool],
     ) -> None:
         super().__init__()
-        self._due = due
+        self._packs = packs
         self._lineage_of = lineage_of
         self._room = room
         self._more = more
@@ -236,15 +240,15 @@ class SuggestionSearcher(Searcher):
         self._live: set[str] = set()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        if self._handed == len(self._due):
+        if self._handed == len(self._packs):
             return None if self._more() else str(Searcher.FINISHED)
         if not self._room(len(self._live)):
             return None
-        record = self._due[self._handed]
-        lineage = self._lineage_of(record)
+        members = self._packs[self._handed]
+        lineage = self._lineage_of(members)
         self._handed += 1
         self._live.add(trial_id)
-        return {"trial": record.spec.id, "lineage": lineage}
+        return {"members": members, "lineage": lineage}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         self._live.discard(trial_id)

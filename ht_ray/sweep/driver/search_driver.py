@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -29,10 +30,17 @@ class SearchDriver:
         All trials of the study.
     due
         Those to run.
+    packs
+        Their ids, those together that run as one of Tune's trials.
     slots
         How many can run at a time.
     limit
         How many may; None for all that can.
+
+    Attributes
+    ----------
+    attempt
+        The name with which workers are let know which trials of their packs are stopped; None if none can be.
     """
 
     def __init__(
@@ -41,6 +49,7 @@ class SearchDriver:
         location: StudyLocation,
         records: Sequence[TrialRecord],
         due: Sequence[TrialRecord],
+        packs: Sequence[tuple[str, ...]],
         slots: int,
         limit: int | None,
     ) -> None:
@@ -48,9 +57,13 @@ class SearchDriver:
         self._location = location
         self._records = records
         self._due = {record.spec.id: record for record in due}
+        self._packs = packs
         self._slots = slots
         self._limit = limit
         self._halving: Any = None
+        packed = any(record.spec.pack is not None for record in due)
+        stops = self.search is not None and self.search.config.scheduler == "asha"
+        self.attempt = uuid.uuid4().hex[:8] if packed and stops else None
 
     @property
     def search(self) -> Search | None:
@@ -91,32 +104,31 @@ class SearchDriver:
 
         search, study = self.search, self._study
         if search is None or (search.config.search == "grid" and search.config.scheduler == "none"):
-            return {"config": {"trial": tune.grid_search(list(self._due))}, "max_concurrent_trials": self._limit}
+            return {"config": {"members": tune.grid_search(list(self._packs))}, "max_concurrent_trials": self._limit}
         # What is suggested later knows more.
         most = self._slots if self.suggests else self._limit
 
         def room(live: int) -> bool:
             return most is None or live < most
 
-        def lineage_of(record: TrialRecord) -> Lineage | None:
-            return self._suggested_lineage(record, search, write) if self.suggests else None
+        def lineage_of(members: tuple[str, ...]) -> Lineage | None:
+            return self._suggested_lineage(self._due[members[0]], search, write) if self.suggests else None
 
-        due = list(self._due.values())
         scheduler: Any = None
-        searcher = SuggestionSearcher(due, lineage_of, room, more=lambda: False)
+        searcher = SuggestionSearcher(self._packs, lineage_of, room, more=lambda: False)
         if search.config.scheduler == "asha":
-            scheduler = self._halving = HalvingScheduler(study, search, self._records, self._record_of)
+            scheduler = self._halving = HalvingScheduler(study, search, self._records)
         elif search.config.scheduler == "pbt":
             scheduler = self._populations(search, write, note, say)
             searcher = SuggestionSearcher(
-                due,
+                self._packs,
                 lineage_of,
                 # One that is paused does not count.
                 room=lambda live: scheduler.room(),
                 more=lambda: not all(record.status.ended for record in self._due.values()),
             )
         # One more than there are: the searcher says when it has come to its end.
-        return {"config": {}, "scheduler": scheduler, "search_alg": searcher, "num_samples": len(self._due) + 1}
+        return {"config": {}, "scheduler": scheduler, "search_alg": searcher, "num_samples": len(self._packs) + 1}
 
     def _populations(self, search: Search, write: _Write, note: Callable[..., None], say: Callable[[str], None]) -> Any:
         """The scheduler of a study with populations."""
@@ -188,7 +200,9 @@ class SearchDriver:
         return True
 
     def _record_of(self, trial: Any) -> TrialRecord:
-        return self._due[trial.config["trial"]]
+        """The record of one of Tune's trials that is not packed."""
+        (name,) = trial.config["members"]
+        return self._due[name]
 
     def _values(self, record: TrialRecord, search: Search) -> Values | None:
         """The values that a trial was given, now or by an earlier run."""

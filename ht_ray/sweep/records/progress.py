@@ -17,6 +17,9 @@ from ht_ray.sweep.records.trial_record import TrialRecord
 
 __all__ = ["Console", "StudyProgress", "Workload", "seconds_left"]
 
+# Of trials that have ended it is not known in which pack that was.
+_SOME_PACK = -1
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -32,24 +35,32 @@ class Workload:
         Whether nothing more will be done.
     running_for
         Seconds since a running trial began its present part; None if it does not run.
+    pack
+        The number of the pack it is in; None if it runs alone. The seconds of a trial in a pack are its share of the
+        pack's.
+    trials
+        How many such trials this is, with their sums.
     """
 
     progress: float
     seconds: float
     ended: bool = False
     running_for: float | None = None
+    pack: int | None = None
+    trials: int = 1
 
 
 def seconds_left(trials: Sequence[Workload], slots: int, *, untouched: int = 0) -> float | None:
     """Return the time until all trials have ended, if `slots` of them run at a time; None while nothing is known.
 
-    A trial that has reported goes on at its own speed, the others take the mean of all. Waiting trials start, in
-    order, wherever a slot is free first; so a last, long trial counts in full.
+    A trial that has reported goes on at its own speed, the others take the mean of all that run alike: alone, or in
+    packs. Waiting trials start, in order, wherever a slot is free first; so a last, long trial counts in full. A pack
+    takes what its trials take together.
 
     Parameters
     ----------
     trials
-        Those of which anything is known. Several that have ended may be given as one, with their sums.
+        Those of which anything is known, and all that are in packs.
     untouched
         How many more have not been started; they come last. Any number of them costs as little as one.
 
@@ -61,22 +72,23 @@ def seconds_left(trials: Sequence[Workload], slots: int, *, untouched: int = 0) 
     >>> seconds_left(half_done, slots=1, untouched=2), seconds_left(half_done, slots=2, untouched=2)
     (25.0, 15.0)
     """
-    measured = [(trial.progress, trial.seconds) for trial in trials if trial.progress > 0]
     if not untouched and all(trial.ended for trial in trials):
         return 0.0
-    if not measured:
+    if not any(trial.progress > 0 for trial in trials):
         return None
-    usual = sum(seconds for _, seconds in measured) / sum(progress for progress, _ in measured)
+    usual, usual_packed = (_usual_seconds(trials, packed=packed) for packed in (False, True))
     running, waiting = [], []
-    for trial in trials:
-        if trial.ended:
-            continue
-        whole = trial.seconds / trial.progress if trial.progress > 0 else usual
-        left = (1 - trial.progress) * whole
-        if trial.running_for is None:
-            waiting.append(left)
+    for members in _together([trial for trial in trials if not trial.ended]):
+        left = 0.0
+        for trial in members:
+            seconds = usual if trial.pack is None else usual_packed
+            whole = trial.seconds / trial.progress if trial.progress > 0 else seconds * trial.trials
+            left += (1 - trial.progress) * whole
+        began = [trial.running_for for trial in members if trial.running_for is not None]
+        if began:
+            running.append(max(left - min(began), 0.0))
         else:
-            running.append(max(left - trial.running_for, 0.0))
+            waiting.append(left)
     free_at = running + [0.0] * (slots - len(running))
     heapq.heapify(free_at)
     for left in waiting:
@@ -92,6 +104,21 @@ def seconds_left(trials: Sequence[Workload], slots: int, *, untouched: int = 0) 
         heapq.heapreplace(free_at, free_at[0] + usual)
         untouched -= 1
     return last
+
+
+def _usual_seconds(trials: Sequence[Workload], *, packed: bool) -> float:
+    """The mean time of a whole trial that runs alone, or in a pack; that of all while nothing is known of its kind."""
+    measured = [trial for trial in trials if trial.progress > 0]
+    alike = [trial for trial in measured if (trial.pack is not None) == packed] or measured
+    return sum(trial.seconds for trial in alike) / sum(trial.progress for trial in alike)
+
+
+def _together(trials: Sequence[Workload]) -> list[list[Workload]]:
+    """The trials, those of a pack in one list, in the order of the first of each."""
+    together: dict[object, list[Workload]] = {}
+    for number, trial in enumerate(trials):
+        together.setdefault(("alone", number) if trial.pack is None else trial.pack, []).append(trial)
+    return list(together.values())
 
 
 class Console:
@@ -154,6 +181,20 @@ class _Seen:
     progress: float
     seconds: float
 
+    @property
+    def waits(self) -> bool:
+        """Whether the trial has not been started."""
+        return self.status == TrialStatus.UNFINISHED and self.progress == 0
+
+
+@dataclass
+class _Ended:
+    """The sums over trials that have ended."""
+
+    trials: int = 0
+    progress: float = 0.0
+    seconds: float = 0.0
+
 
 class StudyProgress:
     """Sums a study up in two lines.
@@ -168,10 +209,20 @@ class StudyProgress:
     metric, mode
         By which the best trial is found.
     slots
-        How many trials run at a time.
+        How many trials, or packs, run at a time.
+    packs
+        The ids of the trials that run together, as far as any do.
     """
 
-    def __init__(self, name: str, records: Sequence[TrialRecord], metric: str, mode: str, slots: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        records: Sequence[TrialRecord],
+        metric: str,
+        mode: str,
+        slots: int,
+        packs: Sequence[Sequence[str]] = (),
+    ) -> None:
         self._name = name
         self._records = records
         self._metric = metric
@@ -184,8 +235,11 @@ class StudyProgress:
         self._counts: Counter[TrialStatus] = Counter()
         # Trials of which something is known but that have not ended; of the ended ones, the sums.
         self._open: dict[str, TrialRecord] = {}
-        self._ended_progress = self._ended_seconds = 0.0
-        self._ended = 0
+        self._ended = {None: _Ended(), _SOME_PACK: _Ended()}  # those that run alone, and those in packs
+        # A pack's number is that of its first trial.
+        packed = {record.spec.id for record in records if record.spec.pack is not None}
+        self._pack = {name: self._order[pack[0]] for pack in packs for name in pack if name in packed}
+        self._waiting = Counter(self._pack.values())  # how many of each pack have not been started
         self._values: dict[int, float] = {}  # the metrics of finished trials, by their number
         for record in records:
             self._look(record)
@@ -209,13 +263,22 @@ class StudyProgress:
 
     def seconds_left(self) -> float | None:
         """The time until the study has ended; None while nothing is known."""
+        known = {self._place(name): self._workload(record) for name, record in self._open.items()}
+        for pack, number in self._waiting.items():
+            if number:
+                known[pack, -1] = Workload(0.0, 0.0, pack=pack, trials=number)
         # Those that wait start in the order of the plan, whichever was opened first.
-        in_order = sorted(self._open.values(), key=lambda record: self._order[record.spec.id])
-        known = [self._workload(record) for record in in_order]
-        if self._ended:
-            known.append(Workload(self._ended_progress, self._ended_seconds, ended=True))
-        untouched = len(self._records) - len(self._open) - self._ended
-        return seconds_left(known, self._slots, untouched=untouched)
+        trials = [known[place] for place in sorted(known)]
+        for kind, ended in self._ended.items():
+            if ended.trials:
+                trials.append(Workload(ended.progress, ended.seconds, ended=True, pack=kind, trials=ended.trials))
+        ended_trials = sum(ended.trials for ended in self._ended.values())
+        untouched = len(self._records) - len(self._open) - ended_trials - self._waiting.total()
+        return seconds_left(trials, self._slots, untouched=untouched)
+
+    def _place(self, name: str) -> tuple[int, int]:
+        """Where a trial comes in the order in which they start."""
+        return self._pack.get(name, self._order[name]), self._order[name]
 
     def lines(self) -> list[str]:
         """The study's state, then the best finished trial if there is one."""
@@ -249,12 +312,15 @@ class StudyProgress:
         if before is not None:
             self._counts[before.status] -= 1
             if before.status.ended:
-                self._count_ended(before, -1)
+                self._count_ended(record, before, -1)
         self._counts[now.status] += 1
         if now.status.ended:
-            self._count_ended(now, 1)
+            self._count_ended(record, now, 1)
             self._part_began.pop(name, None)
-        if not now.status.ended and (now.status == TrialStatus.RUNNING or now.progress > 0):
+        if name in self._pack:
+            waited = before is None or before.waits
+            self._waiting[self._pack[name]] += now.waits - waited
+        if not now.status.ended and not now.waits:
             self._open[name] = record
         else:
             self._open.pop(name, None)
@@ -264,16 +330,18 @@ class StudyProgress:
         else:
             self._values[self._order[name]] = value
 
-    def _count_ended(self, seen: _Seen, sign: int) -> None:
-        self._ended += sign
-        self._ended_progress += sign * seen.progress
-        self._ended_seconds += sign * seen.seconds
+    def _count_ended(self, record: TrialRecord, seen: _Seen, sign: int) -> None:
+        ended = self._ended[None if record.spec.pack is None else _SOME_PACK]
+        ended.trials += sign
+        ended.progress += sign * seen.progress
+        ended.seconds += sign * seen.seconds
 
     def _workload(self, record: TrialRecord) -> Workload:
         running_for = None
         if record.status == TrialStatus.RUNNING and record.spec.id in self._part_began:
             running_for = time.monotonic() - self._part_began[record.spec.id]
-        return Workload(record.progress, record.seconds, record.status.ended, running_for)
+        pack = self._pack.get(record.spec.id)
+        return Workload(record.progress, record.seconds, record.status.ended, running_for, pack)
 
 
 def clock(seconds: float) -> str:

@@ -187,7 +187,7 @@ class TrialRecord:
                 f"{damage}. Restore it from a copy; or delete {self.directory} and the trial's folder in "
                 f"{CHECKPOINTS}: then it begins again, with other settings."
             ) from damage
-        self.spec = TrialSpec(self.spec.id, saved["label"], saved["settings"], saved["config"])
+        self.spec = TrialSpec(self.spec.id, saved["label"], saved["settings"], saved["config"], self.spec.pack)
 
     def _read_status(self) -> int | None:
         """Read how the trial stands, and return how many reports it must have for that, if it has ended."""

@@ -113,7 +113,10 @@ def load_plan(location: str | Path) -> tuple[TrialSpec, ...]:
         trials = parse(content, PLAN)
         if config.get("plan", sum_of(content)) != sum_of(content):
             raise Damaged("the check sum in config.json says that it was changed")
-        return tuple(TrialSpec(plan["id"], plan["label"], plan["settings"], plan.get("config", {})) for plan in trials)
+        return tuple(
+            TrialSpec(plan["id"], plan["label"], plan["settings"], plan.get("config", {}), plan.get("pack"))
+            for plan in trials
+        )
     except (Damaged, SettingError) as damage:
         raise SettingError(
             f"{_file(location, PLAN_FILE)} is damaged: {damage}. Restore it from a copy, or resume with the command "
@@ -205,7 +208,11 @@ def this_command() -> list[str]:
 
 
 def _plan(study: Study) -> str:
-    return to_json([asdict(spec) for spec in study.trials], indent=1) + "\n"
+    planned = [asdict(spec) for spec in study.trials]
+    for trial in planned:
+        if trial["pack"] is None:
+            del trial["pack"]  # as earlier versions write it
+    return to_json(planned, indent=1) + "\n"
 
 
 def _versions() -> Iterator[tuple[str, str]]:

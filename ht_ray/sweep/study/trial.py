@@ -17,10 +17,10 @@ from ht_ray.records.checked_json import Scalar, to_jsonable
 from ht_ray.records.study_files import ID
 from ht_ray.sweep.search.search import Search
 
-__all__ = ["RESERVED_COLUMNS", "Report", "Study", "Trial", "TrialSpec", "load_factory"]
+__all__ = ["RESERVED_COLUMNS", "Pack", "Report", "Study", "Trial", "TrialSpec", "load_factory"]
 
 # The columns of results.csv that are not a trial's settings or summary.
-RESERVED_COLUMNS = ("id", "label", "status", "restarts", "seconds", "error")
+RESERVED_COLUMNS = ("id", "label", "status", "executor", "restarts", "seconds", "error")
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,37 @@ class Trial(Protocol):
         """Continue from what `save` wrote. Called at most once, on a new trial, before any `advance`."""
 
 
+class Pack(Protocol):
+    """Several trials that run as one program, built by ``factory.pack(configs, shared)`` in a worker.
+
+    `configs` has the config of each trial, by its id. What comes of a trial does not depend, bit for bit, on who else
+    is in its pack: who is, is decided by what is left to do, and a study that is resumed may pack otherwise.
+
+    Like `Trial` it may have a method ``interrupt()``: it asks `advance` to raise `ht_ray.errors.Interrupted`.
+    """
+
+    def advance(self) -> Mapping[str, Report | Exception]:
+        """Do the next part of those trials that are furthest behind, and return what each of these measured.
+
+        In place of a `Report` stands the exception that ended a trial: a `ht_ray.errors.Diverged`, or what its failure
+        is. The others are unharmed. An exception that is raised, other than `Interrupted`, ends them all.
+
+        Raises
+        ------
+        ht_ray.errors.Interrupted
+            If it was asked to, at a point where each trial can be saved. Nothing is reported then.
+        """
+
+    def save(self, trial: str, directory: Path) -> None:
+        """Write what one trial needs to continue into the empty `directory`, as `Trial.save` does."""
+
+    def load(self, trial: str, directory: Path) -> None:
+        """Let one trial continue from what `save` wrote. At most once for each, and before any `advance`."""
+
+    def drop(self, trial: str) -> None:
+        """Train a trial no longer: it has finished, failed or diverged, or was stopped. It is not asked for again."""
+
+
 @dataclass(frozen=True)
 class TrialSpec:
     """One planned trial.
@@ -104,12 +135,15 @@ class TrialSpec:
         What distinguishes it from the others, flat: the columns of ``results.csv``.
     config
         What the factory is given; JSON-able.
+    pack
+        The name of a group, of which several may run as one program: as a `Pack`. A trial that has one always runs so,
+        also by itself; one that has none, never.
 
     Raises
     ------
     SettingError
-        If `id` cannot be a file name, `settings` is not flat or uses a column of the results table, or `config` is
-        no JSON.
+        If `id` or `pack` cannot be a file name, `settings` is not flat or uses a column of the results table, or
+        `config` is no JSON.
 
     Examples
     --------
@@ -125,9 +159,12 @@ class TrialSpec:
     label: str
     settings: dict[str, Scalar] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
+    pack: str | None = None
 
     def __post_init__(self) -> None:
         _check_name("TrialSpec.id", self.id)
+        if self.pack is not None:
+            _check_name(f"TrialSpec.pack of trial {self.id!r}", self.pack)
         for name, value in self.settings.items():
             if name in RESERVED_COLUMNS:
                 raise SettingError(
@@ -152,7 +189,7 @@ class Study:
         Its name in titles and in the default directory's name.
     factory
         Where workers find the trial's class (or function): ``"package.module:Class"``. Called as
-        ``factory(config, shared)``.
+        ``factory(config, shared)``; for trials that are packed, as ``factory.pack(configs, shared)``.
     trials
         All planned trials, in the order they are started and listed.
     metric
@@ -166,6 +203,9 @@ class Study:
         The whole study's settings, JSON-able, kept in ``config.json``.
     search
         How its trials are searched; without it, all run as planned.
+    pack_size
+        The most trials in a pack; None for so many that there is a pack, or the same number of packs, for each trial
+        that the cluster runs at a time, and at most 32.
 
     Raises
     ------
@@ -181,9 +221,12 @@ class Study:
     shared: Any = None
     settings: dict[str, Any] = field(default_factory=dict)
     search: Search | None = None
+    pack_size: int | None = None
 
     def __post_init__(self) -> None:
         _check_name("Study.name", self.name)
+        if self.pack_size is not None:
+            check_number("Study.pack_size", self.pack_size, low=1, integer=True)
         check_choice("Study.mode", self.mode, ("max", "min"))
         if not all(self.factory.partition(":")):
             raise SettingError(f"Study.factory = {self.factory!r}: accepted is 'package.module:Class'.")
@@ -201,6 +244,13 @@ class Study:
 
     def _check_search(self, search: Search) -> None:
         planned = {spec.id: spec for spec in self.trials}
+        packed = next((spec for spec in self.trials if spec.pack is not None), None)
+        for name, alone in (("scheduler", "pbt"), ("search", "optuna")):
+            if packed is not None and getattr(search.config, name) == alone:
+                raise SettingError(
+                    f"TrialSpec.pack = {packed.pack!r} of trial {packed.id!r}: accepted with {name} = {alone!r} is "
+                    "None: such trials wait for one another's results, and a pack cannot; they run alone."
+                )
         for trial in search.trials:
             if trial not in planned:
                 raise SettingError(f"Study.search: its trial {trial!r} is not planned.{did_you_mean(trial, planned)}")

@@ -15,15 +15,14 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from ht_ray._storage import PASSING, Storage, StorageError, storage_errors
 from ht_ray.records.checked_json import Damaged, check_form, parse, to_json
 from ht_ray.records.study_files import MANIFEST
 from ht_ray.sweep.storage.scratch import scratch_folder
-from ht_ray.sweep.study.trial import Trial
 
-__all__ = ["Checkpoint", "CheckpointStore", "Position"]
+__all__ = ["Checkpoint", "CheckpointStore", "Position", "Saved"]
 
 _MANIFEST = "manifest.json"
 _FILES = "trial"
@@ -38,6 +37,19 @@ _UNREADABLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.EISDIR)
 
 #: How far a trial is: its reports, and how often it was saved after the last of them.
 Position = tuple[int, int]
+
+
+class Saved(Protocol):
+    """What a checkpoint is of: a `Trial`, or one trial of a `Pack`."""
+
+    def save(self, directory: Path) -> None:
+        """Write what is needed to continue, as `Trial.save` does."""
+
+    def load(self, directory: Path) -> None:
+        """Continue from what `save` wrote."""
+
+
+_Saved = TypeVar("_Saved", bound=Saved)
 
 
 @dataclass(frozen=True)
@@ -86,7 +98,7 @@ class CheckpointStore:
         self._every = every
         self._damaged: set[str] = set()
 
-    def save(self, trial: Trial, checkpoint: Checkpoint) -> None:
+    def save(self, trial: Saved, checkpoint: Checkpoint) -> None:
         """Save `trial`, and delete what it makes superfluous.
 
         Raises
@@ -127,6 +139,28 @@ class CheckpointStore:
         with storage_errors(self._storage.location):
             self._prune(self._keep, newest=name)
 
+    def stop(self, attempt: str) -> None:
+        """Let the trial's worker, in this attempt at the study, know that the trial is not to go on.
+
+        Raises
+        ------
+        StorageError
+            If the storage is full or does not answer.
+        """
+        with storage_errors(self._storage.location):
+            self._storage.write(_stop(attempt), b"")
+
+    def stopped(self, attempt: str) -> bool:
+        """Return whether `stop` was called in this attempt.
+
+        Raises
+        ------
+        StorageError
+            If the storage does not answer.
+        """
+        with storage_errors(self._storage.location):
+            return self._storage.exists(_stop(attempt))
+
     def _describe(self, folder: Path, checkpoint: Checkpoint) -> list[str]:
         """Write the reports and the manifest, and return the paths of all files."""
         (folder / _LINES).write_text("".join(f"{line}\n" for line in checkpoint.lines))
@@ -146,8 +180,8 @@ class CheckpointStore:
         return [*paths, _MANIFEST]
 
     def load_newest(
-        self, build: Callable[[Checkpoint], Trial], say: Callable[[str], None], *, after: int | None = None
-    ) -> tuple[Trial, Checkpoint] | None:
+        self, build: Callable[[Checkpoint], _Saved], say: Callable[[str], None], *, after: int | None = None
+    ) -> tuple[_Saved, Checkpoint] | None:
         """Return a trial that goes on from its newest good checkpoint, and that checkpoint; None if there is none.
 
         Parameters
@@ -269,6 +303,11 @@ def _manifest(folder: Path) -> dict[str, Any]:
         raise Damaged(f"its format is {manifest['format']!r}, and this version reads {_FORMAT}")
     check_form(manifest, MANIFEST)
     return manifest
+
+
+def _stop(attempt: str) -> str:
+    # Deleted with what is half-written: an ended trial needs neither.
+    return f".stop-{attempt}.tmp"
 
 
 def _is_mark(name: str, every: int) -> bool:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
-import math
 import os
 import signal
 import socket
@@ -15,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -23,15 +22,15 @@ from ray import tune
 from ray.tune.result import DONE
 
 from ht_ray._storage import Storage, StorageError
-from ht_ray.errors import Diverged, Interrupted
+from ht_ray.errors import Diverged, Interrupted, SettingError
 from ht_ray.records import EventKind, FaultKind, Outcome
-from ht_ray.records.checked_json import to_sealed_json
-from ht_ray.sweep.search.population import Lineage, Segment
+from ht_ray.sweep.search.population import Segment
 from ht_ray.sweep.search.search import Parameter, with_values
-from ht_ray.sweep.study.trial import Report, Trial, load_factory
+from ht_ray.sweep.study.trial import Pack, Report, load_factory
 from ht_ray.sweep.worker.checkpoints import Checkpoint, CheckpointStore
 from ht_ray.sweep.worker.faults import node_name
 from ht_ray.sweep.worker.gpu_memory import wait_for_gpu_memory
+from ht_ray.sweep.worker.member import Lone, Member, MemberState
 
 __all__ = ["StudyTrainable", "TrialEnded", "WorkerPlan"]
 
@@ -69,35 +68,41 @@ class WorkerPlan:
     """What a search decides of the trials, in addition to their config."""
     keep_every: int | None = None
     """Checkpoints after a multiple of so many reports are kept longer: other trials may take them over."""
+    packed: frozenset[str] = frozenset()
+    """Those of the trials that run in packs."""
+    attempt: str | None = None
+    """With what name the driver lets workers know which members of a pack are stopped; None if it stops none."""
 
 
 class StudyTrainable(tune.Trainable):
-    """Runs the trials of a `WorkerPlan`, one after the other.
+    """Runs the trials of a `WorkerPlan`: one, or a pack, after the other.
 
-    Its results have an ``"outcome"``, an `Outcome`. With ``RESUMED`` come the reports so far, as ``"lines"``; with
-    ``FAULT`` a ``"kind"``, a `FaultKind`. An error of a trial's code, ``FAILED``, is not raised at once: the driver
-    notes it, and allows no more retries. After these two the next `step` raises, which makes Tune end the process. It
-    is not used for another trial: an error on a GPU can leave the process unusable.
+    A result has ``"members"``: what came of which trial, in the order in which it came. Each has its id as ``"trial"``
+    and an ``"outcome"``, an `Outcome`. With ``RESUMED`` come the reports so far, as ``"lines"``; with ``FAULT``, which
+    all trials have at once, a ``"kind"``, a `FaultKind`. ``"left"`` is the number of trials that go on.
 
-    SIGTERM is the notice that this node or process is about to go: the trial is saved at its next safe point, and the
-    process leaves.
+    An error of a trial's code, ``FAILED``, is not raised at once: the driver notes it. After a fault, and once nothing
+    is left of a pack in which a trial failed, the next `step` raises, which makes Tune end the process. It is not used
+    for another trial: an error on a GPU can leave the process unusable.
+
+    SIGTERM is the notice that this node or process is about to go: the trials are saved at their next safe point, and
+    the process leaves.
     """
 
     def _assign(self, config: Mapping[str, Any]) -> None:
         # The last trial's memory is free before the next one takes its own.
-        self._trial: Trial | None = None
+        self._pack: Pack | None = None
         gc.collect()
-        self._id: str = config["trial"]
-        self._store = CheckpointStore(self._plan.checkpoints, self._id, every=self._plan.keep_every)
-        self._lineage: Lineage | None = config.get("lineage")
-        self._taken = -1  # after how many reports the trial last took over another's state
-        self._lines: list[str] = []
-        self._reached: dict[str, float] = {}  # the last step of each curve
-        self._part = 0
-        self._seconds = 0.0
+        names, plan = config["members"], self._plan
+        stores = [CheckpointStore(plan.checkpoints, name, every=plan.keep_every) for name in names]
+        lineage = config.get("lineage")  # of a trial that runs alone
+        #: The trials that go on.
+        self._live = [Member(name, store, lineage) for name, store in zip(names, stores, strict=True)]
+        self._news: list[dict[str, Any]] = []
         self._notes: list[Mapping[str, str]] = []
-        self._ended = False
-        self._unsaved: dict[str, Any] | None = None  # the result to return when the trial is saved
+        self._failed = False  # whether an error of a trial's code came up
+        self._no_memory: Exception | None = None
+        self._faulty = False
         self._outage: float | None = None  # when the storage was found to be away
 
     def setup(self, config: dict[str, Any], *, plan: WorkerPlan, shared: Any) -> None:
@@ -120,12 +125,13 @@ class StudyTrainable(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        if self._ended:
-            raise TrialEnded(f"trial {self._id}: what ended it was reported before")
-        result = {**self._step(), "node": self._node}
+        if self._faulty or (self._failed and not self._live):
+            raise TrialEnded("what ended it was reported before")
+        members = self._step()
+        done = not self._live and not self._failed
+        result = {"members": members, "left": len(self._live), "node": self._node, DONE: done}
         if self._notes:
             result["notes"], self._notes = self._notes, []
-        self._ended = result["outcome"] in (Outcome.FAILED, Outcome.FAULT)
         if self._leaving:
             timer = threading.Timer(_LEAVE_AFTER, os._exit, (0,))
             timer.daemon = True
@@ -133,139 +139,212 @@ class StudyTrainable(tune.Trainable):
         return result
 
     def cleanup(self) -> None:
-        self._trial = None
+        self._pack = None
 
-    def _step(self) -> dict[str, Any]:
-        if self._leaving:
-            return self._fault(FaultKind.PREEMPTED, _LEFT)
+    def _step(self) -> list[dict[str, Any]]:
+        """Do what is due, and return what came of it."""
         start = time.perf_counter()
         try:
             if self._outage is not None:
                 time.sleep(_LOOK_AGAIN)
-            if self._trial is None:
-                if (resumed := self._begin()) is not None:
-                    return resumed
-                if self._leaving:
-                    return self._fault(FaultKind.PREEMPTED, _LEFT)
-            if self._unsaved is None and self._lineage is not None:
-                if len(self._lines) == self._lineage.until:
-                    # Each time the driver is asked.
-                    time.sleep(_ASK_EVERY)
-                    return {"outcome": Outcome.HELD, **self._position}
-                self._take_over(self._lineage.segment(len(self._lines)))
-            assert self._trial is not None
-            if self._unsaved is None:
-                with self._alarm(self._trial):
-                    report = self._trial.advance()
-                self._unsaved = self._reported(report, self._seconds + time.perf_counter() - start)
-            return self._saved()
-        except Interrupted:
-            self._seconds += time.perf_counter() - start
-            return self._saved_inside()
-        except Diverged as error:
-            return {"outcome": Outcome.DIVERGED, "error": str(error) or "diverged", DONE: True}
+            if not self._leaving:
+                self._go_on(start)
+            # What was saved inside a part says so itself.
+            if self._leaving and not self._news:
+                self._fault(FaultKind.PREEMPTED, _LEFT)
         except StorageError as error:
-            return self._storage_trouble(error)
-        # This is the border to code of any kind: whatever it raises is this trial's own end, with its traceback.
+            self._storage_trouble(error)
+        # This is the border to code of any kind: whatever it raises is these trials' own end, with its traceback.
         except Exception as error:
             if _out_of_memory(error):
-                return self._fault(FaultKind.OUT_OF_MEMORY, traceback.format_exc())
-            return {"outcome": Outcome.FAILED, "error": traceback.format_exc()}
+                self._fault(FaultKind.OUT_OF_MEMORY, _text_of(error))
+            else:
+                while self._live:
+                    self._fail(self._live.pop(0), error)
+        news, self._news = self._news, []
+        return news
 
-    def _reported(self, report: Report, seconds: float) -> dict[str, Any]:
-        """Take in a report, and return the result of the step."""
-        row = self._lineage.row(len(self._lines)) if self._lineage is not None else None
-        curves = {**report.curves, **({"schedule": [row]} if row is not None else {})}
-        self._go_to(curves)
-        content = {
-            "index": len(self._lines),
-            "curves": curves,
-            "summary": report.summary,
-            "progress": report.progress,
-            "seconds": round(seconds, 6),
-        }
-        self._lines.append(to_sealed_json(content))
-        self._seconds, self._part = 0.0, 0
-        finished = report.progress >= 1
-        outcome = Outcome.FINISHED if finished else Outcome.RUNNING
-        made = {"report": self._lines[-1], "samples": report.samples}
-        return {"outcome": outcome, **made, DONE: finished, **self._position}
-
-    def _go_to(self, curves: Mapping[str, list[dict[str, float]]]) -> None:
-        """Take in how far the curves are; raise if one goes back, which on disk could not be told from damage."""
-        for curve, rows in curves.items():
-            for row in rows:
-                reached = self._reached.get(curve, -math.inf)
-                if row["step"] < reached:
-                    raise ValueError(f"the curve {curve!r} goes back from step {reached:g} to step {row['step']:g}")
-                self._reached[curve] = row["step"]
-
-    def _begin(self) -> dict[str, Any] | None:
-        """Build the trial, and return a result if it goes on from a checkpoint."""
-        if self._plan.gpu_memory is not None:
-            wait_for_gpu_memory(self._plan.gpu_memory, share=_gpu_share(), say=self._notes.append)
-        found = self._store.load_newest(self._build, self._note_damage)
-        self._storage_answers()
-        if found is None:
-            self._trial = self._build(Checkpoint((0, 0), ()))
-            return None
-        self._trial, checkpoint = found
-        self._lines, self._seconds = list(checkpoint.lines), checkpoint.seconds
-        for line in self._lines:
-            self._go_to(json.loads(line)["curves"])
-        self._part = checkpoint.position[1]
-        # Its worker may have died between the last report and the driver's note of it.
-        finished = bool(self._lines) and json.loads(self._lines[-1])["progress"] >= 1
-        outcome = Outcome.FINISHED if finished else Outcome.RESUMED
-        return {"outcome": outcome, "lines": list(self._lines), DONE: finished, **self._position}
-
-    def _take_over(self, segment: Segment) -> None:
-        """Give the trial the state of another, if that is how it goes on from here."""
-        source, reports = segment.source, segment.reports
-        if source is None or (reports, 0) != (len(self._lines), self._part) or self._taken == reports:
+    def _go_on(self, start: float) -> None:
+        """Train each trial that is due until it is saved again."""
+        self._let_go_of_stopped()
+        self._begin()
+        if self._news or self._leaving or not self._live:
             return
-        self._trial = None
+        if not self._no_memory and not any(member.unsaved for member in self._live):
+            if self._held():
+                return
+            self._advance(start)
+        self._save()
+        if self._no_memory:
+            raise self._no_memory
+
+    def _let_go_of_stopped(self) -> None:
+        if (attempt := self._plan.attempt) is None:
+            return
+        for member in [member for member in self._live if not member.asked]:
+            if member.store.stopped(attempt):
+                self._drop(member)
+            member.asked = True
+
+    def _begin(self) -> None:
+        """Make the trials ready that are not; those with a checkpoint go on from it."""
+        new = [member for member in self._live if not member.begun]
+        if not new:
+            return
+        if self._pack is None:
+            if self._plan.gpu_memory is not None:
+                wait_for_gpu_memory(self._plan.gpu_memory, share=_gpu_share(), say=self._notes.append)
+            if new[0].id in self._plan.packed:
+                self._pack = self._packed()
+        for member in new:
+            try:
+                self._begin_with(member)
+            except StorageError:
+                raise
+            except Exception as error:  # as in _step()
+                self._end(member, error)
+
+    def _begin_with(self, member: Member) -> None:
+        found = member.store.load_newest(partial(self._built, member), partial(self._note_damage, member))
+        self._storage_answers()
+        member.begun = True
+        if found is None:
+            self._built(member, Checkpoint((0, 0), ()))
+        else:
+            self._tell(member, member.resume(found[1]))
+
+    def _packed(self) -> Pack:
+        factory = load_factory(self._plan.factory)
+        if not hasattr(factory, "pack"):
+            raise SettingError(f"Study.factory = {self._plan.factory!r}: it has no 'pack', and its trials are packed.")
+        pack: Pack = factory.pack({member.id: self._plan.configs[member.id] for member in self._live}, self._shared)
+        return pack
+
+    def _built(self, member: Member, checkpoint: Checkpoint) -> MemberState:
+        """Return the trial that is to go on from a checkpoint, as yet without a past."""
+        if member.id not in self._plan.packed:
+            config = self._plan.configs[member.id]
+            if member.lineage is not None:
+                values = member.lineage.segment(checkpoint.position[0]).values
+                config = with_values(config, self._plan.parameters, values)
+            self._pack = Lone(member.id, load_factory(self._plan.factory)(config, self._shared))
+        assert self._pack is not None
+        return MemberState(self._pack, member.id)
+
+    def _held(self) -> bool:
+        """Whether it is not decided yet how the trial goes on; if it is, do what was decided."""
+        for member in self._live:
+            if member.lineage is None:
+                continue
+            if len(member.lines) == member.lineage.until:
+                # Each time the driver is asked.
+                time.sleep(_ASK_EVERY)
+                self._tell(member, {"outcome": Outcome.HELD, **member.position})
+                return True
+            self._take_over(member, member.lineage.segment(len(member.lines)))
+        return False
+
+    def _take_over(self, member: Member, segment: Segment) -> None:
+        """Give a trial the state of another, if that is how it goes on from here."""
+        source, reports = segment.source, segment.reports
+        if source is None or (reports, 0) != (len(member.lines), member.part) or member.taken == reports:
+            return
+        self._pack = None
         store = CheckpointStore(self._plan.checkpoints, source)
-        found = store.load_newest(self._build, self._note_damage, after=reports)
+        found = store.load_newest(partial(self._built, member), partial(self._note_damage, member), after=reports)
         self._storage_answers()
         if found is None:
             raise RuntimeError(
                 f"it goes on from the state that {source!r} had after {reports} reports, and that checkpoint is gone "
                 "or damaged"
             )
-        self._trial, self._taken = found[0], reports
+        member.taken = reports
 
-    def _saved_inside(self) -> dict[str, Any]:
-        self._part += 1
-        if self._leaving:
-            self._unsaved = self._fault(FaultKind.PREEMPTED, "told to leave; saved inside a part")
-        else:
-            self._unsaved = {"outcome": Outcome.SAVED, **self._position}
+    def _advance(self, start: float) -> None:
+        """Do the next part, or what of it there is time for."""
+        assert self._pack is not None
         try:
-            return self._saved()
-        except StorageError as error:
-            return self._storage_trouble(error)
-        except Exception:  # as in _step()
-            return {"outcome": Outcome.FAILED, "error": traceback.format_exc()}
+            with self._alarm(self._pack):
+                outcomes = self._pack.advance()
+        except Interrupted:
+            result: dict[str, Any] = {"outcome": Outcome.SAVED}
+            if self._leaving:
+                detail = "told to leave; saved inside a part"
+                result = {"outcome": Outcome.FAULT, "kind": FaultKind.PREEMPTED, "detail": detail}
+            for member in self._live:
+                member.cut_off((time.perf_counter() - start) / len(self._live), result)
+            return
+        seconds = time.perf_counter() - start
+        live = {member.id: member for member in self._live}
+        if not outcomes or not outcomes.keys() <= live.keys():
+            raise ValueError(f"the pack of {', '.join(live)} has advanced {', '.join(outcomes) or 'none of them'}")
+        for name, outcome in outcomes.items():
+            if isinstance(outcome, Report):
+                try:
+                    live[name].report(outcome, seconds / len(outcomes))
+                except Exception as error:  # as in _step()
+                    self._end(live[name], error)
+            else:
+                self._end(live[name], outcome)
 
-    def _saved(self) -> dict[str, Any]:
-        """Save the trial, and return the result of the step."""
-        assert self._trial is not None
-        assert self._unsaved is not None
-        checkpoint = Checkpoint((len(self._lines), self._part), tuple(self._lines), round(self._seconds, 6))
-        self._store.save(self._trial, checkpoint)
-        self._storage_answers()
-        result, self._unsaved = self._unsaved, None
-        return result
+    def _save(self) -> None:
+        """Save what is to be saved, and tell of it."""
+        for member in [member for member in self._live if member.unsaved]:
+            assert self._pack is not None
+            try:
+                member.store.save(MemberState(self._pack, member.id), member.checkpoint)
+            except StorageError:
+                raise
+            except Exception as error:  # as in _step()
+                self._end(member, error)
+                continue
+            self._storage_answers()
+            assert member.unsaved is not None
+            result, member.unsaved = member.unsaved, None
+            self._tell(member, result)
 
-    def _storage_trouble(self, error: StorageError) -> dict[str, Any]:
+    def _tell(self, member: Member, result: Mapping[str, Any]) -> None:
+        """Let the driver know what came of a trial."""
+        self._news.append({"trial": member.id, **result})
+        self._faulty |= result["outcome"] == Outcome.FAULT
+        if result["outcome"] == Outcome.FINISHED:
+            self._drop(member)
+        member.asked = False
+
+    def _drop(self, member: Member) -> None:
+        self._live.remove(member)
+        if self._pack is not None:
+            self._pack.drop(member.id)
+
+    def _end(self, member: Member, error: Exception) -> None:
+        """Let go of a trial that cannot go on. Where memory ran out, all are to go on elsewhere or later."""
+        if _out_of_memory(error):
+            self._no_memory = error
+            return
+        if isinstance(error, Diverged):
+            self._tell(member, {"outcome": Outcome.DIVERGED, "error": str(error) or "diverged"})
+        else:
+            self._fail(member, error)
+        self._drop(member)
+
+    def _fail(self, member: Member, error: Exception) -> None:
+        self._failed = True
+        self._tell(member, {"outcome": Outcome.FAILED, "error": _text_of(error)})
+
+    def _fault(self, kind: FaultKind, detail: str) -> None:
+        for member in self._live:
+            self._tell(member, {"outcome": Outcome.FAULT, "kind": kind, "detail": detail, **member.position})
+
+    def _storage_trouble(self, error: StorageError) -> None:
         now = time.monotonic()
         if self._outage is None:
             self._outage = now
             self._note(EventKind.STORAGE, f"{error}; trying again for up to {self._plan.patience / 60:g} minutes")
         elif now - self._outage > self._plan.patience:
-            return self._fault(FaultKind.STORAGE, str(error))
-        return {"outcome": Outcome.WAITING}
+            self._fault(FaultKind.STORAGE, str(error))
+            return
+        for member in self._live:
+            self._news.append({"trial": member.id, "outcome": Outcome.WAITING})
 
     def _storage_answers(self) -> None:
         if self._outage is not None:
@@ -273,30 +352,16 @@ class StudyTrainable(tune.Trainable):
             self._note(EventKind.STORAGE, f"the storage can be used again, after {outage:.0f} s")
             self._outage = None
 
-    def _note_damage(self, text: str) -> None:
-        self._note(EventKind.CHECKPOINT_DAMAGED, text)
+    def _note_damage(self, member: Member, text: str) -> None:
+        self._note(EventKind.CHECKPOINT_DAMAGED, text, trial=member.id)
 
-    def _note(self, event: EventKind, detail: str) -> None:
-        self._notes.append({"event": event, "detail": detail})
-
-    @property
-    def _position(self) -> dict[str, Any]:
-        return {"reports": len(self._lines), "part": self._part}
-
-    def _build(self, checkpoint: Checkpoint) -> Trial:
-        config = self._plan.configs[self._id]
-        if self._lineage is not None:
-            values = self._lineage.segment(checkpoint.position[0]).values
-            config = with_values(config, self._plan.parameters, values)
-        return load_factory(self._plan.factory)(config, self._shared)
-
-    def _fault(self, kind: FaultKind, detail: str) -> dict[str, Any]:
-        return {"outcome": Outcome.FAULT, "kind": kind, "detail": detail, **self._position}
+    def _note(self, event: EventKind, detail: str, **of: str) -> None:
+        self._notes.append({"event": event, "detail": detail, **of})
 
     @contextmanager
-    def _alarm(self, trial: Trial) -> Iterator[None]:
-        """Interrupts the trial when it is due to be saved inside its part, and at once if the worker is to leave."""
-        interrupt: Callable[[], None] | None = getattr(trial, "interrupt", None)
+    def _alarm(self, pack: Pack) -> Iterator[None]:
+        """Interrupts the pack when it is due to be saved inside its part, and at once if the worker is to leave."""
+        interrupt: Callable[[], None] | None = getattr(pack, "interrupt", None)
         if interrupt is not None and self._leaving:
             interrupt()
         timer = None
@@ -312,7 +377,7 @@ class StudyTrainable(tune.Trainable):
 
     def _on_notice(self, number: int, frame: FrameType | None) -> None:
         self._leaving = True
-        interrupt = getattr(self._trial, "interrupt", None)
+        interrupt = getattr(self._pack, "interrupt", None)
         if interrupt is not None:
             interrupt()
 
@@ -326,3 +391,7 @@ def _out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on the machine or on a GPU; neighbours may have taken it."""
     # PyTorch's class is known by its name: this process need not have PyTorch.
     return isinstance(error, MemoryError) or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
+
+
+def _text_of(error: Exception) -> str:
+    return "".join(traceback.format_exception(error))

@@ -1,0 +1,413 @@
+"""Trials in packs: each has what it has alone, whatever comes over its pack."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from disturbed_runs import journal, reports, wait_for
+from fake_tune import fake_tune
+from hypothesis import given
+from hypothesis import strategies as st
+from sweep_packs import packed, walk, walkers, walking
+from sweep_trials import climbing
+
+from ht_ray._storage import StorageError
+from ht_ray.errors import SettingError
+from ht_ray.report import load_study
+from ht_ray.sweep import Study, StudyResult, SweepConfig, TrialSpec, run_study
+from ht_ray.sweep.driver.packing import pack_trials
+from ht_ray.sweep.records.progress import Console, StudyProgress, Workload, seconds_left
+from ht_ray.sweep.records.trial_record import TrialRecord
+from ht_ray.sweep.study.plan import check_plan, create_study, load_plan
+from ht_ray.sweep.worker.checkpoints import CheckpointStore
+
+
+def run(what: Study, directory: Path, **config: Any) -> tuple[StudyResult, str]:
+    stream = io.StringIO()
+    where = {} if "resume" in config else {"results_dir": str(directory)}
+    config = {"tensorboard": "none", **where, **config}
+    return run_study(what, SweepConfig(**config), console=Console(stream)), stream.getvalue()
+
+
+def faked(what: Study, directory: Path, *, results: int | None = None, **config: Any) -> tuple[StudyResult, str]:
+    with fake_tune(results):
+        return run(what, directory, **config)
+
+
+def alone(what: Study) -> Study:
+    return replace(what, trials=tuple(replace(trial, pack=None) for trial in what.trials))
+
+
+def status(directory: Path, trial: str) -> dict[str, Any]:
+    return json.loads((directory / "trials" / trial / "status.json").read_text())
+
+
+def table(directory: Path) -> dict[str, dict[str, str]]:
+    with (directory / "results.csv").open(newline="") as file:
+        return {row["id"]: row for row in csv.DictReader(file)}
+
+
+def assert_same(what: Study, directory: Path, other: Path) -> None:
+    """Every trial has in one directory the reports, the state, the end and the row that it has in the other."""
+    rows, others = table(directory), table(other)
+    for trial in (spec.id for spec in what.trials):
+        assert reports(directory, trial) == reports(other, trial)
+        ends = [status(where, trial) for where in (directory, other)]
+        assert ends[0]["status"] == ends[1]["status"]
+        assert saved(directory, trial) == saved(other, trial)
+        for name in rows[trial].keys() - {"executor", "restarts", "seconds"}:
+            assert rows[trial][name] == others[trial][name], (trial, name)
+
+
+def saved(directory: Path, trial: str) -> dict[str, bytes]:
+    """The files of a trial's newest checkpoint, by their paths in it; the time that each report took is left out."""
+    folder = max((directory / "checkpoints" / trial).iterdir(), key=lambda path: path.name)
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    lines = [{**json.loads(line), "seconds": None, "sum": None} for line in found.pop("reports.jsonl").splitlines()]
+    assert found.pop("manifest.json")
+    return {**found, "reports": json.dumps(lines).encode(), "position": folder.name[:13].encode()}
+
+
+def mixed(died: Path, **changes: Any) -> Study:
+    """A study with a trial of every kind."""
+    trials = (
+        walk("plain", seed=0),
+        walk("fails", seed=1, fail_at=2),
+        walk("diverges", seed=2, diverge_at=3),
+        walk("dies", seed=3, die_at=3, died=str(died)),
+        walk("cannot-save", seed=5, save_fails_at=2),
+        walk("long", seed=6, parts=5),
+        walk("lone", seed=7, pack=None),
+    )
+    return walking(*trials, **changes)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The five walkers, each alone."""
+    directory = tmp_path_factory.mktemp("undisturbed") / "study"
+    result, _ = faked(walkers(pack=None), directory)
+    assert result.exit_code == 0
+    return directory
+
+
+def test_a_pack_leaves_what_its_trials_leave_alone(tmp_path: Path) -> None:
+    (tmp_path / "died").touch()  # here nobody dies
+    what = mixed(tmp_path / "died")
+    lone, _ = faked(alone(what), tmp_path / "alone")
+    result, said = faked(what, tmp_path / "packed")
+    assert (result.finished, result.failed, result.diverged) == (4, 2, 1) == (lone.finished, lone.failed, lone.diverged)
+    assert_same(what, tmp_path / "packed", tmp_path / "alone")
+    for name, error in (("fails", "ValueError: this trial was made to fail"), ("cannot-save", "OSError: this trial")):
+        assert "Traceback" in status(tmp_path / "packed", name)["error"]
+        assert error in status(tmp_path / "packed", name)["error"]
+    assert status(tmp_path / "packed", "diverges")["error"] == "the loss was nan in epoch 7"
+    faults = [line["trial"] for line in journal(tmp_path / "packed") if line["event"] == "fault"]
+    assert sorted(faults) == ["cannot-save", "fails"]
+    assert said.splitlines()[-1].startswith("counting: 4 of 7 trials done, 2 failed, 1 diverged")
+    rows = table(tmp_path / "packed")
+    assert Counter(row["executor"] for row in rows.values()) == {"pack": 6, "lone": 1}
+    assert rows["lone"]["executor"] == "lone"
+    assert "executor" not in table(tmp_path / "alone")["lone"]
+    assert [trial.id for trial in load_study(tmp_path / "packed").trials] == [spec.id for spec in what.trials]
+
+
+@pytest.mark.parametrize("pack_size", [1, 3, 5])
+def test_who_else_is_in_the_pack_changes_nothing(undisturbed: Path, tmp_path: Path, pack_size: int) -> None:
+    result, _ = faked(walkers(pack_size=pack_size), tmp_path / "study")
+    assert result.exit_code == 0
+    assert_same(walkers(), tmp_path / "study", undisturbed)
+
+
+@pytest.mark.parametrize("results", [1, 3, 4, 6])
+def test_a_resumed_study_packs_what_is_left(undisturbed: Path, tmp_path: Path, results: int) -> None:
+    directory = tmp_path / "study"
+    first, _ = faked(walkers(pack_size=3), directory, results=results)
+    assert first.interrupted and first.unfinished
+    # As if one had not been saved any more, when its worker was killed.
+    shutil.rmtree(max((directory / "checkpoints/w1").iterdir()))
+    result, _ = faked(walkers(pack_size=4), directory, resume=str(directory))
+    assert (result.finished, result.exit_code) == (5, 0)
+    assert_same(walkers(), directory, undisturbed)
+
+
+def test_the_time_of_a_part_is_shared_by_those_that_took_part(tmp_path: Path) -> None:
+    faked(walkers(step_sleep=0.01), tmp_path / "study")
+    records = [TrialRecord(tmp_path / "study", spec) for spec in walkers().trials]
+    seconds = [[report["seconds"] for report in record.read()] for record in records]
+    # Five trials in one pack, four parts of ten steps each.
+    assert all(one == pytest.approx(seconds[0], abs=1e-3) for one in seconds)
+    assert 0.4 <= sum(map(sum, seconds)) < 4.0
+
+
+def test_an_error_of_the_pack_itself_ends_all_its_trials(tmp_path: Path) -> None:
+    result, said = faked(walkers(raise_at=2), tmp_path / "study")
+    assert (result.failed, result.exit_code) == (5, 1)
+    for trial in (spec.id for spec in walkers().trials):
+        assert len(reports(tmp_path / "study", trial)) == 1
+        assert "ValueError: this pack was made to fail" in status(tmp_path / "study", trial)["error"]
+    assert "trial w1 failed: ValueError: this pack was made to fail" in said
+
+
+def test_trials_of_a_factory_without_packs_are_refused(tmp_path: Path) -> None:
+    trial = walk("one")
+    result, _ = faked(walking(trial, factory="sweep_trials:Counting"), tmp_path / "study")
+    assert result.failed == 1
+    assert "'sweep_trials:Counting': it has no 'pack'" in status(tmp_path / "study", "one")["error"]
+
+
+@pytest.mark.parametrize("method", ["save", "load_newest"])
+def test_a_storage_that_does_not_answer_now_and_then(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.setattr("ht_ray.sweep.worker.trainable._LOOK_AGAIN", 0.0)
+    function, calls = getattr(CheckpointStore, method), Counter()
+
+    def troubled(self: CheckpointStore, *arguments: Any, **options: Any) -> Any:
+        calls[method] += 1
+        if calls[method] % 3 == 2:
+            raise StorageError("the storage is away")
+        return function(self, *arguments, **options)
+
+    directory = tmp_path / "study"
+    faked(walkers(), directory, results=2)
+    monkeypatch.setattr(CheckpointStore, method, troubled)
+    result, _ = faked(walkers(), directory, resume=str(directory))
+    assert (result.finished, result.exit_code) == (5, 0)
+    assert_same(walkers(), directory, undisturbed)
+    outages = [line for line in journal(directory) if line["event"] == "storage"]
+    assert outages and all(set(line["trials"]) == {f"w{seed}" for seed in range(5)} for line in outages[:1])
+
+
+def test_halving_drops_those_that_fall_behind_from_their_pack(tmp_path: Path) -> None:
+    what = packed(climbing(9, search={"scheduler": "asha"}))
+    directory = tmp_path / "study"
+    result, _ = faked(what, directory)
+    assert (result.fell_behind, result.finished, result.exit_code) == (6, 4, 0)
+    faked(replace(alone(what), search=None), tmp_path / "alone")
+    for name, row in table(directory).items():
+        own = reports(directory, name)
+        assert own == reports(tmp_path / "alone", name)[: len(own)]
+        assert (len(own) < 6) == (row["status"] == "stopped")
+        # It was not trained further than it was told of, and what told its worker is gone.
+        (checkpoint,) = (directory / "checkpoints" / name).iterdir()
+        assert checkpoint.name.startswith(f"{len(own):06d}-000000-")
+    before = {name: reports(directory, name) for name in table(directory)}
+    again, _ = faked(what, directory, resume=str(directory))
+    assert again.fell_behind == 6
+    assert {name: reports(directory, name) for name in table(directory)} == before
+
+
+@pytest.mark.parametrize("results", [1, 2, 4])
+def test_halving_goes_on_after_its_driver_was_killed(tmp_path: Path, results: int) -> None:
+    what = packed(climbing(9, search={"scheduler": "asha"}), pack_size=4)
+    directory = tmp_path / "study"
+    faked(what, directory, results=results)
+    result, _ = faked(replace(what, pack_size=10), directory, resume=str(directory))
+    assert (result.exit_code, result.failed, result.unfinished) == (0, 0, 0)
+    assert result.finished + result.fell_behind == 10
+    assert result.fell_behind > 0
+
+
+# On a real Ray.
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_worker_that_dies_takes_nothing_with_it(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.touch()
+    what = mixed(tmp_path / "died", pack_size=6)
+    faked(alone(mixed(gone)), tmp_path / "alone")
+    result, said = run(what, tmp_path / "study", max_failures=1)
+    assert (tmp_path / "died").exists()
+    assert (result.finished, result.failed, result.diverged) == (4, 2, 1), said
+    assert_same(mixed(gone), tmp_path / "study", tmp_path / "alone")
+    restarts = {trial.id: status(tmp_path / "study", trial.id)["restarts"] for trial in what.trials}
+    assert {name for name, number in restarts.items() if number} == {"plain", "diverges", "dies", "long"}
+    deaths = [line["trial"] for line in journal(tmp_path / "study") if line.get("kind") == "worker died"]
+    assert sorted(deaths) == ["diverges", "dies", "long", "plain"]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_notice_saves_a_pack_inside_its_part(undisturbed: Path, tmp_path: Path) -> None:
+    """And where memory runs out, in one of its trials, all go on from their checkpoints."""
+    pids = tmp_path / "pids"
+    pids.mkdir()
+    what = walkers(step_sleep=0.1, pids=str(pids), pack_size=5, no_memory_at=2, died=str(tmp_path / "died"))
+    directory = tmp_path / "study"
+
+    def notice() -> None:
+        wait_for(lambda: (directory / "trials/w4/results.jsonl").exists())
+        wait_for(lambda: len(list(pids.iterdir())) == 2)
+        wait_for(lambda: len(reports(directory, "w4")) == 2)
+        last = max(pids.iterdir(), key=lambda path: path.stat().st_mtime)
+        os.kill(int(last.name), signal.SIGTERM)
+
+    thread = threading.Thread(target=notice)
+    thread.start()
+    result, said = run(what, directory, max_failures=1)
+    thread.join()
+    assert (result.finished, result.exit_code) == (5, 0), said
+    assert_same(walkers(), directory, undisturbed)
+    faults = Counter(line["kind"] for line in journal(directory) if line["event"] == "fault")
+    assert faults == {"pre-empted": 5, "out of memory": 5}
+    notices = [line["detail"] for line in journal(directory) if line.get("kind") == "pre-empted"]
+    assert set(notices) == {"told to leave; saved inside a part"}
+
+
+def test_a_killed_driver_resumes_in_other_packs(cluster: str, undisturbed: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "study"
+    driver = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("sweep_packs.py")), str(directory)],
+        env={**os.environ, "RAY_ADDRESS": cluster},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    wait_for(lambda: len(list(directory.glob("checkpoints/w0/*/manifest.json"))) >= 2)
+    driver.kill()
+    driver.communicate()
+    assert status(directory, "w0")["status"] == "running"
+    result, said = run(walkers(step_sleep=0.05, pack_size=5), directory, resume=str(directory))
+    assert (result.finished, result.exit_code) == (5, 0), said
+    assert_same(walkers(), directory, undisturbed)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_halving_on_ray(tmp_path: Path) -> None:
+    what = packed(climbing(9, sleep=0.02, search={"scheduler": "asha"}), pack_size=5)
+    result, said = run(what, tmp_path / "study")
+    assert (result.exit_code, result.unfinished) == (0, 0), said
+    assert result.fell_behind > 0
+    for name, row in table(tmp_path / "study").items():
+        own = len(reports(tmp_path / "study", name))
+        assert (own < 6) == (row["status"] == "stopped")
+        (checkpoint,) = (tmp_path / "study/checkpoints" / name).iterdir()
+        assert checkpoint.name.startswith(f"{own:06d}-000000-")
+
+
+# The plan.
+
+
+def test_packs_are_planned(tmp_path: Path) -> None:
+    what = walking(walk("one"), walk("two", pack=None))
+    create_study(tmp_path / "study", what)
+    assert [spec.pack for spec in load_plan(tmp_path / "study")] == ["all", None]
+    assert ["pack" in trial for trial in json.loads((tmp_path / "study/trials.json").read_text())] == [True, False]
+    assert check_plan(str(tmp_path / "study"), what) is None
+    with pytest.raises(SettingError, match="trial 'one' is"):
+        check_plan(str(tmp_path / "study"), alone(what))
+    # Who is packed with whom is decided when it runs.
+    assert check_plan(str(tmp_path / "study"), replace(what, pack_size=7)) is None
+
+
+def test_what_cannot_be_packed_is_refused() -> None:
+    with pytest.raises(SettingError, match=r"TrialSpec\.pack of trial 'one' = 'a/b'"):
+        TrialSpec("one", "One", pack="a/b")
+    with pytest.raises(SettingError, match="pack_size"):
+        walking(walk("one"), pack_size=0)
+    with pytest.raises(SettingError, match="trial 'plain': accepted with scheduler = 'pbt' is None"):
+        packed(climbing(4, search={"scheduler": "pbt"}))
+    pytest.importorskip("optuna")
+    with pytest.raises(SettingError, match="accepted with search = 'optuna' is None"):
+        packed(climbing(4, search={"search": "optuna", "samples": 4}))
+
+
+@given(
+    groups=st.lists(st.sampled_from([None, "a", "b"]), max_size=80),
+    slots=st.integers(1, 9),
+    size=st.one_of(st.none(), st.integers(1, 40)),
+)
+def test_packs_hold_each_trial_once(groups: list[str | None], slots: int, size: int | None) -> None:
+    trials = [TrialSpec(f"t{number}", "", pack=group) for number, group in enumerate(groups)]
+    packs = pack_trials(trials, slots, size)
+    assert sorted(name for pack in packs for name in pack) == sorted(spec.id for spec in trials)
+    assert [pack[0] for pack in packs] == [spec.id for spec in trials if spec.id in {pack[0] for pack in packs}]
+    of = {spec.id: spec.pack for spec in trials}
+    sizes: dict[str, list[int]] = {}
+    for pack in packs:
+        (group,) = {of[name] for name in pack}
+        assert len(pack) <= (1 if group is None else size or 32)
+        if group is not None:
+            sizes.setdefault(group, []).append(len(pack))
+    assert all(max(own) - min(own) <= 1 for own in sizes.values())
+    if len(sizes) == 1 and size is None:
+        (own,) = sizes.values()
+        rounds = -(-sum(own) // (32 * slots))
+        # No slot is left to wait where smaller packs would have filled it sooner.
+        assert max(own) == -(-sum(own) // (rounds * slots))
+
+
+# The time left.
+
+
+def test_a_pack_takes_what_its_trials_take_together() -> None:
+    done = Workload(2.0, 4.0, ended=True, pack=-1, trials=2)
+    assert seconds_left([done, Workload(0.0, 0.0, pack=0, trials=5)], 2) == 10
+    assert seconds_left([done, *[Workload(0.5, 1.0, running_for=0.5, pack=0)] * 4], 2) == 3.5
+    lone = Workload(1.0, 100.0, ended=True)
+    # One that runs alone takes what others that do have taken.
+    assert seconds_left([done, lone, Workload(0.0, 0.0, pack=0, trials=5)], 2, untouched=1) == 100
+    assert seconds_left([done, lone, Workload(0.0, 0.0, pack=0, trials=5)], 1, untouched=1) == 110
+
+
+@given(
+    packs=st.lists(st.lists(st.floats(0.0, 0.99), min_size=1, max_size=5), min_size=1, max_size=5),
+    speed=st.floats(0.1, 100),
+    slots=st.integers(1, 5),
+)
+def test_time_left_lies_between_perfect_and_serial_packs(packs: list[list[float]], speed: float, slots: int) -> None:
+    done = Workload(1.0, speed, ended=True, pack=-1)
+    trials = [Workload(share, share * speed, pack=number) for number, own in enumerate(packs) for share in own]
+    left = seconds_left([done, *trials], slots)
+    work = [sum((1 - share) * speed for share in own) for own in packs]
+    assert left is not None
+    assert max(sum(work) / slots, max(work)) * (1 - 1e-9) <= left <= sum(work) * (1 + 1e-9)
+
+
+CHANGES = st.lists(st.tuples(st.integers(0, 6), st.sampled_from(["start", "report", "cut", "cut off", "end"])))
+
+
+@given(changes=CHANGES)
+def test_the_time_left_after_many_changes_is_that_of_a_new_look(
+    tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, str]]
+) -> None:
+    from ht_ray.records import TrialStatus
+    from ht_ray.records.checked_json import to_json
+
+    directory = tmp_path_factory.mktemp("changes")
+    (directory / "trials").mkdir()
+    specs = [walk(f"t{number}", pack=None if number > 4 else "all") for number in range(7)]
+    records = [TrialRecord(directory, spec) for spec in specs]
+    packs = [("t0", "t2"), ("t1", "t3", "t4"), ("t5",), ("t6",)]
+
+    def look() -> StudyProgress:
+        return StudyProgress("s", records, "loss", "min", slots=2, packs=packs)
+
+    progress = look()
+    for number, change in changes:
+        record = records[number]
+        if change == "start":
+            record.start()
+        elif change == "report" and record.directory.exists():
+            report = {"index": record.reports, "curves": {}, "progress": 0.5, "summary": {}, "seconds": 1.0 + number}
+            record.append(to_json(report), report)
+        elif change == "cut":
+            record.cut(min(record.reports, 1))
+        elif change == "cut off":
+            record.cut_off()
+        elif change == "end":
+            record.end(TrialStatus.FAILED)
+    assert progress.seconds_left() == pytest.approx(look().seconds_left())
