@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -29,6 +30,7 @@ from ht_ray.sweep.study.config import GIB, ray_address
 from ht_ray.sweep.study.plan import load_plan
 from ht_ray.vision import ImageData, load_data, make_model
 from tune_configs.flags import current_flags, flag_name, flags_of, help_page, parse_flags
+from tune_configs.packs import packed
 from tune_configs.settings import RENAMED, StudySettings, VisionSettings, with_methods
 from tune_configs.vision_trial import stream_of, trial_config
 
@@ -58,11 +60,13 @@ class Prepared(NamedTuple):
     """What the trials of a study need besides their plan; see `ht_ray.sweep.Study`.
 
     `warnings` are sentences for whoever started the study: trials run in other processes, where nobody sees one.
+    `pack` returns the planned trials with the packs that they may be in, and more such sentences.
     """
 
     factory: str
     warnings: Sequence[str] = ()
     shared: Any = None
+    pack: Callable[[tuple[TrialSpec, ...]], tuple[tuple[TrialSpec, ...], list[str]]] | None = None
 
 
 Prepare = Callable[[Any, tuple[TrialSpec, ...]], Prepared]
@@ -232,7 +236,11 @@ def _run(
     else:
         planned = _as_planned(location, settings, planned)
     prepared = prepare(settings, planned)
-    for sentence in [*device_warnings(settings, run), *prepared.warnings]:
+    said = [*device_warnings(settings, run), *prepared.warnings]
+    if run.resume is None and prepared.pack is not None:  # a study that is resumed keeps its packs
+        planned, more = prepared.pack(planned)
+        said += more
+    for sentence in said:
         print(f"{name}.py: warning: {sentence}", file=sys.stderr)
     study = Study(
         name=name,
@@ -242,6 +250,7 @@ def _run(
         shared=prepared.shared,
         settings=asdict(settings),
         search=settings.search_of(planned),
+        pack_size=settings.pack_size,
     )
     methods = False
 
@@ -277,7 +286,8 @@ def prepare_vision(settings: VisionSettings, planned: tuple[TrialSpec, ...]) -> 
     said = [*unused_settings(settings, planned), *method_warnings(planned, data.shape, data.num_classes)]
     said += schedule_warnings(planned, data.train_labels, data.num_classes)
     said += size_warnings(settings, len(data.train_labels))
-    return Prepared("tune_configs.vision_trial:VisionTrial", said, data.to_arrays())
+    pack = partial(packed, settings, shape=data.shape, num_classes=data.num_classes)
+    return Prepared("tune_configs.vision_trial:VisionTrial", said, data.to_arrays(), pack)
 
 
 def _load(settings: VisionSettings) -> ImageData:

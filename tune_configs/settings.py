@@ -48,6 +48,8 @@ _DEFAULTS: Mapping[str, Any] = {"epochs": 20}
 #: What a study has of its own in their place: a grid, or one value with another default.
 _METHODS_OWN = ("momentum", "reset_interval")
 
+#: The most trials in a pack: beyond, memory is no longer near.
+MOST_PACKED = 1000
 #: The most seeds, and the last first one: beyond are typing errors.
 MOST_SEEDS, LAST_SEED = 1000, 2**32 - 1
 
@@ -150,6 +152,11 @@ class StudySettings(ABC):
     def metric(self) -> str:
         """What trials are compared by."""
 
+    @property
+    def pack_size(self) -> int | None:
+        """How many trials are in one pack at most; None where the number of slots decides."""
+        return None
+
     def search_of(self, planned: Sequence[TrialSpec]) -> Search | None:
         """Return how the planned trials are searched; None if all run as planned."""
         return None
@@ -223,12 +230,19 @@ class VisionSettings(_Flags, StudySettings):
     """Number of seeds: data order, label noise, weights and everything else drawn."""
     first_seed: int = 0
     """The first of them."""
+    pack: str = "auto"
+    """Many small networks are trained as one program, which takes a fraction of the time: auto packs where that
+    profits, a number packs up to so many trials wherever it is possible, off trains each alone."""
 
     def __post_init__(self) -> None:
         owner = "VisionSettings"
         check_choice(f"{owner}.stream", self.stream, STREAMS)
         check_number(f"{owner}.first_seed", self.first_seed, low=0, high=LAST_SEED, integer=True)
         check_number(f"{owner}.evaluate_every", self.evaluate_every, low=1, integer=True)
+        if self.pack not in ("auto", "off"):
+            if not self.pack.isdecimal():
+                raise SettingError(owner=owner, field="pack", value=self.pack, accepted="auto, off, or a number")
+            check_number(f"{owner}.pack", int(self.pack), low=2, high=MOST_PACKED, integer=True)
         check_choice(f"{owner}.device", self.device, ["auto", "cpu", "cuda"])
         self.data_config()
         check_number(f"{owner}.seeds", self._preset("seeds"), low=1, high=MOST_SEEDS, integer=True)
@@ -324,6 +338,11 @@ class VisionSettings(_Flags, StudySettings):
             "reset_unit": settings["reset_unit"] if method.resets else None,
             "seed": seed,
         }
+
+    @property
+    def pack_size(self) -> int | None:
+        """See `StudySettings.pack_size`."""
+        return int(self.pack) if self.pack.isdecimal() else None
 
     @property
     def seed_list(self) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,8 +27,10 @@ from ht_ray.vision import (
     stream_config,
     summarise,
 )
+from ht_ray.vision.training.pack import Pack
+from ht_ray.vision.training.run import TrainingRun
 
-__all__ = ["TrialConfig", "VisionTrial", "plain_method", "stream_of", "trial_config"]
+__all__ = ["TrialConfig", "VisionPack", "VisionTrial", "plain_method", "stream_of", "trial_config"]
 
 _STATE = "state.pt"
 
@@ -73,6 +76,89 @@ def stream_of(config: dict[str, Any], labels: Tensor, num_classes: int) -> Strea
     return trial_config(config).stream.make(labels, num_classes, seed=config["seed"])
 
 
+def _device(config: dict[str, Any]) -> str:
+    device: str = config["device"]
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def _report(rows: list[Row], phase: int, progress: float, samples: int) -> Report:
+    """Return the report of a phase, from 1, that has been trained."""
+    new = [dict(row) for row in rows if row["phase"] == phase]
+    end = {**new[-1], "step": phase}
+    return Report(curves={"epoch": new, "phase": [end]}, summary=summarise(rows), progress=progress, samples=samples)
+
+
+class VisionPack:
+    """Train several networks as one program, each on its stream with its method, and report after every phase.
+
+    Parameters
+    ----------
+    configs
+        By the trials' ids; of what `ht_ray.vision.training.pack.Pack` takes together.
+    shared
+        The data set, from `ht_ray.vision.ImageData.to_arrays`.
+    """
+
+    def __init__(self, configs: Mapping[str, dict[str, Any]], shared: Any) -> None:
+        data = ImageData.from_arrays(shared)
+        self.runs: dict[str, TrainingRun] = {}
+        for name, config in configs.items():
+            parts, seed = trial_config(config), config["seed"]
+            self.runs[name] = TrainingRun(
+                make_model(parts.model, shape=data.shape, num_classes=data.num_classes, seed=seed),
+                data,
+                parts.stream.make(data.train_labels, data.num_classes, seed=seed),
+                method=parts.method,
+                training=parts.training,
+                seed=seed,
+                device=_device(config),
+                indicators=parts.indicators,
+                evaluate_every=config["evaluate_every"],
+            )
+        self._names = {id(run): name for name, run in self.runs.items()}
+        self._pack: Pack | None = None
+        self._interrupted = False
+
+    def advance(self) -> dict[str, Report | Exception]:
+        """Train those that are furthest behind to the end of their phase.
+
+        Raises
+        ------
+        ht_ray.errors.Interrupted
+            Between two epochs, after `interrupt`.
+        """
+        if self._pack is None:
+            self._pack = Pack(list(self.runs.values()))
+        try:
+            trained = self._pack.train_phase(lambda: self._interrupted)
+        finally:
+            self._interrupted = False
+        return {self._names[id(run)]: diverged or self._reported(run) for run, diverged in trained}
+
+    @staticmethod
+    def _reported(run: TrainingRun) -> Report:
+        samples = run.stream[run.phase - 1].epochs * sum(size for _, size in run.loader.batches())
+        return _report(run.rows, run.phase, 1.0 if run.done else run.progress, samples)
+
+    def interrupt(self) -> None:
+        """Ask `advance` to raise `Interrupted` after the epoch that runs, or runs next, unless it is a phase's last."""
+        self._interrupted = True
+
+    def save(self, trial: str, directory: Path) -> None:
+        """Write tensors and counters of one trial."""
+        save_checkpoint(self.runs[trial].state_dict(), directory / _STATE)
+
+    def load(self, trial: str, directory: Path) -> None:
+        """Let one trial continue from what `save` wrote."""
+        self.runs[trial].load_state_dict(load_checkpoint(directory / _STATE), directory / _STATE)
+
+    def drop(self, trial: str) -> None:
+        """Train a trial no longer."""
+        run = self.runs.pop(trial)
+        if self._pack is not None:
+            self._pack.drop(run)
+
+
 class VisionTrial:
     """Train a network on a stream with a method, and report after every phase.
 
@@ -84,15 +170,16 @@ class VisionTrial:
         The data set, from `ht_ray.vision.ImageData.to_arrays`.
     """
 
+    #: What trains several of them at once.
+    pack = VisionPack
+
     def __init__(self, config: dict[str, Any], shared: Any) -> None:
         from strategies import make_strategy, stream_benchmark  # avalanche takes seconds to import
 
         self.data = ImageData.from_arrays(shared)
         seed, parts = config["seed"], trial_config(config)
         self.stream = parts.stream.make(self.data.train_labels, self.data.num_classes, seed=seed)
-        device = config["device"]
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = _device(config)
         self.strategy = make_strategy(
             make_model(
                 parts.model,
@@ -129,14 +216,8 @@ class VisionTrial:
         self.strategy.train_epochs = phase.epochs
         self.strategy.train(self.benchmark.train_stream[phase.index], eval_streams=[])
         self.phase += 1
-        new = [dict(row) for row in self.rows if row["phase"] == self.phase]
-        end = {**new[-1], "step": self.phase}
-        return Report(
-            curves={"epoch": new, "phase": [end]},
-            summary=summarise(self.rows),
-            progress=self.rows[-1]["step"] / self.stream.epochs if self.phase < len(self.stream) else 1.0,
-            samples=self.strategy.samples,
-        )
+        progress = self.rows[-1]["step"] / self.stream.epochs if self.phase < len(self.stream) else 1.0
+        return _report(self.rows, self.phase, progress, self.strategy.samples)
 
     def interrupt(self) -> None:
         """Ask `advance` to raise `Interrupted` after the epoch that runs, or runs next, unless it is a phase's last."""

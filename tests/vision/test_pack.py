@@ -122,6 +122,10 @@ def train(runs: Sequence[TrainingRun]) -> None:
             assert diverged is None
 
 
+def obstacle(run: TrainingRun) -> str:
+    return obstacle_to_packing(run.model, run.method, run.config)
+
+
 def tensors(run: TrainingRun) -> dict[str, Tensor]:
     held = {f"hare.{name}": tensor for name, tensor in run.model.state_dict().items()}
     if run.method.tortoise is not None:
@@ -336,7 +340,7 @@ class Watches(Counts):
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_every_method_packs_or_says_why_not(name: str) -> None:
-    reason = obstacle_to_packing(make_run(MethodConfig(name, **SETTINGS)))
+    reason = obstacle(make_run(MethodConfig(name, **SETTINGS)))
     assert (reason != "") == (name in ALONE), reason
     if name not in ALONE and name != "tortoise":
         assert any(name in method.parts for method in PACKED), "a method that packs is compared with itself alone"
@@ -358,9 +362,9 @@ def test_what_cannot_be_packed_is_refused_with_the_reason() -> None:
         (ModelConfig("resnet18", width=0.1), "the network has"),
     ]:
         net = make_model(config, shape=DATA.shape, num_classes=3, seed=0)
-        assert reason in obstacle_to_packing(TrainingRun(net, DATA, fine.stream))
+        assert reason in obstacle(TrainingRun(net, DATA, fine.stream))
     half = TrainingRun(fine.model, DATA, fine.stream, training=TrainingConfig(precision="bf16"))
-    assert obstacle_to_packing(half) == "precision = 'bf16'"
+    assert obstacle(half) == "precision is bf16"
     frozen = make_run(MIXED[0])
     next(frozen.model.parameters()).requires_grad_(False)
-    assert "frozen" in obstacle_to_packing(frozen)
+    assert "frozen" in obstacle(frozen)

@@ -7,16 +7,16 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ht_ray.errors import Diverged, Interrupted, SettingError
 from ht_ray.mechanisms.weights.spectral_norm import spectral_layers
-from ht_ray.methods import Method
+from ht_ray.methods import Composition, Method
 from ht_ray.methods.packed import PackedMethod, by_row, pack_obstacle
 from ht_ray.vision.data.augment import crop_flip_places
 from ht_ray.vision.training.evaluate import Evaluation
-from ht_ray.vision.training.optimizer import set_learning_rate, warmup_factor
+from ht_ray.vision.training.optimizer import TrainingConfig, set_learning_rate, warmup_factor
 from ht_ray.vision.training.run import TrainingRun
 from ht_ray.vision.training.stacked import StackedNetwork, empty_rows, stacked_obstacle
 
@@ -26,23 +26,22 @@ __all__ = ["Pack", "obstacle_to_packing", "pack_key"]
 _TESTED_AT_ONCE = 256
 
 
-def obstacle_to_packing(run: TrainingRun) -> str:
-    """Return why a run cannot be part of a `Pack`; nothing if it can."""
-    if run.config.precision != "fp32":
-        return f"precision = {run.config.precision!r}"
-    if run.config.channels_last:
-        return "channels_last"
-    if any(not parameter.requires_grad for parameter in run.model.parameters()):
+def obstacle_to_packing(model: nn.Module, method: Composition, training: TrainingConfig) -> str:
+    """Return why a run of this network, method and training cannot be part of a `Pack`; nothing if it can."""
+    if training.precision != "fp32":
+        return f"precision is {training.precision}"
+    if training.channels_last:
+        return "convolutions run as channels_last"
+    if any(not parameter.requires_grad for parameter in model.parameters()):
         return "the network has frozen parameters"
-    if len({tensor.dtype for tensor in run.model.parameters()} - {torch.float32, torch.float64}):
+    if {tensor.dtype for tensor in model.parameters()} - {torch.float32, torch.float64}:
         return "the network has parameters of 16 bits"
-    if spectral_layers(run.model):
+    if spectral_layers(model):
         return "the network has spectral norm"
-    tortoise = run.method.tortoise
-    if tortoise is not None and tortoise.weights.target is not None:
+    if method.tortoise is not None and method.tortoise.weights.target is not None:
         return "the tortoise is a module of its own"
-    reasons = [reason for method in run.method.methods if (reason := pack_obstacle(method))]
-    return stacked_obstacle(run.model) or next(iter(reasons), "")
+    reasons = [reason for part in method.methods if (reason := pack_obstacle(part))]
+    return stacked_obstacle(model) or next(iter(reasons), "")
 
 
 def pack_key(run: TrainingRun) -> tuple[Any, ...]:
@@ -95,7 +94,7 @@ class Pack:
         if not runs:
             raise SettingError("Pack: runs = []: accepted is at least one.")
         for number, run in enumerate(runs):
-            if reason := obstacle_to_packing(run):
+            if reason := obstacle_to_packing(run.model, run.method, run.config):
                 raise SettingError(f"Pack: run {number} cannot be packed: {reason}.")
             if pack_key(run) != pack_key(runs[0]):
                 raise SettingError(

@@ -65,8 +65,6 @@ class TrainingRun:
         How many phases are done; the next, or present, has this number.
     epoch : int
         How many epochs of the present phase are done.
-    samples : int
-        How many samples were trained on by this object, for the rate.
     loader : InMemoryLoader
         Of the present phase.
     """
@@ -113,7 +111,7 @@ class TrainingRun:
             indicators, model, data, training=self.config, normalise=self.normalise, seed=seed, device=self.device
         )
         self.rows: list[Row] = []
-        self.phase = self.epoch = self.samples = 0
+        self.phase = self.epoch = 0
         self._epochs = 0  # of all phases
         self._train_loss = math.nan
         self._indicated = False
@@ -169,7 +167,6 @@ class TrainingRun:
             raise Diverged(f"training loss {self._train_loss} in phase {self.phase + 1}, epoch {self.epoch + 1}")
         self.epoch += 1
         self._epochs += 1
-        self.samples += seen
         last = self.epoch == self.epochs
         self.method.end_epoch(self.optimizer, last=last)
         self._indicated = self.measuring is not None and self.measuring.due(self.epoch, last=last)
