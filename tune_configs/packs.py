@@ -21,7 +21,7 @@ __all__ = ["packed"]
 # Multiply-adds of one network's forward pass of a batch, up to which a pack takes clearly less time than its trials
 # alone on a CPU; beyond, products take nearly all of it either way. Measured by benchmarks/packs.py; a rule and no
 # measurement at the start, so that the same command gives the same numbers everywhere.
-_SMALL = 4_000_000
+_SMALL = 30_000_000
 
 
 def packed(

@@ -24,7 +24,7 @@ from tune_configs.command_line import main as run_main
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
-ABLATION = shlex.split("--momenta 0.5 --reset-intervals 1 --phases 3 --epochs 2 --train-limit 200 --seeds 2")
+ABLATION = shlex.split("--momenta 0.5 --reset-intervals 1 --phases 3 --epochs 2 --train-limit 200 --seeds 2 --pack off")
 METHODS = {
     "full-plain": MethodConfig("plain"),
     "full-ema-m0.5": MethodConfig("ema", momentum=0.5),
@@ -138,7 +138,7 @@ def disturbed(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[i
     killer = threading.Thread(target=kill_worker, args=(directory / "trials" / "full-plain-seed0" / "results.jsonl",))
     killer.start()
     arguments = f"--methods plain {COMBINED} --momentum 0.5 --reset-interval 1 --seeds 1 --phases 3 --epochs 60"
-    arguments += " --train-limit 600 --buffer-size 60 --max-concurrent 1"
+    arguments += " --train-limit 600 --buffer-size 60 --max-concurrent 1 --pack off"
     code = continual.main([*shlex.split(arguments), "--results-dir", str(directory)])
     killer.join()
     return code, directory
@@ -192,7 +192,9 @@ def test_both_access_modes_and_a_combination(disturbed: tuple[int, Path], access
 @pytest.mark.slow
 def test_ablation_on_the_warm_start_stream(cluster: str, tmp_path: Path) -> None:
     directory = tmp_path / "study"
-    arguments = "--stream warm_start --momenta 0.5 --reset-intervals 1 --baselines plain --seeds 1 --epochs 2"
+    arguments = (
+        "--stream warm_start --momenta 0.5 --reset-intervals 1 --baselines plain --seeds 1 --epochs 2 --pack off"
+    )
     assert ablation.main([*shlex.split(arguments), "--train-limit", "200", "--results-dir", str(directory)]) == 0
     trial = "warm_start-hare_tortoise-m0.5-r1e-seed0"
     method = MethodConfig("hare_tortoise", momentum=0.5, reset_interval=1)

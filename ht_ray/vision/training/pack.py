@@ -314,6 +314,31 @@ class _Stack:
 
     def train_epoch(self) -> list[tuple[TrainingRun, Diverged | None]]:
         """Train each run for an epoch, and return how those have diverged that have."""
+        losses, correct, seen, step = self.train_steps()
+        total = len(self.members[0].loader) * self.members[0].epochs
+        ended: list[tuple[TrainingRun, Diverged | None]] = []
+        due = []
+        for number, (run, loss) in enumerate(zip(self.members, losses.tolist(), strict=False)):
+            # As it is found in a checkpoint of a run alone.
+            set_learning_rate(run.optimizer, warmup_factor(step - 1, total, run.config.warmup_ratio))
+            try:
+                tested = run.end_epoch(loss, seen)
+            except Diverged as error:
+                ended.append((run, error))
+                continue
+            ended.append((run, None))
+            if tested:
+                due.append(number)
+        self._follow_changes()
+        if due:
+            evaluations = self._evaluate()
+            for number, right in zip(due, correct[due].tolist(), strict=True):
+                self.members[number].record(right / seen, evaluations[number])
+        return ended
+
+    def train_steps(self) -> tuple[Tensor, Tensor, int, int]:
+        """Make the steps of an epoch; return each one's sum of losses and how many were right, of how many, and the
+        number of the next step of the phase."""
         first = self.members[0]
         for run in self.members:
             run.model.train()
@@ -336,25 +361,7 @@ class _Stack:
             self._step(inputs, labels[:, rows], losses, correct, step, total)
             seen += size
             step += 1
-        ended: list[tuple[TrainingRun, Diverged | None]] = []
-        due = []
-        for number, (run, loss) in enumerate(zip(self.members, losses.tolist(), strict=False)):
-            factor = warmup_factor(step - 1, total, run.config.warmup_ratio)
-            set_learning_rate(run.optimizer, factor)  # as it is found in a checkpoint of a run alone
-            try:
-                tested = run.end_epoch(loss, seen)
-            except Diverged as error:
-                ended.append((run, error))
-                continue
-            ended.append((run, None))
-            if tested:
-                due.append(number)
-        self._follow_changes()
-        if due:
-            evaluations = self._evaluate()
-            for number, right in zip(due, correct[due].tolist(), strict=True):
-                self.members[number].record(right / seen, evaluations[number])
-        return ended
+        return losses, correct, seen, step
 
     def _step(self, inputs: Tensor, labels: Tensor, losses: Tensor, correct: Tensor, step: int, total: int) -> None:
         members = self.members
