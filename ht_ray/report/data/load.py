@@ -203,6 +203,7 @@ def _load_trial(plan: Mapping[str, Any], folder: Path) -> TrialData:
         damage=tuple(sentences),
         config=dict(plan["config"]) if isinstance(plan.get("config"), dict) else {},
         restarts=restarts,
+        packed=plan.get("pack") is not None,
     )
 
 

@@ -75,6 +75,8 @@ class TrialData:
         The trial's configuration, as in ``trials.json``; empty where that has none.
     restarts
         How often it was restarted after a fault.
+    packed
+        Whether it was trained in a pack of trials, as one program.
     """
 
     id: str
@@ -89,6 +91,7 @@ class TrialData:
     damage: tuple[str, ...]
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     restarts: int = 0
+    packed: bool = False
 
     @property
     def seed(self) -> Scalar:

@@ -150,11 +150,23 @@ def study_table(
     problems: bool = True,
 ) -> Table:
     """Return a table of a study, with its name and access mode in the CSV, and its problems under the notes."""
+    if problems and (sentence := _packed(study.trials)):
+        notes = [*notes, sentence]
     if problems and study.problems:
         notes = [*notes, "Left out, or wanting:", *(f"- {problem}" for problem in study.problems)]
     access = {trial.settings.get("access") for trial in study.trials} - {None}
     context = (("study", study.name), ("access", ", ".join(sorted(map(str, access)))))
     return Table(title, tuple(columns), tuple(map(tuple, rows)), tuple(notes), context)
+
+
+def _packed(trials: Sequence[TrialData]) -> str:
+    """Return which of the trials were trained in packs; nothing if none was."""
+    labels = {trial.label: trial.packed for trial in trials}
+    packed = [label for label, in_pack in labels.items() if in_pack]
+    if not packed:
+        return ""
+    which = "" if len(packed) == len(labels) else f" ({', '.join(packed)})"
+    return f"Trained in packs{which}: equal to trials alone up to rounding (docs/packs.md)."
 
 
 def format_n(n: int, expected: int) -> str:
