@@ -60,13 +60,14 @@ class Prepared(NamedTuple):
     """What the trials of a study need besides their plan; see `ht_ray.sweep.Study`.
 
     `warnings` are sentences for whoever started the study: trials run in other processes, where nobody sees one.
-    `pack` returns the planned trials with the packs that they may be in, and more such sentences.
+    `pack` takes the planned trials and the CPUs of each, and returns them with the packs that they may be in, and more
+    such sentences.
     """
 
     factory: str
     warnings: Sequence[str] = ()
     shared: Any = None
-    pack: Callable[[tuple[TrialSpec, ...]], tuple[tuple[TrialSpec, ...], list[str]]] | None = None
+    pack: Callable[[tuple[TrialSpec, ...], float], tuple[tuple[TrialSpec, ...], list[str]]] | None = None
 
 
 Prepare = Callable[[Any, tuple[TrialSpec, ...]], Prepared]
@@ -238,7 +239,7 @@ def _run(
     prepared = prepare(settings, planned)
     said = [*device_warnings(settings, run), *prepared.warnings]
     if run.resume is None and prepared.pack is not None:  # a study that is resumed keeps its packs
-        planned, more = prepared.pack(planned)
+        planned, more = prepared.pack(planned, run.cpus_per_trial)
         said += more
     for sentence in said:
         print(f"{name}.py: warning: {sentence}", file=sys.stderr)

@@ -25,9 +25,21 @@ _SMALL = 30_000_000
 
 
 def packed(
-    settings: VisionSettings, planned: Sequence[TrialSpec], shape: tuple[int, int, int], num_classes: int
+    settings: VisionSettings,
+    planned: Sequence[TrialSpec],
+    cpus: float = 1.0,
+    *,
+    shape: tuple[int, int, int],
+    num_classes: int,
 ) -> tuple[tuple[TrialSpec, ...], list[str]]:
     """Return the planned trials with the groups of which packs are made, and sentences for whoever started the study.
+
+    Parameters
+    ----------
+    cpus
+        CPUs of a trial, which is its number of threads.
+    shape, num_classes
+        Of the data.
 
     Raises
     ------
@@ -41,6 +53,8 @@ def packed(
         if asked:
             why = ": with {scheduler} = 'pbt' or {search} = 'optuna' trials are trained alone; accepted is 'off'."
             raise settings.refused("pack", why)
+        return tuple(planned), []
+    if cpus > 1 and not asked:  # where threads share a tensor, rounding depends on the others in the pack
         return tuple(planned), []
     reasons: dict[str, str] = {}
     groups: list[str] = []
@@ -61,6 +75,11 @@ def packed(
     said = []
     if asked:
         said = [f"{label} is trained alone, not in a pack: {reason}." for label, reason in alone.items()]
+        if cpus > 1:
+            said.append(
+                f"--cpus-per-trial = {cpus:g}: with several threads, the last bits of a trial may depend on who else is in "
+                "its pack, so that a study that is resumed may end otherwise."
+            )
     return found, said
 
 

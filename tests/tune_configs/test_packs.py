@@ -29,8 +29,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::ht_ray.errors.SettingWarning")
 SHAPE = (1, 8, 8)
 
 
-def groups(settings: Any, trials: Any, shape: tuple[int, int, int] = SHAPE) -> tuple[dict[str, str | None], list[str]]:
-    found, said = packed(settings, trials(settings), shape, 10)
+def groups(
+    settings: Any, trials: Any, shape: tuple[int, int, int] = SHAPE, cpus: float = 1.0
+) -> tuple[dict[str, str | None], list[str]]:
+    found, said = packed(settings, trials(settings), cpus, shape=shape, num_classes=10)
     return {spec.id: spec.pack for spec in found}, said
 
 
@@ -63,6 +65,11 @@ def test_what_is_alone_stays_alone() -> None:
         assert set(groups(settings, ablation.trials)[0].values()) == {None}
         with pytest.raises(SettingError, match="trials are trained alone"):
             groups(replace(settings, pack="8"), ablation.trials)
+    threads, said = groups(AblationSettings().resolved(), ablation.trials, cpus=2.0)
+    assert (set(threads.values()), said) == ({None}, [])
+    threads, said = groups(AblationSettings(pack="9").resolved(), ablation.trials, cpus=2.0)
+    assert set(threads.values()) == {"pack1"}
+    assert "the last bits of a trial may depend on who else is in its pack" in said[0]
     asha = AblationSettings(scheduler="asha").resolved()
     assert set(groups(asha, ablation.trials)[0].values()) == {"pack1"}
 

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
 
 from ht_ray.diagnostics import IndicatorConfig
@@ -16,6 +18,7 @@ from ht_ray.errors import Interrupted, SettingError
 from ht_ray.methods import METHODS, Method
 from ht_ray.vision import (
     ContinualConfig,
+    DataConfig,
     ImageData,
     MethodConfig,
     ModelConfig,
@@ -23,9 +26,11 @@ from ht_ray.vision import (
     TrainingConfig,
     fit,
     load_checkpoint,
+    load_data,
     make_model,
     make_stream,
     save_checkpoint,
+    summarise,
 )
 from ht_ray.vision.training.pack import Pack, obstacle_to_packing
 from ht_ray.vision.training.run import TrainingRun
@@ -368,3 +373,35 @@ def test_what_cannot_be_packed_is_refused_with_the_reason() -> None:
     frozen = make_run(MIXED[0])
     next(frozen.model.parameters()).requires_grad_(False)
     assert "frozen" in obstacle(frozen)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "method", [MethodConfig("plain"), MethodConfig("hare_tortoise", momentum=0.97, reset_interval=1)]
+)
+def test_accuracies_over_seeds_are_distributed_as_those_of_runs_alone(method: MethodConfig) -> None:
+    data = load_data(DataConfig("digits"))
+    runs = []
+    for seed in range(20):
+        model = make_model(ModelConfig("mlp"), shape=data.shape, num_classes=10, seed=seed)
+        stream = make_stream(data.train_labels, 10, ContinualConfig(phases=3, epochs=5), seed=seed)
+        training = TrainingConfig(batch_size=32)
+        runs.append(TrainingRun(model, data, stream, method=method, training=training, seed=seed))
+    single = [
+        fit(
+            copy.deepcopy(run.model),
+            data,
+            run.stream,
+            method=method,
+            training=TrainingConfig(batch_size=32),
+            seed=run.seed,
+        )
+        for run in runs
+    ]
+    train(runs)
+    for measure in ("average_accuracy", "final_accuracy", "final_train_accuracy"):
+        packed = np.array([summarise(run.rows)[measure] for run in runs])
+        alone = np.array([summarise(rows)[measure] for rows in single])
+        assert stats.ks_2samp(packed, alone).pvalue > 0.3
+        assert abs(packed.mean() - alone.mean()) < 0.5 * alone.std(ddof=1) / np.sqrt(len(alone)) + 1e-3
+        assert packed.std(ddof=1) == pytest.approx(alone.std(ddof=1), rel=0.25)
