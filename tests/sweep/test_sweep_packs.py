@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 from disturbed_runs import journal, reports, wait_for
 from fake_tune import fake_tune
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sweep_packs import packed, walk, walkers, walking
 from sweep_trials import climbing
@@ -53,6 +54,14 @@ def status(directory: Path, trial: str) -> dict[str, Any]:
     return json.loads((directory / "trials" / trial / "status.json").read_text())
 
 
+def status_of(directory: Path, trial: str) -> str:
+    return str(status(directory, trial)["status"]) if (directory / "trials" / trial).exists() else "unfinished"
+
+
+def checkpoints(directory: Path, trial: str) -> list[Path]:
+    return sorted((directory / "checkpoints" / trial).glob("[0-9]*"))
+
+
 def table(directory: Path) -> dict[str, dict[str, str]]:
     with (directory / "results.csv").open(newline="") as file:
         return {row["id"]: row for row in csv.DictReader(file)}
@@ -72,11 +81,18 @@ def assert_same(what: Study, directory: Path, other: Path) -> None:
 
 def saved(directory: Path, trial: str) -> dict[str, bytes]:
     """The files of a trial's newest checkpoint, by their paths in it; the time that each report took is left out."""
-    folder = max((directory / "checkpoints" / trial).iterdir(), key=lambda path: path.name)
+    folder = checkpoints(directory, trial)[-1]
     found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     lines = [{**json.loads(line), "seconds": None, "sum": None} for line in found.pop("reports.jsonl").splitlines()]
     assert found.pop("manifest.json")
     return {**found, "reports": json.dumps(lines).encode(), "position": folder.name[:13].encode()}
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def function(*arguments: Any, **options: Any) -> None:
+        raise error
+
+    return function
 
 
 def mixed(died: Path, **changes: Any) -> Study:
@@ -130,16 +146,37 @@ def test_who_else_is_in_the_pack_changes_nothing(undisturbed: Path, tmp_path: Pa
     assert_same(walkers(), tmp_path / "study", undisturbed)
 
 
-@pytest.mark.parametrize(("results", "unsaved"), [(1, "w1"), (3, "w1"), (6, "w4")])
-def test_a_resumed_study_packs_what_is_left(undisturbed: Path, tmp_path: Path, results: int, unsaved: str) -> None:
-    directory = tmp_path / "study"
-    first, _ = faked(walkers(pack_size=3), directory, results=results)
-    assert first.interrupted and first.unfinished
-    # As if one had not been saved any more, when its worker was killed.
-    shutil.rmtree(max((directory / "checkpoints" / unsaved).iterdir()))
-    result, _ = faked(walkers(pack_size=4), directory, resume=str(directory))
+@settings(deadline=None, max_examples=4)
+@given(
+    runs=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=3),
+    lost=st.lists(st.sampled_from(["w0", "w1", "w2", "w3", "w4"]), unique=True),
+    damaged=st.booleans(),
+)
+def test_a_resumed_study_packs_what_is_left(
+    undisturbed: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    runs: list[tuple[int, int]],
+    lost: list[str],
+    damaged: bool,
+) -> None:
+    """Runs of so many results, in packs of so many; and of `lost` the newest checkpoint is gone, or damaged."""
+    directory = tmp_path_factory.mktemp("resumed") / "study"
+    where: dict[str, Any] = {}
+    expected = []
+    for results, pack_size in runs:
+        faked(walkers(pack_size=pack_size), directory, results=results, **where)
+        where = {"resume": str(directory)}
+        for trial in lost:
+            newest = checkpoints(directory, trial)[-1:]
+            if status_of(directory, trial) == "finished" or not newest or not (newest[0] / "trial").exists():
+                continue
+            shutil.rmtree(newest[0] / "trial" if damaged else newest[0])
+            expected += [trial] if damaged else []
+    result, _ = faked(walkers(pack_size=4), directory, **where)
     assert (result.finished, result.exit_code) == (5, 0)
     assert_same(walkers(), directory, undisturbed)
+    found = [line["trial"] for line in journal(directory) if line["event"] == "checkpoint damaged"]
+    assert sorted(found) == sorted(expected)
 
 
 def test_the_time_of_a_part_is_shared_by_those_that_took_part(tmp_path: Path) -> None:
@@ -188,6 +225,19 @@ def test_a_storage_that_does_not_answer_now_and_then(
     assert_same(walkers(), directory, undisturbed)
     outages = [line for line in journal(directory) if line["event"] == "storage"]
     assert outages and all(set(line["trials"]) == {f"w{seed}" for seed in range(5)} for line in outages[:1])
+
+
+def test_a_storage_that_stays_away_stops_the_study(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "study"
+    with monkeypatch.context() as patch:
+        patch.setattr("ht_ray.sweep.worker.trainable._LOOK_AGAIN", 0.0)
+        patch.setattr(CheckpointStore, "_prune", raising(StorageError("the storage is away")))
+        result, _ = faked(walkers(), directory, storage_minutes=0.0)
+    assert (result.unfinished, result.stopped) == (5, "the storage is away")
+    result, _ = faked(walkers(), directory, resume=str(directory))
+    assert_same(walkers(), directory, undisturbed)
 
 
 def test_halving_drops_those_that_fall_behind_from_their_pack(tmp_path: Path) -> None:
