@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -21,16 +22,14 @@ from ht_ray.sweep import Interrupted, Report, Study, SweepConfig, TrialSpec, run
 class Together:
     """A pack of trials of one class, which takes a step of each in turn.
 
-    The config of its first trial may say ``raise_at``, in which of its parts the pack itself fails, and ``pids``: a
-    folder in which it leaves a file with the name of its process.
+    The config of its first trial may say ``raise_at``, in which of its parts the pack itself fails, and ``notice_at``,
+    in the middle of which its process is told to leave, once: then the file ``noticed`` is made.
     """
 
     def __init__(self, trial: Callable[[dict[str, Any], Any], Any], configs: Mapping[str, Any], shared: Any) -> None:
         self.trials = {name: trial(config, shared) for name, config in configs.items()}
         self.config = next(iter(configs.values()))
         self.interrupted, self.parts, self.left = False, 0, dict(self.trials)
-        if "pids" in self.config:
-            Path(self.config["pids"], str(os.getpid())).touch()
 
     def interrupt(self) -> None:
         self.interrupted = True
@@ -48,6 +47,8 @@ class Together:
             time.sleep(self.config.get("step_sleep", 0.0))
             for trial in unfinished:
                 trial.take_step()
+            if self.parts == self.config.get("notice_at") and unfinished[0].step == 5:
+                notice_once(Path(self.config["noticed"]))
         outcomes: dict[str, Report | Exception] = {}
         for name, trial in due.items():
             try:
@@ -64,6 +65,12 @@ class Together:
 
     def drop(self, trial: str) -> None:
         del self.left[trial]
+
+
+def notice_once(noticed: Path) -> None:
+    if not noticed.exists():
+        noticed.touch()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Walking(Interruptible):

@@ -7,11 +7,10 @@ import io
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import pytest
 from disturbed_runs import journal, reports, wait_for
 from fake_tune import fake_tune
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sweep_packs import packed, walk, walkers, walking
 from sweep_trials import climbing
@@ -55,6 +54,14 @@ def status(directory: Path, trial: str) -> dict[str, Any]:
     return json.loads((directory / "trials" / trial / "status.json").read_text())
 
 
+def status_of(directory: Path, trial: str) -> str:
+    return str(status(directory, trial)["status"]) if (directory / "trials" / trial).exists() else "unfinished"
+
+
+def checkpoints(directory: Path, trial: str) -> list[Path]:
+    return sorted((directory / "checkpoints" / trial).glob("[0-9]*"))
+
+
 def table(directory: Path) -> dict[str, dict[str, str]]:
     with (directory / "results.csv").open(newline="") as file:
         return {row["id"]: row for row in csv.DictReader(file)}
@@ -74,11 +81,18 @@ def assert_same(what: Study, directory: Path, other: Path) -> None:
 
 def saved(directory: Path, trial: str) -> dict[str, bytes]:
     """The files of a trial's newest checkpoint, by their paths in it; the time that each report took is left out."""
-    folder = max((directory / "checkpoints" / trial).iterdir(), key=lambda path: path.name)
+    folder = checkpoints(directory, trial)[-1]
     found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     lines = [{**json.loads(line), "seconds": None, "sum": None} for line in found.pop("reports.jsonl").splitlines()]
     assert found.pop("manifest.json")
     return {**found, "reports": json.dumps(lines).encode(), "position": folder.name[:13].encode()}
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def function(*arguments: Any, **options: Any) -> None:
+        raise error
+
+    return function
 
 
 def mixed(died: Path, **changes: Any) -> Study:
@@ -132,16 +146,37 @@ def test_who_else_is_in_the_pack_changes_nothing(undisturbed: Path, tmp_path: Pa
     assert_same(walkers(), tmp_path / "study", undisturbed)
 
 
-@pytest.mark.parametrize("results", [1, 3, 4, 6])
-def test_a_resumed_study_packs_what_is_left(undisturbed: Path, tmp_path: Path, results: int) -> None:
-    directory = tmp_path / "study"
-    first, _ = faked(walkers(pack_size=3), directory, results=results)
-    assert first.interrupted and first.unfinished
-    # As if one had not been saved any more, when its worker was killed.
-    shutil.rmtree(max((directory / "checkpoints/w1").iterdir()))
-    result, _ = faked(walkers(pack_size=4), directory, resume=str(directory))
+@settings(deadline=None, max_examples=4)
+@given(
+    runs=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=3),
+    lost=st.lists(st.sampled_from(["w0", "w1", "w2", "w3", "w4"]), unique=True),
+    damaged=st.booleans(),
+)
+def test_a_resumed_study_packs_what_is_left(
+    undisturbed: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    runs: list[tuple[int, int]],
+    lost: list[str],
+    damaged: bool,
+) -> None:
+    """Runs of so many results, in packs of so many; and of `lost` the newest checkpoint is gone, or damaged."""
+    directory = tmp_path_factory.mktemp("resumed") / "study"
+    where: dict[str, Any] = {}
+    expected = []
+    for results, pack_size in runs:
+        faked(walkers(pack_size=pack_size), directory, results=results, **where)
+        where = {"resume": str(directory)}
+        for trial in lost:
+            newest = checkpoints(directory, trial)[-1:]
+            if status_of(directory, trial) == "finished" or not newest or not (newest[0] / "trial").exists():
+                continue
+            shutil.rmtree(newest[0] / "trial" if damaged else newest[0])
+            expected += [trial] if damaged else []
+    result, _ = faked(walkers(pack_size=4), directory, **where)
     assert (result.finished, result.exit_code) == (5, 0)
     assert_same(walkers(), directory, undisturbed)
+    found = [line["trial"] for line in journal(directory) if line["event"] == "checkpoint damaged"]
+    assert sorted(found) == sorted(expected)
 
 
 def test_the_time_of_a_part_is_shared_by_those_that_took_part(tmp_path: Path) -> None:
@@ -192,6 +227,19 @@ def test_a_storage_that_does_not_answer_now_and_then(
     assert outages and all(set(line["trials"]) == {f"w{seed}" for seed in range(5)} for line in outages[:1])
 
 
+def test_a_storage_that_stays_away_stops_the_study(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "study"
+    with monkeypatch.context() as patch:
+        patch.setattr("ht_ray.sweep.worker.trainable._LOOK_AGAIN", 0.0)
+        patch.setattr(CheckpointStore, "_prune", raising(StorageError("the storage is away")))
+        result, _ = faked(walkers(), directory, storage_minutes=0.0)
+    assert (result.unfinished, result.stopped) == (5, "the storage is away")
+    result, _ = faked(walkers(), directory, resume=str(directory))
+    assert_same(walkers(), directory, undisturbed)
+
+
 def test_halving_drops_those_that_fall_behind_from_their_pack(tmp_path: Path) -> None:
     what = packed(climbing(9, search={"scheduler": "asha"}))
     directory = tmp_path / "study"
@@ -238,28 +286,15 @@ def test_a_worker_that_dies_takes_nothing_with_it(tmp_path: Path) -> None:
     restarts = {trial.id: status(tmp_path / "study", trial.id)["restarts"] for trial in what.trials}
     assert {name for name, number in restarts.items() if number} == {"plain", "diverges", "dies", "long"}
     deaths = [line["trial"] for line in journal(tmp_path / "study") if line.get("kind") == "worker died"]
-    assert sorted(deaths) == ["diverges", "dies", "long", "plain"]
+    assert sorted(deaths) == ["dies", "diverges", "long", "plain"]
 
 
 @pytest.mark.usefixtures("cluster")
 def test_a_notice_saves_a_pack_inside_its_part(undisturbed: Path, tmp_path: Path) -> None:
     """And where memory runs out, in one of its trials, all go on from their checkpoints."""
-    pids = tmp_path / "pids"
-    pids.mkdir()
-    what = walkers(step_sleep=0.1, pids=str(pids), pack_size=5, no_memory_at=2, died=str(tmp_path / "died"))
+    config = {"no_memory_at": 2, "died": str(tmp_path / "died"), "notice_at": 1, "noticed": str(tmp_path / "noticed")}
     directory = tmp_path / "study"
-
-    def notice() -> None:
-        wait_for(lambda: (directory / "trials/w4/results.jsonl").exists())
-        wait_for(lambda: len(list(pids.iterdir())) == 2)
-        wait_for(lambda: len(reports(directory, "w4")) == 2)
-        last = max(pids.iterdir(), key=lambda path: path.stat().st_mtime)
-        os.kill(int(last.name), signal.SIGTERM)
-
-    thread = threading.Thread(target=notice)
-    thread.start()
-    result, said = run(what, directory, max_failures=1)
-    thread.join()
+    result, said = run(walkers(pack_size=5, **config), directory, max_failures=1)
     assert (result.finished, result.exit_code) == (5, 0), said
     assert_same(walkers(), directory, undisturbed)
     faults = Counter(line["kind"] for line in journal(directory) if line["event"] == "fault")

@@ -94,7 +94,8 @@ class Pack(Protocol):
     """Several trials that run as one program, built by ``factory.pack(configs, shared)`` in a worker.
 
     `configs` has the config of each trial, by its id. What comes of a trial does not depend, bit for bit, on who else
-    is in its pack: who is, is decided by what is left to do, and a study that is resumed may pack otherwise.
+    is in its pack: who is, is decided by what is left to do, and a study that is resumed may pack otherwise. A pack has
+    the CPUs, GPUs and memory of one trial.
 
     Like `Trial` it may have a method ``interrupt()``: it asks `advance` to raise `ht_ray.errors.Interrupted`.
     """
@@ -103,7 +104,8 @@ class Pack(Protocol):
         """Do the next part of those trials that are furthest behind, and return what each of these measured.
 
         In place of a `Report` stands the exception that ended a trial: a `ht_ray.errors.Diverged`, or what its failure
-        is. The others are unharmed. An exception that is raised, other than `Interrupted`, ends them all.
+        is. The others are unharmed. An exception that is raised, other than `Interrupted`, ends them all, as does one
+        that is raised when the pack is built. Where memory runs out, all go on from their checkpoints, in another pack.
 
         Raises
         ------
