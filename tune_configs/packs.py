@@ -77,8 +77,8 @@ def packed(
         said = [f"{label} is trained alone, not in a pack: {reason}." for label, reason in alone.items()]
         if cpus > 1:
             said.append(
-                f"--cpus-per-trial = {cpus:g}: with several threads, the last bits of a trial may depend on who else is in "
-                "its pack, so that a study that is resumed may end otherwise."
+                f"--cpus-per-trial = {cpus:g}: with several threads, the last bits of a trial may depend on who else is "
+                "in its pack."
             )
     return found, said
 
