@@ -48,6 +48,7 @@ class HeadReset(Reinitializer):
 
     Examples
     --------
+    >>> import torch
     >>> from collections import OrderedDict
     >>> net = nn.Sequential(OrderedDict(backbone=nn.Linear(1, 1), head=nn.Linear(1, 1)))
     >>> method = HeadReset(net)
