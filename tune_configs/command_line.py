@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -46,6 +47,7 @@ __all__ = [
     "schedule_warnings",
     "size_warnings",
     "unused_settings",
+    "warnings_of",
 ]
 
 # Each is a directory, and a plan in the driver's memory.
@@ -389,6 +391,14 @@ def check_networks(planned: Sequence[TrialSpec], shape: tuple[int, int, int], nu
         check_memory("ModelConfig", "hidden", config.hidden, needed, more)
 
 
+def warnings_of(action: Callable[[], object]) -> list[str]:
+    """Return what `action` warns of settings: trials run in other processes, where nobody sees a warning."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", SettingWarning)
+        action()
+    return [str(warning.message) for warning in caught]
+
+
 def check_streams(planned: Sequence[TrialSpec], labels: Tensor, num_classes: int) -> None:
     """Refuse a data set that is too small for the phases of the planned trials.
 
@@ -425,10 +435,8 @@ def method_warnings(planned: Sequence[TrialSpec], shape: tuple[int, int, int], n
             continue
         told.add(key)
         config = trial_config(spec.config)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", SettingWarning)
-            config.method.build(make_model(config.model, shape=shape, num_classes=num_classes, seed=0))
-        sentences += [f"{spec.label}: {warning.message}" for warning in caught]
+        model = make_model(config.model, shape=shape, num_classes=num_classes, seed=0)
+        sentences += [f"{spec.label}: {text}" for text in warnings_of(partial(config.method.build, model))]
         if "augment" in config.method.parts and config.method.training(config.training, shape) == config.training:
             sentences.append(
                 f"{spec.label}: every method of the study is augmented like this already; --augment none makes a "
@@ -476,10 +484,8 @@ def _unfit(method: MethodConfig, number: int, epochs: int, steps_per_epoch: int)
                 f"counted anew in each. Take an interval of at most {epochs}, or {name['unit']} = 'steps'."
             )
         if issubclass(cls, Tortoise):
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always", SettingWarning)
-                cls(nn.Identity(), own).before_phase(Phase(number, epochs, steps_per_epoch))
-            yield from (str(warning.message) for warning in caught)
+            tortoise = cls(nn.Identity(), own)
+            yield from warnings_of(partial(tortoise.before_phase, Phase(number, epochs, steps_per_epoch)))
 
 
 def size_warnings(settings: VisionSettings, images: int) -> list[str]:

@@ -24,7 +24,7 @@ from ht_ray.methods import METHODS, Method, MethodConfig, find_method, method_pa
 from ht_ray.methods.registry import split_methods
 from ht_ray.sweep import TrialSpec
 from tune_configs.command_line import main as run_main
-from tune_configs.settings import MOST_SEEDS, PRESETS, VisionSettings, check_distinct
+from tune_configs.settings import MOST_SEEDS, PRESETS, VisionSettings, check_distinct, check_values, unordered
 from tune_configs.trials import trial
 
 __all__ = ["WarmStartSettings", "main", "trials"]
@@ -112,22 +112,18 @@ class WarmStartSettings(VisionSettings):
         check_choice(f"{_OWNER}.compare", self.compare, _OF_COMPARISON)
         self._check_meaning()
         super().__post_init__()
-        for ratio in self.subset_ratios:
-            check_number(f"{_OWNER}.subset_ratios", ratio, low=0, low_open=True, high=1)
-        for noise in self.label_noises:
-            check_number(f"{_OWNER}.label_noises", noise, low=0, high=1)
         if self.corner_seeds is not None:
             least = len(self.seed_list)
             check_number(f"{_OWNER}.corner_seeds", self.corner_seeds, low=least, high=MOST_SEEDS, integer=True)
-        check_number(f"{_OWNER}.momentum", self.momentum, low=0, high=1, high_open=True)
-        check_number(f"{_OWNER}.reset_interval", self.reset_interval, low=1, integer=True)
-        for name in ("beta1s", "beta2s"):
-            for beta in getattr(self, name):
-                check_number(f"{_OWNER}.{name}", beta, low=0, high=1, high_open=True)
-        for epsilon in self.epsilons:
-            check_number(f"{_OWNER}.epsilons", epsilon, low=0)
-        for name in ("subset_ratios", "label_noises", "beta1s", "beta2s", "epsilons"):
-            check_distinct(_OWNER, name, getattr(self, name), same=_told)
+        below_1: dict[str, Any] = {"low": 0, "high": 1, "high_open": True}
+        for name, bounds in {
+            "subset_ratios": {"low": 0, "low_open": True, "high": 1},
+            "label_noises": {"low": 0, "high": 1},
+            "beta1s": below_1,
+            "beta2s": below_1,
+            "epsilons": {"low": 0},
+        }.items():
+            check_values(_OWNER, name, getattr(self, name), same=_told, **bounds)
         if self.base is not None:
             self._check_base(self.base)
         check_distinct(_OWNER, "methods", self.methods, same=lambda text: _identity(self._parsed(text, "")))
@@ -169,7 +165,7 @@ class WarmStartSettings(VisionSettings):
         if len(kept) > 1 and "plain" in kept and base:
             kept.remove("plain")
         whole = "+".join(kept or ["plain"]) + (f":{own}" if own is not None else "")
-        method = self.method_config(whole, momentum=self.momentum, reset_interval=self.reset_interval)
+        method = self.method_config(whole)
         if fresh and (waiting := _waiting(method)):
             why = ": {one!r} acts before a second phase; 'fresh' has one."
             raise self.refused("methods", why, text, one=waiting[0])
@@ -221,8 +217,7 @@ def _waiting(method: MethodConfig) -> list[str]:
 
 
 def _identity(compared: _Compared) -> Hashable:
-    # However a method is spelt, in whatever order it is combined, and whether a setting is given or implied.
-    return compared.fresh, replace(compared.method, name="+".join(sorted(compared.method.parts)))
+    return compared.fresh, unordered(compared.method)
 
 
 def _warm(
