@@ -12,6 +12,7 @@ from .loading import InMemoryLoading
 from .method_strategy import MethodStrategy, make_strategy
 from .metrics import PlasticityIndicators, indicator_metrics
 from .plugins import *  # noqa: F403
+from .plugins.named import *  # noqa: F403 - for type checkers, which do not add lists of names
 from .ready import EMA, HareTortoise, HeadReset, LimitedBuffer, Plain, ShrinkPerturb
 
 __all__ = [

@@ -6,9 +6,9 @@ import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
+from ht_ray._device import check_device
 from ht_ray.diagnostics import IndicatorConfig
 from ht_ray.errors import SettingWarning
 from ht_ray.sweep import Report
@@ -90,9 +90,7 @@ class VisionTrial:
         self.data = ImageData.from_arrays(shared)
         seed, parts = config["seed"], trial_config(config)
         self.stream = parts.stream.make(self.data.train_labels, self.data.num_classes, seed=seed)
-        device = config["device"]
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = check_device("VisionTrial: device", config["device"])
         self.strategy = make_strategy(
             make_model(
                 parts.model,
