@@ -217,8 +217,9 @@ class MethodsConfig(AlgorithmConfig):
         try:
             config = MethodConfig.for_agents(name, **self._flat_settings())
         except SettingError as error:
-            field = error.field if error.field not in (None, "name") else "methods"
-            raise error.of(self._name, field) from error
+            if error.field in (None, "name"):
+                raise error.of(self._name, "methods", self.methods) from error
+            raise error.of(self._name, error.field) from error
         if config.has_ema and not self._brings:
             raise SettingError(
                 f"{self._name}.methods = {self.methods!r}: a tortoise is an algorithm's target network: make the "
