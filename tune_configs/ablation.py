@@ -167,15 +167,15 @@ def _baselines(settings: AblationSettings) -> list[TrialSpec]:
 
 def _unsettled(settings: AblationSettings, values: Values, seed: int, name: str) -> TrialSpec:
     """Return a trial whose momentum and interval are found, or change, while the study runs."""
-    spec = trial(settings, settings.hare_tortoise(values), settings.access, seed)
-    stem = settings.access if settings.stream == "continual" else settings.stream
     kind, number = name.split()
-    searched = {**dict.fromkeys(parameter.column for parameter in settings.parameters), kind: int(number)}
-    return replace(
-        spec,
-        id=f"{stem}-hare_tortoise-{name.replace(' ', '')}-seed{seed}",
+    return trial(
+        settings,
+        settings.hare_tortoise(values),
+        settings.access,
+        seed,
+        name=f"hare_tortoise-{kind}{number}",
         label=f"{display_name('hare_tortoise')}, {name}",
-        settings={**spec.settings, **searched},
+        columns={**dict.fromkeys(parameter.column for parameter in settings.parameters), kind: int(number)},
     )
 
 
