@@ -228,7 +228,7 @@ def _grid(settings: WarmStartSettings) -> Iterator[TrialSpec]:
     # The corners' further seeds come last: a study that is stopped has every cell.
     for seeds, cells in ((settings.seed_list, set(product(ratios, noises))), (more, corners)):
         for ratio, noise in product(ratios, noises):
-            start = {"subset_ratio": ratio, "label_noise": noise}
+            start: dict[str, Any] = {"subset_ratio": ratio, "label_noise": noise}
             told = {"ratio": _told(ratio), "noise": _told(noise)}
             name = "plain-" + "-".join(f"{key}{value}" for key, value in told.items())
             label = " ".join(f"{key} {value}" for key, value in told.items())
@@ -237,7 +237,7 @@ def _grid(settings: WarmStartSettings) -> Iterator[TrialSpec]:
 
 
 def _methods(settings: WarmStartSettings) -> Iterator[TrialSpec]:
-    start = {"subset_ratio": settings.subset_ratio, "label_noise": settings.label_noise}
+    start: dict[str, Any] = {"subset_ratio": settings.subset_ratio, "label_noise": settings.label_noise}
     for fresh, method, own in settings.compared:
         plain = method.name == "plain"
         label = "Fresh" if plain else f"Fresh + {label_of(method, own)}"
@@ -250,7 +250,7 @@ def _methods(settings: WarmStartSettings) -> Iterator[TrialSpec]:
 
 
 def _adam(settings: WarmStartSettings) -> Iterator[TrialSpec]:
-    start = {"subset_ratio": settings.subset_ratio, "label_noise": settings.label_noise}
+    start: dict[str, Any] = {"subset_ratio": settings.subset_ratio, "label_noise": settings.label_noise}
     for beta1, beta2, epsilon in product(settings.beta1s, settings.beta2s, settings.epsilons):
         method = settings.method_config("adam", adam_betas=(beta1, beta2), adam_eps=epsilon)
         told = [_told(value) for value in (beta1, beta2, epsilon)]
