@@ -35,7 +35,6 @@ from tune_configs.vision_trial import stream_of, trial_config
 
 __all__ = [
     "Prepared",
-    "check_gpus",
     "check_memory",
     "check_networks",
     "check_streams",
@@ -223,7 +222,6 @@ def _run(
     if settings.device == "cuda" and run.gpus_per_trial == 0:
         why = ": the trials have no GPU; give each one, or a share of one, with {SweepConfig.gpus_per_trial}."
         raise settings.refused("device", why)
-    check_gpus(run)
     check_this_machine(run)
     planned = trials(settings)
     if len(planned) > _MOST_TRIALS:
@@ -303,17 +301,18 @@ def device_warnings(settings: StudySettings, run: SweepConfig) -> list[str]:
     ]
 
 
-def check_gpus(run: SweepConfig) -> None:
-    """Refuse shares of a GPU where Ray would be started on this machine, and it has none.
+def check_this_machine(run: SweepConfig) -> None:
+    """Refuse more CPUs, memory and GPUs than there are, where Ray would be started on this machine.
 
-    A cluster may have GPUs where the driver has none: there Ray is asked, once it is connected.
+    A cluster may have what the driver has not: there Ray is asked, once it is connected.
 
     Raises
     ------
     SettingError
-        If a trial needs more GPUs than this machine has for PyTorch.
+        If a trial needs more than this machine has; of GPUs, more than it has for PyTorch.
     """
-    if not _ray_starts_here(run):
+    ray = sys.modules.get("ray")
+    if ray_address(run) != "local" or (ray is not None and ray.is_initialized()):
         return
     found = torch.cuda.device_count()
     if run.gpus_per_trial > found:
@@ -324,28 +323,10 @@ def check_gpus(run: SweepConfig) -> None:
             reason=f": PyTorch finds {found or 'no'} GPU{'' if found == 1 else 's'} on this machine. Leave it out, or "
             "name a cluster that has more with {SweepConfig.address}.",
         )
-
-
-def check_this_machine(run: SweepConfig) -> None:
-    """Refuse more CPUs and memory than there are, where Ray would be started on this machine.
-
-    Raises
-    ------
-    SettingError
-        If a trial needs more than this machine has.
-    """
-    if not _ray_starts_here(run):
-        return
-    has = {"cpus_per_trial": os.cpu_count() or 1, "memory_per_trial": _memory() / GIB}
-    for name, amount in has.items():
+    for name, amount in {"cpus_per_trial": os.cpu_count() or 1, "memory_per_trial": _memory() / GIB}.items():
         value = getattr(run, name)
         if value is not None and value > amount:
             raise SettingError(owner="SweepConfig", field=name, value=value, reason=f": this machine has {amount:.3g}.")
-
-
-def _ray_starts_here(run: SweepConfig) -> bool:
-    ray = sys.modules.get("ray")
-    return ray_address(run) == "local" and not (ray is not None and ray.is_initialized())
 
 
 def check_memory(owner: str, name: str, value: Any, needed: int, more: str = "") -> None:
