@@ -9,7 +9,6 @@ of BBF: ``--agent bbf --help-all``.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -36,7 +35,7 @@ from ht_ray.errors import SettingError
 from ht_ray.methods import HareTortoise, Phase
 from ht_ray.report.atari.study import format_thousands
 from ht_ray.sweep import TrialSpec, load_study_settings
-from tune_configs.command_line import Prepared, check_memory, warnings_of
+from tune_configs.command_line import Prepared, check_memory, first_look, warnings_of
 from tune_configs.command_line import main as run_main
 from tune_configs.settings import LAST_SEED, MOST_SEEDS, StudySettings, check_distinct, check_values
 
@@ -508,14 +507,11 @@ def _prepare(settings: _AtariStudy, planned: tuple[TrialSpec, ...]) -> Prepared:
 
 def _settings_class(arguments: Sequence[str] | None) -> type[_AtariStudy]:
     """Return whose flags the command line has: those of ``--agent``, or of the study that is resumed."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--agent", nargs="?")
-    parser.add_argument("--resume", nargs="?")
-    given, _ = parser.parse_known_args(arguments)
-    agent = given.agent
-    if agent is None and given.resume is not None:
+    given = first_look(arguments, agent="?", resume="?")
+    agent = given["agent"]
+    if agent is None and given["resume"] is not None:
         with suppress(SettingError):  # which is told, as of every study, when the flags are parsed
-            agent = load_study_settings(Path(given.resume).expanduser()).get("agent")
+            agent = load_study_settings(Path(given["resume"]).expanduser()).get("agent")
     return _SETTINGS.get(str(agent), AtariSettings)
 
 

@@ -40,6 +40,7 @@ __all__ = [
     "check_streams",
     "check_this_machine",
     "device_warnings",
+    "first_look",
     "main",
     "method_warnings",
     "prepare_vision",
@@ -184,13 +185,18 @@ def _parse(
     return saved, config
 
 
+def first_look(arguments: Sequence[str] | None, **counts: str) -> dict[str, Any]:
+    """Return a few flags of a command line before the others are known, by name, each with its ``nargs``; or None."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name, count in counts.items():
+        parser.add_argument(f"--{name}", nargs=count)
+    return vars(parser.parse_known_args(arguments)[0])
+
+
 def _load_methods(arguments: Sequence[str]) -> None:
     """Import the methods that a command line names by the paths of their classes: they have flags of their own."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--methods", nargs="*", default=[])
-    parser.add_argument("--base", default="")
-    given, _ = parser.parse_known_args(arguments)
-    for text in [*given.methods, given.base]:
+    given = first_look(arguments, methods="*", base="?")
+    for text in [*(given["methods"] or ()), given["base"] or ""]:
         for part in split_methods(text)[0]:
             if ":" in part:
                 load_method(part)
