@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from string import Formatter
 from typing import Any
@@ -82,7 +83,10 @@ class SettingError(ValueError):
         given = self.value if value is None else value
         if self.reason is None and self.accepted is None:
             return SettingError(owner=owner, field=field, value=given, reason=": {text}", text=str(self))
-        rest: dict[str, Any] = {"accepted": self.accepted, "hint": self.hint, "reason": self.reason, **self.told}
+        # Bounds have the setting's name between them.
+        between = rf"(?<=[<=] ){self.field}\b|\b{self.field}(?= <)"
+        accepted = None if self.accepted is None else re.sub(between, field, self.accepted)
+        rest: dict[str, Any] = {"accepted": accepted, "hint": self.hint, "reason": self.reason, **self.told}
         return SettingError(owner=owner, field=field, value=given, **rest)
 
     def __reduce__(self) -> tuple[Any, ...]:

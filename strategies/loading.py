@@ -17,7 +17,7 @@ from torch.utils.data import default_collate
 
 from ht_ray._checks import check_choice, check_number
 from ht_ray.mechanisms import isolated_rng
-from ht_ray.vision.data.loader import InMemoryLoader, Normalise
+from ht_ray.vision.data.loader import EpochDraws, InMemoryLoader, Normalise
 from ht_ray.vision.training.optimizer import AUGMENTATIONS
 
 from .benchmark import PoolDataset
@@ -67,27 +67,21 @@ class TaskLoader:
 
 
 class _SequentialLoader:
-    """Batches in order, for evaluation."""
+    """Batches of an `InMemoryLoader` in order, for evaluation, with their task labels if there are any."""
 
-    def __init__(self, held: _Held, batch_size: int, has_tasks: bool, channels_last: bool) -> None:
-        self.held = held
-        self.batch_size = batch_size
-        self.has_tasks = has_tasks
-        self.channels_last = channels_last
+    def __init__(self, loader: InMemoryLoader, tasks: Tensor | None) -> None:
+        self.loader = loader
+        self.tasks = tasks
 
     def __len__(self) -> int:
-        return -(-len(self.held.indices) // self.batch_size)
+        return -(-len(self.loader.indices) // self.loader.batch_size)
 
     def __iter__(self) -> Iterator[list[Tensor]]:
-        held = self.held
-        for start in range(0, len(held.indices), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            images = held.images.index_select(0, held.indices[part])
-            if held.normalise is not None:
-                images = held.normalise(images)
-            if self.channels_last and images.dim() == 4:
-                images = images.contiguous(memory_format=torch.channels_last)
-            yield [images, held.labels[part], *([held.tasks[part]] if self.has_tasks else [])]
+        loader, size = self.loader, self.loader.batch_size
+        everything = EpochDraws(loader.indices, loader.labels, None)
+        for start in range(0, len(loader.indices), size):
+            part = slice(start, start + size)
+            yield [*loader.batch(everything, part), *([] if self.tasks is None else [self.tasks[part]])]
 
 
 class _CannotHold(Exception):
@@ -209,19 +203,8 @@ class InMemoryLoading(_Template):
         augment = "none"
         if held.normalise is not None:
             augment = self.augment or _leaves(self.adapted_dataset)[0].augment
-        loader = InMemoryLoader(
-            held.images,
-            held.indices,
-            held.labels,
-            normalise=held.normalise,
-            batch_size=self.train_mb_size,
-            augment=augment,
-            seed=self.loading_seed,
-            phase=self.experience.current_experience,
-            channels_last=self.channels_last and held.images.dim() == 4,
-        )
-        has_tasks = hasattr(self.experience, "task_labels")
-        task = int(held.tasks[0]) if has_tasks else None
+        loader = self._loader(held, self.train_mb_size, augment)
+        task = int(held.tasks[0]) if hasattr(self.experience, "task_labels") else None
         self.dataloader: Any = TaskLoader(loader, task, self.device)
 
     def make_eval_dataloader(self, **kwargs: Any) -> None:
@@ -229,8 +212,21 @@ class InMemoryLoading(_Template):
         if held is None:
             super().make_eval_dataloader(**kwargs)
             return
-        has_tasks = hasattr(self.experience, "task_labels")
-        self.dataloader = _SequentialLoader(held, self.eval_mb_size, has_tasks, self.channels_last)
+        tasks = held.tasks if hasattr(self.experience, "task_labels") else None
+        self.dataloader = _SequentialLoader(self._loader(held, self.eval_mb_size), tasks)
+
+    def _loader(self, held: _Held, batch_size: int, augment: str = "none") -> InMemoryLoader:
+        return InMemoryLoader(
+            held.images,
+            held.indices,
+            held.labels,
+            normalise=held.normalise,
+            batch_size=batch_size,
+            augment=augment,
+            seed=self.loading_seed,
+            phase=self.experience.current_experience,
+            channels_last=self.channels_last and held.images.dim() == 4,
+        )
 
     def _hold(self, *, training: bool) -> _Held | None:
         try:

@@ -21,12 +21,12 @@ from typing import Any, ClassVar, Self
 if __package__ in (None, ""):  # run as a script: the checkout need not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ht_ray._checks import check_choice, check_number
+from ht_ray._checks import check_choice
 from ht_ray.methods import MethodConfig, display_name
 from ht_ray.sweep import Parameter, Search, SearchConfig, TrialSpec, Values, draw_distinct
 from tune_configs.command_line import Prepared, prepare_vision
 from tune_configs.command_line import main as run_main
-from tune_configs.settings import VisionSettings, check_distinct
+from tune_configs.settings import VisionSettings, check_distinct, check_values
 from tune_configs.trials import label_of, trial
 
 __all__ = ["AblationSettings", "main", "trials"]
@@ -55,14 +55,10 @@ class AblationSettings(SearchConfig, VisionSettings):
         owner = "AblationSettings"
         SearchConfig.__post_init__(self)
         VisionSettings.__post_init__(self)
-        for momentum in self.momenta:
-            check_number(f"{owner}.momenta", momentum, low=0, high=1, high_open=True)
-        for interval in self.reset_intervals:
-            check_number(f"{owner}.reset_intervals", interval, low=1, integer=True)
+        check_values(owner, "momenta", self.momenta, low=0, high=1, high_open=True)
+        check_values(owner, "reset_intervals", self.reset_intervals, low=1, integer=True)
         for name in self.baselines:
             check_choice(f"{owner}.baselines", name, _BASELINES)
-        check_distinct(owner, "momenta", self.momenta)
-        check_distinct(owner, "reset_intervals", self.reset_intervals)
         if self.baselines:
             check_distinct(owner, "baselines", self.baselines)
         if self.scheduler != "none" and self.stream == "warm_start":
@@ -171,15 +167,15 @@ def _baselines(settings: AblationSettings) -> list[TrialSpec]:
 
 def _unsettled(settings: AblationSettings, values: Values, seed: int, name: str) -> TrialSpec:
     """Return a trial whose momentum and interval are found, or change, while the study runs."""
-    spec = trial(settings, settings.hare_tortoise(values), settings.access, seed)
-    stem = settings.access if settings.stream == "continual" else settings.stream
     kind, number = name.split()
-    searched = {**dict.fromkeys(parameter.column for parameter in settings.parameters), kind: int(number)}
-    return replace(
-        spec,
-        id=f"{stem}-hare_tortoise-{name.replace(' ', '')}-seed{seed}",
+    return trial(
+        settings,
+        settings.hare_tortoise(values),
+        settings.access,
+        seed,
+        name=f"hare_tortoise-{kind}{number}",
         label=f"{display_name('hare_tortoise')}, {name}",
-        settings={**spec.settings, **searched},
+        columns={**dict.fromkeys(parameter.column for parameter in settings.parameters), kind: int(number)},
     )
 
 

@@ -9,13 +9,12 @@ of BBF: ``--agent bbf --help-all``.
 
 from __future__ import annotations
 
-import argparse
 import sys
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Self
@@ -32,13 +31,13 @@ from ht_ray.agents.bbf.config import BBFConfig
 from ht_ray.agents.drq.config import DrQConfig
 from ht_ray.agents.envs.games import ATARI_100K_GAMES, game_name
 from ht_ray.agents.registry import AGENTS, agent_from_dict
-from ht_ray.errors import SettingError, SettingWarning
+from ht_ray.errors import SettingError
 from ht_ray.methods import HareTortoise, Phase
 from ht_ray.report.atari.study import format_thousands
 from ht_ray.sweep import TrialSpec, load_study_settings
-from tune_configs.command_line import Prepared, check_memory
+from tune_configs.command_line import Prepared, check_memory, first_look, warnings_of
 from tune_configs.command_line import main as run_main
-from tune_configs.settings import LAST_SEED, MOST_SEEDS, StudySettings, check_distinct
+from tune_configs.settings import LAST_SEED, MOST_SEEDS, StudySettings, check_distinct, check_values
 
 __all__ = ["AtariSettings", "BBFSettings", "main", "schedule_warnings", "trials"]
 
@@ -172,16 +171,13 @@ class _AtariStudy(_StudyFields):
             check_choice(f"{where}.variants", variant, self._all_variants)
         if self.indicators_interval is not None:
             check_number(f"{where}.indicators_interval", self.indicators_interval, low=1, integer=True)
-        for momentum in self.momenta or ():
-            check_number(f"{where}.momenta", momentum, low=0, high=1, high_open=True)
-        for interval in self.reset_intervals or ():
-            check_number(f"{where}.reset_intervals", interval, low=1, integer=True)
+        if self.momenta is not None:
+            check_values(where, "momenta", self.momenta, low=0, high=1, high_open=True)
+        if self.reset_intervals is not None:
+            check_values(where, "reset_intervals", self.reset_intervals, low=1, integer=True)
         for one, several in (("momentum", "momenta"), ("reset_interval", "reset_intervals")):
-            if getattr(self, several) is not None:
-                check_distinct(where, several, getattr(self, several))
-                if one in self._changed():
-                    values = getattr(self, several)
-                    raise self.refused(one, f": {{{several}}} = {values!r} are given; give one of the two.")
+            if one in self._changed() and (values := getattr(self, several)) is not None:
+                raise self.refused(one, f": {{{several}}} = {values!r} are given; give one of the two.")
         self._check_meaning(where)
         check_distinct(where, "variants", self._variants, same=self._identity)
 
@@ -490,10 +486,8 @@ def schedule_warnings(settings: _AtariStudy) -> list[str]:
             tortoise = HareTortoise(
                 nn.Identity(), momentum=config.momentum, reset_interval=config.reset_interval, reset_unit="steps"
             )
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always", SettingWarning)
-                tortoise.before_phase(Phase(steps_per_epoch=1))
-            sentences += [f"{agent.name}: {warning.message}" for warning in caught]
+            told = warnings_of(partial(tortoise.before_phase, Phase(steps_per_epoch=1)))
+            sentences += [f"{agent.name}: {text}" for text in told]
     return sentences
 
 
@@ -513,14 +507,11 @@ def _prepare(settings: _AtariStudy, planned: tuple[TrialSpec, ...]) -> Prepared:
 
 def _settings_class(arguments: Sequence[str] | None) -> type[_AtariStudy]:
     """Return whose flags the command line has: those of ``--agent``, or of the study that is resumed."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--agent", nargs="?")
-    parser.add_argument("--resume", nargs="?")
-    given, _ = parser.parse_known_args(arguments)
-    agent = given.agent
-    if agent is None and given.resume is not None:
+    given = first_look(arguments, agent="?", resume="?")
+    agent = given["agent"]
+    if agent is None and given["resume"] is not None:
         with suppress(SettingError):  # which is told, as of every study, when the flags are parsed
-            agent = load_study_settings(Path(given.resume).expanduser()).get("agent")
+            agent = load_study_settings(Path(given["resume"]).expanduser()).get("agent")
     return _SETTINGS.get(str(agent), AtariSettings)
 
 

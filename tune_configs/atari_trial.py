@@ -7,8 +7,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ht_ray.agents.envs.atari import AtariConfig
 from ht_ray.agents.registry import agent_from_dict
 from ht_ray.agents.training.train import Evaluation, TrainingRun
@@ -33,16 +31,13 @@ class AtariTrial:
     """
 
     def __init__(self, config: dict[str, Any], shared: None = None) -> None:
-        device = config["device"]
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
         self.config = config
         self.run = TrainingRun(
             config["game"],
             agent_from_dict(config["agent"]),
             seed=config["seed"],
             env=AtariConfig(**config["env"]),
-            device=device,
+            device=config["device"],
             precision=config["precision"],
             compile=config["compile"],
             indicators_interval=config.get("indicators_interval"),

@@ -36,18 +36,19 @@ from tune_configs.vision_trial import stream_of, trial_config
 
 __all__ = [
     "Prepared",
-    "check_gpus",
     "check_memory",
     "check_networks",
     "check_streams",
     "check_this_machine",
     "device_warnings",
+    "first_look",
     "main",
     "method_warnings",
     "prepare_vision",
     "schedule_warnings",
     "size_warnings",
     "unused_settings",
+    "warnings_of",
 ]
 
 # Each is a directory, and a plan in the driver's memory.
@@ -188,13 +189,18 @@ def _parse(
     return saved, config
 
 
+def first_look(arguments: Sequence[str] | None, **counts: str) -> dict[str, Any]:
+    """Return a few flags of a command line before the others are known, by name, each with its ``nargs``; or None."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name, count in counts.items():
+        parser.add_argument(f"--{name}", nargs=count)
+    return vars(parser.parse_known_args(arguments)[0])
+
+
 def _load_methods(arguments: Sequence[str]) -> None:
     """Import the methods that a command line names by the paths of their classes: they have flags of their own."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--methods", nargs="*", default=[])
-    parser.add_argument("--base", default="")
-    given, _ = parser.parse_known_args(arguments)
-    for text in [*given.methods, given.base]:
+    given = first_look(arguments, methods="*", base="?")
+    for text in [*(given["methods"] or ()), given["base"] or ""]:
         for part in split_methods(text)[0]:
             if ":" in part:
                 load_method(part)
@@ -226,7 +232,6 @@ def _run(
     if settings.device == "cuda" and run.gpus_per_trial == 0:
         why = ": the trials have no GPU; give each one, or a share of one, with {SweepConfig.gpus_per_trial}."
         raise settings.refused("device", why)
-    check_gpus(run)
     check_this_machine(run)
     planned = trials(settings)
     if len(planned) > _MOST_TRIALS:
@@ -312,17 +317,18 @@ def device_warnings(settings: StudySettings, run: SweepConfig) -> list[str]:
     ]
 
 
-def check_gpus(run: SweepConfig) -> None:
-    """Refuse shares of a GPU where Ray would be started on this machine, and it has none.
+def check_this_machine(run: SweepConfig) -> None:
+    """Refuse more CPUs, memory and GPUs than there are, where Ray would be started on this machine.
 
-    A cluster may have GPUs where the driver has none: there Ray is asked, once it is connected.
+    A cluster may have what the driver has not: there Ray is asked, once it is connected.
 
     Raises
     ------
     SettingError
-        If a trial needs more GPUs than this machine has for PyTorch.
+        If a trial needs more than this machine has; of GPUs, more than it has for PyTorch.
     """
-    if not _ray_starts_here(run):
+    ray = sys.modules.get("ray")
+    if ray_address(run) != "local" or (ray is not None and ray.is_initialized()):
         return
     found = torch.cuda.device_count()
     if run.gpus_per_trial > found:
@@ -333,28 +339,10 @@ def check_gpus(run: SweepConfig) -> None:
             reason=f": PyTorch finds {found or 'no'} GPU{'' if found == 1 else 's'} on this machine. Leave it out, or "
             "name a cluster that has more with {SweepConfig.address}.",
         )
-
-
-def check_this_machine(run: SweepConfig) -> None:
-    """Refuse more CPUs and memory than there are, where Ray would be started on this machine.
-
-    Raises
-    ------
-    SettingError
-        If a trial needs more than this machine has.
-    """
-    if not _ray_starts_here(run):
-        return
-    has = {"cpus_per_trial": os.cpu_count() or 1, "memory_per_trial": _memory() / GIB}
-    for name, amount in has.items():
+    for name, amount in {"cpus_per_trial": os.cpu_count() or 1, "memory_per_trial": _memory() / GIB}.items():
         value = getattr(run, name)
         if value is not None and value > amount:
             raise SettingError(owner="SweepConfig", field=name, value=value, reason=f": this machine has {amount:.3g}.")
-
-
-def _ray_starts_here(run: SweepConfig) -> bool:
-    ray = sys.modules.get("ray")
-    return ray_address(run) == "local" and not (ray is not None and ray.is_initialized())
 
 
 def check_memory(owner: str, name: str, value: Any, needed: int, more: str = "") -> None:
@@ -400,6 +388,14 @@ def check_networks(planned: Sequence[TrialSpec], shape: tuple[int, int, int], nu
         check_memory("ModelConfig", "hidden", config.hidden, needed, more)
 
 
+def warnings_of(action: Callable[[], object]) -> list[str]:
+    """Return what `action` warns of settings: trials run in other processes, where nobody sees a warning."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", SettingWarning)
+        action()
+    return [str(warning.message) for warning in caught]
+
+
 def check_streams(planned: Sequence[TrialSpec], labels: Tensor, num_classes: int) -> None:
     """Refuse a data set that is too small for the phases of the planned trials.
 
@@ -436,10 +432,8 @@ def method_warnings(planned: Sequence[TrialSpec], shape: tuple[int, int, int], n
             continue
         told.add(key)
         config = trial_config(spec.config)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", SettingWarning)
-            config.method.build(make_model(config.model, shape=shape, num_classes=num_classes, seed=0))
-        sentences += [f"{spec.label}: {warning.message}" for warning in caught]
+        model = make_model(config.model, shape=shape, num_classes=num_classes, seed=0)
+        sentences += [f"{spec.label}: {text}" for text in warnings_of(partial(config.method.build, model))]
         if "augment" in config.method.parts and config.method.training(config.training, shape) == config.training:
             sentences.append(
                 f"{spec.label}: every method of the study is augmented like this already; --augment none makes a "
@@ -487,10 +481,8 @@ def _unfit(method: MethodConfig, number: int, epochs: int, steps_per_epoch: int)
                 f"counted anew in each. Take an interval of at most {epochs}, or {name['unit']} = 'steps'."
             )
         if issubclass(cls, Tortoise):
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always", SettingWarning)
-                cls(nn.Identity(), own).before_phase(Phase(number, epochs, steps_per_epoch))
-            yield from (str(warning.message) for warning in caught)
+            tortoise = cls(nn.Identity(), own)
+            yield from warnings_of(partial(tortoise.before_phase, Phase(number, epochs, steps_per_epoch)))
 
 
 def size_warnings(settings: VisionSettings, images: int) -> list[str]:

@@ -7,19 +7,19 @@ Run it alone (``python tune_configs/continual.py``), on a cluster (``--address a
 from __future__ import annotations
 
 import sys
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
 if __package__ in (None, ""):  # run as a script: the checkout need not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ht_ray._checks import check_choice, check_number
-from ht_ray.methods import MethodConfig, parse_method
+from ht_ray._checks import check_choice
+from ht_ray.methods import parse_method
 from ht_ray.sweep import TrialSpec
 from tune_configs.command_line import main as run_main
-from tune_configs.settings import VisionSettings, check_distinct
+from tune_configs.settings import VisionSettings, check_distinct, unordered
 from tune_configs.trials import trial
 
 __all__ = ["ContinualSettings", "main", "trials"]
@@ -47,29 +47,18 @@ class ContinualSettings(VisionSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         owner = "ContinualSettings"
-        check_number(f"{owner}.momentum", self.momentum, low=0, high=1, high_open=True)
-        check_number(f"{owner}.reset_interval", self.reset_interval, low=1, integer=True)
         for access in self.access:
             check_choice(f"{owner}.access", access, ["full", "buffer", "new"])
         check_distinct(owner, "access", self.access)
-        check_distinct(owner, "methods", self.methods, same=self._identity)
-        for method in self.methods:
-            self._method(method)
+        check_distinct(owner, "methods", self.methods, same=lambda text: unordered(self.method_config(text)))
 
     def _has_meaning(self, name: str) -> bool:
         return name == "access" or super()._has_meaning(name)  # of a warm start there is one, whatever is given
 
-    def _method(self, text: str) -> MethodConfig:
-        return self.method_config(text, momentum=self.momentum, reset_interval=self.reset_interval)
-
-    def _identity(self, text: str) -> Hashable:
-        # However a method is spelt, in whatever order it is combined, and whether a setting is given or implied.
-        return replace(self._method(text), name="+".join(sorted(self._method(text).parts)))
-
 
 def trials(settings: ContinualSettings) -> tuple[TrialSpec, ...]:
     """Return the planned trials: by access, method and seed."""
-    methods = [(settings._method(text), parse_method(text)[1]) for text in settings.methods]
+    methods = [(settings.method_config(text), parse_method(text)[1]) for text in settings.methods]
     modes = settings.access if settings.stream == "continual" else settings.access[:1]
     return tuple(
         trial(settings, method, access, seed, own)

@@ -27,7 +27,7 @@ from ht_ray.vision import (
 from tune_configs.flags import default_of, help_texts
 from tune_configs.vision_trial import plain_method, trial_config
 
-__all__ = ["PRESETS", "StudySettings", "VisionSettings", "check_distinct", "with_methods"]
+__all__ = ["PRESETS", "StudySettings", "VisionSettings", "check_distinct", "check_values", "unordered", "with_methods"]
 
 _IMPLIED = ("model", "learning_rate", "weight_decay", "batch_size", "augment", "buffer_size", "seeds")
 #: What a data set's name implies where no flag says otherwise. Network, learning rate, weight decay and number of seeds
@@ -394,3 +394,21 @@ def check_distinct(
             twice = "is given twice" if first == value else f"is the same as {first!r}"
             raise SettingError(owner=owner, field=name, value=value, reason=": it {twice}.", twice=twice)
         seen[same(value)] = value
+
+
+def check_values(
+    owner: str,
+    name: str,
+    values: Sequence[Any],
+    same: Callable[[Any], Hashable] = lambda value: value,
+    **bounds: Any,
+) -> None:
+    """Raise `SettingError` unless there are `values`, numbers within these bounds, of which no two are the `same`."""
+    for value in values:
+        check_number(f"{owner}.{name}", value, **bounds)
+    check_distinct(owner, name, values, same)
+
+
+def unordered(method: MethodConfig) -> MethodConfig:
+    """Return what is equal for the same method however it is spelt, and in whatever order it is combined."""
+    return replace(method, name="+".join(sorted(method.parts)))

@@ -13,32 +13,43 @@ from tune_configs.settings import VisionSettings
 __all__ = ["label_of", "trial"]
 
 
-def label_of(method: MethodConfig) -> str:
-    """Return what tables and legends call a method with its settings.
+def label_of(method: MethodConfig, own: Mapping[str, Any] | None = None) -> str:
+    """Return what tables and legends call a method with its settings, and with those that it has for itself.
 
     Examples
     --------
     >>> label_of(MethodConfig("hare_tortoise", momentum=0.99, reset_interval=5))
     'Hare & Tortoise m=0.99 r=5'
-    >>> label_of(MethodConfig("head_reset"))
-    'Head Reset'
+    >>> label_of(MethodConfig("head_reset"), {"toward": "fresh"})
+    'Head Reset (toward=fresh)'
     """
     label, settings = display_name(method.name), method.flat
     if method.has_ema:
         label += f" m={settings['momentum']:.12g}"
     if "reset_interval" in settings:
         label += f" r={settings['reset_interval']}" + (" steps" if settings["reset_unit"] == "steps" else "")
-    return label
+    return label + (f" ({', '.join(told)})" if (told := _told(own)) else "")
 
 
-def _told(settings: Mapping[str, Any]) -> list[str]:
+def _told(own: Mapping[str, Any] | None) -> list[str]:
     return [
-        f"{name}={'/'.join(map(str, value)) if isinstance(value, tuple) else value}" for name, value in settings.items()
+        f"{name}={'/'.join(map(str, value)) if isinstance(value, tuple) else value}"
+        for name, value in (own or {}).items()
+        if name not in ("momentum", "reset_interval")
     ]
 
 
 def trial(
-    settings: VisionSettings, method: MethodConfig, access: str, seed: int, own: Mapping[str, Any] | None = None
+    settings: VisionSettings,
+    method: MethodConfig,
+    access: str,
+    seed: int,
+    own: Mapping[str, Any] | None = None,
+    *,
+    name: str | None = None,
+    label: str | None = None,
+    columns: Mapping[str, Any] | None = None,
+    **stream: Any,
 ) -> TrialSpec:
     """Return the planned trial of one method with one seed.
 
@@ -46,18 +57,24 @@ def trial(
     ----------
     own
         Settings that the method has for itself in the study: they are part of its label.
+    name, label
+        What the trial and its line are called, in place of the method with its settings.
+    columns
+        More columns in the table of results, or others.
+    **stream
+        Settings of its stream that go before those of the study.
     """
-    told = {name: value for name, value in (own or {}).items() if name not in ("momentum", "reset_interval")}
-    parts = [access if settings.stream == "continual" else settings.stream, method.name]
-    values = method.flat
-    if method.has_ema:
-        parts.append(f"m{values['momentum']:.12g}")
-    if "reset_interval" in values:
-        parts.append(f"r{values['reset_interval']}{values['reset_unit'][0]}")
-    parts += [re.sub(r"[^A-Za-z0-9._=+@-]", "_", text) for text in _told(told)]
+    values, columns = method.flat, columns or {}
+    parts = [name or str(columns.get("method", method.name))]
+    if name is None:
+        if method.has_ema:
+            parts.append(f"m{values['momentum']:.12g}")
+        if "reset_interval" in values:
+            parts.append(f"r{values['reset_interval']}{values['reset_unit'][0]}")
+        parts += [re.sub(r"[^A-Za-z0-9._=+@-]", "_", text) for text in _told(own)]
     return TrialSpec(
-        id="-".join([*parts, f"seed{seed}"]),
-        label=label_of(method) + (f" ({', '.join(_told(told))})" if told else ""),
-        settings=settings.trial_settings(method, access, seed),
-        config=settings.trial_config(method, access, seed),
+        id="-".join([access if settings.stream == "continual" else settings.stream, *parts, f"seed{seed}"]),
+        label=label or label_of(method, own),
+        settings={**settings.trial_settings(method, access, seed), **columns},
+        config=settings.trial_config(method, access, seed, **stream),
     )

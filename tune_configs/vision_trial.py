@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
+from ht_ray._device import check_device
 from ht_ray.diagnostics import IndicatorConfig
 from ht_ray.errors import SettingWarning
 from ht_ray.sweep import Report
@@ -76,11 +76,6 @@ def stream_of(config: dict[str, Any], labels: Tensor, num_classes: int) -> Strea
     return trial_config(config).stream.make(labels, num_classes, seed=config["seed"])
 
 
-def _device(config: dict[str, Any]) -> str:
-    device: str = config["device"]
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-
-
 def _report(rows: list[Row], phase: int, progress: float, samples: int) -> Report:
     """Return the report of a phase, from 1, that has been trained."""
     new = [dict(row) for row in rows if row["phase"] == phase]
@@ -111,7 +106,7 @@ class VisionPack:
                 method=parts.method,
                 training=parts.training,
                 seed=seed,
-                device=_device(config),
+                device=config["device"],
                 indicators=parts.indicators,
                 evaluate_every=config["evaluate_every"],
             )
@@ -179,7 +174,7 @@ class VisionTrial:
         self.data = ImageData.from_arrays(shared)
         seed, parts = config["seed"], trial_config(config)
         self.stream = parts.stream.make(self.data.train_labels, self.data.num_classes, seed=seed)
-        device = _device(config)
+        device = check_device("VisionTrial: device", config["device"])
         self.strategy = make_strategy(
             make_model(
                 parts.model,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -24,8 +24,8 @@ from ht_ray.methods import METHODS, Method, MethodConfig, find_method, method_pa
 from ht_ray.methods.registry import split_methods
 from ht_ray.sweep import TrialSpec
 from tune_configs.command_line import main as run_main
-from tune_configs.settings import MOST_SEEDS, PRESETS, VisionSettings, check_distinct
-from tune_configs.trials import trial
+from tune_configs.settings import MOST_SEEDS, PRESETS, VisionSettings, check_distinct, check_values, unordered
+from tune_configs.trials import label_of, trial
 
 __all__ = ["WarmStartSettings", "main", "trials"]
 
@@ -112,22 +112,18 @@ class WarmStartSettings(VisionSettings):
         check_choice(f"{_OWNER}.compare", self.compare, _OF_COMPARISON)
         self._check_meaning()
         super().__post_init__()
-        for ratio in self.subset_ratios:
-            check_number(f"{_OWNER}.subset_ratios", ratio, low=0, low_open=True, high=1)
-        for noise in self.label_noises:
-            check_number(f"{_OWNER}.label_noises", noise, low=0, high=1)
         if self.corner_seeds is not None:
             least = len(self.seed_list)
             check_number(f"{_OWNER}.corner_seeds", self.corner_seeds, low=least, high=MOST_SEEDS, integer=True)
-        check_number(f"{_OWNER}.momentum", self.momentum, low=0, high=1, high_open=True)
-        check_number(f"{_OWNER}.reset_interval", self.reset_interval, low=1, integer=True)
-        for name in ("beta1s", "beta2s"):
-            for beta in getattr(self, name):
-                check_number(f"{_OWNER}.{name}", beta, low=0, high=1, high_open=True)
-        for epsilon in self.epsilons:
-            check_number(f"{_OWNER}.epsilons", epsilon, low=0)
-        for name in ("subset_ratios", "label_noises", "beta1s", "beta2s", "epsilons"):
-            check_distinct(_OWNER, name, getattr(self, name), same=_told)
+        below_1: dict[str, Any] = {"low": 0, "high": 1, "high_open": True}
+        for name, bounds in {
+            "subset_ratios": {"low": 0, "low_open": True, "high": 1},
+            "label_noises": {"low": 0, "high": 1},
+            "beta1s": below_1,
+            "beta2s": below_1,
+            "epsilons": {"low": 0},
+        }.items():
+            check_values(_OWNER, name, getattr(self, name), same=_told, **bounds)
         if self.base is not None:
             self._check_base(self.base)
         check_distinct(_OWNER, "methods", self.methods, same=lambda text: _identity(self._parsed(text, "")))
@@ -169,7 +165,7 @@ class WarmStartSettings(VisionSettings):
         if len(kept) > 1 and "plain" in kept and base:
             kept.remove("plain")
         whole = "+".join(kept or ["plain"]) + (f":{own}" if own is not None else "")
-        method = self.method_config(whole, momentum=self.momentum, reset_interval=self.reset_interval)
+        method = self.method_config(whole)
         if fresh and (waiting := _waiting(method)):
             why = ": {one!r} acts before a second phase; 'fresh' has one."
             raise self.refused("methods", why, text, one=waiting[0])
@@ -221,90 +217,47 @@ def _waiting(method: MethodConfig) -> list[str]:
 
 
 def _identity(compared: _Compared) -> Hashable:
-    # However a method is spelt, in whatever order it is combined, and whether a setting is given or implied.
-    return compared.fresh, replace(compared.method, name="+".join(sorted(compared.method.parts)))
-
-
-def _warm(
-    settings: WarmStartSettings,
-    compared: _Compared,
-    seed: int,
-    *,
-    ratio: float,
-    noise: float,
-    name: str | None = None,
-    label: str | None = None,
-    columns: dict[str, Any] | None = None,
-) -> TrialSpec:
-    """Return the trial of a method on one warm start; `name` and `label`, if given, stand in place of the method's."""
-    spec = trial(settings, compared.method, "full", seed, compared.own)
-    method = compared.method.name
-    if compared.fresh:
-        rest = "" if method == "plain" else f"+{method}"
-        spec = replace(
-            spec,
-            id=spec.id.replace(f"warm_start-{method}", f"warm_start-fresh{rest}", 1),
-            label="Fresh" if method == "plain" else f"Fresh + {spec.label}",
-        )
-        method = f"fresh{rest}"
-    stream = {"fresh": True} if compared.fresh else {"subset_ratio": ratio, "label_noise": noise}
-    return replace(
-        spec,
-        id=spec.id if name is None else f"warm_start-{name}-seed{seed}",
-        label=label or spec.label,
-        settings={
-            **spec.settings,
-            "method": method,
-            "subset_ratio": None if compared.fresh else ratio,
-            "label_noise": None if compared.fresh else noise,
-            **(columns or {}),
-        },
-        config=settings.trial_config(compared.method, "full", seed, **stream),
-    )
+    return compared.fresh, unordered(compared.method)
 
 
 def _grid(settings: WarmStartSettings) -> Iterator[TrialSpec]:
-    plain = _Compared(False, settings.method_config("plain"), {})
+    plain = settings.method_config("plain")
     ratios, noises = settings.subset_ratios, settings.label_noises
     corners = set(product((min(ratios), max(ratios)), (min(noises), max(noises))))
     more = range(settings.first_seed + len(settings.seed_list), settings.first_seed + (settings.corner_seeds or 0))
     # The corners' further seeds come last: a study that is stopped has every cell.
     for seeds, cells in ((settings.seed_list, set(product(ratios, noises))), (more, corners)):
         for ratio, noise in product(ratios, noises):
+            start: dict[str, Any] = {"subset_ratio": ratio, "label_noise": noise}
+            told = {"ratio": _told(ratio), "noise": _told(noise)}
+            name = "plain-" + "-".join(f"{key}{value}" for key, value in told.items())
+            label = " ".join(f"{key} {value}" for key, value in told.items())
             for seed in seeds if (ratio, noise) in cells else ():
-                told = {"ratio": _told(ratio), "noise": _told(noise)}
-                yield _warm(
-                    settings,
-                    plain,
-                    seed,
-                    ratio=ratio,
-                    noise=noise,
-                    name="plain-" + "-".join(f"{key}{value}" for key, value in told.items()),
-                    label=" ".join(f"{key} {value}" for key, value in told.items()),
-                )
+                yield trial(settings, plain, "full", seed, name=name, label=label, columns=start, **start)
 
 
 def _methods(settings: WarmStartSettings) -> Iterator[TrialSpec]:
-    for compared in settings.compared:
+    start: dict[str, Any] = {"subset_ratio": settings.subset_ratio, "label_noise": settings.label_noise}
+    for fresh, method, own in settings.compared:
+        plain = method.name == "plain"
+        label = "Fresh" if plain else f"Fresh + {label_of(method, own)}"
+        alone = {"method": "fresh" if plain else f"fresh+{method.name}", **dict.fromkeys(start)}
         for seed in settings.seed_list:
-            yield _warm(settings, compared, seed, ratio=settings.subset_ratio, noise=settings.label_noise)
+            if fresh:
+                yield trial(settings, method, "full", seed, own, label=label, columns=alone, fresh=True)
+            else:
+                yield trial(settings, method, "full", seed, own, columns=start, **start)
 
 
 def _adam(settings: WarmStartSettings) -> Iterator[TrialSpec]:
+    start: dict[str, Any] = {"subset_ratio": settings.subset_ratio, "label_noise": settings.label_noise}
     for beta1, beta2, epsilon in product(settings.beta1s, settings.beta2s, settings.epsilons):
         method = settings.method_config("adam", adam_betas=(beta1, beta2), adam_eps=epsilon)
         told = [_told(value) for value in (beta1, beta2, epsilon)]
+        name, label = "adam-b{}-b{}-eps{}".format(*told), "β1={} β2={} ε={}".format(*told)
+        columns = {**start, "beta1": beta1, "beta2": beta2, "epsilon": epsilon}
         for seed in settings.seed_list:
-            yield _warm(
-                settings,
-                _Compared(False, method, {}),
-                seed,
-                ratio=settings.subset_ratio,
-                noise=settings.label_noise,
-                name="adam-b{}-b{}-eps{}".format(*told),
-                label="β1={} β2={} ε={}".format(*told),
-                columns={"beta1": beta1, "beta2": beta2, "epsilon": epsilon},
-            )
+            yield trial(settings, method, "full", seed, name=name, label=label, columns=columns, **start)
 
 
 _TRIALS = {"grid": _grid, "methods": _methods, "adam": _adam}

@@ -3,36 +3,44 @@
 Names are imported when they are first used: the package alone imports neither torch nor gymnasium.
 """
 
+# ruff: isort: skip_file
+
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from ht_ray.agents.augmentation import augment, shift, to_unit
-    from ht_ray.agents.base import Agent
-    from ht_ray.agents.base_config import AgentConfig
-    from ht_ray.agents.bbf.agent import BBFAgent
-    from ht_ray.agents.bbf.config import BBFConfig
-    from ht_ray.agents.bbf.horizon import HorizonSchedule
-    from ht_ray.agents.bbf.spr import spr_loss
-    from ht_ray.agents.drq.agent import DrQAgent
-    from ht_ray.agents.drq.config import DrQConfig
-    from ht_ray.agents.envs.atari import AtariConfig
-    from ht_ray.agents.envs.games import ATARI_100K_GAMES, game_name
-    from ht_ray.agents.epsilon import EpsilonSchedule
-    from ht_ray.agents.networks.bbf_network import BBFNetwork, BBFNetworkConfig
-    from ht_ray.agents.networks.q_network import NetworkConfig, QNetwork
-    from ht_ray.agents.registry import AGENT_VARIANTS, AGENTS, agent_variant, make_agent, register_agent
-    from ht_ray.agents.training.train import TrainingRun, train
+if TYPE_CHECKING:  # a name as itself: it is public
+    from ht_ray.agents.augmentation import augment as augment, shift as shift, to_unit as to_unit
+    from ht_ray.agents.base import Agent as Agent
+    from ht_ray.agents.base_config import AgentConfig as AgentConfig
+    from ht_ray.agents.bbf.agent import BBFAgent as BBFAgent
+    from ht_ray.agents.bbf.config import BBFConfig as BBFConfig
+    from ht_ray.agents.bbf.horizon import HorizonSchedule as HorizonSchedule
+    from ht_ray.agents.bbf.spr import spr_loss as spr_loss
+    from ht_ray.agents.drq.agent import DrQAgent as DrQAgent
+    from ht_ray.agents.drq.config import DrQConfig as DrQConfig
+    from ht_ray.agents.envs.atari import AtariConfig as AtariConfig
+    from ht_ray.agents.envs.games import ATARI_100K_GAMES as ATARI_100K_GAMES, game_name as game_name
+    from ht_ray.agents.epsilon import EpsilonSchedule as EpsilonSchedule
+    from ht_ray.agents.networks.bbf_network import BBFNetwork as BBFNetwork, BBFNetworkConfig as BBFNetworkConfig
+    from ht_ray.agents.networks.q_network import NetworkConfig as NetworkConfig, QNetwork as QNetwork
+    from ht_ray.agents.registry import (
+        AGENT_VARIANTS as AGENT_VARIANTS,
+        AGENTS as AGENTS,
+        agent_variant as agent_variant,
+        make_agent as make_agent,
+        register_agent as register_agent,
+    )
+    from ht_ray.agents.training.train import TrainingRun as TrainingRun, train as train
     from ht_ray.agents.values import (
-        C51Value,
-        HLGaussValue,
-        ScalarValue,
-        TwoHotValue,
-        Value,
-        ValueConfig,
-        bootstrap_targets,
-        make_value,
-        td_loss,
+        C51Value as C51Value,
+        HLGaussValue as HLGaussValue,
+        ScalarValue as ScalarValue,
+        TwoHotValue as TwoHotValue,
+        Value as Value,
+        ValueConfig as ValueConfig,
+        bootstrap_targets as bootstrap_targets,
+        make_value as make_value,
+        td_loss as td_loss,
     )
 
 # Where each name is.
@@ -57,43 +65,7 @@ _MODULES = {
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 
-__all__ = [
-    "AGENTS",
-    "AGENT_VARIANTS",
-    "ATARI_100K_GAMES",
-    "Agent",
-    "AgentConfig",
-    "AtariConfig",
-    "BBFAgent",
-    "BBFConfig",
-    "BBFNetwork",
-    "BBFNetworkConfig",
-    "C51Value",
-    "DrQAgent",
-    "DrQConfig",
-    "EpsilonSchedule",
-    "HLGaussValue",
-    "HorizonSchedule",
-    "NetworkConfig",
-    "QNetwork",
-    "ScalarValue",
-    "TrainingRun",
-    "TwoHotValue",
-    "Value",
-    "ValueConfig",
-    "agent_variant",
-    "augment",
-    "bootstrap_targets",
-    "game_name",
-    "make_agent",
-    "make_value",
-    "register_agent",
-    "shift",
-    "spr_loss",
-    "td_loss",
-    "to_unit",
-    "train",
-]
+__all__ = [*_HOMES, "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ht_ray._checks import check_choice, check_number
+from ht_ray._device import check_device
 from ht_ray.agents.augmentation import augment_with, draw_augmentation, to_unit
 from ht_ray.agents.base_config import AgentConfig
-from ht_ray.agents.device import check_device
 from ht_ray.agents.replay.batch import Batch
 from ht_ray.agents.values import Value
 from ht_ray.cuda_graph import Captured, use_graph

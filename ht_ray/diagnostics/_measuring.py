@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
+from ht_ray.mechanisms.modes import evaluation_mode
 from ht_ray.mechanisms.weights.rng import isolated_rng
 from ht_ray.methods.method import Inputs
 
@@ -50,17 +51,12 @@ def measuring(module: nn.Module) -> Iterator[None]:
 
     Restored are each part's own mode, the buffers and torch's global generators (see `isolated`).
     """
-    parts = list(module.modules())
-    modes = [(part, part.training) for part in parts]
-    buffers = [(part, dict(part._buffers)) for part in parts]
+    buffers = [(part, dict(part._buffers)) for part in module.modules()]
     contents = [(buffer, buffer.clone(), buffer._version) for buffer in module.buffers()]
-    with isolated([*module.parameters(), *module.buffers()]):
+    with isolated([*module.parameters(), *module.buffers()]), evaluation_mode(module):
         try:
-            module.eval()
             yield
         finally:
-            for part, mode in modes:
-                part.training = mode
             for part, held in buffers:
                 part._buffers.clear()
                 part._buffers.update(held)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -135,19 +136,9 @@ class Indicators:
         activation is a module, of the distance where no parameter is left of the initial ones.
         """
         home = next(iter((*self.module.parameters(), *self.module.buffers())), self.labels).device
-        measurement = Measurement(
-            config=self.config,
-            module=self.module,
-            inputs=tuple(x.to(home) for x in self.inputs) if isinstance(self.inputs, tuple) else self.inputs.to(home),
-            labels=self.labels.to(home),
-            initial=self.initial,
-            backbone=self.backbone,
-            make_optimizer=self.make_optimizer,
-            num_classes=self.num_classes,
-            seed=self.seed,
-            loss=self.loss,
-            fresh=self.fresh,
-        )
+        given = {field.name: getattr(self, field.name) for field in fields(Measurement)}
+        inputs = tuple(x.to(home) for x in self.inputs) if isinstance(self.inputs, tuple) else self.inputs.to(home)
+        measurement = Measurement(**{**given, "inputs": inputs, "labels": self.labels.to(home)})
         if self._probe_baseline is not None:
             measurement.probe_baseline = self._probe_baseline
         values: dict[str, Tensor] = {}

@@ -12,37 +12,10 @@ from torch import Tensor, nn
 from ht_ray._checks import check_number
 from ht_ray.diagnostics._measuring import accumulator, measuring, run
 from ht_ray.mechanisms.units.crelu import CReLU
+from ht_ray.mechanisms.units.find_units import ACTIVATIONS
 from ht_ray.methods.method import Inputs
 
 __all__ = ["ACTIVATIONS", "ActivationRecord", "activation_recorder", "dormant_ratios"]
-
-#: The element-wise activation modules whose units are looked at.
-ACTIVATIONS: tuple[type[nn.Module], ...] = (
-    nn.ReLU,
-    nn.ReLU6,
-    nn.LeakyReLU,
-    nn.PReLU,
-    nn.RReLU,
-    nn.ELU,
-    nn.CELU,
-    nn.SELU,
-    nn.GELU,
-    nn.SiLU,
-    nn.Mish,
-    nn.Hardswish,
-    nn.Hardtanh,
-    nn.Hardsigmoid,
-    nn.Hardshrink,
-    nn.Softshrink,
-    nn.Tanhshrink,
-    nn.Softplus,
-    nn.Softsign,
-    nn.Sigmoid,
-    nn.LogSigmoid,
-    nn.Tanh,
-    nn.Threshold,
-    CReLU,
-)
 
 
 class ActivationRecord:

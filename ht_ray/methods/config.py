@@ -11,7 +11,7 @@ from torch import nn
 from ht_ray._checks import did_you_mean
 from ht_ray._deprecated import current_names
 from ht_ray.errors import SettingError
-from ht_ray.methods.method import Composition, Method
+from ht_ray.methods.method import Composition
 from ht_ray.methods.registry import (
     METHODS,
     all_settings,
@@ -87,7 +87,9 @@ class MethodConfig:
             try:
                 made[part] = cls.Settings.make({**held, **own})
             except SettingError as error:
-                raise _as_given(error, cls) from error
+                # As the setting is called here.
+                flat_name = {one: name for name, one in flat_names(cls).items()}.get(str(error.field))
+                raise (error if flat_name is None else error.of("MethodConfig", flat_name)) from error
         object.__setattr__(self, "name", "+".join(parts))
         object.__setattr__(self, "settings", {part: made[part] for part in active})
         known = {part: METHODS[part] for part in parts}
@@ -232,22 +234,6 @@ def _with_brought(parts: Sequence[str]) -> tuple[str, ...]:
     if any(issubclass(cls, Tortoise) for cls in classes):
         return tuple(parts)
     return (*parts, *dict.fromkeys(cls.brings for cls in classes if cls.brings is not None))
-
-
-def _as_given(error: SettingError, cls: type[Method]) -> SettingError:
-    """Return `error`, of a method's own setting, by the setting's name in `MethodConfig`."""
-    flat = {one: name for name, one in flat_names(cls).items()}.get(str(error.field))
-    if flat is None:
-        return error
-    message = str(error).replace(f"{error.owner}: {error.field}", f"MethodConfig: {flat}", 1)
-    return SettingError(
-        message.replace(f" {error.field} ", f" {flat} ").replace(f" {error.field}.", f" {flat}."),
-        owner="MethodConfig",
-        field=flat,
-        value=error.value,
-        accepted=error.accepted,
-        hint=error.hint,
-    )
 
 
 def setting_names(parts: Sequence[str]) -> list[str]:

@@ -7,18 +7,15 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 
 from ht_ray.errors import SettingError
 from ht_ray.mechanisms.weights.fresh import find_head, fresh_weights
-from ht_ray.mechanisms.weights.optimizer_state import Optimizers, clear_optimizer_state
 from ht_ray.mechanisms.weights.rng import derive_seed
-from ht_ray.mechanisms.weights.spectral_norm import fit_spectral_norm
-from ht_ray.mechanisms.weights.weight_copy import WeightCopy, named_tensors
+from ht_ray.mechanisms.weights.weight_copy import named_tensors
 from ht_ray.methods.registry import register
 from ht_ray.methods.reinitializer import Reinitializer
-from ht_ray.methods.settings import MethodSettings, setting, treats_tortoise
+from ht_ray.methods.settings import setting, treats_tortoise
 from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["HeadReset"]
@@ -38,7 +35,7 @@ class HeadReset(Reinitializer):
     module
         The network as initialised.
     head
-        The head's name, the head itself, or None to find it (see `find_head`).
+        The head's name, the head itself, or None to find it (see `find_head`); a list of names for several parts.
     settings, seed, **changes
         As in `Method`; the seed is that of fresh weights.
     factory
@@ -51,6 +48,7 @@ class HeadReset(Reinitializer):
 
     Examples
     --------
+    >>> import torch
     >>> from collections import OrderedDict
     >>> net = nn.Sequential(OrderedDict(backbone=nn.Linear(1, 1), head=nn.Linear(1, 1)))
     >>> method = HeadReset(net)
@@ -69,14 +67,9 @@ class HeadReset(Reinitializer):
     agent_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({"interval": 40_000})
 
     @dataclass(frozen=True, kw_only=True)
-    class Settings(MethodSettings):
+    class Settings(Reinitializer.Settings):
         """Settings; the defaults are those of arXiv 2406.02596."""
 
-        interval: int | None = setting(
-            None,
-            "Acts after every so many optimiser steps; by default before each phase but the first.",
-            low=1,
-        )
         toward: Literal["initial", "fresh"] = setting(
             "initial",
             "Shrink & Perturb and Head Reset: towards initial or fresh weights.",
@@ -92,46 +85,24 @@ class HeadReset(Reinitializer):
         settings: Any = None,
         *,
         seed: int = 0,
-        head: str | nn.Module | None = None,
+        head: str | nn.Module | list[str] | tuple[str, ...] | None = None,
         factory: Callable[[], nn.Module] | None = None,
         **changes: Any,
     ) -> None:
-        super().__init__(module, settings, seed=seed, **changes)
-        self.factory = factory
         try:
-            self.head = find_head(module, head)
+            named = [find_head(module, one) for one in (head if isinstance(head, (list, tuple)) else [head])]
         except ValueError as error:
             raise SettingError(f"HeadReset: {error}") from error
-        self.initial = WeightCopy(self._part()) if self.settings.toward == "initial" else None
+        self.head: str | tuple[str, ...] = tuple(named) if isinstance(head, (list, tuple)) else named[0]
+        super().__init__(module, settings, seed=seed, factory=factory, **changes)
 
     def _part(self) -> nn.Module:
         # Looked up each time: growing networks replace their head.
-        return self.module.get_submodule(self.head)
+        if isinstance(self.head, str):
+            return self.module.get_submodule(self.head)
+        return nn.ModuleDict({name.replace(".", "_"): self.module.get_submodule(name) for name in self.head})
 
-    def grown(self) -> None:
-        """Note the initial weights of units that the head has grown; call before they are trained."""
-        if self.initial is not None:
-            self.initial.sync(self._part())
-
-    @torch.no_grad()
-    def apply(self, tortoise: Tortoise | None = None, optimizer: Optimizers | None = None) -> None:
-        """Reset the head now.
-
-        Parameters
-        ----------
-        tortoise
-            The network's tortoise, whose head is set to the same values; None leaves it alone.
-        optimizer
-            That forgets the head's parameters; one or several.
-
-        Raises
-        ------
-        RuntimeError
-            While the tortoise predicts: its values are in the hare then.
-        """
-        if tortoise is not None and tortoise.predicting:
-            raise RuntimeError("HeadReset.apply while the tortoise predicts: stop predicting first")
-        self.grown()
+    def _change(self, tortoise: Tortoise | None) -> list[nn.Parameter]:
         part = self._part()
         # By identity, not by prefix: a tensor that is tied to the backbone's has its name there.
         whole_names = {tensor: name for name, tensor in named_tensors(self.module)}
@@ -144,8 +115,6 @@ class HeadReset(Reinitializer):
             else:
                 whole = fresh_weights(self.module, seed=draw, factory=self.factory)
                 target = {name: whole[whole_names[live]] for name, live in named_tensors(part)}
-        if tortoise is not None:
-            tortoise.weights.sync(self.module)
         # What was pruned stays pruned: torch keeps a weight's mask under its name.
         masks = {f"{name.removesuffix('_orig')}_mask" for name, _ in part.named_parameters() if name.endswith("_orig")}
         changed: list[nn.Parameter] = []
@@ -158,24 +127,4 @@ class HeadReset(Reinitializer):
                 continue
             for tensor in (live, *([tortoise.weights[whole_names[live]]] if tortoise is not None else [])):
                 tensor.copy_(target[name])
-        fit_spectral_norm(part)
-        if tortoise is not None:
-            tortoise.weights_were_set()
-        if optimizer is not None:
-            clear_optimizer_state(optimizer, changed)
-        self.applications += 1
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return tensors and counters to continue from; settings are not part of it."""
-        return {
-            "initial": self.initial.state_dict() if self.initial is not None else {},
-            "applications": self.applications,
-            "steps": self.steps,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`."""
-        if self.initial is not None:
-            self.initial.sync(self._part())
-            self.initial.load_state_dict(state["initial"])
-        self.applications, self.steps = int(state["applications"]), int(state["steps"])
+        return changed

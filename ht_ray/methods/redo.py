@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from ht_ray.mechanisms.modes import evaluation_mode
 from ht_ray.mechanisms.units.find_units import (
     HiddenUnits,
     Layers,
@@ -199,15 +200,9 @@ class ReDo(Method):
             total = sum_of_magnitudes(hidden, activation).mean(0)
             sums[hidden.name] = sums[hidden.name] + total if hidden.name in sums else total
 
-        modes = {part: part.training for part in self.module.modules()}
-        try:
-            self.module.eval()
-            with isolated_rng(), watch_activations(self.module, self.units.hidden, see):
-                for batch in batches:
-                    self.module(*batch) if isinstance(batch, tuple) else self.module(batch)
-        finally:
-            for part, mode in modes.items():
-                part.training = mode
+        with evaluation_mode(self.module), isolated_rng(), watch_activations(self.module, self.units.hidden, see):
+            for batch in batches:
+                self.module(*batch) if isinstance(batch, tuple) else self.module(batch)
         if not sums and self.units.hidden:
             raise ValueError("ReDo.dormant: no batches to score")
         return {name: total <= self.settings.threshold * total.mean() for name, total in sums.items()}

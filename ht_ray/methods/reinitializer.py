@@ -3,32 +3,110 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
+from ht_ray.mechanisms.weights.optimizer_state import Optimizers, clear_optimizer_state
+from ht_ray.mechanisms.weights.spectral_norm import fit_spectral_norm
+from ht_ray.mechanisms.weights.weight_copy import WeightCopy
 from ht_ray.methods.method import FIRST, Method, Phase
+from ht_ray.methods.settings import MethodSettings, setting
 from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["Reinitializer"]
 
 
 class Reinitializer(Method):
-    """Base of Shrink & Perturb and Head Reset: applied before every phase but the first, or at an interval of steps."""
+    """Base of Shrink & Perturb and Head Reset: applied before every phase but the first, or at an interval of steps.
+
+    Parameters
+    ----------
+    module
+        The network as initialised.
+    settings, seed, **changes
+        As in `Method`; the seed is that of what is drawn.
+    factory
+        Makes the network anew, for fresh weights of networks that have no ``reset_parameters`` methods.
+    """
 
     acts_before_phases = True
     capturable = True
 
-    def __init__(self, module: nn.Module, settings: Any = None, *, seed: int = 0, **changes: Any) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(MethodSettings):
+        """Settings that both have."""
+
+        interval: int | None = setting(
+            None,
+            "Acts after every so many optimiser steps; by default before each phase but the first.",
+            low=1,
+        )
+
+    def __init__(
+        self,
+        module: nn.Module,
+        settings: Any = None,
+        *,
+        seed: int = 0,
+        factory: Callable[[], nn.Module] | None = None,
+        **changes: Any,
+    ) -> None:
         super().__init__(module, settings, seed=seed, **changes)
+        self.factory = factory
+        self.initial = WeightCopy(self._part()) if self._goes_to_initial() else None
         #: Optimiser steps so far.
         self.steps = 0
         #: How often it was applied.
         self.applications = 0
 
+    def _goes_to_initial(self) -> bool:
+        return bool(self.settings.toward == "initial")
+
+    def _part(self) -> nn.Module:
+        """Return what it acts on."""
+        return self.module
+
+    def grown(self) -> None:
+        """Note the initial weights of units that have grown; call before they are trained."""
+        if self.initial is not None:
+            self.initial.sync(self._part())
+
+    @torch.no_grad()
+    def apply(self, tortoise: Tortoise | None = None, optimizer: Optimizers | None = None) -> None:
+        """Act now.
+
+        Parameters
+        ----------
+        tortoise
+            The network's tortoise, which is treated in the same way, with the same draws; None leaves it alone.
+        optimizer
+            That forgets what is changed, unless a setting says otherwise; one or several.
+
+        Raises
+        ------
+        RuntimeError
+            While the tortoise predicts: its values are in the hare then.
+        """
+        if tortoise is not None and tortoise.predicting:
+            raise RuntimeError(f"{type(self).__name__}.apply while the tortoise predicts: stop predicting first")
+        self.grown()
+        if tortoise is not None:
+            tortoise.weights.sync(self.module)
+        forgotten = self._change(tortoise)
+        fit_spectral_norm(self._part())
+        if tortoise is not None:
+            tortoise.weights_were_set()
+        if optimizer is not None:
+            clear_optimizer_state(optimizer, forgotten)
+        self.applications += 1
+
     @abstractmethod
-    def apply(self, tortoise: Tortoise | None = None, optimizer: Any = None) -> None:
-        """Act now, on the network and on a tortoise that is given."""
+    def _change(self, tortoise: Tortoise | None) -> list[nn.Parameter]:
+        """Change the weights, those of a tortoise too; return the parameters that the optimiser is to forget."""
 
     def before_phase(self, phase: Phase = FIRST, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
         """Act before every phase but the first, unless there is an interval."""
@@ -43,3 +121,18 @@ class Reinitializer(Method):
         self.steps += 1
         if self.settings.interval is not None and self.steps % self.settings.interval == 0:
             self.apply(tortoise, optimizer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors and counters to continue from; settings are not part of it."""
+        return {
+            "initial": self.initial.state_dict() if self.initial is not None else {},
+            "applications": self.applications,
+            "steps": self.steps,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`."""
+        if self.initial is not None:
+            self.initial.sync(self._part())
+            self.initial.load_state_dict(state["initial"])
+        self.applications, self.steps = int(state["applications"]), int(state["steps"])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from ht_ray.mechanisms.modes import evaluation_mode
 from ht_ray.mechanisms.weights.spectral_norm import spectral_layers
 from ht_ray.methods.method import Inputs, Method
 from ht_ray.methods.packed import PackedMethod, by_row
@@ -124,15 +125,8 @@ class SelfDistillation(Method):
             raise RuntimeError("SelfDistillation needs a tortoise: it is the teacher")
         if tortoise.predicting:
             raise RuntimeError("SelfDistillation while the tortoise predicts: stop predicting first")
-        # Each part's own flag: a network may keep some parts in evaluation mode, and train() may be overridden.
-        training = [part for part in self.module.modules() if part.training]
-        try:
-            for part in training:
-                part.training = False
+        with evaluation_mode(self.module):
             self._teacher = self._predicted(inputs, tortoise)
-        finally:
-            for part in training:
-                part.training = True
 
     def _predicted(self, inputs: Inputs, tortoise: Tortoise) -> Any:
         if spectral_layers(self.module):  # whose vectors are made for the tortoise's weights at a prediction only

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
@@ -11,13 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ht_ray.mechanisms.weights.fresh import fresh_weights
-from ht_ray.mechanisms.weights.optimizer_state import Optimizers, clear_optimizer_state
 from ht_ray.mechanisms.weights.rng import derive_seed, generator
-from ht_ray.mechanisms.weights.spectral_norm import fit_spectral_norm
-from ht_ray.mechanisms.weights.weight_copy import WeightCopy
 from ht_ray.methods.registry import register
 from ht_ray.methods.reinitializer import Reinitializer
-from ht_ray.methods.settings import MethodSettings, setting, treats_tortoise
+from ht_ray.methods.settings import setting, treats_tortoise
 from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["ShrinkPerturb"]
@@ -74,14 +71,9 @@ class ShrinkPerturb(Reinitializer):
     agent_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({"interval": 20_000})
 
     @dataclass(frozen=True, kw_only=True)
-    class Settings(MethodSettings):
+    class Settings(Reinitializer.Settings):
         """Settings; the defaults are those of arXiv 2406.02596."""
 
-        interval: int | None = setting(
-            None,
-            "Acts after every so many optimiser steps; by default before each phase but the first.",
-            low=1,
-        )
         ratio: float = setting(
             0.8,
             "Share of the weights that is given up, in [0, 1], and taken from the initial ones unless there is a "
@@ -110,44 +102,10 @@ class ShrinkPerturb(Reinitializer):
 
     settings: Settings
 
-    def __init__(
-        self,
-        module: nn.Module,
-        settings: Any = None,
-        *,
-        seed: int = 0,
-        factory: Callable[[], nn.Module] | None = None,
-        **changes: Any,
-    ) -> None:
-        super().__init__(module, settings, seed=seed, **changes)
-        self.factory = factory
-        own = self.settings
-        self.initial = WeightCopy(module) if own.toward == "initial" and not own.perturb else None
+    def _goes_to_initial(self) -> bool:
+        return super()._goes_to_initial() and not self.settings.perturb
 
-    def grown(self) -> None:
-        """Note the initial weights of units that the network has grown; call before they are trained."""
-        if self.initial is not None:
-            self.initial.sync(self.module)
-
-    @torch.no_grad()
-    def apply(self, tortoise: Tortoise | None = None, optimizer: Optimizers | None = None) -> None:
-        """Shrink and perturb the network now.
-
-        Parameters
-        ----------
-        tortoise
-            The network's tortoise, which is treated in the same way, with the same draws; None leaves it alone.
-        optimizer
-            Whose state is cleared, if so set; one or several.
-
-        Raises
-        ------
-        RuntimeError
-            While the tortoise predicts: its values are in the hare then.
-        """
-        if tortoise is not None and tortoise.predicting:
-            raise RuntimeError("ShrinkPerturb.apply while the tortoise predicts: stop predicting first")
-        self.grown()
+    def _change(self, tortoise: Tortoise | None) -> list[nn.Parameter]:
         target: Mapping[str, Tensor] | None = None
         added: Mapping[str, Tensor] | None = None
         if self.initial is not None:
@@ -157,8 +115,6 @@ class ShrinkPerturb(Reinitializer):
             fresh = fresh_weights(self.module, seed=draw, factory=self.factory)
             target, added = (None, fresh) if self.settings.perturb else (fresh, None)
         normal = generator(self.seed, "shrink & perturb: noise", self.applications)
-        if tortoise is not None:
-            tortoise.weights.sync(self.module)
         changed: list[nn.Parameter] = []
         for name, parameter in self.module.named_parameters():
             if not parameter.requires_grad:
@@ -174,24 +130,4 @@ class ShrinkPerturb(Reinitializer):
                     tensor.add_(added[name].to(tensor.device, tensor.dtype), alpha=self.settings.perturb)
                 if noise is not None:
                     tensor.add_(noise.to(tensor.device, tensor.dtype), alpha=self.settings.noise)
-        fit_spectral_norm(self.module)
-        if tortoise is not None:
-            tortoise.weights_were_set()
-        if optimizer is not None and self.settings.optimizer_state == "clear":
-            clear_optimizer_state(optimizer, changed)
-        self.applications += 1
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return tensors and counters to continue from; settings are not part of it."""
-        return {
-            "initial": self.initial.state_dict() if self.initial is not None else {},
-            "applications": self.applications,
-            "steps": self.steps,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`."""
-        if self.initial is not None:
-            self.initial.sync(self.module)
-            self.initial.load_state_dict(state["initial"])
-        self.applications, self.steps = int(state["applications"]), int(state["steps"])
+        return changed if self.settings.optimizer_state == "clear" else []

@@ -31,7 +31,7 @@ from ht_ray._storage import storage_errors
 from ht_ray.records.checked_json import Scalar
 from ht_ray.records.statuses import TrialStatus
 
-__all__ = ["EventFile", "HParams", "ended_events", "mend", "report_events", "scalars"]
+__all__ = ["EventFile", "HParams", "encode", "ended_events", "first_events", "mend", "report_events", "scalars"]
 
 _FILES = "events.out.tfevents.*"
 _HEADER = 12
@@ -122,9 +122,7 @@ class EventFile:
                 old.unlink()
         now = time.time()
         self._path = folder / f"events.out.tfevents.{now:.6f}.{socket.gethostname()}.{os.getpid()}"
-        # With the session's start a TensorBoard that is looking on drops what it had from the file before.
-        start = Event(wall_time=now, step=0, session_log=SessionLog(status=SessionLog.START))
-        self.append([Event(wall_time=now, file_version="brain.Event:2"), start])
+        self.append(first_events(now))
 
     def append(self, events: Iterable[Event]) -> None:
         """Write events to the file's end, all or none.
@@ -134,12 +132,25 @@ class EventFile:
         StorageError
             If that cannot be done.
         """
-        stream = io.BytesIO()
-        writer = RecordWriter(stream)
-        for event in events:
-            writer.write(event.SerializeToString())
+        content = encode(events)
         with storage_errors(self._path), self._path.open("ab", buffering=0) as file:
-            append_whole(file, stream.getvalue())
+            append_whole(file, content)
+
+
+def first_events(now: float) -> list[Event]:
+    """Return the events that every file begins with."""
+    # With the session's start a TensorBoard that is looking on drops what it had from the file before.
+    start = Event(wall_time=now, step=0, session_log=SessionLog(status=SessionLog.START))
+    return [Event(wall_time=now, file_version="brain.Event:2"), start]
+
+
+def encode(events: Iterable[Event]) -> bytes:
+    """Return events as the content of a file."""
+    stream = io.BytesIO()
+    writer = RecordWriter(stream)
+    for event in events:
+        writer.write(event.SerializeToString())
+    return stream.getvalue()
 
 
 def scalars(values: Mapping[str, float | None], step: int) -> Event:

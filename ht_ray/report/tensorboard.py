@@ -5,7 +5,6 @@ Event files are written with TensorBoard's own record writer; neither PyTorch no
 
 from __future__ import annotations
 
-import io
 import re
 import struct
 import time
@@ -131,17 +130,12 @@ def repair_trial_events(study: StudyData, log: Log) -> None:
 
 
 def _file(summaries: Sequence[tuple[int, Any]], now: float) -> bytes:
-    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-    from tensorboard.summary.writer.record_writer import RecordWriter
+    from tensorboard.compat.proto.event_pb2 import Event
 
-    stream = io.BytesIO()
-    writer = RecordWriter(stream)
-    # With the session's start a TensorBoard that is looking on drops what it had from the report before.
-    start = Event(wall_time=now, step=0, session_log=SessionLog(status=SessionLog.START))
-    rows = (Event(wall_time=now, step=step, summary=summary) for step, summary in summaries)
-    for event in (Event(wall_time=now, file_version="brain.Event:2"), start, *rows):
-        writer.write(event.SerializeToString())
-    return stream.getvalue()
+    from ht_ray.records.event_files import encode, first_events
+
+    rows = [Event(wall_time=now, step=step, summary=summary) for step, summary in summaries]
+    return encode([*first_events(now), *rows])
 
 
 def _series(study: StudyData) -> Iterator[tuple[str, str, str, Line]]:

@@ -13,9 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-import torch
-
 from ht_ray._checks import check_choice, check_number
+from ht_ray._device import check_device
 from ht_ray.errors import SettingError
 from ht_ray.report.data.files import print_line as say
 from ht_ray.reproduce.cells import SEEDS, Cell, Run, all_cells, plan
@@ -74,7 +73,7 @@ def _run(chosen: argparse.Namespace) -> int:
     check_number("--minutes", chosen.minutes, low=0, low_open=True)
     clock = Clock(60 * chosen.minutes)
     cells = _cells(chosen.only)
-    device = _device(chosen.device)
+    device = check_device("--device", chosen.device)
     out = _out(chosen.out, reads=chosen.list)
     records = read_records(out)
     known = {cell.id for cell in all_cells()}
@@ -143,18 +142,6 @@ def _cells(only: Sequence[str] | None) -> tuple[Cell, ...]:
         if name not in cells:
             check_choice("--only", name, cells)
     return tuple(cells[name] for name in dict.fromkeys(only))
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # the latter from a torch built without CUDA
-        reason = str(error).partition("\n")[0]
-        raise SettingError(f"--device = {name!r}: there is no such device here: {reason}") from error
-    return device
 
 
 def _out(folder: Path | None, *, reads: bool) -> Path:

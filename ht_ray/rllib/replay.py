@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import warnings
 from abc import ABCMeta
 from collections import deque
@@ -33,7 +35,7 @@ from ht_ray.errors import SettingError, SettingWarning
 from ht_ray.mechanisms.weights.rng import generator
 from ht_ray.rllib.last_value import LAST
 
-__all__ = ["COMPONENT_REPLAY", "NStepEpisodeReplayBuffer", "ReplayAlgorithm", "check_n_step", "environments"]
+__all__ = ["COMPONENT_REPLAY", "NStepEpisodeReplayBuffer", "ReplayAlgorithm", "check_replay"]
 
 #: The replay buffer's part of an algorithm's state.
 COMPONENT_REPLAY = "replay_buffer"
@@ -55,6 +57,59 @@ def check_n_step(where: str, n_step: Any) -> tuple[int, int]:
 def environments(config: Any) -> int:
     """Return how many environments an algorithm of `config` steps."""
     return int(max(1, config.num_env_runners) * config.num_envs_per_env_runner)
+
+
+def _named_class(kind: Any) -> Any:
+    """Return the class that `kind` is or names by its path, as RLlib finds it; None if there is none."""
+    if not isinstance(kind, str):
+        return kind
+    module, _, name = kind.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module or "ray.rllib.utils.replay_buffers"), name, None)
+    except ImportError:
+        return None  # which RLlib says when it builds the algorithm
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, SettingWarning, stacklevel=4)
+
+
+def check_replay(config: Any) -> bool:
+    """Check the replay buffer of an algorithm's config, if it has one; return whether it is one of this module.
+
+    Raises
+    ------
+    SettingError
+        If n-step, discount or buffer are not accepted, or do not fit each other.
+    """
+    buffer = getattr(config, "replay_buffer_config", None)
+    if not buffer:
+        return False
+    where = type(config).__name__
+    _, greatest = check_n_step(f"{where}.n_step", config.n_step)
+    cls = _named_class(buffer.get("type"))
+    ours = isinstance(cls, type) and NStepEpisodeReplayBuffer in cls.__mro__
+    if ours and config.is_multi_agent:
+        raise SettingError(f"{where}.replay_buffer_config: {cls.__name__} is for one agent; multi_agent was set.")
+    if ours:
+        check_number(f"{where}.gamma", config.gamma, low=0, high=1)
+        made = cls(**{name: value for name, value in buffer.items() if name != "type"})
+        made.envs = made.envs or environments(config)
+        made.check_size(greatest)
+        if made.stack - 1 > config.episode_lookback_horizon:
+            raise SettingError(
+                f"{where}.episode_lookback_horizon = {config.episode_lookback_horizon!r}: accepted is "
+                f"{made.stack - 1} or more with stack = {made.stack} in replay_buffer_config: what is further back "
+                "RLlib takes for zeros when it acts."
+            )
+    elif greatest > 1 and getattr(cls, "__module__", "").startswith("ray."):
+        _warn_once(
+            f"{where}.n_step = {config.n_step!r} with RLlib's {cls.__name__}: its transitions of several steps are "
+            "wrong at the ends of episodes: terminal states are bootstrapped from, or last steps never drawn. Set "
+            "replay_buffer_config={'type': 'ht_ray.rllib.NStepEpisodeReplayBuffer'}, which is for one agent."
+        )
+    return ours
 
 
 class _Named(ABCMeta):
@@ -122,14 +177,12 @@ class NStepEpisodeReplayBuffer(ReplayBufferInterface, metaclass=_Named):
         for name in unknown:
             known = ("capacity", "alpha", "beta", "stack", "envs", "seed")
             raise SettingError(f"replay_buffer_config: {where} has no setting {name!r}.{did_you_mean(name, known)}")
-        for name, value in {"capacity": capacity, "stack": stack}.items():
+        # What is None is known later, to the algorithm; `FrameReplay` checks it again.
+        for name, value in {"capacity": capacity, "stack": stack, "envs": 1 if envs is None else envs}.items():
             check_number(f"{where}: {name}", value, low=1, integer=True)
-        if envs is not None:
-            check_number(f"{where}: envs", envs, low=1, integer=True)
-        check_number(f"{where}: alpha", alpha, low=0, high=1)
-        check_number(f"{where}: beta", beta, low=0, high=1)
-        if seed is not None:
-            check_number(f"{where}: seed", seed, integer=True)
+        for name, share in {"alpha": alpha, "beta": beta}.items():
+            check_number(f"{where}: {name}", share, low=0, high=1)
+        check_number(f"{where}: seed", seed or 0, integer=True)
         self.capacity, self.alpha, self.beta, self.stack = capacity, alpha, beta, stack
         self.envs, self.seed = envs, seed
         self.check_size(1)

@@ -1,45 +1,12 @@
 """Avalanche plugins: the host of the methods, the named plugins, buffers, augmentation, measurements."""
 
+from . import named
 from .augment import AugmentPlugin
 from .limited_buffer import LimitedBufferPlugin
 from .measure import MeasurePlugin
 from .method import MethodPlugin
-from .named import (
-    ContinualBackpropPlugin,
-    EMAPlugin,
-    HareTortoisePlugin,
-    HeadResetPlugin,
-    L2Plugin,
-    OptimizerResetPlugin,
-    PlasticityInjectionPlugin,
-    ReDoPlugin,
-    RegenerativePlugin,
-    SelfDistillationPlugin,
-    ShrinkPerturbPlugin,
-    SpectralDecouplingPlugin,
-    UPGDPlugin,
-    WeightClippingPlugin,
-)
+from .named import *  # noqa: F403 - a plugin of a method is named once
 from .phase_training import PhaseTrainingPlugin
 
-__all__ = [
-    "AugmentPlugin",
-    "ContinualBackpropPlugin",
-    "EMAPlugin",
-    "HareTortoisePlugin",
-    "HeadResetPlugin",
-    "L2Plugin",
-    "LimitedBufferPlugin",
-    "MeasurePlugin",
-    "MethodPlugin",
-    "OptimizerResetPlugin",
-    "PhaseTrainingPlugin",
-    "PlasticityInjectionPlugin",
-    "ReDoPlugin",
-    "RegenerativePlugin",
-    "SelfDistillationPlugin",
-    "ShrinkPerturbPlugin",
-    "SpectralDecouplingPlugin",
-    "UPGDPlugin",
-    "WeightClippingPlugin",
-]
+__all__ = ["AugmentPlugin", "LimitedBufferPlugin", "MeasurePlugin", "MethodPlugin", "PhaseTrainingPlugin"]
+__all__ += named.__all__

@@ -32,7 +32,7 @@ from ht_ray.rllib import (
     SettingWarning,
     with_hare_tortoise,
 )
-from ht_ray.rllib.methods.config import _warn_once
+from ht_ray.rllib.replay import _warn_once
 
 PATH = "ht_ray.rllib.NStepEpisodeReplayBuffer"
 GAMMA = 0.5

@@ -69,7 +69,7 @@ def test_what_is_alone_stays_alone() -> None:
     assert (set(threads.values()), said) == ({None}, [])
     threads, said = groups(AblationSettings(pack="9").resolved(), ablation.trials, cpus=2.0)
     assert set(threads.values()) == {"pack1"}
-    assert "the last bits of a trial may depend on who else is in its pack" in said[0]
+    assert "the last bits of a trial may depend on the others in its pack" in said[0]
     asha = AblationSettings(scheduler="asha").resolved()
     assert set(groups(asha, ablation.trials)[0].values()) == {"pack1"}
 

@@ -217,7 +217,7 @@ def test_flags_of_a_method_of_ones_own_appear_by_themselves(
         continual.main([*methods, "--help-all"])
     assert "--my-decay-amount FLOAT" in capsys.readouterr().out
     assert continual.main([*methods, "--my-decay-amount", "-1"]) == 2
-    assert "--my-decay-amount = -1.0: accepted is a number with 0 <= amount" in capsys.readouterr().err
+    assert "--my-decay-amount = -1.0: accepted is a number with 0 <= my_decay_amount" in capsys.readouterr().err
 
 
 # --- help

@@ -22,6 +22,9 @@ __all__ = ["AtariConfig", "AtariGame"]
 
 Frame = NDArray[np.uint8]
 
+# What a game's state has of plain data.
+_PLAIN = ("seed", "games", "lives", "steps", "score", "last_action", "running", "goes_on")
+
 
 @dataclass(frozen=True)
 class AtariConfig:
@@ -248,14 +251,7 @@ class AtariGame(gymnasium.Env[Frame, np.int64]):
             "screen": torch.from_numpy(self._screen.copy()),
             "stack": torch.from_numpy(self._stack.copy()),
             "generator": self._generator.bit_generator.state,
-            "seed": self._seed,
-            "games": self._games,
-            "lives": self._lives,
-            "steps": self._steps,
-            "score": self._score,
-            "last_action": self._last_action,
-            "running": self._running,
-            "goes_on": self._goes_on,
+            **{name: getattr(self, f"_{name}") for name in _PLAIN},
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -278,9 +274,8 @@ class AtariGame(gymnasium.Env[Frame, np.int64]):
         self._screen[:], self._screen_before[:] = state["screen"].numpy(), 0
         self._stack[:] = state["stack"].numpy()
         self._generator.bit_generator.state = state["generator"]
-        self._seed, self._games, self._lives = state["seed"], state["games"], state["lives"]
-        self._steps, self._score, self._last_action = state["steps"], state["score"], state["last_action"]
-        self._running, self._goes_on = state["running"], state["goes_on"]
+        for name in _PLAIN:
+            setattr(self, f"_{name}", state[name])
 
     @property
     def observation(self) -> Frame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +45,11 @@ _CHUNK = 512
 _STAGED = 256
 # Of priorities: what has none left could never be drawn again.
 _LEAST_PRIORITY = 1e-10
+# What two replays must have alike for one to go on as the other.
+_SETTINGS = (
+    *("capacity", "frame_shape", "frame_dtype", "stack", "n_step", "discount", "prioritized", "priority_exponent"),
+    *("importance", "published_n_step", "envs", "seed"),
+)
 _UNACCEPTABLE = "FrameReplay.update_priorities: accepted are finite priorities of at least 0"
 
 
@@ -470,20 +476,8 @@ class FrameReplay:
         return {}
 
     def _settings(self) -> dict[str, Any]:
-        return {
-            "capacity": self.capacity,
-            "frame_shape": list(self.frame_shape),
-            "frame_dtype": self.frame_dtype.name,
-            "stack": self.stack,
-            "n_step": self.n_step,
-            "discount": self.discount,
-            "prioritized": self.prioritized,
-            "priority_exponent": self.priority_exponent,
-            "importance": self.importance,
-            "published_n_step": self.published_n_step,
-            "envs": self.envs,
-            "seed": self.seed,
-        }
+        plain = {"frame_shape": list(self.frame_shape), "frame_dtype": self.frame_dtype.name}
+        return {name: plain.get(name, getattr(self, name)) for name in _SETTINGS}
 
     def _held(self) -> NDArray[np.int64]:
         return np.concatenate([section.slots_since(0) for section in self._sections])
@@ -578,19 +572,5 @@ def make_replay(
     seed: int = 0,
 ) -> FrameReplay:
     """Return the replay of `config`; the rest is as in `FrameReplay`."""
-    return FrameReplay(
-        config.capacity,
-        frame_shape=frame_shape,
-        frame_dtype=frame_dtype,
-        stack=config.stack,
-        n_step=config.n_step,
-        discount=config.discount,
-        prioritized=config.prioritized,
-        priority_exponent=config.priority_exponent,
-        importance=config.importance,
-        published_n_step=config.published_n_step,
-        envs=envs,
-        device=config.device,
-        graph=config.graph,
-        seed=seed,
-    )
+    settings = {field.name: getattr(config, field.name) for field in fields(config) if field.name != "batch_size"}
+    return FrameReplay(**settings, frame_shape=frame_shape, frame_dtype=frame_dtype, envs=envs, seed=seed)

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from ht_ray._checks import check_number
+from ht_ray._device import check_device
 from ht_ray.agents.base_config import MOST, AgentConfig
-from ht_ray.agents.device import check_device
 from ht_ray.agents.drq.config import DrQConfig
 from ht_ray.agents.envs.atari import AtariConfig
 from ht_ray.agents.envs.base import EnvironmentConfig
@@ -135,7 +135,7 @@ class TrainingRun:
         indicators_interval: int | None = None,
     ) -> None:
         check_number("TrainingRun: seed", seed, integer=True)
-        check_device("TrainingRun: device", device)
+        device = check_device("TrainingRun: device", device)
         self.config: AgentConfig = config or DrQConfig()
         self.env: EnvironmentConfig = env or AtariConfig()
         self.collector = make_collector(game, self.config, seed=seed, env=self.env, device=device, graph=graph)

@@ -28,6 +28,7 @@ from ht_ray.mechanisms.units.crelu import CReLU
 from ht_ray.mechanisms.weights.rng import isolated_rng
 
 __all__ = [
+    "ACTIVATIONS",
     "HiddenUnits",
     "Layers",
     "Outgoing",
@@ -44,10 +45,11 @@ Layers = Sequence[tuple[str, str, Sequence[str]] | tuple[str, str, Sequence[str]
 _Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _LAYERS = (nn.Linear, *_CONVOLUTIONS)
-_ACTIVATIONS = (
+#: The element-wise activation modules behind which units are found, and whose output is looked at.
+ACTIVATIONS: tuple[type[nn.Module], ...] = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.RReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh,
     nn.Sigmoid, nn.LogSigmoid, nn.Softplus, nn.Softsign, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Tanhshrink,
-    nn.Softshrink, nn.Hardshrink, nn.Threshold,
+    nn.Softshrink, nn.Hardshrink, nn.Threshold, CReLU,
 )  # fmt: skip
 # As fx names what is called, without underscores around it.
 _ACTIVATION_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
@@ -231,10 +233,6 @@ def _trace(module: nn.Module) -> fx.Graph:
         ) from error
 
 
-def _is_activation(part: nn.Module) -> bool:
-    return isinstance(part, (CReLU, *_ACTIVATIONS))
-
-
 def _called(node: fx.Node) -> str:
     """Return the bare name of the function or method that `node` calls."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
@@ -389,7 +387,7 @@ class _Finder:
                 raise _Refused("a function of more than a layer's output, so that nothing can look at it")
             if seen.calls > 1:
                 raise _Refused(f"{seen.watched} is used more than once")
-        elif not _is_activation(part):
+        elif not isinstance(part, ACTIVATIONS):
             raise _Refused(f"{type(part).__name__} is no activation")
         elif any(True for _ in part.parameters()):
             raise _Refused("it has parameters of its own")
@@ -535,7 +533,7 @@ def _traced(module: nn.Module) -> UnitMap:
         if node.op in ("call_function", "call_method"):
             if _called(node) not in _ACTIVATION_FUNCTIONS:
                 continue
-        elif node.op != "call_module" or not _is_activation(finder.parts[str(node.target)]):
+        elif node.op != "call_module" or not isinstance(finder.parts[str(node.target)], ACTIVATIONS):
             continue
         seen = finder.seen(node)
         try:

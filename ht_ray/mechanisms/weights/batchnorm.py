@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ht_ray.mechanisms.modes import evaluation_mode
+
 __all__ = ["recalibrate_batchnorm"]
 
 
@@ -33,19 +35,16 @@ def recalibrate_batchnorm(module: nn.Module, batches: Iterable[Tensor | tuple[Te
     layers = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not inputs or not layers:
         return 0
-    modes = {part: part.training for part in module.modules()}
     momenta = {layer: layer.momentum for layer in layers}
-    try:
-        module.eval()
-        for layer in layers:
-            layer.reset_running_stats()
-            layer.momentum = None  # a cumulative mean
-            layer.train()
-        for batch in inputs:
-            module(*batch) if isinstance(batch, tuple) else module(batch)
-    finally:
-        for layer, momentum in momenta.items():
-            layer.momentum = momentum
-        for part, mode in modes.items():
-            part.training = mode
+    with evaluation_mode(module):
+        try:
+            for layer in layers:
+                layer.reset_running_stats()
+                layer.momentum = None  # a cumulative mean
+                layer.train()
+            for batch in inputs:
+                module(*batch) if isinstance(batch, tuple) else module(batch)
+        finally:
+            for layer, momentum in momenta.items():
+                layer.momentum = momentum
     return len(inputs)

@@ -12,6 +12,8 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.spectral_norm import SpectralNorm
 
+from ht_ray.mechanisms.modes import evaluation_mode
+
 __all__ = ["POWER_ITERATIONS", "SpectralLayer", "fit_spectral_norm", "spectral_layers"]
 
 #: From the vectors of other weights, 15 (as many as torch begins with) left seven layers 3 % too large, 50 one percent.
@@ -55,7 +57,8 @@ class SpectralLayer:
         for part in self.owner:
             if part is self.norm:
                 break
-            values = [_in_evaluation_mode(part, values)]
+            with evaluation_mode(part):
+                values = [part(*values)]
         return self.norm._reshape_weight_to_matrix(values[0])
 
 
@@ -81,15 +84,3 @@ def fit_spectral_norm(module: nn.Module) -> None:
     """
     for layer in _spectral_layers(module):
         layer.fit(POWER_ITERATIONS)
-
-
-def _in_evaluation_mode(module: nn.Module, inputs: list[Tensor]) -> Tensor:
-    training = [part for part in module.modules() if part.training]
-    try:
-        for part in training:
-            part.training = False
-        value: Tensor = module(*inputs)
-        return value
-    finally:
-        for part in training:
-            part.training = True

@@ -193,10 +193,8 @@ def atari_heat_map(study: StudyData, *paths: PathLike, method: str = "hare_torto
 
 def _cell_of(variant: Variant) -> Cell | None:
     trial = next(trial for trials in variant.planned.values() for trial in trials)
-    momentum, interval = trial.settings.get("momentum"), trial.settings.get("reset_interval")
-    if not isinstance(momentum, (int, float)) or not isinstance(interval, (int, float)):
-        return None
-    return float(momentum), (float(interval), "gradient steps")
+    momentum, interval = trial.number("momentum"), trial.number("reset_interval")
+    return None if momentum is None or interval is None else (momentum, (interval, "gradient steps"))
 
 
 def _measure(variant: Variant) -> Measure:

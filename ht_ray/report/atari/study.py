@@ -249,8 +249,8 @@ def _differs(trial: TrialData) -> tuple[str, ...]:
         ("steps", AGENT_STEPS, "steps"),
         ("episodes", EVALUATION_EPISODES, "evaluation episodes"),
     ):
-        value = trial.settings.get(name)
-        if not isinstance(value, (int, float)):
+        value = trial.number(name)
+        if value is None:
             found.append(f"number of {what} not recorded")
         elif value != usual:
             found.append(f"{format_thousands(value)} of {format_thousands(usual)} {what}")

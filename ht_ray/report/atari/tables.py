@@ -161,8 +161,8 @@ def improvement_table(study: StudyData, baseline: str | None = None) -> Table:
 
 def _own_row(variant: Variant, best: dict[str, str]) -> tuple[Cell, ...]:
     low, high = variant.runs
-    set_to = next(trial.settings.get("steps") for trials in variant.planned.values() for trial in trials)
-    steps = float(set_to) if isinstance(set_to, (int, float)) else math.nan
+    set_to = next(trial.number("steps") for trials in variant.planned.values() for trial in trials)
+    steps = math.nan if set_to is None else set_to
     cells = [
         Cell(variant.name, (variant.name, "ours")),
         Cell(f"{len(variant.finished)} of {len(atari_games())}", (len(variant.finished),)),

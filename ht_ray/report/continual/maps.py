@@ -178,13 +178,13 @@ def grid_size(grid: Grid, references: Mapping[str, Measure]) -> tuple[float, flo
 
 
 def _cell_of(trial: TrialData) -> Cell | None:
-    momentum, interval = trial.settings.get("momentum"), trial.settings.get("reset_interval")
-    if not isinstance(momentum, (int, float)):
+    momentum, interval = trial.number("momentum"), trial.number("reset_interval")
+    if momentum is None:
         return None
     if trial.method == "ema":
-        return float(momentum), (math.inf, "")
-    if trial.method == "hare_tortoise" and isinstance(interval, (int, float)):
-        return float(momentum), (float(interval), str(trial.settings.get("reset_unit") or ""))
+        return momentum, (math.inf, "")
+    if trial.method == "hare_tortoise" and interval is not None:
+        return momentum, (interval, str(trial.settings.get("reset_unit") or ""))
     return None
 
 
@@ -325,6 +325,5 @@ def adam_map(study: StudyData, metric: str, *paths: PathLike) -> None:
 
 
 def _key(trial: TrialData) -> tuple[float, ...] | None:
-    values = [trial.settings.get(name) for name in ADAM]
-    known = tuple(float(value) for value in values if isinstance(value, (int, float)))
+    known = tuple(value for name in ADAM if (value := trial.number(name)) is not None)
     return known if len(known) == len(ADAM) else None

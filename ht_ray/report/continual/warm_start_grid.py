@@ -186,10 +186,8 @@ def _method(study: StudyData) -> str:
 
 
 def _key(trial: TrialData) -> tuple[float, float] | None:
-    ratio, noise = trial.settings.get("subset_ratio"), trial.settings.get("label_noise")
-    if isinstance(ratio, (int, float)) and isinstance(noise, (int, float)):
-        return float(ratio), float(noise)
-    return None
+    ratio, noise = trial.number("subset_ratio"), trial.number("label_noise")
+    return None if ratio is None or noise is None else (ratio, noise)
 
 
 def _matrix_cell(metric: str, own: GridCell | None) -> Cell:

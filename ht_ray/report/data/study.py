@@ -103,6 +103,11 @@ class TrialData:
         """The setting ``method``; ``""`` where there is none."""
         return str(self.settings.get("method") or "")
 
+    def number(self, name: str) -> float | None:
+        """Return one of the settings if it is a number."""
+        value = self.settings.get(name)
+        return float(value) if isinstance(value, (int, float)) else None
+
     @property
     def finished(self) -> bool:
         """Whether the trial ran to its end and its results are whole."""

@@ -224,7 +224,5 @@ def _log_axis(axis: Any, name: str) -> None:
 
 def _point(trial: TrialData) -> tuple[float, float] | None:
     """Return a trial's reset interval and the complement of its momentum; None where it has none."""
-    interval, momentum = trial.settings.get("reset_interval"), trial.settings.get("momentum")
-    if isinstance(interval, (int, float)) and isinstance(momentum, (int, float)):
-        return float(interval), 1 - float(momentum)
-    return None
+    interval, momentum = trial.number("reset_interval"), trial.number("momentum")
+    return None if interval is None or momentum is None else (interval, 1 - momentum)

@@ -27,6 +27,7 @@ from ht_ray.mechanisms import derive_seed
 from ht_ray.rllib.agents.env_runner import AgentEnvRunner, log_game
 from ht_ray.rllib.agents.learner import AgentLearner, AgentModule, as_learner_batch
 from ht_ray.rllib.last_value import LAST
+from ht_ray.rllib.provided import set_provided
 
 __all__ = ["AgentAlgorithm", "AgentAlgorithmConfig"]
 
@@ -110,16 +111,14 @@ class AgentAlgorithmConfig(AlgorithmConfig):
                 )
             if value is not NotProvided:
                 self.agent_settings = {**self.agent_settings, setting: value}
-        if variant is not NotProvided:
-            self.variant = variant
-        if precision is not NotProvided:
-            self.precision = precision
-        if compile is not NotProvided:
-            self.compile = compile
-        if graph is not NotProvided:
-            self.graph = graph
-        if indicators_interval is not NotProvided:
-            self.indicators_interval = indicators_interval
+        set_provided(
+            self,
+            variant=variant,
+            precision=precision,
+            compile=compile,
+            graph=graph,
+            indicators_interval=indicators_interval,
+        )
         return self
 
     @property

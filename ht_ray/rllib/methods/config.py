@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-import importlib
 import inspect
-import warnings
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
@@ -19,7 +17,7 @@ from ray.rllib.core.rl_module.apis import QNetAPI, TargetNetworkAPI
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 
 from ht_ray._checks import check_choice, check_number
-from ht_ray.errors import SettingError, SettingWarning
+from ht_ray.errors import SettingError
 from ht_ray.mechanisms.weights.buffers import check_patterns
 from ht_ray.methods import METHODS, MethodConfig, Tortoise, flat_names, method_parts
 from ht_ray.methods.config import current_names
@@ -32,7 +30,8 @@ from ht_ray.rllib.methods.learner import (
     ShrinkPerturbLearner,
     overrides,
 )
-from ht_ray.rllib.replay import NStepEpisodeReplayBuffer, ReplayAlgorithm, check_n_step, environments
+from ht_ray.rllib.provided import set_provided
+from ht_ray.rllib.replay import ReplayAlgorithm, check_replay
 
 __all__ = [
     "HTDQN",
@@ -58,22 +57,6 @@ def _with_mixins(mixins: tuple[type, ...], base: type) -> type:
     """Return `base` with `mixins` before it; the same class each time."""
     name = "".join(mixin.__name__.removesuffix("Learner") for mixin in mixins) + base.__name__
     return type(name, (*mixins, base), {"__module__": base.__module__, "__doc__": base.__doc__})
-
-
-def _named_class(kind: Any) -> Any:
-    """Return the class that `kind` is or names by its path, as RLlib finds it; None if there is none."""
-    if not isinstance(kind, str):
-        return kind
-    module, _, name = kind.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module or "ray.rllib.utils.replay_buffers"), name, None)
-    except ImportError:
-        return None  # which RLlib says when it builds the algorithm
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    warnings.warn(message, SettingWarning, stacklevel=4)
 
 
 def _training_settings(classes: Iterable[type]) -> list[str]:
@@ -173,17 +156,13 @@ class MethodsConfig(AlgorithmConfig):
         if isinstance(methods, str):
             # With the paths of methods that are not of this package: another process finds them by these.
             sources = MethodConfig(methods).sources
-            self.methods = "+".join(sources.get(part, part) for part in method_parts(methods))
-        elif methods is not NotProvided:
-            self.methods = methods
+            methods = "+".join(sources.get(part, part) for part in method_parts(methods))
         own, algorithm = _method_settings(), _training_settings(type(self).__mro__)
         known = dict.fromkeys([*algorithm, *own])
         settings = current_names(f"{self._name}.training", settings, _RENAMED, known)
         super().training(**{name: value for name, value in settings.items() if name not in own})
-        settings |= {"indicators_interval": indicators_interval, "reset_parts": reset_parts}
-        for name, value in settings.items():
-            if name in (*own, "indicators_interval", "reset_parts") and value is not NotProvided:
-                setattr(self, name, value)
+        set_provided(self, methods=methods, indicators_interval=indicators_interval, reset_parts=reset_parts)
+        set_provided(self, **{name: value for name, value in settings.items() if name in own})
         return self
 
     def update_from_dict(self, config_dict: Mapping[str, Any]) -> Any:
@@ -238,15 +217,9 @@ class MethodsConfig(AlgorithmConfig):
         try:
             config = MethodConfig.for_agents(name, **self._flat_settings())
         except SettingError as error:
-            message = str(error).replace("MethodConfig: ", f"{self._name}.", 1)
-            raise SettingError(
-                message,
-                owner=self._name,
-                field=error.field,
-                value=error.value,
-                accepted=error.accepted,
-                hint=error.hint,
-            ) from error
+            if error.field in (None, "name"):
+                raise error.of(self._name, "methods", self.methods) from error
+            raise error.of(self._name, error.field) from error
         if config.has_ema and not self._brings:
             raise SettingError(
                 f"{self._name}.methods = {self.methods!r}: a tortoise is an algorithm's target network: make the "
@@ -271,7 +244,7 @@ class MethodsConfig(AlgorithmConfig):
         self._check_settings()
         for changed in self.algorithm_config_overrides_per_module.values():
             self.copy(copy_frozen=False).update_from_dict(changed)._check_settings()
-        if not self._check_replay():
+        if not check_replay(self):
             super().validate()
             return
         # RLlib's SAC knows the names of RLlib's own buffers only.
@@ -281,37 +254,6 @@ class MethodsConfig(AlgorithmConfig):
             super().validate()
         finally:
             self.replay_buffer_config["type"] = own
-
-    def _check_replay(self) -> bool:
-        """Check the replay buffer, and return whether it is a `NStepEpisodeReplayBuffer`."""
-        buffer = getattr(self, "replay_buffer_config", None)
-        if not buffer:
-            return False
-        _, greatest = check_n_step(f"{self._name}.n_step", self.n_step)
-        cls = _named_class(buffer.get("type"))
-        ours = isinstance(cls, type) and NStepEpisodeReplayBuffer in cls.__mro__
-        if ours and self.is_multi_agent:
-            raise SettingError(
-                f"{self._name}.replay_buffer_config: {cls.__name__} is for one agent; multi_agent was set."
-            )
-        if ours:
-            check_number(f"{self._name}.gamma", self.gamma, low=0, high=1)
-            made = cls(**{name: value for name, value in buffer.items() if name != "type"})
-            made.envs = made.envs or environments(self)
-            made.check_size(greatest)
-            if made.stack - 1 > self.episode_lookback_horizon:
-                raise SettingError(
-                    f"{self._name}.episode_lookback_horizon = {self.episode_lookback_horizon!r}: accepted is "
-                    f"{made.stack - 1} or more with stack = {made.stack} in replay_buffer_config: what is further back "
-                    "RLlib takes for zeros when it acts."
-                )
-        elif greatest > 1 and getattr(cls, "__module__", "").startswith("ray."):
-            _warn_once(
-                f"{self._name}.n_step = {self.n_step!r} with RLlib's {cls.__name__}: its transitions of several steps "
-                "are wrong at the ends of episodes: terminal states are bootstrapped from, or last steps never drawn. "
-                "Set replay_buffer_config={'type': 'ht_ray.rllib.NStepEpisodeReplayBuffer'}, which is for one agent."
-            )
-        return ours
 
     def _check_algorithm(self) -> None:
         if not self.enable_rl_module_and_learner or self.framework_str != "torch":
@@ -438,15 +380,14 @@ class HareTortoiseConfig(MethodsConfig):
         if momentum not in (NotProvided, None) and kwargs.get("tau", NotProvided) is not NotProvided:
             raise self._both(momentum, kwargs["tau"])
         super().training(**kwargs)
-        for name, value in {
-            "momentum": momentum,
-            "reset_interval": reset_interval,
-            "optimizer_state": optimizer_state,
-            "act_with_tortoise": act_with_tortoise,
-            "average_buffers": average_buffers,
-        }.items():
-            if value is not NotProvided:
-                setattr(self, name, value)
+        set_provided(
+            self,
+            momentum=momentum,
+            reset_interval=reset_interval,
+            optimizer_state=optimizer_state,
+            act_with_tortoise=act_with_tortoise,
+            average_buffers=average_buffers,
+        )
         return self
 
     @property

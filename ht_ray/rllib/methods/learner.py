@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -27,9 +27,8 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from torch import Tensor, nn
 
 from ht_ray.errors import SettingError
-from ht_ray.mechanisms import find_head
 from ht_ray.mechanisms.weights.optimizer_state import Optimizers
-from ht_ray.methods import METHODS, Composition, HeadReset, Method, Phase, Tortoise
+from ht_ray.methods import METHODS, Composition, Method, Phase, Tortoise
 from ht_ray.rllib.indicators import OnlineNetwork, RecentSamples, measure_indicators
 from ht_ray.rllib.last_value import LAST
 from ht_ray.rllib.networks import Networks, all_networks, head_parts, network_pair
@@ -86,36 +85,6 @@ class TargetNetwork(Tortoise):
     def count_step(self, optimizer: Optimizers | None = None) -> bool:
         """Do nothing: the online networks are never set back."""
         return False
-
-
-class PartsReset(HeadReset):
-    """Head Reset of several parts of the networks at once.
-
-    Parameters
-    ----------
-    module, settings, seed, factory
-        As in `HeadReset`.
-    parts : sequence of str
-        Names of the parts.
-    """
-
-    def __init__(
-        self,
-        module: nn.Module,
-        settings: Any = None,
-        *,
-        parts: Sequence[str],
-        seed: int = 0,
-        factory: Callable[[], nn.Module] | None = None,
-    ) -> None:
-        try:
-            self.parts = tuple(find_head(module, part) for part in parts)
-        except ValueError as error:
-            raise SettingError(f"HeadReset: {error}") from error
-        super().__init__(module, settings, seed=seed, head=self.parts[0], factory=factory)
-
-    def _part(self) -> nn.Module:
-        return nn.ModuleDict({part.replace(".", "_"): self.module.get_submodule(part) for part in self.parts})
 
 
 @dataclass
@@ -343,14 +312,13 @@ class MethodLearner(TorchLearner):
         given: dict[str, Any] = {"factory": lambda: self._fresh(module)}
         if paired:
             given["target"] = network_pair(module).target
-        if "head_reset" in methods.settings:
-            given["parts"] = config.reset_parts if config.reset_parts is not None else head_parts(networks)
         built: list[Method] = []
         for name, settings in methods.settings.items():
-            cls = PartsReset if name == "head_reset" else METHODS[name]
-            accepted = inspect.signature(cls).parameters
+            accepted = inspect.signature(METHODS[name]).parameters
             own = {key: value for key, value in given.items() if key in accepted}
-            built.append(cls(networks, settings, seed=config.seed or 0, **own))
+            if name == "head_reset":
+                own["head"] = config.reset_parts if config.reset_parts is not None else head_parts(networks)
+            built.append(METHODS[name](networks, settings, seed=config.seed or 0, **own))
         if paired and not methods.has_ema:
             built.append(TargetNetwork(networks, target=given["target"]))
         elif paired:

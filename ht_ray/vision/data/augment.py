@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ht_ray._checks import check_number
 from ht_ray.errors import SettingError
+from ht_ray.mechanisms.weights.transfer import upload
 
 __all__ = ["AUGMENTATIONS", "crop_flip", "random_crop_flip"]
 
@@ -70,10 +71,7 @@ def random_crop_flip(
     if images.dim() != 4:
         raise SettingError(f"random_crop_flip: images of shape {tuple(images.shape)}: accepted is (B, C, H, W).")
     places = draw_places(len(images), images.shape[2:], generator=generator, padding=padding)
-    if images.is_cuda and not places.is_cuda:
-        places = places.pin_memory()
-    places = places.to(images.device, non_blocking=True)
-    return crop_flip_places(images, places, padding=padding, flip=flip, fill=fill)
+    return crop_flip_places(images, upload(places, images.device), padding=padding, flip=flip, fill=fill)
 
 
 def _padding(padding: int | None, sides: Sequence[int]) -> int:

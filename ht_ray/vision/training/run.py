@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ht_ray._checks import check_number
+from ht_ray._device import check_device
 from ht_ray.diagnostics import IndicatorConfig
 from ht_ray.errors import Diverged
 from ht_ray.mechanisms import load_optimizer_state
@@ -83,7 +84,7 @@ class TrainingRun:
         evaluate_every: int = 1,
     ) -> None:
         check_number("fit: evaluate_every", evaluate_every, low=1, integer=True)
-        self.device = torch.device(device)
+        self.device = check_device("fit: device", device)
         given = Composition(model, [method]) if isinstance(method, Method) else method or MethodConfig("plain")
         self.config = given.training(training or TrainingConfig(), data.shape)
         memory_format = torch.channels_last if self.config.channels_last else torch.contiguous_format

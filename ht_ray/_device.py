@@ -16,6 +16,8 @@ def check_device(where: str, device: torch.device | str) -> torch.device:
     ----------
     where : str
         What is being set, as the user knows it.
+    device : torch.device or str
+        ``"auto"`` is a GPU if there is one, and otherwise the CPU.
 
     Raises
     ------
@@ -27,6 +29,8 @@ def check_device(where: str, device: torch.device | str) -> torch.device:
     >>> check_device("DrQAgent: device", "cpu")
     device(type='cpu')
     """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
