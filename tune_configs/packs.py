@@ -77,7 +77,7 @@ def packed(
         said = [f"{label} is trained alone, not in a pack: {reason}." for label, reason in alone.items()]
         if cpus > 1:
             said.append(
-                f"--cpus-per-trial = {cpus:g}: the last bits of a trial may depend on the others in its pack, as several "
+                f"--cpus-per-trial = {cpus:g}: the last bits of a trial may depend on the others in its pack, as "
                 "threads share the work."
             )
     return found, said
