@@ -135,6 +135,8 @@ def kind_of(command: str) -> str:
         "log_monitor": "Ray's log monitor",
         "monitor.py": "Ray's monitor",
         "dashboard": "Ray's dashboard",
+        "ray::DashboardAgent": "Ray's dashboard agent",
+        "ray::RuntimeEnvAgent": "Ray's runtime environment agent",
         "ray::": "workers",
         "default_worker.py": "workers",
         "tune_configs": "driver",

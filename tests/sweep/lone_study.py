@@ -118,7 +118,7 @@ def of_late_agents(seconds: int) -> dict[str, Any]:
     )
     os.environ["PYTHONPATH"] = f"{late}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     said: list[str] = []
-    with local_ray(said.append, log_to_driver=False):
+    with local_ray(said.append):
         seen = len((late / "seen").read_text())
     return {"said": said, "seen": seen}
 

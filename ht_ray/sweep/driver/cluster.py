@@ -22,11 +22,18 @@ __all__ = ["check_shared", "environment", "import_path", "running_ray"]
 
 # A node that has not answered after so many seconds is gone; a busy one may take its time to start a worker.
 _NODE_ANSWERS = 60.0
+# Workers that are started before they are needed, at most.
+_MOST_WORKERS = 64
 
 
 @contextmanager
-def running_ray(config: SweepConfig, console: Console, keep_logs: Callable[[], bool]) -> Iterator[int]:
-    """Have Ray running, and yield how many trials fit at a time."""
+def running_ray(
+    config: SweepConfig, console: Console, keep_logs: Callable[[], bool], factory: str
+) -> Iterator[int]:
+    """Have Ray running, and yield how many trials fit at a time.
+
+    Workers of a Ray that is started here import what they need for the trials of `factory` before they are asked to.
+    """
     # Under `uv run` Ray would re-create the whole environment for its workers. Read when Ray is imported.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     import ray
@@ -35,18 +42,30 @@ def running_ray(config: SweepConfig, console: Console, keep_logs: Callable[[], b
         yield _slots(config, ray.nodes())
         return
     address = ray_address(config)
-    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    settings: dict[str, Any] = {"logging_level": logging.ERROR}
     console.say("Starting Ray" if address == "local" else f"Connecting to Ray at {address}")
     if address == "local":
         # Workers of a Ray started here inherit the import path; elsewhere the job's working directory is theirs.
         path = os.pathsep.join(import_path())
+        # Ray says how many threads there are when a worker gets its trial; libraries ask when they are imported.
+        variables = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, int(config.cpus_per_trial))))}
+        # As Tune has it: https://github.com/ray-project/ray/issues/28197
+        variables["PL_DISABLE_FORK"] = "1"
+        if path:
+            variables["PYTHONPATH"] = path
+        modules = ["ht_ray.sweep.worker.trainable", factory.partition(":")[0]]
+        workers = min(int((os.cpu_count() or 1) / config.cpus_per_trial), config.max_concurrent or _MOST_WORKERS)
         with contextlib.ExitStack() as stack:
-            with environment({"PYTHONPATH": path} if path else {}):
-                stack.enter_context(local_ray(console.say, keep_logs=keep_logs, **settings))
+            with environment(variables):
+                preloading = {"_system_config": {"preload_python_modules": modules}, "workers": workers}
+                stack.enter_context(local_ray(console.say, keep_logs=keep_logs, **preloading, **settings))
+            from ht_ray.sweep.driver.tune_repair import waiting_workers
+
+            stack.enter_context(waiting_workers())
             yield _slots(config, ray.nodes())
         return
     try:
-        ray.init(address=address, **settings)
+        ray.init(address=address, log_to_driver=False, **settings)
     except ConnectionError as error:
         raise SettingError(
             owner="SweepConfig",
