@@ -53,7 +53,7 @@ def running_ray(
         variables["PL_DISABLE_FORK"] = "1"
         if path:
             variables["PYTHONPATH"] = path
-        modules = ["ht_ray.sweep.worker.trainable", factory.partition(":")[0]]
+        modules = ["ht_ray.sweep.worker.preload", factory.partition(":")[0]]
         workers = min(int((os.cpu_count() or 1) / config.cpus_per_trial), config.max_concurrent or _MOST_WORKERS)
         with contextlib.ExitStack() as stack:
             with environment(variables):
