@@ -11,6 +11,7 @@ import ipaddress
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,10 @@ def of_a_study(directory: Path) -> dict[str, Any]:
     seen: dict[str, Any] = {}
 
     def look(_: Path) -> None:
+        # The agents come some seconds after all else.
+        end = time.monotonic() + 120
+        while len(listening()) < 8 and time.monotonic() < end:
+            time.sleep(0.5)
         seen["listening"] = listening()
         seen["processes"] = len(descendants())
         (node,) = [raylet for raylet in raylets() if raylet.pid in descendants()]

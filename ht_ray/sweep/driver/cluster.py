@@ -27,9 +27,7 @@ _MOST_WORKERS = 64
 
 
 @contextmanager
-def running_ray(
-    config: SweepConfig, console: Console, keep_logs: Callable[[], bool], factory: str
-) -> Iterator[int]:
+def running_ray(config: SweepConfig, console: Console, keep_logs: Callable[[], bool], factory: str) -> Iterator[int]:
     """Have Ray running, and yield how many trials fit at a time.
 
     Workers of a Ray that is started here import what they need for the trials of `factory` before they are asked to.
@@ -57,8 +55,8 @@ def running_ray(
         workers = min(int((os.cpu_count() or 1) / config.cpus_per_trial), config.max_concurrent or _MOST_WORKERS)
         with contextlib.ExitStack() as stack:
             with environment(variables):
-                preloading = {"_system_config": {"preload_python_modules": modules}, "workers": workers}
-                stack.enter_context(local_ray(console.say, keep_logs=keep_logs, **preloading, **settings))
+                settings["_system_config"] = {"preload_python_modules": modules}
+                stack.enter_context(local_ray(console.say, keep_logs=keep_logs, workers=workers, **settings))
             from ht_ray.sweep.driver.tune_repair import waiting_workers
 
             stack.enter_context(waiting_workers())

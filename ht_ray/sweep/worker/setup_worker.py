@@ -1,6 +1,6 @@
 """Script with which a Ray that a study starts begins its workers.
 
-Ray's own imports Ray to do this, which takes a second of each worker, and hands over to a process that imports it again.
+Ray's own imports Ray for this, which takes a second of each worker, and becomes a process that imports it again.
 Where a worker is to have a runtime environment, Ray's own takes over.
 """
 
