@@ -17,20 +17,19 @@ from ht_ray.sweep.driver.local_ray import local_ray
 from ht_ray.sweep.records.progress import Console
 from ht_ray.sweep.storage.location import StudyLocation
 from ht_ray.sweep.study.config import GIB, SweepConfig, ray_address
+from ht_ray.sweep.study.trial import Study
 
 __all__ = ["check_shared", "environment", "import_path", "running_ray"]
 
 # A node that has not answered after so many seconds is gone; a busy one may take its time to start a worker.
 _NODE_ANSWERS = 60.0
-# Workers that are started before they are needed, at most.
-_MOST_WORKERS = 64
 
 
 @contextmanager
-def running_ray(config: SweepConfig, console: Console, keep_logs: Callable[[], bool], factory: str) -> Iterator[int]:
-    """Have Ray running, and yield how many trials fit at a time.
+def running_ray(config: SweepConfig, console: Console, keep_logs: Callable[[], bool], study: Study) -> Iterator[int]:
+    """Have Ray running, and yield how many trials of the study fit at a time.
 
-    Workers of a Ray that is started here import what they need for the trials of `factory` before they are asked to.
+    Workers of a Ray that is started here import what they need for its trials before they are asked to.
     """
     # Under `uv run` Ray would re-create the whole environment for its workers. Read when Ray is imported.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -45,17 +44,15 @@ def running_ray(config: SweepConfig, console: Console, keep_logs: Callable[[], b
     if address == "local":
         # Workers of a Ray started here inherit the import path; elsewhere the job's working directory is theirs.
         path = os.pathsep.join(import_path())
-        # Ray says how many threads there are when a worker gets its trial; libraries ask when they are imported.
-        variables = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, int(config.cpus_per_trial))))}
-        # As Tune has it: https://github.com/ray-project/ray/issues/28197
-        variables["PL_DISABLE_FORK"] = "1"
-        if path:
-            variables["PYTHONPATH"] = path
-        modules = ["ht_ray.sweep.worker.preload", factory.partition(":")[0]]
-        workers = min(int((os.cpu_count() or 1) / config.cpus_per_trial), config.max_concurrent or _MOST_WORKERS)
+        # Ray says how many threads there are when a worker gets its trial, and libraries ask when they are imported.
+        # The other is Tune's: https://github.com/ray-project/ray/issues/28197
+        threads = os.environ.get("OMP_NUM_THREADS", str(max(1, int(config.cpus_per_trial))))
+        variables = {"OMP_NUM_THREADS": threads, "PL_DISABLE_FORK": "1", **({"PYTHONPATH": path} if path else {})}
+        modules = ["ht_ray.sweep.worker.preload", study.factory.partition(":")[0]]
+        settings["_system_config"] = {"preload_python_modules": modules}
         with contextlib.ExitStack() as stack:
             with environment(variables):
-                settings["_system_config"] = {"preload_python_modules": modules}
+                workers = _waiting_workers(config, study)
                 stack.enter_context(local_ray(console.say, keep_logs=keep_logs, workers=workers, **settings))
             from ht_ray.sweep.driver.tune_repair import waiting_workers
 
@@ -77,6 +74,14 @@ def running_ray(config: SweepConfig, console: Console, keep_logs: Callable[[], b
         yield _slots(config, ray.nodes())
     finally:
         ray.shutdown()
+
+
+def _waiting_workers(config: SweepConfig, study: Study) -> int:
+    """Return how many workers to start before they are asked for."""
+    cpus = os.cpu_count() or 1
+    fitting = min(int(cpus / config.cpus_per_trial), config.max_concurrent or len(study.trials), len(study.trials))
+    # One CPU is the driver's, which imports Tune meanwhile.
+    return min(fitting, max(1, cpus - 1))
 
 
 def _slots(config: SweepConfig, nodes: Sequence[dict[str, Any]]) -> int:
