@@ -6,6 +6,8 @@ import contextlib
 import logging
 import os
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,10 +21,14 @@ from ht_ray.sweep.storage.location import StudyLocation
 from ht_ray.sweep.study.config import GIB, SweepConfig, ray_address
 from ht_ray.sweep.study.trial import Study
 
-__all__ = ["check_shared", "environment", "import_path", "running_ray"]
+__all__ = ["WAITING_WORKERS", "check_shared", "environment", "import_path", "running_ray"]
 
+#: The environment variable with the folder for a file of each worker that waits.
+WAITING_WORKERS = "HT_RAY_WAITING_WORKERS"
 # A node that has not answered after so many seconds is gone; a busy one may take its time to start a worker.
 _NODE_ANSWERS = 60.0
+# Seconds after which workers that wait are not waited for.
+_WORKERS_WAIT = 60.0
 
 
 @contextmanager
@@ -48,15 +54,21 @@ def running_ray(config: SweepConfig, console: Console, keep_logs: Callable[[], b
         # The other is Tune's: https://github.com/ray-project/ray/issues/28197
         threads = os.environ.get("OMP_NUM_THREADS", str(max(1, int(config.cpus_per_trial))))
         variables = {"OMP_NUM_THREADS": threads, "PL_DISABLE_FORK": "1", **({"PYTHONPATH": path} if path else {})}
-        modules = ["ht_ray.sweep.worker.preload", study.factory.partition(":")[0]]
-        settings["_system_config"] = {"preload_python_modules": modules}
+        modules = ["ht_ray.sweep.worker.preload", study.factory.partition(":")[0], "ht_ray.sweep.worker.waiting"]
+        settings["_system_config"] = {
+            "preload_python_modules": modules,
+            # Ray would end them as soon as the trials' resources are set aside.
+            "idle_worker_killing_time_threshold_ms": 60_000,
+        }
+        workers = _waiting_workers(config, study)
         with contextlib.ExitStack() as stack:
-            with environment(variables):
-                workers = _waiting_workers(config, study)
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ht-ray-"))
+            with environment({**variables, WAITING_WORKERS: folder}):
                 stack.enter_context(local_ray(console.say, keep_logs=keep_logs, workers=workers, **settings))
             from ht_ray.sweep.driver.tune_repair import waiting_workers
 
             stack.enter_context(waiting_workers())
+            _wait_for_workers(Path(folder), workers)
             yield _slots(config, ray.nodes())
         return
     try:
@@ -82,6 +94,13 @@ def _waiting_workers(config: SweepConfig, study: Study) -> int:
     fitting = min(int(cpus / config.cpus_per_trial), config.max_concurrent or len(study.trials), len(study.trials))
     # One CPU is the driver's, which imports Tune meanwhile.
     return min(fitting, max(1, cpus - 1))
+
+
+def _wait_for_workers(folder: Path, workers: int) -> None:
+    """Wait until so many workers have imported what they need; Ray starts others for trials that come before."""
+    end = time.monotonic() + _WORKERS_WAIT
+    while time.monotonic() < end and sum(1 for _ in folder.iterdir()) < workers:
+        time.sleep(0.05)
 
 
 def _slots(config: SweepConfig, nodes: Sequence[dict[str, Any]]) -> int:
