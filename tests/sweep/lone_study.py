@@ -77,7 +77,11 @@ def of_a_study(directory: Path) -> dict[str, Any]:
     # Everything that is made readable by all would be so.
     os.umask(0)
     config = SweepConfig(results_dir=str(directory), tensorboard="none")
-    result = run_study(study(spec("one")), config, console=Console(output), finish=look)
+    os.environ.pop("OMP_NUM_THREADS", None)
+    seeing = study(spec("one"), factory="sweep_trials:Seeing", metric="waited")
+    result = run_study(seeing, config, console=Console(output), finish=look)
+    seen["summary"] = json.loads((directory / "trials" / "one" / "results.jsonl").read_text())["summary"]
+    seen["kept"] = "OMP_NUM_THREADS" in os.environ
     return {**seen, "exit_code": result.exit_code, "told": output.getvalue()}
 
 

@@ -67,6 +67,8 @@ def test_a_study_alone_is_reached_by_this_machine_only_and_leaves_nothing(
 ) -> None:
     found = driver("study", str(tmp_path / "study"))
     assert found["exit_code"] == 0
+    assert found["summary"] == {"hidden": 1.0, "waited": 1.0, "threads": 1.0}
+    assert not found["kept"]
     # The driver, GCS, raylet, its two agents and a worker, at least.
     names = {name for name, _ in found["listening"]}
     assert {"gcs_server", "raylet"} <= names
