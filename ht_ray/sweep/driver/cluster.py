@@ -20,11 +20,10 @@ from ht_ray.sweep.records.progress import Console
 from ht_ray.sweep.storage.location import StudyLocation
 from ht_ray.sweep.study.config import GIB, SweepConfig, ray_address
 from ht_ray.sweep.study.trial import Study
+from ht_ray.sweep.worker import WAITING_WORKERS
 
-__all__ = ["WAITING_WORKERS", "check_shared", "environment", "import_path", "running_ray"]
+__all__ = ["check_shared", "environment", "import_path", "running_ray"]
 
-#: The environment variable with the folder for a file of each worker that waits.
-WAITING_WORKERS = "HT_RAY_WAITING_WORKERS"
 # A node that has not answered after so many seconds is gone; a busy one may take its time to start a worker.
 _NODE_ANSWERS = 60.0
 # Seconds after which workers that wait are not waited for.

@@ -4,7 +4,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from ht_ray.sweep.driver.cluster import WAITING_WORKERS
+from ht_ray.sweep.worker import WAITING_WORKERS
 
 with contextlib.suppress(OSError):  # nobody looks any more
     Path(os.environ[WAITING_WORKERS], str(os.getpid())).touch()
