@@ -11,6 +11,7 @@ import ipaddress
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,10 @@ def of_a_study(directory: Path) -> dict[str, Any]:
     seen: dict[str, Any] = {}
 
     def look(_: Path) -> None:
+        # The agents come some seconds after all else.
+        end = time.monotonic() + 120
+        while len(listening()) < 8 and time.monotonic() < end:
+            time.sleep(0.5)
         seen["listening"] = listening()
         seen["processes"] = len(descendants())
         (node,) = [raylet for raylet in raylets() if raylet.pid in descendants()]
@@ -72,7 +77,11 @@ def of_a_study(directory: Path) -> dict[str, Any]:
     # Everything that is made readable by all would be so.
     os.umask(0)
     config = SweepConfig(results_dir=str(directory), tensorboard="none")
-    result = run_study(study(spec("one")), config, console=Console(output), finish=look)
+    os.environ.pop("OMP_NUM_THREADS", None)
+    seeing = study(spec("one"), factory="sweep_trials:Seeing", metric="waited")
+    result = run_study(seeing, config, console=Console(output), finish=look)
+    seen["summary"] = json.loads((directory / "trials" / "one" / "results.jsonl").read_text())["summary"]
+    seen["kept"] = "OMP_NUM_THREADS" in os.environ
     return {**seen, "exit_code": result.exit_code, "told": output.getvalue()}
 
 
@@ -118,7 +127,7 @@ def of_late_agents(seconds: int) -> dict[str, Any]:
     )
     os.environ["PYTHONPATH"] = f"{late}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     said: list[str] = []
-    with local_ray(said.append, log_to_driver=False):
+    with local_ray(said.append):
         seen = len((late / "seen").read_text())
     return {"said": said, "seen": seen}
 

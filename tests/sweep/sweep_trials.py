@@ -7,6 +7,7 @@ import math
 import os
 import random
 import signal
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -121,13 +122,18 @@ def study(*trials: TrialSpec, **changes: Any) -> Study:
 
 
 class Seeing:
-    """Reports which GPUs its worker may see."""
+    """Reports which GPUs its worker may see, whether it waited with its imports done, and for how many threads."""
 
     def __init__(self, config: dict[str, Any], shared: Any) -> None:
         pass
 
     def advance(self) -> Report:
-        return Report(curves={}, summary={"hidden": float(os.environ.get("CUDA_VISIBLE_DEVICES") == "")}, progress=1.0)
+        seen = {
+            "hidden": float(os.environ.get("CUDA_VISIBLE_DEVICES") == ""),
+            "waited": float("ht_ray.sweep.worker.waiting" in sys.modules),
+            "threads": float(os.environ.get("OMP_NUM_THREADS", "nan")),
+        }
+        return Report(curves={}, summary=seen, progress=1.0)
 
     def save(self, directory: Path) -> None:
         pass

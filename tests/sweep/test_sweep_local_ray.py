@@ -19,6 +19,7 @@ import pytest
 from ht_ray.errors import SettingError
 from ht_ray.sweep import RayStartError
 from ht_ray.sweep.driver.local_ray import _free_ports, _make_token, start_ray
+from ht_ray.sweep.worker import late_start, setup_worker
 
 HERE = Path(__file__).parent
 Driver = Callable[..., dict[str, Any]]
@@ -66,6 +67,8 @@ def test_a_study_alone_is_reached_by_this_machine_only_and_leaves_nothing(
 ) -> None:
     found = driver("study", str(tmp_path / "study"))
     assert found["exit_code"] == 0
+    assert found["summary"] == {"hidden": 1.0, "waited": 1.0, "threads": 1.0}
+    assert not found["kept"]
     # The driver, GCS, raylet, its two agents and a worker, at least.
     names = {name for name, _ in found["listening"]}
     assert {"gcs_server", "raylet"} <= names
@@ -123,6 +126,28 @@ def processes_that_name(folder: Path) -> list[str]:
         except OSError:
             continue
     return [line for line in lines if str(folder) in line]
+
+
+def test_workers_are_begun_at_once_where_they_need_no_environment() -> None:
+    worker = ["default_worker.py", "--node-id=7", "--runtime-env-hash=0"]
+    plain = ["--language=PYTHON", "--serialized-runtime-env-context={}"]
+    assert setup_worker.main([*worker, *plain]) == [sys.executable, *worker]
+    assert setup_worker.main(worker) == [sys.executable, *worker]
+    for other in (["--language=JAVA"], ['--serialized-runtime-env-context={"env_vars": {"A": "1"}}']):
+        command, script, *arguments = setup_worker.main([*worker, *other])
+        assert (command, arguments) == (sys.executable, [*worker, *other])
+        assert script.endswith("ray/_private/workers/setup_worker.py")
+        assert Path(script).is_file()
+
+
+def test_what_begins_late_ends_with_its_parent() -> None:
+    # The shell ends, and with it whose child the waiting process was. It has the output open until it ends itself.
+    late = f"{sys.executable} {late_start.__file__} 600 {sys.executable} -c pass"
+    subprocess.run(["sh", "-c", f"{late} & sleep 5"], stdout=subprocess.PIPE, timeout=60, check=True)
+    begun = subprocess.run(
+        [sys.executable, late_start.__file__, "0.1", sys.executable, "-c", "print(7)"], capture_output=True, text=True
+    )
+    assert (begun.returncode, begun.stdout) == (0, "7\n")
 
 
 def test_what_cannot_pass_is_not_tried_again() -> None:

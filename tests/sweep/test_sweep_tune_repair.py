@@ -10,7 +10,7 @@ from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 from ray.tune.execution.tune_controller import TuneController
 
-from ht_ray.sweep.driver.tune_repair import TESTED, _death, isolate_worker_failures
+from ht_ray.sweep.driver.tune_repair import TESTED, _death, isolate_worker_failures, waiting_workers
 
 REPAIRED = [
     (RayActorManager, "_actor_task_failed"),
@@ -70,3 +70,24 @@ def test_a_version_that_was_not_tested_is_left_alone_with_a_warning(monkeypatch:
     with isolate_worker_failures(said.append):
         assert methods() == before
     assert len(said) == 1 and "Ray 2.99.0" in said[0] and "tested with 2.60.x" in said[0]
+
+
+def test_trials_begin_in_workers_that_wait_while_the_block_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.tune.execution.class_cache import _ActorClassCache
+
+    class Trainable:
+        pass
+
+    def environment() -> Any:
+        return _ActorClassCache().get(Trainable)._default_options.get("runtime_env")
+
+    plain = _ActorClassCache.get
+    assert environment()
+    with waiting_workers():
+        cache = _ActorClassCache()
+        assert not environment()
+        assert cache.get(Trainable) is cache.get(Trainable)
+    assert _ActorClassCache.get is plain
+    monkeypatch.setattr("ray.__version__", "3.0.0")
+    with waiting_workers():
+        assert _ActorClassCache.get is plain

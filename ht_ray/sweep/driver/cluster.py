@@ -6,6 +6,8 @@ import contextlib
 import logging
 import os
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,16 +19,23 @@ from ht_ray.sweep.driver.local_ray import local_ray
 from ht_ray.sweep.records.progress import Console
 from ht_ray.sweep.storage.location import StudyLocation
 from ht_ray.sweep.study.config import GIB, SweepConfig, ray_address
+from ht_ray.sweep.study.trial import Study
+from ht_ray.sweep.worker import WAITING_WORKERS
 
 __all__ = ["check_shared", "environment", "import_path", "running_ray"]
 
 # A node that has not answered after so many seconds is gone; a busy one may take its time to start a worker.
 _NODE_ANSWERS = 60.0
+# Seconds after which workers that wait are not waited for.
+_WORKERS_WAIT = 60.0
 
 
 @contextmanager
-def running_ray(config: SweepConfig, console: Console, keep_logs: Callable[[], bool]) -> Iterator[int]:
-    """Have Ray running, and yield how many trials fit at a time."""
+def running_ray(config: SweepConfig, console: Console, keep_logs: Callable[[], bool], study: Study) -> Iterator[int]:
+    """Have Ray running, and yield how many trials of the study fit at a time.
+
+    Workers of a Ray that is started here import what they need for its trials before they are asked to.
+    """
     # Under `uv run` Ray would re-create the whole environment for its workers. Read when Ray is imported.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     import ray
@@ -35,18 +44,34 @@ def running_ray(config: SweepConfig, console: Console, keep_logs: Callable[[], b
         yield _slots(config, ray.nodes())
         return
     address = ray_address(config)
-    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    settings: dict[str, Any] = {"logging_level": logging.ERROR}
     console.say("Starting Ray" if address == "local" else f"Connecting to Ray at {address}")
     if address == "local":
         # Workers of a Ray started here inherit the import path; elsewhere the job's working directory is theirs.
         path = os.pathsep.join(import_path())
+        # Ray says how many threads there are when a worker gets its trial, and libraries ask when they are imported.
+        # The other is Tune's: https://github.com/ray-project/ray/issues/28197
+        threads = os.environ.get("OMP_NUM_THREADS", str(max(1, int(config.cpus_per_trial))))
+        variables = {"OMP_NUM_THREADS": threads, "PL_DISABLE_FORK": "1", **({"PYTHONPATH": path} if path else {})}
+        modules = ["ht_ray.sweep.worker.preload", study.factory.partition(":")[0], "ht_ray.sweep.worker.waiting"]
+        settings["_system_config"] = {
+            "preload_python_modules": modules,
+            # Ray would end them as soon as the trials' resources are set aside.
+            "idle_worker_killing_time_threshold_ms": 60_000,
+        }
+        workers = _waiting_workers(config, study)
         with contextlib.ExitStack() as stack:
-            with environment({"PYTHONPATH": path} if path else {}):
-                stack.enter_context(local_ray(console.say, keep_logs=keep_logs, **settings))
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ht-ray-"))
+            with environment({**variables, WAITING_WORKERS: folder}):
+                stack.enter_context(local_ray(console.say, keep_logs=keep_logs, workers=workers, **settings))
+            from ht_ray.sweep.driver.tune_repair import waiting_workers
+
+            stack.enter_context(waiting_workers())
+            _wait_for_workers(Path(folder), workers)
             yield _slots(config, ray.nodes())
         return
     try:
-        ray.init(address=address, **settings)
+        ray.init(address=address, log_to_driver=False, **settings)
     except ConnectionError as error:
         raise SettingError(
             owner="SweepConfig",
@@ -60,6 +85,21 @@ def running_ray(config: SweepConfig, console: Console, keep_logs: Callable[[], b
         yield _slots(config, ray.nodes())
     finally:
         ray.shutdown()
+
+
+def _waiting_workers(config: SweepConfig, study: Study) -> int:
+    """Return how many workers to start before they are asked for."""
+    cpus = os.cpu_count() or 1
+    fitting = min(int(cpus / config.cpus_per_trial), config.max_concurrent or len(study.trials), len(study.trials))
+    # One CPU is the driver's, which imports Tune meanwhile.
+    return min(fitting, max(1, cpus - 1))
+
+
+def _wait_for_workers(folder: Path, workers: int) -> None:
+    """Wait until so many workers have imported what they need; Ray starts others for trials that come before."""
+    end = time.monotonic() + _WORKERS_WAIT
+    while time.monotonic() < end and sum(1 for _ in folder.iterdir()) < workers:
+        time.sleep(0.05)
 
 
 def _slots(config: SweepConfig, nodes: Sequence[dict[str, Any]]) -> int:

@@ -15,14 +15,17 @@ import shutil
 import signal
 import socket
 import stat
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ht_ray.errors import SettingError
+from ht_ray.sweep.worker import late_start, setup_worker
 
 __all__ = ["RayStartError", "local_ray", "start_ray"]
 
@@ -32,6 +35,8 @@ _PAUSES = (5.0, 20.0)
 # How long processes have to end by themselves, and how long killed ones are waited for.
 _GRACE = 5.0
 _REAPED = 10.0
+# Seconds after which a node's agents are started; Ray waits 30 for one that is needed.
+_AGENTS_AFTER = 10.0
 
 # What a node's agents listen on: the setting, and its name in `ray._raylet`.
 _AGENT_PORTS = {
@@ -51,9 +56,16 @@ class RayStartError(RuntimeError):
 
 @contextmanager
 def local_ray(
-    say: Callable[[str], None], *, keep_logs: Callable[[], bool] = lambda: False, **settings: Any
+    say: Callable[[str], None],
+    *,
+    keep_logs: Callable[[], bool] = lambda: False,
+    workers: int | None = None,
+    **settings: Any,
 ) -> Iterator[None]:
     """Have a Ray of this process running, which only this machine reaches; see `start_ray`.
+
+    Its dashboard, and what scales clusters and brings the output of workers to the driver, are not started. Its agents,
+    which export metrics, come some seconds after all else.
 
     Parameters
     ----------
@@ -62,6 +74,8 @@ def local_ray(
     keep_logs
         Whether, at the end, Ray's session directory stays, which holds its logs. It stays where the block raises,
         but for a `SettingError`.
+    workers
+        How many are started before they are asked for; as many as there are CPUs by default.
     **settings
         For ``ray.init``.
 
@@ -74,9 +88,8 @@ def local_ray(
 
     _make_token(say)
     nodes: list[Any] = []
-    start_ray(
-        lambda: ray.init(address="local", include_dashboard=False, **settings), loopback=True, say=say, nodes=nodes
-    )
+    settings = {**settings, "include_dashboard": False, "log_to_driver": False}
+    start_ray(lambda: ray.init(address="local", **settings), loopback=True, say=say, nodes=nodes, workers=workers)
     keep = True
     try:
         yield
@@ -97,6 +110,7 @@ def start_ray(
     say: Callable[[str], None] = print,
     pauses: Sequence[float] = _PAUSES,
     nodes: list[Any] | None = None,
+    workers: int | None = None,
 ) -> T:
     """Return ``start()``, which starts nodes of Ray in this process, and try again if they do not start.
 
@@ -112,13 +126,15 @@ def start_ray(
     start
         Calls ``ray.init(address="local")``, ``ray.cluster_utils.Cluster``, or that one's ``add_node``.
     loopback
-        Whether Ray listens on the loopback address only.
+        Whether Ray listens on the loopback address only, and runs nothing that a study on one machine has no use for.
     say
         Takes sentences for the user.
     pauses
         Seconds before each further try.
     nodes
         The nodes that were started are added to it.
+    workers
+        How many workers a node starts before they are asked for; None for Ray's own number, that of its CPUs.
 
     Raises
     ------
@@ -133,7 +149,7 @@ def start_ray(
     while True:
         tried: list[Any] = []
         try:
-            with _steady_nodes(tried, loopback) if steady else contextlib.nullcontext():
+            with _steady_nodes(tried, loopback, workers) if steady else contextlib.nullcontext():
                 result = start()
         except BaseException as error:
             _shut_down(tried, grace=0, disconnect=not connected)
@@ -174,7 +190,7 @@ def _may_pass(error: Exception) -> bool:
 
 
 @contextmanager
-def _steady_nodes(made: list[Any], loopback: bool) -> Iterator[None]:
+def _steady_nodes(made: list[Any], loopback: bool, workers: int | None) -> Iterator[None]:
     """While the block runs, put the nodes that Ray makes in this process into `made`, and fix their agents' ports.
 
     Raises
@@ -183,18 +199,22 @@ def _steady_nodes(made: list[Any], loopback: bool) -> Iterator[None]:
         If a private name of Ray's is gone.
     """
     module: Any = importlib.import_module("ray._private.node")
+    services: Any = importlib.import_module("ray._private.services")
     _raylet: Any = importlib.import_module("ray._raylet")
-    plain = module.Node
+    plain, plain_command = module.Node, services._build_python_executable_command_memory_profileable
     names = {setting: getattr(_raylet, name) for setting, name in _AGENT_PORTS.items()}
     write_port = _raylet.persist_port
-    _ = plain.start_raylet, plain.get_session_dir_path, plain.is_head
+    _ = plain.start_raylet, plain.get_session_dir_path, plain.is_head, plain.get_resource_and_label_spec
 
     class SteadyNode(plain):  # type: ignore[misc,valid-type]
         def __init__(self, ray_params: Any, *args: Any, **kwargs: Any) -> None:
             made.append(self)
-            if loopback and ray_params.node_ip_address is None:
-                # Given to ``ray.init``, Ray would make the machine's own address of it.
-                ray_params.node_ip_address = "127.0.0.1"
+            if loopback:
+                if ray_params.node_ip_address is None:
+                    # Given to ``ray.init``, Ray would make the machine's own address of it.
+                    ray_params.node_ip_address = "127.0.0.1"
+                ray_params.no_monitor, ray_params.include_log_monitor = True, False
+                ray_params.setup_worker_path = setup_worker.__file__
             super().__init__(ray_params, *args, **kwargs)
 
         def start_api_server(self, *args: Any, **kwargs: Any) -> None:
@@ -209,13 +229,28 @@ def _steady_nodes(made: list[Any], loopback: bool) -> Iterator[None]:
             for (setting, name), port in zip(names.items(), _free_ports(len(names)), strict=True):
                 setattr(self._ray_params, setting, port)
                 write_port(self.get_session_dir_path(), self.node_id, name, port)
+            resources = self.get_resource_and_label_spec()
+            if workers is not None:
+                # What the node has is asked of the method; how many workers it starts with, of the number.
+                fewer = copy(resources)
+                fewer.to_resource_dict = resources.to_resource_dict
+                fewer.num_cpus = min(workers, resources.num_cpus)
+                self._resource_and_label_spec = fewer
             super().start_raylet(*args, **kwargs)
+            self._resource_and_label_spec = resources
+
+    def agents_command(*args: Any, **kwargs: Any) -> list[str]:
+        # Three seconds of processor time that the first trials have more use for.
+        return [sys.executable, late_start.__file__, str(_AGENTS_AFTER), *plain_command(*args, **kwargs)]
 
     module.Node = SteadyNode
+    if loopback:
+        services._build_python_executable_command_memory_profileable = agents_command
     try:
         yield
     finally:
         module.Node = plain
+        services._build_python_executable_command_memory_profileable = plain_command
 
 
 def _free_ports(count: int) -> list[int]:

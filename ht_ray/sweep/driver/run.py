@@ -154,7 +154,7 @@ def run_study(
 
     with (
         # What Ray's logs say is of use where something is missing.
-        running_ray(config, console, keep_logs=lambda: not complete) as slots,
+        running_ray(config, console, keep_logs=lambda: not complete, study=study) as slots,
         open_study(name, patience=60 * config.storage_minutes, say=console.say) as location,
     ):
         directory = location.directory

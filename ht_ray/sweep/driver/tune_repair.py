@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-__all__ = ["isolate_worker_failures"]
+__all__ = ["isolate_worker_failures", "waiting_workers"]
 
 #: The versions of Ray whose Tune is repaired: those that the tests have run with.
 TESTED = ("2.60.",)
@@ -53,6 +53,36 @@ def isolate_worker_failures(say: Callable[[str], None]) -> Iterator[None]:
     finally:
         for owner, name, function in originals:
             setattr(owner, name, function)
+
+
+@contextmanager
+def waiting_workers() -> Iterator[None]:
+    """Let trials begin in workers that wait already, while the block runs.
+
+    Tune wants some of the driver's environment variables for them, and Ray has no such worker before it is asked: a
+    process would be started for each, after the agent that knows of environments. Workers of a Ray that the driver has
+    started have its variables. With a version of Ray that was not tested, they are started like that.
+    """
+    try:
+        if not ray.__version__.startswith(TESTED):
+            raise ImportError(f"Ray {ray.__version__} was not tested")
+        from ray.tune.execution.class_cache import _ActorClassCache
+
+        plain = _ActorClassCache.get
+    except (ImportError, AttributeError):
+        yield
+        return
+
+    def get(self: Any, trainable: Any) -> Any:
+        if trainable not in self._cache:
+            self._cache[trainable] = ray.remote(trainable)
+        return self._cache[trainable]
+
+    _ActorClassCache.get = get
+    try:
+        yield
+    finally:
+        _ActorClassCache.get = plain
 
 
 def _repaired() -> list[tuple[Any, str, Any]]:

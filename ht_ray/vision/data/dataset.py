@@ -11,6 +11,7 @@ import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -311,10 +312,22 @@ def user_cache(where: str) -> Path:
     return base / "ht-ray"
 
 
-def _digits() -> ImageSets:
+def _scikit_learns_digits() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return the pixels, 0 to 16, and the labels."""
+    package = find_spec("sklearn")
+    for folder in package.submodule_search_locations or () if package is not None else ():
+        # Importing scikit-learn takes seconds, and its file a hundredth of one.
+        if (file := Path(folder, "datasets", "data", "digits.csv.gz")).is_file():
+            table = np.loadtxt(file, delimiter=",")
+            return table[:, :-1], table[:, -1]
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
+    return pixels, labels
+
+
+def _digits() -> ImageSets:
+    pixels, labels = _scikit_learns_digits()
     images = torch.from_numpy(np.rint(pixels * (255 / 16)).astype(np.uint8)).reshape(-1, 1, 8, 8)
     targets = torch.from_numpy(labels.astype(np.int64))
     is_test = torch.zeros(len(targets), dtype=torch.bool)
