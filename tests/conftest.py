@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,17 +22,16 @@ os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep compiled modules for this run, where Python was told to write none.
+    """Keep compiled modules in pytest's cache where Python was told to write none.
 
     Ray's workers and the command lines would each compile torch, Ray and Avalanche again, which takes most of their
-    start. Nothing is written beside the modules.
+    start.
     """
-    if sys.dont_write_bytecode:
-        folder = tempfile.mkdtemp(prefix="ht-ray-bytecode-")
-        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
-        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = folder
-        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    if sys.dont_write_bytecode and config.pluginmanager.hasplugin("cacheprovider"):
+        sys.pycache_prefix = str(config.cache.mkdir("bytecode"))
         sys.dont_write_bytecode = False
+        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -58,6 +56,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 continue
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_collection_finish() -> None:
+    """Spare every later collection of garbage the modules and the tests themselves, which stay to the end anyway.
+
+    They are millions of objects, and a worker of a study collects before each of its trials.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
