@@ -38,8 +38,35 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
 
 
+# The files that take longest, about 15 s of processor time or more, from the longest on.
+_LONGEST = (
+    "test_study_runs.py",
+    "test_sweep_run.py",
+    "test_atari_interruptions.py",
+    "test_warm_start.py",
+    "test_atari100k.py",
+    "test_avalanche.py",
+    "test_sweep_damage.py",
+    "test_bbf_algorithm.py",
+    "test_docs.py",
+    "test_vision_interruptions.py",
+    "test_sweep_search_run.py",
+    "test_reproduce.py",
+    "test_report_write.py",
+    "test_sweep_local_ray.py",
+    "test_report_page.py",
+    "test_drq_algorithm.py",
+    "test_sweep_s3.py",
+)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     import torch
+
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # What begins last is short, so that all workers end together.
+        places = {name: place for place, name in enumerate(_LONGEST)}
+        items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
     reasons = {}
     if not config.getoption("--slow"):
