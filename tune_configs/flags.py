@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import re
 import textwrap
@@ -89,6 +90,8 @@ def help_texts(config: type[Any]) -> dict[str, str]:
     return {name: _paragraph(text) for name, text in found.items()}
 
 
+# A command line asks for the same classes several times, and finding one in its file takes long.
+@functools.lru_cache(maxsize=128)
 def _documented(config: type[Any]) -> dict[str, str]:
     found = dict(_attributes(inspect.cleandoc(config.__doc__ or "")))
     try:
