@@ -21,7 +21,6 @@ import ray
 from ray import tune
 from ray.tune.result import DONE
 
-from ht_ray._postponed import postpone_dynamo
 from ht_ray._storage import Storage, StorageError
 from ht_ray.errors import Diverged, Interrupted, SettingError
 from ht_ray.records import EventKind, FaultKind, Outcome
@@ -107,7 +106,6 @@ class StudyTrainable(tune.Trainable):
         self._outage: float | None = None  # when the storage was found to be away
 
     def setup(self, config: dict[str, Any], *, plan: WorkerPlan, shared: Any) -> None:
-        postpone_dynamo()
         self._plan = plan
         self._shared = shared
         self._leaving = False
