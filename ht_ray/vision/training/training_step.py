@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -14,6 +13,7 @@ from ht_ray.cuda_graph import Captured
 from ht_ray.mechanisms.weights.structure import HeldParameters
 from ht_ray.methods import Composition
 from ht_ray.vision.data.loader import EpochDraws, InMemoryLoader
+from ht_ray.vision.training.epoch_sums import EpochSums
 from ht_ray.vision.training.optimizer import TrainingConfig, set_learning_rate, warmup_factor
 from ht_ray.vision.training.precision import autocast
 
@@ -101,9 +101,7 @@ class TrainingStep:
         self.loss_sum = torch.zeros((), device=device)
         self.correct = torch.zeros((), dtype=torch.int64, device=device)
         self.seen = 0
-        # Of the steps of an epoch, where it is not summed up on the device: loss, and the classes predicted.
-        self._losses: list[Tensor] = []
-        self._predicted: list[Tensor] = []
+        self._sums = EpochSums()
         self._draws: EpochDraws | None = None
         # A method that may be captured reads the learning rate from the device in every step, captured or not, so that
         # both compute alike.
@@ -148,7 +146,9 @@ class TrainingStep:
             self.seen += size
             self._steps += 1
         if not self._on_device:
-            self._sum_up()
+            loss_sum, correct, _ = self._sums.total()
+            self.loss_sum.fill_(loss_sum)
+            self.correct.fill_(correct)
 
     def _capturing(self) -> Captured:
         return Captured(self._compute, on=self._graph, held=self._tensors, device=self._device, optional=self._optional)
@@ -199,19 +199,8 @@ class TrainingStep:
                 self.loss_sum += loss.detach() * size
                 self.correct += (logits.detach().argmax(1) == labels).sum()
         else:
-            self._losses.append(loss.detach())
-            self._predicted.append(logits.detach().argmax(1))
+            self._sums.add(loss, logits, labels)
         return {"batch": batch.detach()}
-
-    def _sum_up(self) -> None:
-        """Take the epoch's sums from what its steps have left; to the bit what adding at each step gives."""
-        assert self._draws is not None
-        sizes = np.array([len(predicted) for predicted in self._predicted], dtype=np.float32)
-        losses = torch.stack(self._losses).cpu().numpy() * sizes
-        self.loss_sum.fill_(np.add.accumulate(losses)[-1].item())
-        self.correct.copy_((torch.cat(self._predicted) == self._draws.labels[: self.seen]).sum())
-        self._losses.clear()
-        self._predicted.clear()
 
 
 def rates_on_device(optimizer: Optimizer, device: torch.device | None) -> None:
