@@ -19,6 +19,7 @@ from ht_ray._checks import check_choice, check_number
 from ht_ray.mechanisms import isolated_rng
 from ht_ray.vision.data.loader import EpochDraws, InMemoryLoader, Normalise
 from ht_ray.vision.training.optimizer import AUGMENTATIONS
+from ht_ray.vision.training.precision import autocast
 
 from .benchmark import PoolDataset
 
@@ -187,7 +188,7 @@ class InMemoryLoading(_Template):
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which the model computes."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+        return autocast(self.device, torch.bfloat16 if self.precision == "bf16" else None)
 
     def eval(self, experiences: Any, **kwargs: Any) -> dict[str, Any]:
         """Evaluate as Avalanche does; loaders, and heads that grow, draw from generators that are put back."""

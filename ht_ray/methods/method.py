@@ -339,6 +339,7 @@ class Composition:
         self._watching = [m for m in ordered if _overrides(m, "watch")]
         self._losing = [m for m in ordered if _overrides(m, "loss")]
         self._entering = [m for m in ordered if _overrides(m, "before_forward") and m is not self.tortoise]
+        self._before_step = [m for m in ordered if _overrides(m, "before_step")]
 
     def __add__(self, other: Method | Composition) -> Composition:
         """Return all as one."""
@@ -434,7 +435,7 @@ class Composition:
 
     def before_step(self, optimizer: Any) -> None:
         """Call before every optimiser step, when gradients are as it will see them."""
-        for method in self._ordered:
+        for method in self._before_step:
             method.before_step(optimizer)
 
     def update(self, optimizer: Any) -> None:

@@ -14,6 +14,7 @@ from ht_ray._checks import check_number
 from ht_ray.diagnostics import Indicators
 from ht_ray.errors import Diverged
 from ht_ray.vision.data.dataset import ImageData
+from ht_ray.vision.training.epoch_sums import EpochSums
 from ht_ray.vision.training.evaluate import evaluate
 from ht_ray.vision.training.fit import Row
 
@@ -95,32 +96,27 @@ class MeasurePlugin(SupervisedPlugin, supports_distributed=True):  # type: ignor
         self.samples = 0
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        self._loss = torch.zeros((), device=strategy.device)
-        self._correct = torch.zeros((), dtype=torch.int64, device=strategy.device)
-        self._seen = 0
+        self._sums = EpochSums()
+        self._host = MethodPlugin.host(strategy)
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         self._batch_loss = strategy.loss.detach()
 
     def after_update(self, strategy: Any, **kwargs: Any) -> None:
-        host = MethodPlugin.host(strategy)
         # Without what methods add to it.
-        loss = self._batch_loss if host is None or host.plain_loss is None else host.plain_loss
-        labels = strategy.mb_y
-        self._loss += loss.reshape(()) * len(labels)
-        self._correct += (strategy.mb_output.detach().argmax(1) == labels).sum()
-        self._seen += len(labels)
+        plain = None if self._host is None else self._host.plain_loss
+        self._sums.add(self._batch_loss if plain is None else plain, strategy.mb_output, strategy.mb_y)
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        host = MethodPlugin.host(strategy)
-        if host is not None:
-            host.after_training_epoch(strategy)  # if this plugin stands before it
+        if self._host is not None:
+            self._host.after_training_epoch(strategy)  # if this plugin stands before it
         phase, epoch = strategy.clock.train_exp_counter + 1, strategy.clock.train_exp_epochs + 1
-        train_loss = self._loss.item() / max(1, self._seen)
+        loss_sum, correct, seen = self._sums.total()
+        train_loss = loss_sum / max(1, seen)
         if not math.isfinite(train_loss):
             raise Diverged(f"training loss {train_loss} in phase {phase}, epoch {epoch}")
         self.epochs += 1
-        self.samples += self._seen
+        self.samples += seen
         last = epoch == strategy.train_epochs
         indicated = self.indicators is not None and self.indicators.due(epoch, last=last)
         if not (last or indicated or epoch % self.evaluate_every == 0):
@@ -141,7 +137,7 @@ class MeasurePlugin(SupervisedPlugin, supports_distributed=True):  # type: ignor
             "phase": phase,
             "epoch": epoch,
             "train_loss": train_loss,
-            "train_accuracy": self._correct.item() / max(1, self._seen),
+            "train_accuracy": correct / max(1, seen),
             "test_loss": tested.loss,
             "test_accuracy": tested.accuracy,
         }

@@ -10,6 +10,7 @@ from torch import nn
 
 from ht_ray._checks import check_number
 from ht_ray.mechanisms import derive_seed, isolated_rng
+from ht_ray.mechanisms.weights.structure import HeldParameters
 from ht_ray.vision.training.optimizer import set_learning_rate, warmup_factor
 
 __all__ = ["PhaseTrainingPlugin"]
@@ -54,10 +55,11 @@ class PhaseTrainingPlugin(SupervisedPlugin, supports_distributed=True):  # type:
         self.seed = seed
         self._total = 0
         self._rng = ExitStack()
+        self._parameters = HeldParameters()
 
     def __getstate__(self) -> dict[str, Any]:
         # Between epochs, where alone a strategy can be saved, nothing is on the stack.
-        return {**self.__dict__, "_rng": ExitStack()}
+        return {**self.__dict__, "_rng": ExitStack(), "_parameters": HeldParameters()}
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         if self.fresh_optimizer:
@@ -77,7 +79,7 @@ class PhaseTrainingPlugin(SupervisedPlugin, supports_distributed=True):  # type:
 
     def before_update(self, strategy: Any, **kwargs: Any) -> None:
         if self.clip is not None:
-            nn.utils.clip_grad_norm_(strategy.model.parameters(), self.clip)
+            nn.utils.clip_grad_norm_(self._parameters(strategy.model), self.clip)
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         self._rng.close()

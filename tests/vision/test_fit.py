@@ -8,6 +8,7 @@ import os
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from torch.nn import functional
 from ht_ray.diagnostics import IndicatorConfig
 from ht_ray.errors import SettingError
 from ht_ray.mechanisms import SettingWarning, generator
+from ht_ray.methods import HareTortoise, Method, Tortoise
 from ht_ray.vision import (
     ContinualConfig,
     DataConfig,
@@ -37,6 +39,7 @@ from ht_ray.vision import (
     save_checkpoint,
     summarise,
 )
+from ht_ray.vision.training.epoch_sums import EpochSums
 
 # Phases of a few steps: the tortoise's momentum is small in them, and the warnings are beside the point.
 pytestmark = pytest.mark.filterwarnings("ignore::ht_ray.errors.SettingWarning")
@@ -480,3 +483,47 @@ def test_mnist_is_learned() -> None:
     net = make_model(ModelConfig("mlp"), shape=data.shape, num_classes=10, seed=0)
     rows = fit(net, data, stream, method=MethodConfig("hare_tortoise", momentum=0.99, reset_interval=1))
     assert rows[-1]["test_accuracy"] > 0.95
+
+
+class _Replacing(Method):
+    """Puts a new parameter in the place of the head's weight, in the middle of an epoch."""
+
+    name, title, rank = "replacing", "Replacing", 5
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
+        self.steps, self.gradients = 0, []
+
+    def after_step(self, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
+        self.steps += 1
+        layer = self.module.head[0]
+        self.gradients.append(torch.stack([p.grad.norm() for p in self.module.parameters()]).norm().item())
+        if self.steps == 3:
+            old = layer.weight
+            layer.weight = nn.Parameter(old.detach().clone())
+            (group,) = optimizer.param_groups
+            group["params"] = [layer.weight if p is old else p for p in group["params"]]
+            optimizer.state[layer.weight] = optimizer.state.pop(old)
+
+
+def test_a_parameter_that_is_replaced_between_two_steps_is_trained_on_clipped_and_followed() -> None:
+    training = TrainingConfig(batch_size=16, learning_rate=0.01, clip=0.05)
+    plain, ordinary = make_net(), make_net()
+    replacing = _Replacing(plain)
+    rows = fit(plain, DATA, STREAM, method=replacing + HareTortoise(plain, momentum=0.8), training=training)
+    assert rows == fit(ordinary, DATA, STREAM, method=HareTortoise(ordinary, momentum=0.8), training=training)
+    assert_same(plain, ordinary)
+    assert max(replacing.gradients) < 0.0501
+
+
+def test_the_sums_of_an_epoch_are_those_of_adding_at_each_step() -> None:
+    draw = torch.Generator().manual_seed(0)
+    sums, loss_sum, correct = EpochSums(), torch.zeros(()), 0
+    for size in [32] * 200 + [7]:
+        logits, labels = torch.randn((size, 10), generator=draw), torch.randint(10, (size,), generator=draw)
+        loss = functional.cross_entropy(logits, labels)
+        sums.add(loss, logits, labels)
+        loss_sum += loss * size
+        correct += int((logits.argmax(1) == labels).sum())
+    assert sums.total() == (loss_sum.item(), correct, 6407)
+    assert sums.total() == (0.0, 0, 0)

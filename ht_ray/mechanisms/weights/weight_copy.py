@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from ht_ray.mechanisms.weights.buffers import averaged_buffers, step_counters
 from ht_ray.mechanisms.weights.spectral_norm import spectral_layers
+from ht_ray.mechanisms.weights.structure import Structure
 
 __all__ = ["WeightCopy", "named_tensors"]
 
@@ -80,7 +80,13 @@ def _target_tensors(module: nn.Module, target: nn.Module) -> dict[str, Tensor]:
 
 
 def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """Copy each source into its target, those of the same types at once.
+    """Copy each source into its target, those of the same types at once."""
+    for into, of in _alike(targets, sources):
+        torch._foreach_copy_(into, of)
+
+
+def _alike(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> list[tuple[list[Tensor], list[Tensor]]]:
+    """Return targets and sources in lists of the same types.
 
     Given lists of several types, some versions of torch take the first tensor's kernel for all of them on a GPU.
     """
@@ -89,8 +95,7 @@ def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
         into, of = alike.setdefault((target.dtype, source.dtype), ([], []))
         into.append(target)
         of.append(source)
-    for into, of in alike.values():
-        torch._foreach_copy_(into, of)
+    return list(alike.values())
 
 
 class _Binding:
@@ -104,14 +109,7 @@ class _Binding:
         average_buffers: Collection[str] = (),
     ) -> None:
         self.module = module
-        parts = [*module.modules(), *(target.modules() if target is not None else ())]
-        self.tables: list[dict[str, Any]] = [
-            table for part in parts for table in (part._parameters, part._buffers, part._modules)
-        ]
-        self.names = list(chain.from_iterable(self.tables))
-        # Held, so that no other object can take their place in memory, and then compared by identity.
-        self.values = [value for table in self.tables for value in table.values()]
-        self.identities = list(map(id, self.values))
+        self.structure = Structure(module, *(() if target is None else (target,)))
         self.metas: list[tuple[Tensor, torch.Size, torch.device, torch.dtype]] = []
         self.live: dict[str, Tensor] = {}
         self.same_live: list[Tensor] = []
@@ -149,8 +147,11 @@ class _Binding:
             else:
                 self.own_live.append(live)
                 self.own_copy.append(copy)
+        #: What a step of the average copies.
+        self.copied = _alike([*self.exact_copy, *self.own_copy], [*self.exact_live, *self.own_live])
         self.all_live = [*self.same_live, *self.wide_live, *self.exact_live, *self.own_live, *self.kept_live]
         self.all_copy = [*self.same_copy, *self.wide_copy, *self.exact_copy, *self.own_copy, *self.kept_copy]
+        self.tensors = list(self.live.values())
         self.memory = self._memory()
 
     def holds(self, module: nn.Module) -> bool:
@@ -158,9 +159,7 @@ class _Binding:
 
         Called at every step: what can be compared in C is, and only a difference is looked into.
         """
-        if module is not self.module or list(chain.from_iterable(self.tables)) != self.names:
-            return False
-        if list(map(id, chain.from_iterable(map(dict.values, self.tables)))) != self.identities:
+        if module is not self.module or not self.structure.holds():
             return False
         memory = self._memory()
         if memory == self.memory:
@@ -173,7 +172,7 @@ class _Binding:
 
     def _memory(self) -> tuple[list[int], list[int]]:
         # ``parameter.data = other`` keeps the parameter; where it lies in memory tells.
-        return list(map(Tensor.data_ptr, self.live.values())), list(map(Tensor.numel, self.live.values()))
+        return list(map(Tensor.data_ptr, self.tensors)), list(map(Tensor.numel, self.tensors))
 
 
 class WeightCopy:
@@ -376,8 +375,8 @@ class WeightCopy:
         if bound.wide_copy:
             wide = [live.to(copy.dtype) for live, copy in zip(bound.wide_live, bound.wide_copy, strict=True)]
             torch._foreach_lerp_(bound.wide_copy, wide, weight)
-        if bound.exact_copy or bound.own_copy:
-            copy_all([*bound.exact_copy, *bound.own_copy], [*bound.exact_live, *bound.own_live])
+        for into, of in bound.copied:
+            torch._foreach_copy_(into, of)
         for layer in bound.spectral:
             layer.fit()
 

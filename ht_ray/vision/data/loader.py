@@ -53,12 +53,10 @@ class EpochDraws(NamedTuple):
 
     def rows(self, rows: slice | Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return some of its samples, by their place in the order."""
-        indices, labels, places = (
-            part if part is None else part[rows] if isinstance(rows, slice) else part.index_select(0, rows)
-            for part in self
-        )
-        assert indices is not None and labels is not None
-        return indices, labels, places
+        if isinstance(rows, slice):
+            return self.indices[rows], self.labels[rows], None if self.places is None else self.places[rows]
+        indices, labels = self.indices.index_select(0, rows), self.labels.index_select(0, rows)
+        return indices, labels, None if self.places is None else self.places.index_select(0, rows)
 
     def copy_(self, other: EpochDraws) -> None:
         """Take over the values of another epoch of the same phase, in place."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ht_ray.vision.data.loader import Normalise
+from ht_ray.vision.training import precision
 
 __all__ = ["Evaluation", "evaluate", "evaluating"]
 
@@ -60,7 +61,7 @@ def evaluate(
             if channels_last:
                 batch = batch.contiguous(memory_format=torch.channels_last)
             target = labels[start : start + batch_size]
-            with torch.autocast(images.device.type, dtype=autocast, enabled=autocast is not None):
+            with precision.autocast(images.device, autocast):
                 logits = model(batch)
             loss += functional.cross_entropy(
                 logits.to(torch.promote_types(logits.dtype, torch.float32)), target, reduction="sum"
