@@ -166,6 +166,11 @@ def _stacked(tensors: Sequence[Tensor]) -> Tensor:
     return stacked
 
 
+def _right(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Return how many of each member's ``(T, B, K)`` are right; of equal logits the first counts, as for `argmax`."""
+    return (outputs.transpose(1, 2).max(1).indices == labels).sum(1)
+
+
 class _Rows:
     """The members of a stack from one place to another (see `PackRows`)."""
 
@@ -375,8 +380,8 @@ class _Stack:
         for rows, method in self._methods:
             method.before_forward(inputs[rows])
         outputs = self._network({**self.weights, **self.buffers}, inputs, training=True)
-        flat = outputs.flatten(0, 1)
-        loss = functional.cross_entropy(flat, labels.reshape(-1), reduction="none").view(labels.shape).mean(1)
+        # As the network left them: classes, then samples.
+        loss = functional.cross_entropy(outputs.transpose(1, 2), labels, reduction="none").mean(1)
         objective = loss.sum()
         for rows, method in self._methods:
             if (term := method.loss(outputs[rows])) is not None:
@@ -397,11 +402,11 @@ class _Stack:
             for copy, live in self._copy:
                 copy.copy_(live)
             losses += loss.detach() * labels.shape[1]
-            correct += (outputs.detach().argmax(2) == labels).sum(1)
+            correct += _right(outputs.detach(), labels)
         changed = False
         for run, own in zip(members, inputs.detach().unbind(0), strict=False):
             changed |= run.method.after_update(run.optimizer, own)
-        if changed:
+        if changed and any(len(run.optimizer.state) < len(self.weights) for run in members):
             self._follow_changes()
 
     def _clip(self) -> None:
@@ -464,9 +469,8 @@ class _Stack:
                 batch = first.normalise.in_two_steps(first.test_images[some]).to(self.rates.dtype)
                 labels = first.test_labels[some].expand(self._places, -1)
                 outputs = self._network(tensors, batch.expand(self._places, *batch.shape), training=False)
-                flat = functional.cross_entropy(outputs.flatten(0, 1), labels.reshape(-1), reduction="none")
-                losses += flat.view(labels.shape).sum(1)
-                correct += (outputs.argmax(2) == labels).sum(1)
+                losses += functional.cross_entropy(outputs.transpose(1, 2), labels, reduction="none").sum(1)
+                correct += _right(outputs, labels)
         return [
             Evaluation(loss / count, right / count)
             for loss, right in zip(losses.tolist(), correct.tolist(), strict=True)
