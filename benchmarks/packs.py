@@ -95,7 +95,7 @@ def packed(case: Case, data: ImageData, count: int, method: str) -> Callable[[],
     Pack(runs)  # which refuses what cannot be packed
     for run in runs:
         run.begin_phase()
-    stack = module._Stack(runs)
+    stack = module._Stack(runs, module._form(runs[0].model))
     return stack.train_steps
 
 

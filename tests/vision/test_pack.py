@@ -336,6 +336,38 @@ def test_a_method_of_ones_own_that_acts_between_steps_packs_as_it_is() -> None:
             torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-9)
 
 
+class Replaces(Counts):
+    """Gives its network another parameter, which the pack does not hold."""
+
+    name = "replaces"
+
+    def after_step(self, optimizer: Any = None, tortoise: Any = None) -> None:
+        self.steps += 1
+        head = self.module.head[-1]
+        if self.steps == 3:
+            head.weight.data = head.weight.detach().clone()
+
+
+class Grows(Counts):
+    """Gives its network another layer before the second phase."""
+
+    name = "grows"
+
+    def before_phase(self, phase: Any = None, optimizer: Any = None, tortoise: Any = None) -> None:
+        if phase.number == 1:
+            self.module.head[-1] = torch.nn.Linear(self.module.head[-1].in_features, 4)
+
+
+@pytest.mark.parametrize("kind", [Replaces, Grows])
+def test_what_a_pack_cannot_follow_is_told(kind: type[Counts]) -> None:
+    first = make_run(MIXED[0], 0)
+    model = make_run(MIXED[0], 1).model
+    pack = Pack([first, TrainingRun(model, DATA, first.stream, method=kind(model), training=TRAINING, seed=1)])
+    with pytest.raises(RuntimeError, match=f"{kind.name}: a method has replaced tensors of its network"):
+        pack.train_phase()
+        pack.train_phase()
+
+
 class Watches(Counts):
     name = "watches"
 
@@ -370,6 +402,13 @@ def test_what_cannot_be_packed_is_refused_with_the_reason() -> None:
         assert reason in obstacle(TrainingRun(net, DATA, fine.stream))
     half = TrainingRun(fine.model, DATA, fine.stream, training=TrainingConfig(precision="bf16"))
     assert obstacle(half) == "precision is bf16"
+    tied = make_run(MIXED[0])
+    tied.model.head.append(torch.nn.ReLU())
+    tied.model.head.append(torch.nn.Linear(3, 3))
+    tied.model.head[-1].weight = torch.nn.Parameter(torch.zeros(3, 3))
+    assert obstacle(tied) == ""
+    tied.model.head.append(tied.model.head[-1])
+    assert obstacle(tied) == "layers of the network share tensors"
     frozen = make_run(MIXED[0])
     next(frozen.model.parameters()).requires_grad_(False)
     assert "frozen" in obstacle(frozen)

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from ht_ray.errors import Diverged, Interrupted, SettingError
 from ht_ray.mechanisms.weights.spectral_norm import spectral_layers
+from ht_ray.mechanisms.weights.structure import Structure
 from ht_ray.methods import Composition, Method
 from ht_ray.methods.packed import PackedMethod, by_row, pack_obstacle
 from ht_ray.vision.data.augment import crop_flip_places
@@ -24,6 +25,11 @@ __all__ = ["Pack", "obstacle_to_packing", "pack_key"]
 
 # Samples of a batch of an evaluation. The same for packs of all sizes: products of other sizes have other last bits.
 _TESTED_AT_ONCE = 256
+
+_REPLACED = (
+    "{}: a method has replaced tensors of its network, or changed the network's structure, which a pack cannot follow: "
+    "let it change tensors in place, or train it alone (--pack off)."
+)
 
 
 def obstacle_to_packing(model: nn.Module, method: Composition, training: TrainingConfig) -> str:
@@ -46,10 +52,19 @@ def obstacle_to_packing(model: nn.Module, method: Composition, training: Trainin
 
 def pack_key(run: TrainingRun) -> tuple[Any, ...]:
     """Return what runs of one pack must have in common: network, data, sizes of batches, phases and epochs."""
-    tensors = [(name, tuple(t.shape), str(t.dtype)) for name, t in run.model.state_dict().items()]
+    tensors = [(name, tensor.dtype) for name, tensor in run.model.state_dict().items()]
     config = run.config
     phases = tuple((len(phase), phase.epochs) for phase in run.stream)
-    return (repr(run.model), tuple(tensors), id(run.data), config.batch_size, config.augment, phases, str(run.device))
+    return (
+        repr(run.model),
+        tensors,
+        _form(run.model),
+        id(run.data),
+        config.batch_size,
+        config.augment,
+        phases,
+        str(run.device),
+    )
 
 
 class Pack:
@@ -103,6 +118,7 @@ class Pack:
                 )
         #: Those that are not done.
         self.runs = [run for run in runs if not run.done]
+        self._form = _form(runs[0].model)
         self._begun: set[int] = set()
         self._stack: _Stack | None = None
 
@@ -142,7 +158,7 @@ class Pack:
                     run.begin_phase()
                     self._stack = None
             if self._stack is None or self._stack.runs != group:
-                self._stack = _Stack(group)
+                self._stack = _Stack(group, self._form)
             for run, diverged in self._stack.train_epoch():
                 if diverged is not None or run.epoch == run.epochs:
                     ended[id(run)] = diverged
@@ -169,6 +185,14 @@ def _stacked(tensors: Sequence[Tensor]) -> Tensor:
 def _right(outputs: Tensor, labels: Tensor) -> Tensor:
     """Return how many of each member's ``(T, B, K)`` are right; of equal logits the first counts, as for `argmax`."""
     return (outputs.transpose(1, 2).max(1).indices == labels).sum(1)
+
+
+def _form(model: nn.Module) -> list[tuple[str, torch.Size]]:
+    return [(name, tensor.shape) for name, tensor in model.state_dict().items()]
+
+
+def _places_in_memory(model: nn.Module) -> list[int]:
+    return [tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())]
 
 
 class _Rows:
@@ -200,7 +224,7 @@ class _Rows:
 class _Stack:
     """The tensors of runs at one epoch, stacked, and their steps."""
 
-    def __init__(self, runs: list[TrainingRun]) -> None:
+    def __init__(self, runs: list[TrainingRun], form: list[tuple[str, torch.Size]]) -> None:
         self.runs = runs
         # Neighbours: those with tortoises first, and of these and the others those of the same methods.
         self.members = sorted(runs, key=lambda run: (run.method.tortoise is None, run.method.name))
@@ -209,6 +233,9 @@ class _Stack:
         self._places = len(self.members) if len(self.members) > 1 else 2
         self._network = StackedNetwork(first.model)
         self._following = sum(run.method.tortoise is not None for run in self.members)
+        for run in self.members:
+            if _form(run.model) != form:
+                raise RuntimeError(_REPLACED.format(run.method.name))
         parameters = [dict(run.model.named_parameters()) for run in self.members]
         self.weights: dict[str, Tensor] = {}
         for name in parameters[0]:
@@ -222,6 +249,8 @@ class _Stack:
         self.rates = self.decays
         configs = [run.config for run in self.members]
         self._clips = self._per_member([torch.inf if config.clip is None else config.clip for config in configs])
+        self._structures = [Structure(run.model) for run in self.members]
+        self._memory = [_places_in_memory(run.model) for run in self.members]
 
     def _per_member(self, values: Sequence[float]) -> Tensor:
         """One number for each place, the companion's included."""
@@ -320,6 +349,9 @@ class _Stack:
     def train_epoch(self) -> list[tuple[TrainingRun, Diverged | None]]:
         """Train each run for an epoch, and return how those have diverged that have."""
         losses, correct, seen, step = self.train_steps()
+        for run, structure, memory in zip(self.members, self._structures, self._memory, strict=True):
+            if not structure.holds() or _places_in_memory(run.model) != memory:
+                raise RuntimeError(_REPLACED.format(run.method.name))
         total = len(self.members[0].loader) * self.members[0].epochs
         ended: list[tuple[TrainingRun, Diverged | None]] = []
         due = []

@@ -161,6 +161,11 @@ def stacked_obstacle(module: nn.Module) -> str:
         return "the network does not begin by flattening its images"
     names = [name for name, _ in layers]
     held = [name for name, _ in [*module.named_parameters(), *module.named_buffers()]]
+    own = {
+        f"{prefix}{name}" for prefix, layer in layers for name, _ in [*layer.named_parameters(), *layer.named_buffers()]
+    }
+    if own - set(held):
+        return "layers of the network share tensors"
     loose = [name for name in held if f"{name.rpartition('.')[0]}." not in names]
     if loose:
         return f"the network has tensors that belong to no layer: {', '.join(loose)}"
