@@ -29,7 +29,8 @@ def _chain(module: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
     if type(module) is MLP:
         return _chain(module.layers, f"{prefix}layers.")
     if type(module) is nn.Sequential:
-        return [found for name, part in module.named_children() for found in _chain(part, f"{prefix}{name}.")]
+        # `named_children` would pass over a layer that comes again.
+        return [found for name, part in module._modules.items() if part for found in _chain(part, f"{prefix}{name}.")]
     return [(prefix, module)]
 
 
