@@ -286,7 +286,7 @@ def test_fresh_is_the_second_phase_alone_from_the_initial_weights() -> None:
 STUDY = (
     "--compare methods --methods plain fresh shrink_perturb hare_tortoise --momentum 0.5 --reset-interval 2 "
     "--subset-ratio 0.5 --label-noise 0.2 --epochs 4 --train-limit 200 --seeds 2 --evaluate-every 3 "
-    "--indicators-every 100 --indicators weights"
+    "--indicators-every 100 --indicators weights --pack off"
 )
 
 

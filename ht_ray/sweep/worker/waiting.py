@@ -6,5 +6,6 @@ from pathlib import Path
 
 from ht_ray.sweep.worker import WAITING_WORKERS
 
-with contextlib.suppress(OSError):  # nobody looks any more
-    Path(os.environ[WAITING_WORKERS], str(os.getpid())).touch()
+if WAITING_WORKERS in os.environ:
+    with contextlib.suppress(OSError):  # nobody looks any more
+        Path(os.environ[WAITING_WORKERS], str(os.getpid())).touch()
