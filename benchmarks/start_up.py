@@ -48,7 +48,11 @@ STAGES = {
         "": ("", "the trainable is imported"),
         "StudyTrainable.setup": ("the plan arrives", ""),
     },
-    "tune_configs.vision_trial": {"VisionTrial.__init__": ("the trial is to be built", "the trial is built")},
+    "tune_configs.vision_trial": {
+        "VisionTrial.__init__": ("the trial is to be built", "the trial is built"),
+        "VisionPack.__init__": ("the trial is to be built", "the trial is built"),
+    },
+    "ht_ray.vision.training.pack": {"_Stack._update": (STEP, "")},
     "torch.optim.optimizer": {},
 }
 
