@@ -29,6 +29,8 @@ from ht_ray.vision.training.evaluate import Evaluation, evaluate, evaluating
 from ht_ray.vision.training.fit import Diverged, Row, fit, load_checkpoint, save_checkpoint, summarise
 from ht_ray.vision.training.indicators import make_indicators
 from ht_ray.vision.training.optimizer import TrainingConfig, make_optimizer, set_learning_rate, warmup_factor
+from ht_ray.vision.training.pack import Pack, obstacle_to_packing
+from ht_ray.vision.training.run import TrainingRun
 
 __all__ = [
     "AUGMENTATIONS",
@@ -46,12 +48,14 @@ __all__ = [
     "ModelConfig",
     "Network",
     "Normalise",
+    "Pack",
     "Phase",
     "Reservoir",
     "Row",
     "Stream",
     "StreamConfig",
     "TrainingConfig",
+    "TrainingRun",
     "WarmStartConfig",
     "continual",
     "display_name",
@@ -68,6 +72,7 @@ __all__ = [
     "method_parts",
     "noise_schedule",
     "noisy_labels",
+    "obstacle_to_packing",
     "parse_method",
     "random_crop_flip",
     "register_stream",
