@@ -176,7 +176,8 @@ def test_a_resumed_study_packs_what_is_left(
     assert (result.finished, result.exit_code) == (5, 0)
     assert_same(walkers(), directory, undisturbed)
     found = [line["trial"] for line in journal(directory) if line["event"] == "checkpoint damaged"]
-    assert sorted(found) == sorted(expected)
+    # A run that ends before the trial has written a newer one leaves the damaged one to the next, which names it again.
+    assert set(found) == set(expected)
 
 
 def test_the_time_of_a_part_is_shared_by_those_that_took_part(tmp_path: Path) -> None:
