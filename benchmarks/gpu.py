@@ -19,6 +19,7 @@ import copy
 import gc
 import json
 import math
+import multiprocessing
 import os
 import signal
 import sys
@@ -55,8 +56,10 @@ from ht_ray.vision import (
     ImageData,
     MethodConfig,
     ModelConfig,
+    Pack,
     Row,
     TrainingConfig,
+    TrainingRun,
     fit,
     make_model,
     make_stream,
@@ -578,6 +581,126 @@ def samples_per_second(
         "first_epoch_s": first,
         **machine.peak(),
     }
+
+
+# ------------------------------------------------------------------------------------------------ packs
+
+#: Networks of the pack's cases: side of the images, units of both hidden layers, samples of a batch.
+PACKED: dict[str, tuple[int, int, int]] = {
+    "digits, batches of 32": (8, 100, 32),
+    "MNIST's size": (28, 100, 256),
+    "MNIST's size, 400 units": (28, 400, 256),
+}
+
+
+@part(limit=110)
+def packs(machine: Machine) -> Iterator[Case]:
+    """MLPs with Hare & Tortoise: one alone, several processes, and packs; time of a trial's step."""
+    graph = _graph_modes(machine)[-1]
+    for network in some(machine, list(PACKED), 1):
+        for mode in _graph_modes(machine):
+            labels = {"network": network, "how": "alone", "graph": mode}
+            yield Case(labels, partial(pack_speed, machine, network, 1, mode))
+            for trials in (2,) if machine.tiny else (5, 25, 125):
+                labels = {"network": network, "how": "pack", "trials": trials, "graph": mode}
+                yield Case(labels, partial(pack_speed, machine, network, trials, mode))
+    processes = 2 if machine.tiny else 8
+    for network in some(machine, list(PACKED)[1:2], 1):
+        labels = {"network": network, "how": "processes", "trials": processes, "graph": graph}
+        yield Case(labels, partial(process_speed, machine, network, processes, graph))
+
+
+def _packed_runs(network: str, device: str, trials: int, epochs: int, steps: int) -> list[TrainingRun]:
+    side, hidden, batch = PACKED[network]
+    data, runs = images(batch * steps, (1, side, side), 10), []
+    for seed in range(trials):
+        stream = make_stream(data.train_labels, 10, ContinualConfig(phases=1, epochs=epochs), seed=seed)
+        model = make_model(ModelConfig("mlp", hidden=(hidden, hidden)), shape=data.shape, num_classes=10, seed=seed)
+        method = MethodConfig("hare_tortoise", momentum=0.9 + 0.0005 * (seed % 180), reset_interval=2)
+        training = TrainingConfig(batch_size=batch)
+        every = epochs
+        runs.append(
+            TrainingRun(
+                model, data, stream, method=method, training=training, seed=seed, device=device, evaluate_every=every
+            )
+        )
+    return runs
+
+
+def pack_speed(machine: Machine, network: str, trials: int, graph: str) -> Values:
+    """Return what a trial's step takes, in the fastest of three epochs after the first; one trial is `fit`'s."""
+    steps = 3 if machine.tiny else 25 if graph == "off" and trials == 1 else 100
+    epochs = 4
+    marks = [time.perf_counter()]
+
+    def note(*row: Row) -> bool:
+        machine.wait()
+        marks.append(time.perf_counter())
+        return False
+
+    machine.forget_peak()
+    runs = _packed_runs(network, str(machine.device), trials, epochs, steps)
+    if trials == 1:
+        (run,) = runs
+        fit(
+            run.model, run.data, run.stream, method=run.method, training=run.config, device=machine.device,
+            graph=graph, on_epoch=note,
+        )  # fmt: skip
+    else:
+        pack = Pack(runs, graph=graph)
+        while pack.runs:
+            pack.train_phase(stop=note)
+        note()
+    counted = [after - before for before, after in pairwise(marks)][1:]
+    per_step = min(counted) / steps
+    losses = [run.rows[-1]["train_loss"] for run in runs if run.rows]
+    return {
+        "us_per_trial_step": per_step / trials * 1e6,
+        "ms_per_step": per_step * 1e3,
+        "first_epoch_s": marks[1] - marks[0],
+        **({"loss": sum(losses) / len(losses)} if losses else {}),
+        **machine.peak(),
+    }
+
+
+def process_speed(machine: Machine, network: str, processes: int, graph: str) -> Values:
+    """Return what a trial's step takes where each trial has a process of its own, all at once; starts not counted."""
+    context = multiprocessing.get_context("spawn")
+    barrier, results = context.Barrier(processes), context.Queue()
+    steps, epochs = (3, 3) if machine.tiny else (100, 40)
+    workers = [
+        context.Process(
+            target=_one_process, args=(network, str(machine.device), graph, epochs, steps, barrier, results)
+        )
+        for _ in range(processes)
+    ]
+    for worker in workers:
+        worker.start()
+    taken = [results.get(timeout=90) for _ in workers]
+    for worker in workers:
+        worker.join()
+    # As many steps as one made, in the time of the slowest.
+    return {"us_per_trial_step": max(taken) / ((epochs - 1) * steps) / processes * 1e6}
+
+
+def _one_process(network: str, device: str, graph: str, epochs: int, steps: int, barrier: Any, results: Any) -> None:
+    warnings.simplefilter("ignore", SettingWarning)
+    machine = Machine(torch.device(device), False)
+    (run,) = _packed_runs(network, device, 1, epochs, steps)
+    marks: list[float] = []
+
+    def begin(row: Row) -> None:
+        if not marks:
+            machine.wait()
+            barrier.wait()
+            marks.append(time.perf_counter())
+
+    fit(
+        run.model, run.data, run.stream, method=run.method, training=run.config, device=device, graph=graph,  # type: ignore[arg-type]
+        on_epoch=begin,
+    )  # fmt: skip
+    machine.wait()
+    results.put(time.perf_counter() - marks[0])
 
 
 # ------------------------------------------------------------------------------------------------ agents

@@ -23,18 +23,18 @@ class _PackedL2(PackedMethod):
         super().__init__(methods, rows)
         strengths = [(method.settings.coupling, method.settings.strength) for method in methods]
         self._loss = self.per_row([2 * strength * (coupling == "loss") for coupling, strength in strengths])
-        self._decay = [strength * (coupling == "decoupled") for coupling, strength in strengths]
+        self._decay = self.per_row(
+            [strength * (coupling == "decoupled") for coupling, strength in strengths], exact=True
+        )
 
     def add_gradients(self) -> None:
         for name, weight in self.rows.weights.items():
             self.rows.gradients[name].addcmul_(weight, by_row(self._loss, weight))
 
     def before_step(self) -> None:
-        kept = self.per_row(
-            [1 - rate * decay for rate, decay in zip(self.rows.rates.tolist(), self._decay, strict=True)]
-        )
+        kept = 1 - self.rows.rates.double() * self._decay
         for weight in self.rows.weights.values():
-            weight *= by_row(kept, weight)
+            weight *= by_row(kept.to(weight.dtype), weight)
 
 
 @register

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -60,9 +61,13 @@ class PackedMethod:
         self.methods = methods
         self.rows = rows
 
-    def per_row(self, values: Sequence[float]) -> Tensor:
-        """Return one number for each row as a tensor ``(k,)`` of the weights' type."""
-        return next(iter(self.rows.weights.values())).new_tensor(values)
+    def per_row(self, values: Sequence[float], *, exact: bool = False) -> Tensor:
+        """Return one number for each row as a tensor ``(k,)`` of the weights' type, or of Python's, ``float64``.
+
+        To be called in ``__init__``: within a step it makes a GPU wait.
+        """
+        weight = next(iter(self.rows.weights.values()))
+        return torch.tensor(values, dtype=torch.float64 if exact else weight.dtype, device=weight.device)
 
     def before_forward(self, inputs: Tensor) -> None:
         """Call before the networks compute a batch ``(k, B, ...)``."""

@@ -38,21 +38,22 @@ class _PackedRegenerative(PackedMethod):
         own = [method.settings for method in methods]
         self._square = self.per_row([2 * s.strength * (s.coupling == "loss" and s.norm == "l2") for s in own])
         self._absolute = self.per_row([s.strength * (s.coupling == "loss" and s.norm == "l1") for s in own])
-        self._decay = [s.strength * (s.coupling == "decoupled") for s in own]
+        self._has_absolute = any(s.strength and s.coupling == "loss" and s.norm == "l1" for s in own)
+        self._decays = any(s.strength and s.coupling == "decoupled" for s in own)
+        self._decay = self.per_row([s.strength * (s.coupling == "decoupled") for s in own], exact=True)
 
     def add_gradients(self) -> None:
         for name, weight in self.rows.weights.items():
             apart, gradient = weight - self._anchors[name], self.rows.gradients[name]
-            if self._absolute.any():
+            if self._has_absolute:
                 gradient.addcmul_(apart.sign(), by_row(self._absolute, weight))
             gradient.addcmul_(apart, by_row(self._square, weight))
 
     def before_step(self) -> None:
-        if any(self._decay):
-            rates = self.rows.rates.tolist()
-            moved = self.per_row([min(1.0, rate * decay) for rate, decay in zip(rates, self._decay, strict=True)])
+        if self._decays:
+            moved = (self.rows.rates.double() * self._decay).clamp(max=1)
             for name, weight in self.rows.weights.items():
-                weight.lerp_(self._anchors[name], by_row(moved, weight))
+                weight.lerp_(self._anchors[name], by_row(moved.to(weight.dtype), weight))
 
 
 @register

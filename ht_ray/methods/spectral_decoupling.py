@@ -21,9 +21,12 @@ class _PackedSpectralDecoupling(PackedMethod):
     def obstacle(cls, method: Any) -> str:
         return "spectral_decoupling leaves out the logits that a head masks" if method.masked else ""
 
+    def __init__(self, methods: Any, rows: Any) -> None:
+        super().__init__(methods, rows)
+        self._strengths = self.per_row([method.settings.strength / 2 for method in methods])
+
     def loss(self, outputs: Tensor) -> Tensor | None:
-        strengths = self.per_row([method.settings.strength / 2 for method in self.methods])
-        return strengths * outputs.square().sum(2).mean(1)
+        return self._strengths * outputs.square().sum(2).mean(1)
 
 
 @register

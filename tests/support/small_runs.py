@@ -17,8 +17,10 @@ from ht_ray.vision import (
     MethodConfig,
     ModelConfig,
     Network,
+    Pack,
     Row,
     TrainingConfig,
+    TrainingRun,
     fit,
     make_model,
     make_stream,
@@ -71,6 +73,37 @@ def train(
     if plain_steps and "graph" in inspect.signature(fit).parameters:
         more["graph"] = "off"
     return net, acting, fit(net, data, stream, method=acting, training=steps, device=device, **more)
+
+
+def make_runs(
+    device: torch.device | str,
+    method: MethodConfig = HARE_TORTOISE,
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    phases: int = 2,
+    epochs: int = 2,
+    training: dict[str, Any] | None = None,
+    count: int = 250,
+) -> list[TrainingRun]:
+    """Return runs of `train` for a pack: those of the first seeds, of different learning rates."""
+    data, runs = make_data(count=count), []
+    for seed in seeds:
+        stream = make_stream(data.train_labels, 10, ContinualConfig(phases=phases, epochs=epochs), seed=seed)
+        steps = TrainingConfig(**{"batch_size": 32, "learning_rate": 1e-3 * (1 + seed % 2), **(training or {})})
+        net = make_net("mlp", method)
+        runs.append(TrainingRun(net, data, stream, method=method, training=steps, seed=seed, device=device))
+    return runs
+
+
+def train_pack(
+    device: torch.device | str, method: MethodConfig = HARE_TORTOISE, *, graph: Any = "auto", **more: Any
+) -> list[TrainingRun]:
+    """Return the runs of `make_runs`, trained as a pack."""
+    runs = make_runs(device, method, **more)
+    pack = Pack(runs, graph=graph)
+    while pack.runs:
+        pack.train_phase()
+    return runs
 
 
 def assert_close_rows(rows: Sequence[Row], expected: Sequence[Row], *, rel: float, accuracy: float) -> None:

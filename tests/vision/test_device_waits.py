@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 from simulated_cuda import simulated_cuda
-from small_runs import train
+from small_runs import train, train_pack
 
 from ht_ray.vision import METHODS, MethodConfig
 
@@ -65,3 +65,24 @@ def test_a_step_that_recycles_on_the_host_is_seen_to_wait() -> None:
     config = MethodConfig("redo", redo_interval=2, redo_unit="steps", redo_threshold=0.5)
     few, more = (waits(config, "mlp", count)[0] for count in (64, 128))
     assert (more - few).total() > 0
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MethodConfig("hare_tortoise", momentum=0.9),
+        MethodConfig("hare_tortoise+shrink_perturb+l2+redo", momentum=0.9),
+        MethodConfig("regenerative+weight_clipping", regenerative_coupling="decoupled"),
+        MethodConfig("self_distillation+spectral_decoupling+regenerative", momentum=0.9),
+    ],
+    ids=lambda config: config.name,
+)
+def test_a_step_of_a_pack_waits_for_nothing(config: MethodConfig) -> None:
+    found = []
+    for count in (64, 128):
+        with simulated_cuda() as counts:
+            train_pack("cuda", config, phases=1, epochs=1, count=count, training={"batch_size": 16}, graph="off")
+        found.append((counts.waits, counts.unpinned))
+    for few, more in zip(*found, strict=True):
+        assert few.total() > 0
+        assert not more - few

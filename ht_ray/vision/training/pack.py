@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ht_ray.cuda_graph import Captured, GraphMode, use_graph
 from ht_ray.errors import Diverged, Interrupted, SettingError
 from ht_ray.mechanisms.weights.spectral_norm import spectral_layers
 from ht_ray.mechanisms.weights.structure import Structure
 from ht_ray.methods import Composition, Method
 from ht_ray.methods.packed import PackedMethod, by_row, pack_obstacle
 from ht_ray.vision.data.augment import crop_flip_places
+from ht_ray.vision.data.loader import EpochDraws
 from ht_ray.vision.training.evaluate import Evaluation
 from ht_ray.vision.training.optimizer import TrainingConfig, set_learning_rate, warmup_factor
 from ht_ray.vision.training.run import TrainingRun
@@ -75,12 +77,15 @@ class Pack:
     of them. Between steps each is a run of its own, whose tensors are views of the stacked ones: resets, recycling,
     phases, indicators and checkpoints are those of `TrainingRun`.
 
-    A run's result does not depend on the others, bit for bit; a run that has diverged, or is dropped, leaves the pack.
+    A run's result does not depend on the others, bit for bit, on a CPU; a run that has diverged, or is dropped, leaves
+    the pack.
 
     Parameters
     ----------
     runs : sequence of TrainingRun
         Those with one `pack_key`, at whatever epoch each is.
+    graph : {"auto", "on", "off"}, default "auto"
+        Whether steps are captured as a CUDA graph, as in `ht_ray.vision.fit`.
 
     Raises
     ------
@@ -105,7 +110,7 @@ class Pack:
     ([6, 6, 6], True)
     """
 
-    def __init__(self, runs: Sequence[TrainingRun]) -> None:
+    def __init__(self, runs: Sequence[TrainingRun], *, graph: GraphMode = "auto") -> None:
         if not runs:
             raise SettingError("Pack: runs = []: accepted is at least one.")
         for number, run in enumerate(runs):
@@ -119,6 +124,10 @@ class Pack:
         #: Those that are not done.
         self.runs = [run for run in runs if not run.done]
         self._form = _form(runs[0].model)
+        hosted = sorted({name for run in runs for name in run.method.not_capturable})
+        obstacle = f"{' and '.join(hosted)} decides or draws on the host within a step" if hosted else ""
+        self._graph = graph
+        self._capturing = use_graph("Pack: graph", graph, runs[0].device, obstacle=obstacle)
         self._begun: set[int] = set()
         self._stack: _Stack | None = None
 
@@ -158,7 +167,7 @@ class Pack:
                     run.begin_phase()
                     self._stack = None
             if self._stack is None or self._stack.runs != group:
-                self._stack = _Stack(group, self._form)
+                self._stack = _Stack(group, self._form, graph=self._capturing, optional=self._graph == "auto")
             for run, diverged in self._stack.train_epoch():
                 if diverged is not None or run.epoch == run.epochs:
                     ended[id(run)] = diverged
@@ -224,7 +233,9 @@ class _Rows:
 class _Stack:
     """The tensors of runs at one epoch, stacked, and their steps."""
 
-    def __init__(self, runs: list[TrainingRun], form: list[tuple[str, torch.Size]]) -> None:
+    def __init__(
+        self, runs: list[TrainingRun], form: list[tuple[str, torch.Size]], *, graph: bool = False, optional: bool = True
+    ) -> None:
         self.runs = runs
         # Neighbours: those with tortoises first, and of these and the others those of the same methods.
         self.members = sorted(runs, key=lambda run: (run.method.tortoise is None, run.method.name))
@@ -251,11 +262,36 @@ class _Stack:
         self._clips = self._per_member([torch.inf if config.clip is None else config.clip for config in configs])
         self._structures = [Structure(run.model) for run in self.members]
         self._memory = [_places_in_memory(run.model) for run in self.members]
+        self._losses = self._per_member([0.0] * len(self.members))
+        self._correct = torch.zeros(self._places, dtype=torch.int64, device=self._losses.device)
+        self._draws: EpochDraws | None = None
+        # On a GPU a step reads its learning rates and its samples from the device, captured or not: both compute alike.
+        self._on_device = first.device.type == "cuda"
+        if self._on_device:
+            self._rates_on_device()
+        self._graph, self._optional = graph, optional
+        self._captured: dict[int, Captured] = {}
+
+    def _rates_on_device(self) -> None:
+        """Write the learning rates of each step of the phase, for each kind of optimiser, to the device."""
+        first = self.members[0]
+        steps = range(len(first.loader) * first.epochs)
+        rates = [[key[0] * warmup_factor(step, len(steps), key[4]) for step in steps] for key, _, _ in self._kinds]
+        self._rates = torch.tensor(rates, device=first.device)
+        kinds = [0] * self._places
+        for kind, (_, members, _) in enumerate(self._kinds):
+            for number in members:
+                kinds[number] = kind
+        kinds[len(self.members) :] = [kinds[0]] * (self._places - len(self.members))
+        self._kind_of = torch.tensor(kinds, device=first.device)
+        self._present = torch.tensor([len(first.loader) * first.epoch], device=first.device)
+        self._position = torch.zeros(1, dtype=torch.int64, device=first.device)
 
     def _per_member(self, values: Sequence[float]) -> Tensor:
         """One number for each place, the companion's included."""
         some = next(iter(self.weights.values()))
-        return some.new_tensor([*values, *[values[0]] * (self._places - len(values))], requires_grad=False)
+        padded = [*values, *[values[0]] * (self._places - len(values))]
+        return torch.tensor(padded, dtype=some.dtype, device=some.device)
 
     def _bound(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return `tensors` stacked; from now on each is a view of its row."""
@@ -322,9 +358,8 @@ class _Stack:
                 one.data = row
             self.tortoises[name] = stacked
             (self._average if id(own[0]) in averaged else self._copy).append((stacked, tensor))
-        some = next(iter(self.weights.values()))
-        weights = [1.0 - tortoise.momentum for tortoise in held if tortoise is not None]
-        self._towards = some.new_tensor(weights, requires_grad=False)
+        self._towards = self._per_member([1.0 - tortoise.momentum for tortoise in held if tortoise is not None])
+        self._towards = self._towards[: len(held)]
 
     def _packed(self) -> Iterator[tuple[slice, PackedMethod]]:
         """Yield what the members' methods do within steps, in their order, for each run of neighbours."""
@@ -379,36 +414,85 @@ class _Stack:
         first = self.members[0]
         for run in self.members:
             run.model.train()
-        draws = [run.loader.draw_epoch() for run in self.members]
-        draws += [draws[0]] * (self._places - len(draws))
-        indices = torch.stack([draw.indices for draw in draws])
-        labels = torch.stack([draw.labels for draw in draws])
-        drawn = [draw.places for draw in draws if draw.places is not None]
-        places = torch.stack(drawn) if drawn else None
-        losses = self._per_member([0.0] * len(self.members))
-        correct = torch.zeros(self._places, dtype=torch.int64, device=labels.device)
+        self._draw()
+        self._losses.zero_()
+        self._correct.zero_()
         total, step = len(first.loader) * first.epochs, len(first.loader) * first.epoch
         seen = 0
         for start, size in first.loader.batches():
-            rows = slice(start, start + size)
-            images = first.images.index_select(0, indices[:, rows].reshape(-1))
-            if places is not None:
-                images = crop_flip_places(images, places[:, rows].reshape(-1), flip=first.config.augment == "crop_flip")
-            inputs = first.normalise.in_two_steps(images).view(self._places, size, *images.shape[1:])
-            self._step(inputs, labels[:, rows], losses, correct, step, total)
+            if self._on_device:
+                captured = self._captured.get(size) or self._captured.setdefault(size, self._capture())
+                inputs = captured(size)["inputs"]
+            else:
+                inputs = self._step(size, start, step, total)["inputs"]
+            changed = False
+            for run, own in zip(self.members, inputs.unbind(0), strict=False):
+                changed |= run.method.after_update(run.optimizer, own)
+            if changed and any(len(run.optimizer.state) < len(self.weights) for run in self.members):
+                self._follow_changes()
             seen += size
             step += 1
-        return losses, correct, seen, step
+        return self._losses, self._correct, seen, step
 
-    def _step(self, inputs: Tensor, labels: Tensor, losses: Tensor, correct: Tensor, step: int, total: int) -> None:
-        members = self.members
-        inputs = inputs.to(losses.dtype)
-        factors = [warmup_factor(step, total, key[4]) for key, _, _ in self._kinds]
-        rates = [0.0] * len(members)
-        for (key, numbers, _), factor in zip(self._kinds, factors, strict=True):
-            for number in numbers:
-                rates[number] = key[0] * factor
-        self.rates = self._per_member(rates)
+    def _draw(self) -> None:
+        """Draw the next epoch of each member, stacked; on the device where the last one lies."""
+        draws = [run.loader.draw_epoch() for run in self.members]
+        draws += [draws[0]] * (self._places - len(draws))
+        places = [draw.places for draw in draws if draw.places is not None]
+        stacked = EpochDraws(
+            torch.stack([draw.indices for draw in draws]),
+            torch.stack([draw.labels for draw in draws]),
+            torch.stack(places) if places else None,
+        )
+        if self._draws is None or not self._on_device:
+            self._draws = stacked
+        else:
+            self._draws.copy_(stacked)
+        if self._on_device:
+            self._position.zero_()
+
+    def _capture(self) -> Captured:
+        device = self._losses.device
+        return Captured(self._step, on=self._graph, device=device, optional=self._optional)
+
+    def _batch(self, start: int, size: int) -> tuple[Tensor, Tensor]:
+        """Return each member's next batch ``(T, B, C, H, W)`` and its labels ``(T, B)``."""
+        assert self._draws is not None
+        first = self.members[0]
+        if self._on_device:
+            rows = torch.arange(size, device=self._losses.device) + self._position
+            self._position += size
+            some = [None if draw is None else draw.index_select(1, rows) for draw in self._draws]
+        else:
+            some = [None if draw is None else draw[:, start : start + size] for draw in self._draws]
+        indices, labels, places = some
+        assert indices is not None
+        assert labels is not None
+        images = first.images.index_select(0, indices.reshape(-1))
+        if places is not None:
+            images = crop_flip_places(images, places.reshape(-1), flip=first.config.augment == "crop_flip")
+        inputs = first.normalise.in_two_steps(images).view(self._places, size, *images.shape[1:])
+        return inputs.to(self._losses.dtype), labels
+
+    def _step(self, size: int, start: int = 0, step: int = 0, total: int = 0) -> dict[str, Tensor]:
+        """Launch one step of all, and return its batches. Nothing in here may wait for a GPU.
+
+        On the device `start` and `step` are not looked at: they are counted there.
+        """
+        rates: Sequence[float | Tensor]
+        if self._on_device:
+            present = self._rates.index_select(1, self._present).squeeze(1)
+            self._present += 1
+            self.rates = present.index_select(0, self._kind_of)
+            rates = present.unbind(0)
+        else:
+            rates = [key[0] * warmup_factor(step, total, key[4]) for key, _, _ in self._kinds]
+            each = [0.0] * len(self.members)
+            for rate, (_, numbers, _) in zip(rates, self._kinds, strict=True):
+                for number in numbers:
+                    each[number] = rate
+            self.rates = self._per_member(each)
+        inputs, labels = self._batch(start, size)
         for rows, method in self._methods:
             method.before_forward(inputs[rows])
         outputs = self._network({**self.weights, **self.buffers}, inputs, training=True)
@@ -426,20 +510,16 @@ class _Stack:
             self._clip()
             for _, method in self._methods:
                 method.before_step()
-            self._update(factors)
+            self._update(rates)
             for _, method in self._methods:
                 method.after_step()
             for average, live in self._average:
                 average.lerp_(live, by_row(self._towards, live))
             for copy, live in self._copy:
                 copy.copy_(live)
-            losses += loss.detach() * labels.shape[1]
-            correct += _right(outputs.detach(), labels)
-        changed = False
-        for run, own in zip(members, inputs.detach().unbind(0), strict=False):
-            changed |= run.method.after_update(run.optimizer, own)
-        if changed and any(len(run.optimizer.state) < len(self.weights) for run in members):
-            self._follow_changes()
+            self._losses += loss.detach() * size
+            self._correct += _right(outputs.detach(), labels)
+        return {"inputs": inputs.detach()}
 
     def _clip(self) -> None:
         norms = torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in self.gradients.values()])
@@ -448,13 +528,13 @@ class _Stack:
         for gradient in self.gradients.values():
             gradient *= by_row(kept, gradient)
 
-    def _update(self, factors: Sequence[float]) -> None:
-        """Make the step of each member's AdamW."""
+    def _update(self, rates: Sequence[float | Tensor]) -> None:
+        """Make the step of each member's AdamW, with the learning rate of each kind."""
         count = len(self.members)
         rows = [row for gradient in self.gradients.values() for row in gradient.unbind(0)[:count]]
         torch._foreach_add_(self._steps, 1)
         averages, squares, steps = self._moments
-        for ((rate, betas, eps, decay, _), numbers, chosen), factor in zip(self._kinds, factors, strict=True):
+        for ((_, betas, eps, decay, _), numbers, chosen), rate in zip(self._kinds, rates, strict=True):
             every = len(numbers) == count
 
             def of(tensors: list[Tensor], every: bool = every, chosen: list[int] = chosen) -> list[Tensor]:
@@ -469,7 +549,7 @@ class _Stack:
                 [],
                 of(steps),
                 amsgrad=False,
-                lr=rate * factor,
+                lr=rate,  # type: ignore[arg-type, unused-ignore]
                 beta1=betas[0],
                 beta2=betas[1],
                 weight_decay=decay,
