@@ -134,14 +134,16 @@ def _paragraph(text: str) -> str:
 
 
 def help_page(
-    name: str, description: str, flags: Sequence[Flag], values: Mapping[str, Any], most_used: Sequence[str] | None
+    program: str, description: str, flags: Sequence[Flag], values: Mapping[str, Any], most_used: Sequence[str] | None
 ) -> str:
     """Return the text of ``--help``: what the study is about, then the flags with the values that they will have.
 
     Parameters
     ----------
-    name, description
-        Of the study; the description in paragraphs.
+    program
+        What the command is called.
+    description
+        Of the study, in paragraphs.
     flags
         All of them.
     values
@@ -153,7 +155,7 @@ def help_page(
     if most_used is not None:
         by_name = {flag.name: flag for flag in flags}
         shown = [by_name[one]._replace(section="Flags that most studies need") for one in most_used]
-    lines = [f"usage: {name}.py [--FLAG VALUE ...]", ""]
+    lines = [f"usage: {program} [--FLAG VALUE ...]", ""]
     for paragraph in re.split(r"\n\s*\n", description.strip()):
         lines += [*textwrap.wrap(" ".join(paragraph.replace("``", "").split()), _WIDTH, break_on_hyphens=False), ""]
     for section in dict.fromkeys(flag.section for flag in shown):
@@ -240,7 +242,7 @@ def current_flags(arguments: Sequence[str], renamed: Mapping[str, str]) -> tuple
 
 
 def parse_flags(
-    name: str, arguments: Sequence[str], flags: Sequence[Flag], values: Mapping[str, Any]
+    program: str, arguments: Sequence[str], flags: Sequence[Flag], values: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the values of flags; `values` go before the flags' defaults.
 
@@ -251,7 +253,7 @@ def parse_flags(
         (flag.name, Annotated[_readable(flag.kind), tyro.conf.arg(help=flag.help)], field(default=values[flag.name]))
         for flag in flags
     ]
-    parsed: Any = tyro.cli(make_dataclass("Flags", made), args=arguments, prog=f"{name}.py", add_help=False)
+    parsed: Any = tyro.cli(make_dataclass("Flags", made), args=arguments, prog=program, add_help=False)
     return dict(vars(parsed))
 
 

@@ -15,7 +15,7 @@ from typing import TextIO
 from ht_ray.records import TrialStatus
 from ht_ray.sweep.records.trial_record import TrialRecord
 
-__all__ = ["Console", "StudyProgress", "Workload", "seconds_left"]
+__all__ = ["Console", "StudyProgress", "Workload", "clock", "seconds_left"]
 
 # Of trials that have ended it is not known in which pack that was.
 _SOME_PACK = -1
