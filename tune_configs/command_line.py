@@ -50,6 +50,7 @@ __all__ = [
     "add_working_directory",
     "check_memory",
     "check_networks",
+    "check_same",
     "check_streams",
     "check_this_machine",
     "device_warnings",
@@ -57,6 +58,7 @@ __all__ = [
     "load_methods",
     "main",
     "method_warnings",
+    "names_for",
     "prepare_vision",
     "run_settings",
     "saved_settings",
@@ -144,7 +146,11 @@ def main(
 
 
 def _flag_of(settings_class: type[StudySettings]) -> Callable[[str | None, str], str]:
-    """Return what a command line calls the settings that a refusal speaks of: flags, where they are some."""
+    return names_for(settings_class, flag_name)
+
+
+def names_for(settings_class: type[StudySettings], written: Callable[[str], str]) -> Callable[[str | None, str], str]:
+    """Return what the settings that a refusal speaks of are called: as `written` says, where they are the study's."""
     names = {one.name for config in (with_methods(settings_class), SweepConfig) for one in fields(config)}
 
     def called(owner: str | None, name: str) -> str:
@@ -152,7 +158,7 @@ def _flag_of(settings_class: type[StudySettings]) -> Callable[[str | None, str],
         before, _, owner = (owner or "").rpartition(" ")
         own, comma, part = RENAMED.get((owner, name), name).partition(", ")
         if own in names and (not owner or owner.endswith(("Config", "Settings"))):
-            return f"{before} {flag_name(own)}".strip() + comma + part
+            return f"{before} {written(own)}".strip() + comma + part
         return ": ".join(part for part in (owner, name) if part)
 
     return called
@@ -194,13 +200,23 @@ def _parse(
             owner="SweepConfig", field="resume", value=config.resume, reason=": {why}", why=error
         ) from error
     # With the study's settings as defaults, a flag that was given is told from one that was not.
-    asked = type(saved)(**{**asdict(saved), **parse(**asdict(saved))[0]}).resolved()
+    check_same(saved, type(saved)(**{**asdict(saved), **parse(**asdict(saved))[0]}).resolved())
+    return saved, config
+
+
+def check_same(saved: StudySettings, asked: StudySettings) -> None:
+    """Refuse to go on with a study under other settings than its own.
+
+    Raises
+    ------
+    SettingError
+        If one of those that are asked for differs.
+    """
     for one in fields(saved):
         value, kept = getattr(asked, one.name), getattr(saved, one.name)
         if value != kept:
             why = ": the study that is resumed has {kept!r} and keeps it; start a new study for other settings."
             raise asked.refused(one.name, why, value, kept=kept)
-    return saved, config
 
 
 def first_look(arguments: Sequence[str] | None, **counts: str) -> dict[str, Any]:
@@ -251,7 +267,7 @@ def _run(
     done = run_settings(
         name, settings, run, trials, prepare, lambda text: print(f"{program}: warning: {text}", file=sys.stderr)
     )
-    print(done.text)
+    print(done.describe(f"--resume {shlex.quote(done.result.location)}"))
     return done.result.exit_code
 
 
@@ -259,7 +275,11 @@ class Done(NamedTuple):
     """How a study ended, and what a terminal shows of it."""
 
     result: StudyResult
-    text: str
+    summary: tuple[str, ...]
+
+    def describe(self, resume: str) -> str:
+        """Return what a terminal shows at the end; `resume` is how to go on, if something is missing."""
+        return "\n".join([*self.summary, *self.result.lines(resume)])
 
 
 def run_settings(
@@ -342,7 +362,7 @@ def run_settings(
         summary.extend(f"{title:<12} {text}" for title, text in lines.items())
 
     result = run_study(study, run, console=console, finish=report)
-    return Done(result, "\n".join([*summary, *result.lines()]))
+    return Done(result, tuple(summary))
 
 
 def saved_settings(settings_class: type[TSettings], location: str) -> TSettings:

@@ -14,7 +14,17 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 import tyro
 
-__all__ = ["Flag", "current_flags", "default_of", "flag_name", "flags_of", "help_page", "help_texts", "parse_flags"]
+__all__ = [
+    "Flag",
+    "current_flags",
+    "default_of",
+    "flag_name",
+    "flags_of",
+    "help_page",
+    "help_texts",
+    "parse_flags",
+    "readable_type",
+]
 
 _WIDTH = 100
 _COLUMN = 30
@@ -250,19 +260,23 @@ def parse_flags(
     that they are refused in our words and not the parser's.
     """
     made = [
-        (flag.name, Annotated[_readable(flag.kind), tyro.conf.arg(help=flag.help)], field(default=values[flag.name]))
+        (
+            flag.name,
+            Annotated[readable_type(flag.kind), tyro.conf.arg(help=flag.help)],
+            field(default=values[flag.name]),
+        )
         for flag in flags
     ]
     parsed: Any = tyro.cli(make_dataclass("Flags", made), args=arguments, prog=program, add_help=False)
     return dict(vars(parsed))
 
 
-def _readable(kind: Any) -> Any:
+def readable_type(kind: Any) -> Any:
     """Return a type with any text in place of choices."""
     if get_origin(kind) is Literal:
         return str
     if get_origin(kind) in (Union, UnionType):
-        return Union[tuple(_readable(one) for one in get_args(kind))]  # noqa: UP007
+        return Union[tuple(readable_type(one) for one in get_args(kind))]  # noqa: UP007
     if get_origin(kind) is tuple:
-        return GenericAlias(tuple, tuple(one if one is Ellipsis else _readable(one) for one in get_args(kind)))
+        return GenericAlias(tuple, tuple(one if one is Ellipsis else readable_type(one) for one in get_args(kind)))
     return kind

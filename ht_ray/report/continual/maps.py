@@ -270,7 +270,9 @@ def draw_grid(
 
     caption = ""
     if framed:
-        caption += f" Framed: the best in the grid{data}" + (" (equal in the digits shown)." if len(framed) > 1 else ".")
+        caption += f" Framed: the best in the grid{data}" + (
+            " (equal in the digits shown)." if len(framed) > 1 else "."
+        )
     if below or above:
         caption += " The colour scale spans the grid; other methods beyond it take the colour of its end."
     return caption

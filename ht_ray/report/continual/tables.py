@@ -153,19 +153,18 @@ def choice_table(study: StudyData, metrics: Sequence[str] = ("average_accuracy",
     shown = list(dict.fromkeys([by, metric, *(name for name in metrics if name in study.summary_names)]))
     rows = []
     for method, labels in methods.items():
-        label = best_label(study, labels, metric) if len(labels) > 1 else None
-        if label is None:
+        best = best_label(study, labels, metric) if len(labels) > 1 else None
+        if best is None:
             continue
-        row = [Cell(method, (method,)), Cell(str(len(labels)), (len(labels),)), Cell(label, (label,))]
+        row = [Cell(method, (method,)), Cell(str(len(labels)), (len(labels),)), Cell(best, (best,))]
         for name in shown:
-            own = estimate(seed_values(groups[label], name).values())
+            own = estimate(seed_values(groups[best], name).values())
             row.append(Cell(format_mean_sd(name, own.mean, own.sd), (own.n, own.mean, own.sd)))
         if data == "validation":
-            tested = {one: estimate(seed_values(groups[one], metric).values()) for one in labels}
-            sign = -1 if study.better(metric) == "min" else 1
-            other = max(labels, key=lambda one: (tested[one].n, sign * tested[one].mean if tested[one].n else -math.inf))
-            text = "the same" if other == label else f"{other} ({format_value(metric, tested[other].mean)})"
-            row.append(Cell(text, (other, tested[other].mean)))
+            other = best_label(study, labels, metric, by=metric) or best
+            value = estimate(seed_values(groups[other], metric).values()).mean
+            text = "the same" if other == best else f"{other} ({format_value(metric, value)})"
+            row.append(Cell(text, (other, value)))
         rows.append(row)
     if not rows:
         raise MissingDataError("choice_table: no method has several settings to choose from.")

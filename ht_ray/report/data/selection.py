@@ -20,8 +20,8 @@ from ht_ray.report.data.study import MissingDataError, StudyData, TrialData, see
 __all__ = [
     "Choice",
     "best_label",
-    "chosen_on",
     "choose",
+    "chosen_on",
     "selecting_metric",
     "selection_sentence",
     "test_metric",
@@ -124,12 +124,12 @@ class Choice:
         return f"{self.label}{where}: best of {self.of} on {self.chosen_on} data; on test data: {test}"
 
 
-def best_label(study: StudyData, labels: Sequence[str], metric: str) -> str | None:
-    """Return which of `labels` has the best mean of what `metric` is chosen by; None if nothing has finished.
+def best_label(study: StudyData, labels: Sequence[str], metric: str, *, by: str | None = None) -> str | None:
+    """Return which of `labels` has the best mean of what `metric` is chosen by, or of `by`; None if none has finished.
 
     A label that finished on more seeds goes first: a mean over the lucky ones is no contest. Of equals it is the first.
     """
-    by, groups = selecting_metric(study, metric), study.by_label
+    by, groups = by or selecting_metric(study, metric), study.by_label
     sign = -1 if study.better(by) == "min" else 1
 
     def rank(label: str) -> tuple[int, float]:

@@ -71,7 +71,7 @@ MOST_DECIMALS = 6
 
 
 def humanize(metric: str) -> str:
-    """Return ``"average accuracy"`` for ``"average_accuracy"``, ``"average validation accuracy"`` with ``val`` in it."""
+    """Return ``"average accuracy"`` for ``"average_accuracy"``; ``val`` is ``validation``."""
     return metric.replace("_val_", "_validation_").replace("_", " ")
 
 

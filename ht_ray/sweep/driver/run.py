@@ -98,15 +98,14 @@ class StudyResult:
         }
         return {name: number for name, number in counts.items() if number}
 
-    def lines(self) -> list[str]:
+    def lines(self, resume: str) -> list[str]:
         """Return the last lines that a terminal shows: how to go on, if something is missing, and how the run ended."""
         trials = ", ".join(f"{number} {name}" for name, number in self.counts.items())
         said = [f"Stopped: {self.stopped}"] if self.stopped is not None else []
-        missing = bool(self.failed + self.unfinished)
-        resume = f"--resume {shlex.quote(self.location)}" if missing else "nothing is missing"
         if self.interrupted:
             said.append("Interrupted: everything reported is kept.")
-        return [*said, f"{'resume':<12} {resume}", f"{'time':<12} {clock(self.seconds)}; trials: {trials}"]
+        how = resume if self.failed + self.unfinished else "nothing is missing"
+        return [*said, f"{'resume':<12} {how}", f"{'time':<12} {clock(self.seconds)}; trials: {trials}"]
 
     def describe(self) -> str:
         """Say how the run ended, where the results are, and how to go on if something is missing."""
