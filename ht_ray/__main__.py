@@ -57,7 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _help() -> str:
     width = max(map(len, COMMANDS))
-    lines = ["usage: ht-ray COMMAND [--help] [...]", "", "Networks that keep learning: studies, reports, diagnosis.", ""]
+    lines = [
+        "usage: ht-ray COMMAND [--help] [...]",
+        "",
+        "Networks that keep learning: studies, reports, diagnosis.",
+        "",
+    ]
     lines += [f"  {name:<{width}}  {what}" for name, (_, what) in COMMANDS.items()]
     return "\n".join([*lines, "", "ht-ray COMMAND --help says more of a command; --version prints the version."])
 

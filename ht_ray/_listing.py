@@ -27,7 +27,8 @@ def main(arguments: Sequence[str], program: str) -> int:
     try:
         lines = _table(listed()) if name is None else one(name)
     except SettingError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
+        text = error.describe(lambda owner, field: program.rpartition(" ")[2].removesuffix("s"))
+        print(f"{program}: error: {text}", file=sys.stderr)
         return 2
     print("\n".join(lines))
     return 0
@@ -68,7 +69,10 @@ def _method(name: str) -> list[str]:
         for flat, own in flat_names(method).items()
     ]
     head = [f"{method.name}: {method.title}", *textwrap.wrap(_first_sentence(method), _WIDTH), ""]
-    return [*head, *_table([("  flag", "default", "meaning"), *settings] if settings else [("", "It has no settings.")])]
+    return [
+        *head,
+        *_table([("  flag", "default", "meaning"), *settings] if settings else [("", "It has no settings.")]),
+    ]
 
 
 def _streams() -> Iterable[Sequence[str]]:
@@ -81,7 +85,7 @@ def _stream(name: str) -> list[str]:
     """Streams with their settings."""
     from ht_ray.vision import STREAMS
 
-    stream = STREAMS[check_choice("stream", name, STREAMS)]
+    stream: Any = STREAMS[check_choice("stream", name, STREAMS)]
     rows = [("  setting", "default")]
     for one in fields(stream):
         default = one.default if one.default_factory is MISSING else one.default_factory()
