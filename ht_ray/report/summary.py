@@ -18,7 +18,7 @@ from ht_ray.report.style.tables import Cell, Column, Table, seeds_cell
 __all__ = ["MOST_ROWS", "summarize"]
 
 #: How many rows a screen has room for; of more, the best setting of each method is shown.
-MOST_ROWS = 13
+MOST_ROWS = 10
 
 
 def summarize(study: StudyData, width: int = 100) -> str:
@@ -45,7 +45,13 @@ def summarize(study: StudyData, width: int = 100) -> str:
         if is_atari(first):
             return _bare(aggregates_table(first)).to_text(width)
         if is_grid(first):
-            return _bare(grid_table(first, grid_metrics(first)[0])).to_text(width)
+            table = grid_table(first, grid_metrics(first)[0])
+            # What the paper has next to each cell is in the report.
+            rows = tuple(
+                tuple(dataclasses.replace(cell, text=cell.text.partition(" (")[0]) for cell in row)
+                for row in table.rows
+            )
+            return _bare(dataclasses.replace(table, rows=rows)).to_text(width)
     except MissingDataError as reason:
         return f"{reason}\n"
     return _labels(study, parts).to_text(width)

@@ -324,7 +324,7 @@ def _run(
         nodes=recorder.nodes,
         tensorboard=config.tensorboard,
     )
-    console.status(progress.lines())
+    console.show(progress)
     with (
         environment(variables),
         _quiet_tune(),
@@ -353,7 +353,7 @@ def _run(
         finally:
             stop.ignore_more()
             recorder.close()
-            console.status(progress.lines())
+            console.show(progress)
     how: str = RunEnd.INTERRUPTED if stop.requested else RunEnd.FINISHED
     if recorder.stopped is not None:
         how = f"{RunEnd.STOPPED}: {recorder.stopped}"
