@@ -66,7 +66,7 @@ def test_warm_starts(write_study: Any, warm: Any, seeds: int) -> None:
         for seed in range(seeds)
     ]
     text = summarize(load_study(write_study(trials)))
-    assert "noise 0.5" in text and len(text.splitlines()) <= LINES
+    assert text.count("noise") >= 6 and len(text.splitlines()) <= LINES
     methods = [warm("Plain", 0, 0.8), warm("L2", 0, 0.9, method="l2")]
     lines = lines_of(write_study(methods, name="methods", metric="final_accuracy"))
     assert not any("average" in line for line in lines[:6])
