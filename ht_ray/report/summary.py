@@ -70,7 +70,7 @@ def _labels(study: StudyData, parts: dict[str | None, StudyData]) -> Table:
     columns = [Column("method", ("label",)), *([Column("access", ("access",))] if several else [])]
     columns += [Column("seeds", ("seeds",)), *(Column(metric_title(name), (name,)) for name in metrics)]
     bases = {access: {t.label for t in part.trials if t.method == BASELINE} for access, part in parts.items()}
-    compared = all(len(base) == 1 for base in bases.values())
+    compared = len(study.labels) > 1 and all(len(base) == 1 for base in bases.values())
     if compared:
         columns.append(Column("minus Plain", ("difference",)))
     rows, left_out = [], 0

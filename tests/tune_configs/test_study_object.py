@@ -6,6 +6,7 @@ import functools
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from study_files import all_reports, table
 from ht_ray import Results, Study
 from ht_ray.errors import SettingError
 from ht_ray.methods import METHODS
+from ht_ray.sweep import StudyResult, SweepConfig
 from ht_ray.vision import make_model
-from tune_configs import ablation, continual, warm_start
+from tune_configs import ablation, command_line, continual, warm_start
 from tune_configs import study as study_module
 from tune_configs.ablation import AblationSettings
 from tune_configs.continual import ContinualSettings
@@ -31,10 +33,15 @@ def test_importing_the_package_imports_nothing_else() -> None:
         "import sys, time; import ht_ray; assert time.process_time() < 0.3, time.process_time()\n"
         "heavy = {'torch', 'ray', 'numpy', 'tune_configs'} & set(sys.modules); assert not heavy, heavy\n"
         "from ht_ray import Study; assert Study.__name__ == 'Study' and 'ray' not in sys.modules\n"
+        "def net(shape, num_classes): ...\n"
+        "try: Study(model=net)\nexcept ValueError as error: print(error)\n"
         "try: ht_ray.Studdy\nexcept AttributeError: print('none')"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "none\n"), done.stderr
+    assert done.returncode == 0, done.stderr
+    # What the script itself defines cannot be imported by the workers.
+    assert done.stdout.startswith("Study: model = net: it is defined in the script or notebook itself")
+    assert done.stdout.endswith("none\n")
 
 
 def test_keywords_are_the_flags() -> None:
@@ -119,12 +126,6 @@ def test_what_cannot_work_is_refused_when_the_object_is_made(given: dict[str, An
         Study(**given)
 
 
-def test_a_function_of_the_script_itself_is_refused() -> None:
-    program = "from ht_ray import Study\ndef net(shape, num_classes): ...\nStudy(model=net)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert "SettingError: Study: model = net: it is defined in the script or notebook itself" in done.stderr
-
-
 @pytest.fixture(scope="module")
 def both(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Path]:
     """A study by the object, and the same from the command line."""
@@ -132,7 +133,9 @@ def both(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Result
     grid = {"momentum": [0.5], "reset_interval": [1, 2]}
     results = Study(methods=["plain", "hare_tortoise"], grid=grid, **SMALL, results_dir=root / "object").run()
     methods = ["plain", *(f"hare_tortoise:momentum=0.5,reset_interval={interval}" for interval in (1, 2))]
-    assert continual.main(["--methods", *methods, *FLAGS, "--results-dir", str(root / "flags")]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ht_ray.report.write._figures", lambda part: {})  # which take most of the time
+        assert continual.main(["--methods", *methods, *FLAGS, "--results-dir", str(root / "flags")]) == 0
     return results, root / "flags"
 
 
@@ -169,8 +172,9 @@ def test_what_a_result_has(both: tuple[Results, Path]) -> None:
 
 
 def test_the_screen_is_one_table_and_five_lines(
-    both: tuple[Results, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    both: tuple[Results, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr("ht_ray.report.write._figures", lambda part: {})
     capsys.readouterr()
     Study.resume(both[1]).run()  # nothing is left to train
     lines = capsys.readouterr().out.splitlines()
@@ -181,9 +185,7 @@ def test_the_screen_is_one_table_and_five_lines(
     assert [line for line in lines if line.startswith("* best average accuracy, chosen on test data")]
 
 
-def test_a_study_is_resumed_and_another_one_is_not_taken_for_it(
-    both: tuple[Results, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_study_is_resumed_and_another_one_is_not_taken_for_it(both: tuple[Results, Path], tmp_path: Path) -> None:
     location = both[1]
     again = Study(methods=["plain"], **SMALL, resume_or_start=location)
     with pytest.raises(SettingError, match=r"Study: methods = .*: the study that is resumed has .* and keeps it"):
@@ -198,21 +200,13 @@ def test_a_study_is_resumed_and_another_one_is_not_taken_for_it(
 
 
 def test_ctrl_c_is_raised_after_the_study_has_stopped(
-    cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tune_configs import command_line
-
-    run_study = command_line.run_study
-
-    def interrupted(*arguments: Any, **options: Any) -> Any:
-        from dataclasses import replace
-
-        return replace(run_study(*arguments, **options), interrupted=True, finished=1, unfinished=1)
+    def interrupted(study: Any, config: SweepConfig, **options: Any) -> StudyResult:
+        return StudyResult(str(config.results_dir), 1, 0, 0, unfinished=1, interrupted=True, seconds=3.0)
 
     monkeypatch.setattr(command_line, "run_study", interrupted)
-    study = Study(
-        methods=["plain"], epochs=1, phases=1, train_limit=50, seeds=2, access="full", results_dir=tmp_path / "s"
-    )
+    study = Study(methods=["plain"], seeds=2, access="full", results_dir=tmp_path / "s")
     with pytest.raises(KeyboardInterrupt, match=r"to go on: Study.resume\('.*s'\).run\(\)"):
         study.run()
     out = capsys.readouterr().out
@@ -224,3 +218,16 @@ def test_kinds_are_the_modules() -> None:
     assert set(study_module._KINDS) == {
         module.__name__.rpartition(".")[2] for module in (ablation, continual, warm_start)
     }
+
+
+@dataclass(frozen=True)
+class _HoldingOut(AblationSettings):
+    validation: float | None = 0.1
+
+
+def test_with_validation_data_everything_is_compared_by_them() -> None:
+    """The progress lines' best, ASHA, PBT and Optuna take the study's metric."""
+    assert AblationSettings().metric == "average_accuracy"
+    assert _HoldingOut().metric == "average_val_accuracy"
+    assert _HoldingOut(stream="warm_start").metric == "final_val_accuracy"
+    assert _HoldingOut(validation=None).metric == "average_accuracy"
