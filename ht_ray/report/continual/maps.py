@@ -314,7 +314,7 @@ def adam_map(study: StudyData, metric: str, *paths: PathLike) -> None:
     caption += " ± standard deviation (n − 1)." if len(study.seeds) > 1 else "."
     if best:
         among = " of those finished on all seeds" * (len(complete) < len(cells))
-        caption += f" Framed: the best on {chosen_on(study)} data{among}."
+        caption += f" Framed: the best{among}, on {chosen_on(study)} data."
 
     def draw(figure: Figure) -> None:
         colours = ColourScale(min(known), max(known))
