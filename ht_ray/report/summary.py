@@ -25,7 +25,8 @@ def summarize(study: StudyData, width: int = 100) -> str:
     """Return the table that a terminal shows when a study has ended: method, seeds, average, final, difference.
 
     With many labels there is one row for each method, its best setting, chosen on validation data where the study has
-    some. Of a grid of warm starts it is the table of test accuracies, of Atari games that of the aggregates.
+    some. Of a grid of warm starts it is the table of test accuracies, of Atari games that of the aggregates; what the
+    paper has is in the report.
 
     Parameters
     ----------
@@ -43,10 +44,11 @@ def summarize(study: StudyData, width: int = 100) -> str:
     first = next(iter(parts.values()))
     try:
         if is_atari(first):
-            return _bare(aggregates_table(first)).to_text(width)
+            table = aggregates_table(first)
+            own = tuple(row for row in table.rows if not row[0].text.endswith("(paper)"))
+            return _bare(dataclasses.replace(table, rows=own)).to_text(width)
         if is_grid(first):
             table = grid_table(first, grid_metrics(first)[0])
-            # What the paper has next to each cell is in the report.
             rows = tuple(
                 tuple(dataclasses.replace(cell, text=cell.text.partition(" (")[0]) for cell in row)
                 for row in table.rows
