@@ -268,7 +268,7 @@ class Results:
     @property
     def directory(self) -> Path | str:
         """The study's directory; its URI as text, if it is at one."""
-        return self._at("")
+        return self.location if is_uri(self.location) else Path(self.location)
 
     @property
     def complete(self) -> bool:

@@ -165,6 +165,9 @@ def test_what_a_result_has(both: tuple[Results, Path]) -> None:
     assert list(Path(results.to_tensorboard()).rglob("events.out.*"))
     assert Path(results.report).read_text().startswith("<!DOCTYPE html>")
     assert Results(str(results.directory)) == results
+    there = Results(results.directory.as_uri())
+    assert there.directory == results.directory.as_uri() and there.best(method="hare_tortoise") == best
+    assert there.table().equals(frame) and str(there.figures[0]).startswith("file:///")
     with pytest.raises(SettingError, match="Did you mean 'results'"):
         results.table("result")
     with pytest.raises(SettingError, match="there is no such directory"):
