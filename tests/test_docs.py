@@ -18,11 +18,13 @@ from unittest.mock import patch
 import pytest
 import torch
 
+from ht_ray import doctor
+from ht_ray.__main__ import COMMANDS
 from ht_ray.agents.bbf.config import BBF_VARIANTS
 from ht_ray.agents.drq.config import VARIANTS
 from ht_ray.agents.registry import AGENT_VARIANTS
 from ht_ray.agents.training import train
-from ht_ray.diagnostics import INDICATOR_GROUPS, INDICATORS, IndicatorConfig
+from ht_ray.diagnostics import INDICATOR_GROUPS, INDICATORS, SIGNS, IndicatorConfig
 from ht_ray.errors import SettingWarning
 from ht_ray.methods import METHODS, MethodConfig, Tortoise, display_name, flat_names, half_life, method_parts, registry
 from ht_ray.reproduce.__main__ import make_parser
@@ -41,6 +43,7 @@ STUDIES = {
 # Flags in running text that are not a study's: of ray, and --help.
 FOREIGN_FLAGS = {
     "--help",
+    "--help-all",
     "--slow",
     "--head",
     "--working-dir",
@@ -100,6 +103,8 @@ def study_commands() -> list[Any]:
             words = words[words.index("--") + 1 :]
         if words[:2] == ["python", "-m"] and words[2].startswith("tune_configs."):
             words = ["python", words[2].replace(".", "/") + ".py", *words[3:]]
+        if words[0] == "ht-ray" and (script := f"tune_configs/{words[1].replace('-', '_')}.py") in STUDIES:
+            words = ["python", script, *words[2:]]
         if words[0] == "python" and words[1].endswith(".py"):
             assert (ROOT / words[1]).is_file(), f"{place}: there is no {words[1]}"
             if not words[1].startswith(("benchmarks/", "tests/")):
@@ -204,8 +209,12 @@ def test_other_commands_exist() -> None:
         assert words[0] in known, f"{place}: {words[0]!r}"
         for word in words:
             assert not word.startswith("deploy/") or (ROOT / word).exists(), f"{place}: there is no {word}"
+        if words[0] == "ht-ray":
+            assert words[1] in COMMANDS, f"{place}: ht-ray has no {words[1]!r}"
         if words[:2] == ["ht-ray", "reproduce"]:
             make_parser().parse_args(words[2:])
+        if words[:2] == ["ht-ray", "doctor"]:
+            doctor.make_parser().parse_args(words[2:])
         if words[:2] == ["python", "-m"]:
             assert importlib.util.find_spec(words[2]), f"{place}: no module {words[2]}"
 
@@ -213,7 +222,7 @@ def test_other_commands_exist() -> None:
 def test_flags_in_the_text_are_flags() -> None:
     names = {field.name for _, settings in STUDIES.values() for field in (*fields(settings), *fields(SweepConfig))}
     flags = {f"--{negation}{name.replace('_', '-')}" for name in names for negation in ("", "no-")} | FOREIGN_FLAGS
-    for parser in (make_parser(), train.make_parser()):
+    for parser in (make_parser(), train.make_parser(), doctor.make_parser()):
         flags |= set(re.findall(r"--[a-z][a-z-]*", parser.format_help()))
     for document in DOCUMENTS:
         prose = re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
@@ -376,6 +385,15 @@ def test_table_of_indicators() -> None:
     text = (ROOT / "docs" / "indicators.md").read_text(encoding="utf-8")
     for names in INDICATOR_GROUPS.values():
         assert indicator_table(names) in text
+
+
+def test_table_of_signs() -> None:
+    _, *rows = table("indicators.md", "| sign | indicator")
+    assert len(rows) == len(SIGNS)
+    for sign, (name, indicator, _, limits, methods) in zip(SIGNS, rows, strict=True):
+        assert (name, indicator.split("`")[1]) == (sign.name, sign.indicator)
+        assert tuple(map(float, limits.split(", "))) == sign.limits
+        assert tuple(re.findall(r"`(\w+)`", methods)) == sign.methods
 
 
 def test_settings_of_indicators_are_those_of_the_code() -> None:

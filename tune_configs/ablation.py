@@ -29,7 +29,7 @@ from tune_configs.command_line import main as run_main
 from tune_configs.settings import VisionSettings, check_distinct, check_values
 from tune_configs.trials import label_of, trial
 
-__all__ = ["AblationSettings", "main", "trials"]
+__all__ = ["AblationSettings", "main", "prepare", "trials"]
 
 _BASELINES = ("plain", "ema", "shrink_perturb", "head_reset")
 
@@ -179,7 +179,8 @@ def _unsettled(settings: AblationSettings, values: Values, seed: int, name: str)
     )
 
 
-def _prepare(settings: AblationSettings, planned: tuple[TrialSpec, ...]) -> Prepared:
+def prepare(settings: AblationSettings, planned: tuple[TrialSpec, ...]) -> Prepared:
+    """Load the images, and check the planned trials, or the ends of what a search may plan, against them."""
     if not settings.draws:
         return prepare_vision(settings, planned)
     # What has no values yet, or many, is told of by the ends of the ranges.
@@ -191,9 +192,9 @@ def _prepare(settings: AblationSettings, planned: tuple[TrialSpec, ...]) -> Prep
     return prepare_vision(settings, (*_baselines(settings), *told))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, program: str | None = None) -> int:
     """Run the study; see ``--help``."""
-    return run_main("ablation", AblationSettings, trials, str(__doc__), arguments, _prepare)
+    return run_main("ablation", AblationSettings, trials, str(__doc__), arguments, prepare, program)
 
 
 if __name__ == "__main__":

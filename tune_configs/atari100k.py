@@ -515,9 +515,9 @@ def _settings_class(arguments: Sequence[str] | None) -> type[_AtariStudy]:
     return _SETTINGS.get(str(agent), AtariSettings)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, program: str | None = None) -> int:
     """Run the study; see ``--help``."""
-    return run_main("atari100k", _settings_class(arguments), trials, str(__doc__), arguments, _prepare)
+    return run_main("atari100k", _settings_class(arguments), trials, str(__doc__), arguments, _prepare, program)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import re
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,17 @@ from ht_ray.diagnostics import IndicatorConfig
 from ht_ray.errors import SettingError, SettingWarning
 from ht_ray.methods import METHODS, MethodConfig, Phase, Tortoise, setting_names
 from ht_ray.methods.registry import all_settings, flat_names, load_method, split_methods
-from ht_ray.sweep import RayStartError, Study, SweepConfig, TrialSpec, check_before_ray, load_study_settings, run_study
+from ht_ray.sweep import (
+    RayStartError,
+    Study,
+    StudyResult,
+    SweepConfig,
+    TrialSpec,
+    check_before_ray,
+    load_study_settings,
+    run_study,
+)
+from ht_ray.sweep.records.progress import Console
 from ht_ray.sweep.study.config import GIB, ray_address
 from ht_ray.sweep.study.plan import load_plan
 from ht_ray.vision import ImageData, load_data, make_model
@@ -35,16 +45,23 @@ from tune_configs.settings import RENAMED, StudySettings, VisionSettings, with_m
 from tune_configs.vision_trial import stream_of, trial_config
 
 __all__ = [
+    "Done",
     "Prepared",
+    "add_working_directory",
     "check_memory",
     "check_networks",
+    "check_same",
     "check_streams",
     "check_this_machine",
     "device_warnings",
     "first_look",
+    "load_methods",
     "main",
     "method_warnings",
+    "names_for",
     "prepare_vision",
+    "run_settings",
+    "saved_settings",
     "schedule_warnings",
     "size_warnings",
     "unused_settings",
@@ -81,6 +98,7 @@ def main(
     description: str,
     arguments: Sequence[str] | None = None,
     prepare: Prepare | None = None,
+    program: str | None = None,
 ) -> int:
     """Run a study from the command line, and return the exit code.
 
@@ -102,32 +120,37 @@ def main(
     prepare
         Loads what the planned trials need and checks them against it, before Ray is started; `prepare_vision` by
         default.
+    program
+        What the command is called in messages and in ``--help``; ``NAME.py`` by default.
     """
+    program = program or f"{name}.py"
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal that cannot show "±" shows "?", and the study ends as it would elsewhere.
         sys.stdout.reconfigure(errors="replace")
-    if str(Path.cwd()) not in sys.path:
-        # Methods may be there; the workers are given the driver's path.
-        sys.path.append(str(Path.cwd()))
+    add_working_directory()
     try:
-        settings, run = _parse(name, settings_class, description, arguments)
-        return _run(name, settings, run, trials, prepare or prepare_vision)
+        settings, run = _parse(program, settings_class, description, arguments)
+        return _run(name, settings, run, trials, prepare or prepare_vision, program)
     except SettingError as error:
-        print(f"{name}.py: error: {error.describe(_flag_of(settings_class))}", file=sys.stderr)
+        print(f"{program}: error: {error.describe(_flag_of(settings_class))}", file=sys.stderr)
         return 2
     except StorageError as error:
-        print(f"{name}.py: error: {error}", file=sys.stderr)
+        print(f"{program}: error: {error}", file=sys.stderr)
         return 1
     except RayStartError as error:
-        print(f"{name}.py: error: {error}", file=sys.stderr)
+        print(f"{program}: error: {error}", file=sys.stderr)
         return os.EX_TEMPFAIL
     except KeyboardInterrupt:
-        print(f"{name}.py: interrupted", file=sys.stderr)
+        print(f"{program}: interrupted", file=sys.stderr)
         return 130
 
 
 def _flag_of(settings_class: type[StudySettings]) -> Callable[[str | None, str], str]:
-    """Return what a command line calls the settings that a refusal speaks of: flags, where they are some."""
+    return names_for(settings_class, flag_name)
+
+
+def names_for(settings_class: type[StudySettings], written: Callable[[str], str]) -> Callable[[str | None, str], str]:
+    """Return what the settings that a refusal speaks of are called: as `written` says, where they are the study's."""
     names = {one.name for config in (with_methods(settings_class), SweepConfig) for one in fields(config)}
 
     def called(owner: str | None, name: str) -> str:
@@ -135,14 +158,14 @@ def _flag_of(settings_class: type[StudySettings]) -> Callable[[str | None, str],
         before, _, owner = (owner or "").rpartition(" ")
         own, comma, part = RENAMED.get((owner, name), name).partition(", ")
         if own in names and (not owner or owner.endswith(("Config", "Settings"))):
-            return f"{before} {flag_name(own)}".strip() + comma + part
+            return f"{before} {written(own)}".strip() + comma + part
         return ": ".join(part for part in (owner, name) if part)
 
     return called
 
 
 def _parse(
-    name: str, settings_class: type[TSettings], description: str, arguments: Sequence[str] | None
+    program: str, settings_class: type[TSettings], description: str, arguments: Sequence[str] | None
 ) -> tuple[TSettings, SweepConfig]:
     """Return what the command line says; with ``--resume``, the settings of that study: no flag may contradict them."""
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -150,14 +173,14 @@ def _parse(
     settings_class = with_methods(settings_class)
     given, sentences = current_flags(given, settings_class.old_names())
     for sentence in sentences:
-        print(f"{name}.py: warning: {sentence}", file=sys.stderr)
+        print(f"{program}: warning: {sentence}", file=sys.stderr)
     wanted = {"-h", "--help", "--help-all"}.intersection(given)
     given = [argument for argument in given if argument not in wanted]
     flags = flags_of(settings_class, "Study", settings_class.sections)
     every = [*flags, *flags_of(SweepConfig, "Running")]
 
     def parse(**defaults: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        values = parse_flags(name, given, every, {**{flag.name: flag.default for flag in every}, **defaults})
+        values = parse_flags(program, given, every, {**{flag.name: flag.default for flag in every}, **defaults})
         study = {flag.name: values.pop(flag.name) for flag in flags}
         return study, values
 
@@ -165,28 +188,35 @@ def _parse(
     if wanted:
         values = asdict(settings_class(**study).resolved())
         most_used = None if "--help-all" in wanted else settings_class.most_used
-        print(help_page(name, description, every, values, most_used))
+        print(help_page(program, description, every, values, most_used))
         raise SystemExit(0)
     config = SweepConfig(**run).located()
     if config.resume is None:
         return settings_class(**study).resolved(), config
     try:
-        stored = load_study_settings(config.resume if is_uri(config.resume) else Path(config.resume).expanduser())
-        methods = stored.get("methods", ())
-        _load_methods(["--methods", *([methods] if isinstance(methods, str) else methods)])
-        saved = with_methods(settings_class).from_json(stored)
+        saved = saved_settings(settings_class, config.resume)
     except SettingError as error:
         raise SettingError(
             owner="SweepConfig", field="resume", value=config.resume, reason=": {why}", why=error
         ) from error
     # With the study's settings as defaults, a flag that was given is told from one that was not.
-    asked = type(saved)(**{**asdict(saved), **parse(**asdict(saved))[0]}).resolved()
+    check_same(saved, type(saved)(**{**asdict(saved), **parse(**asdict(saved))[0]}).resolved())
+    return saved, config
+
+
+def check_same(saved: StudySettings, asked: StudySettings) -> None:
+    """Refuse to go on with a study under other settings than its own.
+
+    Raises
+    ------
+    SettingError
+        If one of those that are asked for differs.
+    """
     for one in fields(saved):
         value, kept = getattr(asked, one.name), getattr(saved, one.name)
         if value != kept:
             why = ": the study that is resumed has {kept!r} and keeps it; start a new study for other settings."
             raise asked.refused(one.name, why, value, kept=kept)
-    return saved, config
 
 
 def first_look(arguments: Sequence[str] | None, **counts: str) -> dict[str, Any]:
@@ -198,9 +228,13 @@ def first_look(arguments: Sequence[str] | None, **counts: str) -> dict[str, Any]
 
 
 def _load_methods(arguments: Sequence[str]) -> None:
-    """Import the methods that a command line names by the paths of their classes: they have flags of their own."""
     given = first_look(arguments, methods="*", base="?")
-    for text in [*(given["methods"] or ()), given["base"] or ""]:
+    load_methods([*(given["methods"] or ()), given["base"] or ""])
+
+
+def load_methods(texts: Iterable[str]) -> None:
+    """Import the methods that are named by the paths of their classes: they have settings of their own."""
+    for text in texts:
         for part in split_methods(text)[0]:
             if ":" in part:
                 load_method(part)
@@ -228,7 +262,61 @@ def _run(
     run: SweepConfig,
     trials: Callable[[Any], tuple[Any, ...]],
     prepare: Prepare,
+    program: str,
 ) -> int:
+    done = run_settings(
+        name, settings, run, trials, prepare, lambda text: print(f"{program}: warning: {text}", file=sys.stderr)
+    )
+    print(done.describe(f"--resume {shlex.quote(done.result.location)}"))
+    return done.result.exit_code
+
+
+class Done(NamedTuple):
+    """How a study ended, and what a terminal shows of it."""
+
+    result: StudyResult
+    summary: tuple[str, ...]
+
+    def describe(self, resume: str) -> str:
+        """Return what a terminal shows at the end; `resume` is how to go on, if something is missing."""
+        return "\n".join([*self.summary, *self.result.lines(resume)])
+
+
+def run_settings(
+    name: str,
+    settings: StudySettings,
+    run: SweepConfig,
+    trials: Callable[[Any], tuple[Any, ...]],
+    prepare: Prepare,
+    warn: Callable[[str], None],
+    console: Console | None = None,
+) -> Done:
+    """Run, or resume, a study with these settings, and write its report: what all ways to start one have in common.
+
+    Parameters
+    ----------
+    name
+        Of the study.
+    settings
+        Resolved: as they are recorded.
+    run
+        How it is run; with ``resume``, which study goes on.
+    trials, prepare
+        See `main`.
+    warn
+        Called with each sentence that whoever started the study should know.
+    console
+        Where the progress is shown; standard error by default.
+
+    Raises
+    ------
+    SettingError
+        If the study cannot run as configured.
+    RayStartError
+        If Ray does not start on this machine.
+    StorageError
+        If the study's location is full or lost.
+    """
     if settings.device == "cuda" and run.gpus_per_trial == 0:
         why = ": the trials have no GPU; give each one, or a share of one, with {SweepConfig.gpus_per_trial}."
         raise settings.refused("device", why)
@@ -247,7 +335,7 @@ def _run(
         planned, more = prepared.pack(planned, run.cpus_per_trial)
         said += more
     for sentence in said:
-        print(f"{name}.py: warning: {sentence}", file=sys.stderr)
+        warn(sentence)
     study = Study(
         name=name,
         factory=prepared.factory,
@@ -258,30 +346,43 @@ def _run(
         search=settings.search_of(planned),
         pack_size=settings.pack_size,
     )
-    methods = False
+    summary: list[str] = []
 
     def report(directory: Path) -> None:
-        nonlocal methods
-        from ht_ray.report import write_report
+        from ht_ray.report import load_study, write_report
+        from ht_ray.report.summary import summarize
 
-        files = [
-            path.relative_to(directory)
-            for path in write_report(directory, log=print, patience=60 * run.storage_minutes)
-        ]
-        methods = (directory / "report").is_dir()
-        for path in files:
-            print(f"{location}/{path}")
+        data = load_study(directory)
+        files = write_report(data, log=print, patience=60 * run.storage_minutes, brief=True)
+        figures = sum(path.suffix == ".png" for path in files)
+        summary.append(summarize(data))
+        lines = {"report": f"{location}/report.html", "figures": f"{location}/figures ({figures})"}
+        if (directory / "report").is_dir():
+            lines["TensorBoard"] = f"tensorboard --logdir {shlex.quote(f'{location}/report')}"
+        summary.extend(f"{title:<12} {text}" for title, text in lines.items())
 
-    result = run_study(study, run, finish=report)
-    print(result.describe())
-    if run.tensorboard != "none":
-        if run.tensorboard == "trials":
-            print(f"Curves of all trials: tensorboard --logdir {shlex.quote(location)}")
-        else:
-            print(f"Configurations, means over seeds: tensorboard --logdir {shlex.quote(f'{location}/tensorboard')}")
-        if methods:
-            print(f"Methods, means over seeds: tensorboard --logdir {shlex.quote(f'{location}/report')}")
-    return result.exit_code
+    result = run_study(study, run, console=console, finish=report)
+    return Done(result, tuple(summary))
+
+
+def saved_settings(settings_class: type[TSettings], location: str) -> TSettings:
+    """Return the settings of the study that is at a path or URI.
+
+    Raises
+    ------
+    SettingError
+        If there is none, or it is one of other settings.
+    """
+    stored = load_study_settings(location if is_uri(location) else Path(location).expanduser())
+    methods = stored.get("methods", ())
+    load_methods([methods] if isinstance(methods, str) else methods)
+    return with_methods(settings_class).from_json(stored)
+
+
+def add_working_directory() -> None:
+    """Let modules in the working directory be found, by the workers, too: they are given the driver's path."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
 
 
 def prepare_vision(settings: VisionSettings, planned: tuple[TrialSpec, ...]) -> Prepared:

@@ -68,9 +68,9 @@ def trials(settings: ContinualSettings) -> tuple[TrialSpec, ...]:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, program: str | None = None) -> int:
     """Run the study; see ``--help``."""
-    return run_main("continual", ContinualSettings, trials, str(__doc__), arguments)
+    return run_main("continual", ContinualSettings, trials, str(__doc__), arguments, program=program)
 
 
 if __name__ == "__main__":

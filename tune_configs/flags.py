@@ -14,7 +14,17 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 import tyro
 
-__all__ = ["Flag", "current_flags", "default_of", "flag_name", "flags_of", "help_page", "help_texts", "parse_flags"]
+__all__ = [
+    "Flag",
+    "current_flags",
+    "default_of",
+    "flag_name",
+    "flags_of",
+    "help_page",
+    "help_texts",
+    "parse_flags",
+    "readable_type",
+]
 
 _WIDTH = 100
 _COLUMN = 30
@@ -134,14 +144,16 @@ def _paragraph(text: str) -> str:
 
 
 def help_page(
-    name: str, description: str, flags: Sequence[Flag], values: Mapping[str, Any], most_used: Sequence[str] | None
+    program: str, description: str, flags: Sequence[Flag], values: Mapping[str, Any], most_used: Sequence[str] | None
 ) -> str:
     """Return the text of ``--help``: what the study is about, then the flags with the values that they will have.
 
     Parameters
     ----------
-    name, description
-        Of the study; the description in paragraphs.
+    program
+        What the command is called.
+    description
+        Of the study, in paragraphs.
     flags
         All of them.
     values
@@ -153,7 +165,7 @@ def help_page(
     if most_used is not None:
         by_name = {flag.name: flag for flag in flags}
         shown = [by_name[one]._replace(section="Flags that most studies need") for one in most_used]
-    lines = [f"usage: {name}.py [--FLAG VALUE ...]", ""]
+    lines = [f"usage: {program} [--FLAG VALUE ...]", ""]
     for paragraph in re.split(r"\n\s*\n", description.strip()):
         lines += [*textwrap.wrap(" ".join(paragraph.replace("``", "").split()), _WIDTH, break_on_hyphens=False), ""]
     for section in dict.fromkeys(flag.section for flag in shown):
@@ -240,7 +252,7 @@ def current_flags(arguments: Sequence[str], renamed: Mapping[str, str]) -> tuple
 
 
 def parse_flags(
-    name: str, arguments: Sequence[str], flags: Sequence[Flag], values: Mapping[str, Any]
+    program: str, arguments: Sequence[str], flags: Sequence[Flag], values: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the values of flags; `values` go before the flags' defaults.
 
@@ -248,19 +260,23 @@ def parse_flags(
     that they are refused in our words and not the parser's.
     """
     made = [
-        (flag.name, Annotated[_readable(flag.kind), tyro.conf.arg(help=flag.help)], field(default=values[flag.name]))
+        (
+            flag.name,
+            Annotated[readable_type(flag.kind), tyro.conf.arg(help=flag.help)],
+            field(default=values[flag.name]),
+        )
         for flag in flags
     ]
-    parsed: Any = tyro.cli(make_dataclass("Flags", made), args=arguments, prog=f"{name}.py", add_help=False)
+    parsed: Any = tyro.cli(make_dataclass("Flags", made), args=arguments, prog=program, add_help=False)
     return dict(vars(parsed))
 
 
-def _readable(kind: Any) -> Any:
+def readable_type(kind: Any) -> Any:
     """Return a type with any text in place of choices."""
     if get_origin(kind) is Literal:
         return str
     if get_origin(kind) in (Union, UnionType):
-        return Union[tuple(_readable(one) for one in get_args(kind))]  # noqa: UP007
+        return Union[tuple(readable_type(one) for one in get_args(kind))]  # noqa: UP007
     if get_origin(kind) is tuple:
-        return GenericAlias(tuple, tuple(one if one is Ellipsis else _readable(one) for one in get_args(kind)))
+        return GenericAlias(tuple, tuple(one if one is Ellipsis else readable_type(one) for one in get_args(kind)))
     return kind

@@ -13,6 +13,7 @@ from ht_ray.diagnostics import INDICATOR_GROUPS, IndicatorConfig
 from ht_ray.errors import SettingError
 from ht_ray.methods import registry
 from ht_ray.records.checked_json import Damaged, check_form, form_of
+from ht_ray.report.data.selection import validation_metric
 from ht_ray.sweep import Search, TrialSpec
 from ht_ray.vision import (
     AUGMENTATIONS,
@@ -285,8 +286,12 @@ class VisionSettings(_Flags, StudySettings):
 
     @property
     def metric(self) -> str:
-        """What trials are compared by: the first phase of a warm start is a means, not an end."""
-        return "average_accuracy" if self.stream == "continual" else "final_accuracy"
+        """What trials are compared by, on validation data where the study holds some out.
+
+        The first phase of a warm start is a means, not an end.
+        """
+        metric = "average_accuracy" if self.stream == "continual" else "final_accuracy"
+        return validation_metric(metric) if getattr(self, "validation", None) else metric
 
     @property
     def method_defaults(self) -> dict[str, Any]:

@@ -268,9 +268,9 @@ def trials(settings: WarmStartSettings) -> tuple[TrialSpec, ...]:
     return tuple(_TRIALS[settings.compare](settings))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, program: str | None = None) -> int:
     """Run the study; see ``--help``."""
-    return run_main("warm_start", WarmStartSettings, trials, str(__doc__), arguments)
+    return run_main("warm_start", WarmStartSettings, trials, str(__doc__), arguments, program=program)
 
 
 if __name__ == "__main__":

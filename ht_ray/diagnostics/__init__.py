@@ -5,6 +5,7 @@ errors included. It is made in evaluation mode: BatchNorm uses its running stati
 """
 
 from ht_ray.diagnostics.curvature import HessianEigenvalues, hessian_eigenvalues, hessian_vector_product
+from ht_ray.diagnostics.diagnosis import SIGNS, Diagnosis, Finding, Sign, diagnose
 from ht_ray.diagnostics.features import (
     FeatureRecord,
     Ranks,
@@ -42,9 +43,12 @@ __all__ = [
     "ACTIVATIONS",
     "INDICATORS",
     "INDICATOR_GROUPS",
+    "SIGNS",
     "UNLABELLED_GROUPS",
     "ActivationRecord",
+    "Diagnosis",
     "FeatureRecord",
+    "Finding",
     "GradientCovariance",
     "HessianEigenvalues",
     "Indicator",
@@ -54,7 +58,9 @@ __all__ = [
     "Measurement",
     "Probe",
     "Ranks",
+    "Sign",
     "activation_recorder",
+    "diagnose",
     "dormant_ratios",
     "effective_rank",
     "feature_matrix",

@@ -17,9 +17,9 @@ from ht_ray.report.write import PATIENCE, write_report, write_reports
 __all__ = ["main"]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, program: str = "python -m ht_ray.report") -> int:
     """Report the studies named on the command line; return 0, 1 on a full disk, 2 if one cannot be read or written."""
-    parser = argparse.ArgumentParser(prog="python -m ht_ray.report", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program, description=__doc__)
     parser.add_argument("directory", nargs="+", help="a study's directory, or its URI, as written by a sweep")
     parser.add_argument(
         "--out",

@@ -17,7 +17,7 @@ from ht_ray.report.atari.tables import aggregates_table, games_table, improvemen
 from ht_ray.report.continual.curves import epoch_curves, phase_curves
 from ht_ray.report.continual.maps import adam_map, has_adam_grid, heat_map
 from ht_ray.report.continual.method_bars import method_bars
-from ht_ray.report.continual.tables import drops_table, summary_table
+from ht_ray.report.continual.tables import choice_table, drops_table, summary_table
 from ht_ray.report.continual.warm_start_grid import grid_cells_table, grid_figure, grid_metrics, grid_table, is_grid
 from ht_ray.report.data.combine import combine
 from ht_ray.report.data.files import Log, storage_patience, write_text
@@ -43,7 +43,7 @@ PAGE = "report.html"
 PATIENCE = 600.0
 TABLES = (
     *("atari_aggregates", "atari_improvement", "atari_games"),
-    *("search", "table", "grid", "cells", "drops", "indicators", "correlations"),
+    *("search", "table", "choice", "grid", "cells", "drops", "indicators", "correlations"),
 )
 
 
@@ -53,6 +53,7 @@ def write_report(
     log: Log | None = None,
     out: str | os.PathLike[str] | None = None,
     patience: float = PATIENCE,
+    brief: bool = False,
 ) -> list[Path]:
     """Write a study's tables and figures.
 
@@ -78,6 +79,8 @@ def write_report(
         only an earlier report is replaced.
     patience : float, default 600
         The seconds to wait for a disk that is full or lost.
+    brief : bool, default False
+        Whether `log` is called with what needs attention only: a disk that is full, event files that were damaged.
 
     Returns
     -------
@@ -103,7 +106,7 @@ def write_report(
     with storage_patience(patience, log):
         if _same(root, study.directory):
             repair_trial_events(study, log)
-        report, written = _write_files(study, root, log)
+        report, written = _write_files(study, root, (lambda text: None) if brief else log)
         command = _command([study], out)
         page = root / PAGE
         write_text(page, html_page([report], command=command))
@@ -328,6 +331,8 @@ def _tables(part: StudyData) -> Iterator[tuple[str, Callable[[], Table], tuple[s
             yield "cells", partial(grid_cells_table, part, metrics, repeated=True), ("shown",)
     else:
         yield "table", partial(_summary, part), both
+        if len(part.labels) > len({trial.method for trial in part.trials}) and not is_population(part):
+            yield "choice", partial(choice_table, part, _metrics(part)), both
         yield "drops", partial(drops_table, part), both
     if is_search(part):
         yield "search", partial(search_table, [part]), both

@@ -58,14 +58,14 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, program: str = "ht-ray reproduce") -> int:
     """Run the command line; return 0, 1 if a run diverged, 2 for settings that cannot work, 128 + a signal's number."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without "±"
     try:
         return _run(make_parser().parse_args(arguments))
     except (SettingError, OSError) as error:
-        print(f"ht-ray reproduce: error: {error}", file=sys.stderr)
+        print(f"{program}: error: {error}", file=sys.stderr)
         return 2
 
 

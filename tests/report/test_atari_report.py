@@ -16,6 +16,7 @@ from ht_ray.report.atari.figures import aggregates_figure, atari_heat_map, profi
 from ht_ray.report.atari.reference import atari_games, reference_scores
 from ht_ray.report.atari.scores import aggregate_scores
 from ht_ray.report.atari.tables import aggregates_table, games_table, improvement_table
+from ht_ray.report.summary import summarize
 
 FIGURES = (aggregates_figure, profile_figure, efficiency_figure, game_curves_figure)
 
@@ -378,3 +379,10 @@ def test_a_score_that_is_no_number_is_left_out_and_named(write_atari):
     path.write_text(json.dumps(line) + "\n")
     text = aggregates_table(load_study(root)).to_markdown()
     assert f"finished without a final score, and left out: {path.parent.name}" in text
+
+
+def test_the_summary_for_a_terminal_is_the_table_of_aggregates(write_atari):
+    text = summarize(load_study(write_atari({"DrQ": full(), "DrQ + H&T": full(1.5)})))
+    lines = text.splitlines()
+    assert len(lines) <= 19 and max(map(len, lines)) <= 100, text
+    assert sum(line.startswith("DrQ") for line in lines) >= 2

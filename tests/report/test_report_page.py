@@ -69,7 +69,7 @@ def test_the_page_is_whole_and_needs_nothing_else(write_study, grid_trials):
     assert len(page.all("img")) == len(list((root / "figures").glob("*.png")))
     assert all(image["src"].startswith("data:image/png;base64,") and image["alt"] for image in page.all("img"))
     assert not page.all("script") and not page.all("link") and "http" not in source
-    assert len(page.all("table")) == 2
+    assert len(page.all("table")) == 3  # summary, best settings, drops
     for text in (
         "python tune_configs/ablation.py --data 'a b'",
         f"python -m ht_ray.report {root}",

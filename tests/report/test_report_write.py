@@ -29,7 +29,7 @@ def test_writes_tables_and_figures_and_touches_nothing_else(write_study, grid_tr
     (root / "figures" / "epoch_curves.png").write_text("old")
     written = write_report(root)
     after = files(root)
-    expected = ["table.md", "table.csv", "drops.csv"]
+    expected = ["table.md", "table.csv", "choice.csv", "drops.csv"]
     expected += [f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")]
     expected += ["report.html"]
     labels = {trial.label for trial in grid_trials}

@@ -177,3 +177,58 @@ def test_without_a_terminal_lines_are_few_and_plain() -> None:
     assert not console.due()
     console.say("told")
     assert stream.getvalue() == "a; b\ntold\n"
+
+
+def some_records(tmp_path: Path) -> list[TrialRecord]:
+    (tmp_path / "trials").mkdir()
+    return [TrialRecord(tmp_path, spec(f"t{seed}", label=f"m={seed}", seed=seed)) for seed in range(8)]
+
+
+def advance(record: TrialRecord, share: float, accuracy: float) -> None:
+    summary = {"average_accuracy": accuracy}
+    report = {"index": record.reports, "curves": {}, "progress": share, "summary": summary, "seconds": 1.0}
+    record.append(to_json(report), report)
+
+
+def test_a_panel_has_a_bar_the_states_the_rate_the_time_left_and_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = some_records(tmp_path)
+    records[7].start()
+    records[7].end(TrialStatus.FINISHED)  # by an earlier run: it says nothing of this one's rate
+    progress = StudyProgress("s", records, "average_accuracy", "max", slots=2)
+    for record, share, status in ((records[0], 1.0, "finished"), (records[1], 1.0, "diverged"), (records[2], 0.5, "")):
+        record.start()
+        advance(record, share, 0.5)
+        if status:
+            record.end(TrialStatus(status))
+    monkeypatch.setattr("ht_ray.sweep.records.progress.time.monotonic", lambda: progress._start + 60)
+    bar, counts, times, best = progress.panel(60)
+    assert len(bar) == 60 and bar.startswith("s  ━") and bar.endswith("3 of 8 trials   44%")
+    assert bar.count("━") / (bar.count("━") + bar.count("─")) == pytest.approx(3.5 / 8, abs=0.02)
+    assert counts == "2 finished   1 running   1 diverged   4 waiting"
+    assert times.startswith("0:01:00 elapsed   about ") and times.endswith("left   2.0 trials a minute")
+    assert best == "best average accuracy so far 50.00 %: m=0 (seed 0)"
+    assert "━" not in progress.panel(60, ascii_only=True)[0] and "##" in progress.panel(60, ascii_only=True)[0]
+    assert len(progress.panel(5)[0]) > 8  # too narrow: it is cut
+
+
+def test_a_terminal_shows_the_panel_and_everything_else_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    records = some_records(tmp_path)
+    progress = StudyProgress("s", records, "loss", "min", slots=2)
+    records[0].start()
+    advance(records[0], 1.0, 0.5)
+    records[0].end(TrialStatus.DIVERGED)
+    stream, plain = Terminal(), io.StringIO()
+    Console(stream).show(progress)
+    Console(plain).show(progress)
+    shown = stream.getvalue().splitlines()
+    assert "\x1b[36m━" in shown[0] and "\x1b[31m1 diverged\x1b[0m" in shown[1]
+    assert plain.getvalue().startswith("s: 0 of 8 trials done, 1 diverged, 0:00:00 elapsed")
+    monkeypatch.setenv("NO_COLOR", "1")
+    stream = Terminal()
+    Console(stream).show(progress)
+    assert "\x1b" not in stream.getvalue()

@@ -42,7 +42,7 @@ def plan(monkeypatch: pytest.MonkeyPatch) -> Plan:
     """What a command line plans: its settings and trials."""
     seen: list[Any] = []
 
-    def keep(name: str, settings: Any, run: SweepConfig, trials: Any, prepare: Any) -> int:
+    def keep(name: str, settings: Any, run: SweepConfig, trials: Any, prepare: Any, program: str) -> int:
         seen.append((settings, trials(settings)))
         return 0
 

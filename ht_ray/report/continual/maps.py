@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 from ht_ray.errors import SettingError
+from ht_ray.report.data.selection import chosen_on, selecting_metric
 from ht_ray.report.data.statistics import Estimate, estimate
 from ht_ray.report.data.study import MissingDataError, StudyData, TrialData, seed_values
 from ht_ray.report.style.figures import (
@@ -133,12 +134,15 @@ def heat_map(study: StudyData, metric: str, *paths: PathLike) -> None:
         if not any(map(_cell_of, trials))
     }
     planned = len(study.seeds)
-    complete = {cell: own.mean for cell, (own, _) in estimates.items() if own.n == planned}
-    framed = best_as_shown(complete, study.better(metric), partial(format_value, metric))
+    by = selecting_metric(study, metric)
+    chosen = estimates if by == metric else estimate_cells(study, by, _cell_of, where)
+    complete = {cell: own.mean for cell, (own, _) in chosen.items() if own.n == planned}
+    framed = best_as_shown(complete, study.better(by), partial(format_value, by))
     name = metric_title(metric)
 
     def draw(figure: Figure) -> None:
-        scale = draw_grid(figure, grid, references, framed, name=name, heading="Hare & Tortoise")
+        data = f" on {chosen_on(study)} data"
+        scale = draw_grid(figure, grid, references, framed, name=name, heading="Hare & Tortoise", data=data)
         what = "mean ± standard deviation (n − 1) over " if planned > 1 else ""
         add_title(figure, capitalize(name), study, f"Cells: {what}{format_seeds(study.seeds)}.{scale}")
 
@@ -204,6 +208,7 @@ def draw_grid(
     *,
     name: str,
     heading: str,
+    data: str = "",
 ) -> str:
     """Draw a grid, the cells next to it, and the colour bar; return the caption's sentences on frames and colours.
 
@@ -217,6 +222,8 @@ def draw_grid(
         The measure, for the colour bar.
     heading : str
         The text above the grid.
+    data : str, default ""
+        What the best were chosen on, for the caption.
     """
     values = [own.value for own in grid.cells.values() if math.isfinite(own.value)]
     colours = ColourScale(min(values), max(values))
@@ -263,7 +270,9 @@ def draw_grid(
 
     caption = ""
     if framed:
-        caption += " Framed: the best in the grid" + (" (equal in the digits shown)." if len(framed) > 1 else ".")
+        caption += f" Framed: the best in the grid{data}" + (
+            " (equal in the digits shown)." if len(framed) > 1 else "."
+        )
     if below or above:
         caption += " The colour scale spans the grid; other methods beyond it take the colour of its end."
     return caption
@@ -297,11 +306,15 @@ def adam_map(study: StudyData, metric: str, *paths: PathLike) -> None:
     measures = {key: _measure(own, len(trials), metric) for key, (own, trials) in cells.items()}
     known = [own.value for own in measures.values() if math.isfinite(own.value)]
     # A mean over the lucky seeds is no contest.
-    complete = {key: own.mean for key, (own, planned) in cells.items() if own.n == len(planned)}
-    best = best_as_shown(complete, study.better(metric), partial(format_value, metric))
+    by = selecting_metric(study, metric)
+    chosen = cells if by == metric else estimate_cells(study, by, _key, where)
+    complete = {key: own.mean for key, (own, planned) in chosen.items() if own.n == len(planned)}
+    best = best_as_shown(complete, study.better(by), partial(format_value, by))
     caption = f"Cells: mean over {format_seeds(study.seeds)}"
     caption += " ± standard deviation (n − 1)." if len(study.seeds) > 1 else "."
-    caption += f" Framed: the best{' of those finished on all seeds' * (len(complete) < len(cells))}." if best else ""
+    if best:
+        among = " of those finished on all seeds" * (len(complete) < len(cells))
+        caption += f" Framed: the best{among}, on {chosen_on(study)} data."
 
     def draw(figure: Figure) -> None:
         colours = ColourScale(min(known), max(known))

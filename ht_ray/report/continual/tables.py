@@ -11,6 +11,7 @@ import numpy as np
 from ht_ray._checks import check_choice
 from ht_ray.errors import SettingError
 from ht_ray.report.data.paper import PaperComparison, compare_with_paper, paper_notes
+from ht_ray.report.data.selection import best_label, chosen_on, selecting_metric, selection_sentence, test_metric
 from ht_ray.report.data.statistics import drop_and_recovery, estimate, mean_interval, paired_difference
 from ht_ray.report.data.study import MissingDataError, StudyData, TrialData, seed_values
 from ht_ray.report.style.formats import (
@@ -34,7 +35,7 @@ from ht_ray.report.style.tables import (
     study_table,
 )
 
-__all__ = ["drops_table", "summary_table"]
+__all__ = ["choice_table", "drops_table", "marked_labels", "summary_table"]
 
 
 def summary_table(
@@ -49,7 +50,8 @@ def summary_table(
     the mean difference to the baseline, paired by seed, with the 95% t interval. Where a label was trained by the
     paper's protocol and the paper has its number, that stands next to it; a smaller budget is noted. Only finished
     trials count; the notes name the others. The best is marked among the labels that finished on all seeds of the
-    study, and every label that shows the same digits as the best is marked with it.
+    study, and every label that shows the same digits as the best is marked with it; where the study has validation
+    data, it is the best on those, in the columns of test data, too.
 
     Parameters
     ----------
@@ -70,8 +72,7 @@ def summary_table(
         columns.append(Column(metric_title(metric), tuple(f"{metric}_{part}" for part in ("n", "mean", "sd"))))
         values = {label: seed_values(trials, metric) for label, trials in groups.items()}
         means = {label: estimate(own.values()) for label, own in values.items()}
-        complete = {label: own.mean for label, own in means.items() if own.n == len(study.seeds)}
-        best = best_as_shown(complete, study.better(metric), partial(format_value, metric))
+        best = marked_labels(study, metric)
         for label, own in means.items():
             text = format_mean_sd(metric, own.mean, own.sd) + format_n(own.n, finished[label])
             cells[label].append(Cell(text, (own.n, own.mean, own.sd), label in best))
@@ -105,7 +106,8 @@ def summary_table(
             cells[label].append(Cell(text, (gain.n, gain.mean, gain.low, gain.high)))
     notes = [
         "Mean ± standard deviation (n − 1) over seeds. Of the methods finished on every seed, the best is "
-        "marked, with every one that shows the same digits."
+        "marked, with every one that shows the same digits.",
+        selection_sentence(study),
     ]
     notes += [INTERVAL_NOTE.replace("In brackets: ", "Interval: ")] * intervals
     notes += [TRAIN_NOTE] * ("final_train_accuracy" in metrics)
@@ -116,6 +118,63 @@ def summary_table(
             "(not corrected for their number), over the seeds that both finished."
         )
     return study_table(study, f"Summary of {describe(study)}", columns, cells.values(), notes)
+
+
+def marked_labels(study: StudyData, metric: str) -> list[str]:
+    """Return the labels that are marked in a column: finished on every seed, and best on the data that choices take."""
+    by = selecting_metric(study, metric)
+    means = {label: estimate(seed_values(trials, by).values()) for label, trials in study.by_label.items()}
+    complete = {label: own.mean for label, own in means.items() if own.n == len(study.seeds)}
+    return best_as_shown(complete, study.better(by), partial(format_value, by))
+
+
+def choice_table(study: StudyData, metrics: Sequence[str] = ("average_accuracy", "final_accuracy")) -> Table:
+    """Tabulate the best setting of each method that has several: chosen on validation data, reported on test data.
+
+    Where the study held no validation data out, the choice is made on test data, and title and notes say so. With
+    validation data, the last column has what test data would have chosen, which is not what the study claims.
+
+    Parameters
+    ----------
+    metrics : sequence of str
+        The test metrics to report.
+
+    Raises
+    ------
+    MissingDataError
+        If no method has several settings.
+    """
+    groups = study.by_label
+    methods: dict[str, list[str]] = {}
+    for label, trials in groups.items():
+        methods.setdefault(trials[0].method, []).append(label)
+    metric = test_metric(study.metric)
+    by, data = selecting_metric(study, metric), chosen_on(study)
+    shown = list(dict.fromkeys([by, metric, *(name for name in metrics if name in study.summary_names)]))
+    rows = []
+    for method, labels in methods.items():
+        best = best_label(study, labels, metric) if len(labels) > 1 else None
+        if best is None:
+            continue
+        row = [Cell(method, (method,)), Cell(str(len(labels)), (len(labels),)), Cell(best, (best,))]
+        for name in shown:
+            own = estimate(seed_values(groups[best], name).values())
+            row.append(Cell(format_mean_sd(name, own.mean, own.sd), (own.n, own.mean, own.sd)))
+        if data == "validation":
+            other = best_label(study, labels, metric, by=metric) or best
+            value = estimate(seed_values(groups[other], metric).values()).mean
+            text = "the same" if other == best else f"{other} ({format_value(metric, value)})"
+            row.append(Cell(text, (other, value)))
+        rows.append(row)
+    if not rows:
+        raise MissingDataError("choice_table: no method has several settings to choose from.")
+    columns = [Column("method", ("method",)), Column("settings", ("settings",)), Column("chosen", ("label",))]
+    columns += [Column(metric_title(name), tuple(f"{name}_{part}" for part in ("n", "mean", "sd"))) for name in shown]
+    if data == "validation":
+        columns.append(Column("test data would choose", ("label_by_test", f"{metric}_by_test")))
+    notes = [selection_sentence(study), "Mean ± standard deviation (n − 1) over the seeds that finished."]
+    title = f"Best setting of each method by {metric_title(by)}, {describe(study)}"
+    return study_table(study, title, columns, rows, notes, problems=False)
 
 
 def drops_table(study: StudyData) -> Table:

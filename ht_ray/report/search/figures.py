@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ht_ray.report.data.selection import test_metric
 from ht_ray.report.data.study import MissingDataError, StudyData, TrialData
 from ht_ray.report.search.outcomes import (
     grid_outcome,
@@ -45,10 +46,11 @@ def search_figure(studies: Sequence[StudyData], *paths: PathLike) -> None:
     if not any(map(is_search, studies)):
         raise MissingDataError("search_figure: the study is a plain grid: nothing was searched.")
     first, grid = studies[0], reference_grid(studies)
+    reported = test_metric(first.metric)
     found = [search_outcome(study) for study in studies]
     if not any(found):
         raise MissingDataError("search_figure: no trial of Hare & Tortoise has finished.")
-    factor, _ = display_unit(first.metric)
+    factor, _ = display_unit(reported)
     names = [escape_math(f"{search_name(study)}\n({study.directory.resolve().name})") for study in studies]
 
     def draw(figure: Figure) -> None:
@@ -63,7 +65,7 @@ def search_figure(studies: Sequence[StudyData], *paths: PathLike) -> None:
             per_seed = "" if len(own.seeds) < 2 else f" ({whole / len(own.seeds):.1f} a seed)"
             text = f" {whole:.1f}{per_seed}"
             cost.annotate(text, (whole, row), xytext=(2, 0), textcoords="offset points", va="center", fontsize=8)
-            values = [factor * trial.summary[study.metric] for trial in own.trials if has_metric(trial, study.metric)]
+            values = [factor * trial.summary[reported] for trial in own.trials if has_metric(trial, reported)]
             # Side by side where they would lie on each other, the same every time.
             offsets = np.linspace(-0.2, 0.2, len(values)) if len(values) > 1 else np.zeros(len(values))
             shuffled = np.random.default_rng(0).permutation(offsets)
@@ -77,7 +79,7 @@ def search_figure(studies: Sequence[StudyData], *paths: PathLike) -> None:
             diamond = {"marker": "D", "markersize": 7, "color": colour, "markeredgecolor": "black"}
             gain.plot([factor * best.value], [row], zorder=3, **diamond)
             gain.annotate(
-                format_value(study.metric, best.value),
+                format_value(reported, best.value),
                 (factor * best.value, row),
                 xytext=(0, 9),
                 textcoords="offset points",
@@ -90,7 +92,7 @@ def search_figure(studies: Sequence[StudyData], *paths: PathLike) -> None:
         cost.set_ylim(len(studies) - 0.45, -0.6)
         cost.set_xlim(0, 1.35 * max(whole_trainings(only_hare_tortoise(study)) for study in studies))
         cost.set_xlabel("trained, in whole trials")
-        gain.set_xlabel(metric_title(first.metric))
+        gain.set_xlabel(metric_title(reported))
         gain.margins(x=0.08)
         for panel in (cost, gain):
             add_grid(panel, "x")
@@ -156,7 +158,7 @@ def population_figure(study: StudyData, *paths: PathLike) -> None:
     found = search_outcome(study) if is_population(study) else None
     if found is None:
         raise MissingDataError("population_figure: the study has no population with a trial that finished.")
-    best = found.trials[0]
+    best, reported = found.trials[0], test_metric(study.metric)
     members = [
         trial for trial in only_hare_tortoise(study).trials if trial.seed == best.seed and "schedule" in trial.curves
     ]
@@ -184,8 +186,8 @@ def population_figure(study: StudyData, *paths: PathLike) -> None:
         caption = (
             f"{len(members)} members, {format_seeds([best.seed])}; grey dots: a member took over another's weights "
             f"there ({copies} times). Bold: the settings that the weights of the best, {best.label}, were trained with "
-            f"({humanize(study.metric)} {format_value(study.metric, best.summary[study.metric])}"
-            f"{display_unit(study.metric)[1].replace(' (', ' ').replace(')', '')})."
+            f"({humanize(reported)} {format_value(reported, best.summary[reported])}"
+            f"{display_unit(reported)[1].replace(' (', ' ').replace(')', '')})."
         )
         add_title(figure, "Settings of a population", study, caption)
 

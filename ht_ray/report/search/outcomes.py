@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ht_ray.report.data.combine import differing
+from ht_ray.report.data.selection import selection_sentence, test_metric
 from ht_ray.report.data.study import MissingDataError, Scalar, StudyData, TrialData
 from ht_ray.report.style.formats import NOTHING, describe, format_seeds, format_value, humanize, metric_title
 from ht_ray.report.style.tables import Cell, Column, Table, study_table
@@ -39,7 +40,7 @@ class SearchOutcome:
     name
         Its label; for populations, the best member of each.
     value
-        The mean of the study's metric over `seeds`.
+        The mean over `seeds` of the study's metric, on test data where it was chosen on validation data.
     trials
         The trials whose mean it is.
     """
@@ -120,11 +121,11 @@ def search_outcome(study: StudyData) -> SearchOutcome | None:
             name = (
                 f"of each population the best member: {', '.join(str(trial.settings.get('member')) for trial in best)}"
             )
-        return SearchOutcome(name, _mean(best, study.metric), best)
+        return SearchOutcome(name, _mean(best, test_metric(study.metric)), best)
     groups = replace(study, trials=tuple(own)).by_label
     most = max(map(len, groups.values()))
     label = max((label for label, trials in groups.items() if len(trials) == most), key=lambda name: rank(groups[name]))
-    return SearchOutcome(label, _mean(groups[label], study.metric), groups[label])
+    return SearchOutcome(label, _mean(groups[label], test_metric(study.metric)), groups[label])
 
 
 def grid_outcome(grid: StudyData | None, study: StudyData, found: SearchOutcome | None) -> SearchOutcome | None:
@@ -144,6 +145,7 @@ def search_table(studies: Sequence[StudyData]) -> Table:
         raise MissingDataError("search_table: the study is a plain grid: nothing was searched.")
     first = studies[0]
     grid = reference_grid(studies)
+    reported = test_metric(first.metric)
     columns = [
         Column("study", ("study",)),
         Column("search", ("search",)),
@@ -152,7 +154,7 @@ def search_table(studies: Sequence[StudyData]) -> Table:
         Column("epochs", ("epochs",)),
         Column("worker seconds", ("worker_seconds",)),
         Column("best setting", ("best",)),
-        Column(f"its {metric_title(first.metric)}", ("best_value", "best_seeds")),
+        Column(f"its {metric_title(reported)}", ("best_value", "best_seeds")),
     ]
     if grid is not None:
         columns += [
@@ -168,7 +170,7 @@ def search_table(studies: Sequence[StudyData]) -> Table:
         row.append(Cell(found.name if found else NOTHING, (found.name if found else "",)))
         value = found.value if found else math.nan
         over = f" ({format_seeds(found.seeds)})" if found else ""
-        row.append(Cell(format_value(study.metric, value) + over, (value, len(found.seeds) if found else 0)))
+        row.append(Cell(format_value(reported, value) + over, (value, len(found.seeds) if found else 0)))
         if grid is not None:
             share = reference = math.nan
             differs = differing(grid, study)
@@ -181,8 +183,8 @@ def search_table(studies: Sequence[StudyData]) -> Table:
                 best = grid_outcome(grid, study, found)
                 reference = best.value if best else math.nan
             row.append(Cell(f"{share:.0%}" if math.isfinite(share) else NOTHING, (share,)))
-            row.append(Cell(format_value(study.metric, reference), (reference,)))
-            row.append(Cell(format_value(study.metric, value - reference, sign=True), (value - reference,)))
+            row.append(Cell(format_value(reported, reference), (reference,)))
+            row.append(Cell(format_value(reported, value - reference, sign=True), (value - reference,)))
         rows.append(tuple(row))
     notes += _notes(studies, grid)
     table = study_table(
@@ -194,7 +196,8 @@ def search_table(studies: Sequence[StudyData]) -> Table:
 def _notes(studies: Sequence[StudyData], grid: StudyData | None) -> list[str]:
     notes = [
         "Trials of Hare & Tortoise only. Whole trainings: what was trained, in trials from beginning to end; stopped "
-        "and failed trials count with what they trained."
+        "and failed trials count with what they trained.",
+        *dict.fromkeys(map(selection_sentence, studies)),
     ]
     if any(study.settings.get("scheduler") == "asha" for study in studies):
         notes.append(

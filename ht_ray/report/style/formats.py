@@ -71,8 +71,8 @@ MOST_DECIMALS = 6
 
 
 def humanize(metric: str) -> str:
-    """Return ``"average accuracy"`` for ``"average_accuracy"``."""
-    return metric.replace("_", " ")
+    """Return ``"average accuracy"`` for ``"average_accuracy"``; ``val`` is ``validation``."""
+    return metric.replace("_val_", "_validation_").replace("_", " ")
 
 
 def capitalize(text: str) -> str:

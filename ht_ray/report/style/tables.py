@@ -25,6 +25,7 @@ __all__ = [
     "Table",
     "format_n",
     "label_columns",
+    "seeds_cell",
     "study_table",
 ]
 
@@ -137,7 +138,7 @@ class Table:
 def label_columns(study: StudyData) -> tuple[list[Column], dict[str, list[Cell]]]:
     """Return the first two columns of a table by label, and their cells: the label, and how many seeds finished."""
     columns = [Column("method", ("label",)), Column("seeds", ("seeds_finished", "seeds_planned"))]
-    return columns, {label: [Cell(label, (label,)), _seeds_cell(trials)] for label, trials in study.by_label.items()}
+    return columns, {label: [Cell(label, (label,)), seeds_cell(trials)] for label, trials in study.by_label.items()}
 
 
 def study_table(
@@ -174,7 +175,8 @@ def format_n(n: int, expected: int) -> str:
     return f" (n={n})" if 0 < n != expected else ""
 
 
-def _seeds_cell(trials: Sequence[TrialData]) -> Cell:
+def seeds_cell(trials: Sequence[TrialData]) -> Cell:
+    """Return how many of a label's trials finished, and of how many where that is not all."""
     finished = sum(trial.finished for trial in trials)
     text = str(finished) if finished == len(trials) else f"{finished} of {len(trials)}"
     return Cell(text, (finished, len(trials)))

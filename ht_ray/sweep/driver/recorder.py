@@ -179,7 +179,7 @@ class StudyRecorder(tune.Callback):
         if self._location.lost is not None:
             self._stop(self._location.lost)
         if self._console.due():
-            self._console.status(self._progress.lines())
+            self._console.show(self._progress)
             self._show_metrics()
         if time.monotonic() >= self._table_due:
             began = time.monotonic()

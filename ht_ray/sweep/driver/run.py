@@ -23,7 +23,7 @@ from ht_ray.records.study_files import CHECKPOINTS, TRIALS, note
 from ht_ray.sweep.driver.cluster import check_shared, environment, import_path, running_ray
 from ht_ray.sweep.driver.packing import pack_trials
 from ht_ray.sweep.driver.search_driver import SearchDriver
-from ht_ray.sweep.records.progress import Console, StudyProgress
+from ht_ray.sweep.records.progress import Console, StudyProgress, clock
 from ht_ray.sweep.records.results_table import write_results_csv
 from ht_ray.sweep.records.trial_record import TrialRecord
 from ht_ray.sweep.storage.location import StudyLocation, open_study
@@ -86,8 +86,9 @@ class StudyResult:
         """What a script should exit with: 130 if interrupted, 1 if a trial failed or is missing, otherwise 0."""
         return 130 if self.interrupted else int(self.failed + self.unfinished > 0 or self.stopped is not None)
 
-    def describe(self) -> str:
-        """Say how the run ended, where the results are, and how to go on if something is missing."""
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many trials ended in which way, those that are none left out."""
         counts = {
             "finished": self.finished,
             "stopped early": self.fell_behind,
@@ -95,7 +96,20 @@ class StudyResult:
             "failed": self.failed,
             "unfinished": self.unfinished,
         }
-        trials = ", ".join(f"{number} {name}" for name, number in counts.items() if number)
+        return {name: number for name, number in counts.items() if number}
+
+    def lines(self, resume: str) -> list[str]:
+        """Return the last lines that a terminal shows: how to go on, if something is missing, and how the run ended."""
+        trials = ", ".join(f"{number} {name}" for name, number in self.counts.items())
+        said = [f"Stopped: {self.stopped}"] if self.stopped is not None else []
+        if self.interrupted:
+            said.append("Interrupted: everything reported is kept.")
+        how = resume if self.failed + self.unfinished else "nothing is missing"
+        return [*said, f"{'resume':<12} {how}", f"{'time':<12} {clock(self.seconds)}; trials: {trials}"]
+
+    def describe(self) -> str:
+        """Say how the run ended, where the results are, and how to go on if something is missing."""
+        trials = ", ".join(f"{number} {name}" for name, number in self.counts.items())
         text = f"{'Interrupted. ' if self.interrupted else ''}Trials: {trials}. Results: {self.location}"
         if self.stopped is not None:
             text = f"Stopped: {self.stopped}\n{text}"
@@ -310,7 +324,7 @@ def _run(
         nodes=recorder.nodes,
         tensorboard=config.tensorboard,
     )
-    console.status(progress.lines())
+    console.show(progress)
     with (
         environment(variables),
         _quiet_tune(),
@@ -339,7 +353,7 @@ def _run(
         finally:
             stop.ignore_more()
             recorder.close()
-            console.status(progress.lines())
+            console.show(progress)
     how: str = RunEnd.INTERRUPTED if stop.requested else RunEnd.FINISHED
     if recorder.stopped is not None:
         how = f"{RunEnd.STOPPED}: {recorder.stopped}"

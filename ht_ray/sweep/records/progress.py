@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import heapq
+import math
 import os
+import re
 import shutil
 import sys
 import time
@@ -15,10 +17,15 @@ from typing import TextIO
 from ht_ray.records import TrialStatus
 from ht_ray.sweep.records.trial_record import TrialRecord
 
-__all__ = ["Console", "StudyProgress", "Workload", "seconds_left"]
+__all__ = ["Console", "StudyProgress", "Workload", "clock", "seconds_left"]
 
 # Of trials that have ended it is not known in which pack that was.
 _SOME_PACK = -1
+_NAMED = (TrialStatus.RUNNING, TrialStatus.STOPPED, TrialStatus.FAILED, TrialStatus.DIVERGED)
+#: What the bar is drawn with.
+BAR, REST = "━", "─"
+# How parts of a panel are coloured: what is done, and what went wrong.
+_COLOURS = {rf"({BAR}+)": 36, r"(\d+ failed|\d+ diverged)": 31}
 
 
 @dataclass(frozen=True)
@@ -148,11 +155,18 @@ class Console:
         self._last = time.monotonic()
         self._erase()
         if self._repaints:
-            width = shutil.get_terminal_size().columns - 1
-            self._painted = [line[:width] for line in lines]
+            self._painted = [self._coloured(line[: _columns()]) for line in lines]
             self._print(self._painted)
         else:
             self._print(["; ".join(lines)])
+
+    def show(self, progress: StudyProgress) -> None:
+        """Show how far a study is: as a panel on a terminal, as a line elsewhere."""
+        if not self._repaints:
+            self.status(progress.lines())
+            return
+        encoding = (getattr(self._stream, "encoding", None) or "utf-8").lower()
+        self.status(progress.panel(_columns(), ascii_only=not encoding.startswith("utf")))
 
     def say(self, text: str) -> None:
         """Print a text that stays."""
@@ -163,6 +177,11 @@ class Console:
             self._painted = painted
             self._print(painted)
 
+    def _coloured(self, line: str) -> str:
+        for pattern, colour in () if os.environ.get("NO_COLOR") else _COLOURS.items():
+            line = re.sub(pattern, f"\x1b[{colour}m\\1\x1b[0m", line)
+        return line
+
     def _erase(self) -> None:
         if self._painted:
             self._stream.write(f"\x1b[{len(self._painted)}F\x1b[J")
@@ -171,6 +190,11 @@ class Console:
     def _print(self, lines: Iterable[str]) -> None:
         self._stream.writelines(f"{line}\n" for line in lines)
         self._stream.flush()
+
+
+def _columns() -> int:
+    """How many columns of the terminal a line may fill without being wrapped."""
+    return shutil.get_terminal_size().columns - 1
 
 
 @dataclass(frozen=True)
@@ -197,7 +221,7 @@ class _Ended:
 
 
 class StudyProgress:
-    """Sums a study up in two lines.
+    """Sums a study up in two lines, or in a panel.
 
     Only records that have changed are looked at again: the lines of a study of thousands of trials cost what those of a
     small one do.
@@ -244,6 +268,7 @@ class StudyProgress:
         for record in records:
             self._look(record)
             record.on_change = self._look
+        self._ended_before = self._ended_number
 
     def part_began(self, record: TrialRecord) -> None:
         """Note that a trial has begun a part of its work."""
@@ -272,8 +297,7 @@ class StudyProgress:
         for kind, ended in self._ended.items():
             if ended.trials:
                 trials.append(Workload(ended.progress, ended.seconds, ended=True, pack=kind, trials=ended.trials))
-        ended_trials = sum(ended.trials for ended in self._ended.values())
-        untouched = len(self._records) - len(self._open) - ended_trials - self._waiting.total()
+        untouched = len(self._records) - len(self._open) - self._ended_number - self._waiting.total()
         return seconds_left(trials, self._slots, untouched=untouched)
 
     def _place(self, name: str) -> tuple[int, int]:
@@ -283,13 +307,49 @@ class StudyProgress:
     def lines(self) -> list[str]:
         """The study's state, then the best finished trial if there is one."""
         parts = [f"{self._name}: {self._counts[TrialStatus.FINISHED]} of {len(self._records)} trials done"]
-        named = (TrialStatus.RUNNING, TrialStatus.STOPPED, TrialStatus.FAILED, TrialStatus.DIVERGED)
-        parts += [f"{self._counts[status]} {status}" for status in named if self._counts[status]]
-        parts.append(f"{clock(time.monotonic() - self._start)} elapsed")
+        parts += [f"{self._counts[status]} {status}" for status in _NAMED if self._counts[status]]
+        return [", ".join([*parts, *self._times()]), *self._best_line()]
+
+    def panel(self, width: int = 100, *, ascii_only: bool = False) -> list[str]:
+        """The study's state as a terminal shows it: a bar, trials by state, the rate, the time left, the best so far.
+
+        Parameters
+        ----------
+        width
+            Columns of the terminal.
+        ascii_only
+            Whether the terminal has no other characters.
+        """
+        whole = len(self._records)
+        open_share = math.fsum(record.progress for record in self._open.values())
+        done = self._ended_number + open_share
+        end = f"{self._ended_number} of {whole} trials  {done / whole:4.0%}"
+        room = max(width - len(self._name) - len(end) - 4, 8)
+        full = round(room * done / whole)
+        filled, empty = ("#", ".") if ascii_only else (BAR, REST)
+        counts = [
+            f"{self._counts[status]} {status}" for status in (TrialStatus.FINISHED, *_NAMED) if self._counts[status]
+        ]
+        waiting = whole - self._ended_number - self._counts[TrialStatus.RUNNING]
+        if waiting:
+            counts.append(f"{waiting} waiting")
+        elapsed = time.monotonic() - self._start
+        times = self._times()
+        if (new := self._ended_number - self._ended_before) and elapsed > 0:
+            times.append(_rate(new / elapsed))
+        bar = f"{self._name}  {filled * full}{empty * (room - full)}  {end}"
+        return [bar, "   ".join(counts), "   ".join(times), *self._best_line()]
+
+    @property
+    def _ended_number(self) -> int:
+        return sum(ended.trials for ended in self._ended.values())
+
+    def _times(self) -> list[str]:
         left = self.seconds_left()
+        parts = [f"{clock(time.monotonic() - self._start)} elapsed"]
         if left is None or left > 0:
             parts.append("time left not known yet" if left is None else f"about {clock(left)} left")
-        return [", ".join(parts), *self._best_line()]
+        return parts
 
     def _best_line(self) -> list[str]:
         if (best := self._best_trial()) is None:
@@ -297,7 +357,7 @@ class StudyProgress:
         spec = self._records[best].spec
         seed = spec.settings.get("seed")
         which = spec.label if seed is None else f"{spec.label} (seed {seed})"
-        return [f"best {self._metric} so far {self._values[best]:.4g}: {which}"]
+        return [f"best {_words(self._metric)} so far {_shown(self._metric, self._values[best])}: {which}"]
 
     def _best_trial(self) -> int | None:
         """The number of the best trial that has finished; of equals the one that was planned first."""
@@ -342,6 +402,29 @@ class StudyProgress:
             running_for = time.monotonic() - self._part_began[record.spec.id]
         pack = self._pack.get(record.spec.id)
         return Workload(record.progress, record.seconds, record.status.ended, running_for, pack)
+
+
+def _words(metric: str) -> str:
+    return metric.replace("_val_", "_validation_").replace("_", " ")
+
+
+def _shown(metric: str, value: float) -> str:
+    """Return a value as tables have it: accuracies in per cent."""
+    return f"{100 * value:.2f} %" if metric.endswith("accuracy") else f"{value:.4g}"
+
+
+def _rate(per_second: float) -> str:
+    """Return how many trials end, by a unit of time in which it is at least one.
+
+    Examples
+    --------
+    >>> _rate(2.0), _rate(0.1), _rate(0.001)
+    ('2.0 trials a second', '6.0 trials a minute', '3.6 trials an hour')
+    """
+    for unit, seconds in (("a second", 1), ("a minute", 60)):
+        if per_second * seconds >= 1:
+            return f"{per_second * seconds:.1f} trials {unit}"
+    return f"{per_second * 3600:.1f} trials an hour"
 
 
 def clock(seconds: float) -> str:

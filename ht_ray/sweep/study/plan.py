@@ -37,6 +37,7 @@ __all__ = [
     "is_free",
     "is_study",
     "load_plan",
+    "load_study_name",
     "load_study_settings",
     "this_command",
     "write_plan",
@@ -80,6 +81,17 @@ def _is_left_over(storage: Storage, name: str) -> bool:
         except Damaged:
             return False
     return False
+
+
+def load_study_name(location: str | Path) -> str:
+    """Return the name of the study that is at a path or URI: which study it is.
+
+    Raises
+    ------
+    SettingError
+        If it is none.
+    """
+    return str(_load_config(location)["study"])
 
 
 def load_study_settings(location: str | Path) -> dict[str, Any]:
