@@ -5,7 +5,8 @@ Run, on a machine with a GPU, torch, ale-py and gymnasium::
     python benchmarks/atari_together.py --games RoadRunner --variants drq drq+ht --seeds 0 1 --out records
 
 Every run writes its record (`ht_ray.agents.training.train.TrainingRecord`) to ``records/GAME-VARIANT-SEED.json``; runs
-whose record is there already are left out. A run that has not ended after ``--minutes`` is ended, and writes none.
+whose record is there already are left out. A run that has not ended after ``--minutes`` is ended, and the same command
+goes on with it from its last checkpoint, at most 10,000 steps back, in ``records/checkpoints/GAME-VARIANT-SEED``.
 A few steps without evaluation (``--steps 3000 --episodes 0``) tell how many runs the device carries.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -37,6 +39,10 @@ def main() -> int:
     chosen = parser.parse_args()
     chosen.out.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[1:]])}
+
+    def kept(name: str) -> Path:
+        return chosen.out / "checkpoints" / name
+
     began = time.monotonic()
     running: dict[str, subprocess.Popen[bytes]] = {}
     for game, variant, seed in itertools.product(chosen.games, chosen.variants, chosen.seeds):
@@ -46,7 +52,7 @@ def main() -> int:
         command = [sys.executable, "-m", "ht_ray.agents.train", "--game", game, "--variant", variant]
         command += ["--seed", str(seed), "--steps", str(chosen.steps), "--evaluation-episodes", str(chosen.episodes)]
         command += ["--device", chosen.device, "--precision", chosen.precision]
-        command += ["--record", str(chosen.out / f"{name}.json")]
+        command += ["--record", str(chosen.out / f"{name}.json"), "--checkpoint-dir", str(kept(name))]
         running[name] = subprocess.Popen(command, env=environment)
     failed = False
     while running:
@@ -60,6 +66,8 @@ def main() -> int:
                 ended = "ended, as the time was over" if late else f"exit status {status}"
                 print(f"{name}: {seconds:.1f} s with its start, {ended}", flush=True)
                 failed |= late or status != 0
+                if status == 0 and not late:
+                    shutil.rmtree(kept(name))
                 del running[name]
     return int(failed)
 
