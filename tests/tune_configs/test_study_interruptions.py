@@ -63,8 +63,13 @@ def wait_for_a_report(directory: Path, process: subprocess.Popen[str]) -> None:
 def assert_same(directory: Path, undisturbed: Path) -> None:
     assert all_reports(directory) == all_reports(undisturbed)
     assert table(directory) == table(undisturbed)
-    for name in ("table.md", "table.csv", "drops.csv"):
+    for name in ("table.csv", "drops.csv"):
         assert (directory / name).read_bytes() == (undisturbed / name).read_bytes()
+    pages = []
+    for study in (directory, undisturbed):
+        before, _, after = (study / "table.md").read_text().partition("## What happened")
+        pages.append((before, after[after.index("\n\nSkipped:") :]))  # the runs between are two and one
+    assert pages[0] == pages[1]
 
 
 def test_killed_driver_resumes_to_the_same_table(undisturbed: Path, tmp_path: Path) -> None:
