@@ -372,7 +372,7 @@ def _memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def check_networks(planned: Sequence[TrialSpec], shape: tuple[int, int, int], num_classes: int) -> None:
+def check_networks(planned: Sequence[TrialSpec], shape: tuple[int, ...], num_classes: int) -> None:
     """Refuse networks that cannot be trained in the memory of this machine, which builds each of them to check it.
 
     Raises
@@ -414,7 +414,7 @@ def check_streams(planned: Sequence[TrialSpec], labels: Tensor, num_classes: int
                 )
 
 
-def method_warnings(planned: Sequence[TrialSpec], shape: tuple[int, int, int], num_classes: int) -> list[str]:
+def method_warnings(planned: Sequence[TrialSpec], shape: tuple[int, ...], num_classes: int) -> list[str]:
     """Return what the methods of the planned trials warn of on their networks, a sentence for each method.
 
     Trials run in other processes, where nobody sees a warning, and where a refusal would come late.
