@@ -22,7 +22,8 @@ from ht_ray._checks import check_choice, check_number, did_you_mean
 from ht_ray.errors import SettingError
 from ht_ray.mechanisms.weights.rng import generator
 from ht_ray.vision.data import cache as _cache
-from ht_ray.vision.data.sources import ImageSets, decode, encoding, find_source, fingerprint, read_torchvision
+from ht_ray.vision.data.own import is_own_data, kind_of, read_own
+from ht_ray.vision.data.sources import ImageSets, Source, decode, encoding, find_source, fingerprint, read_torchvision
 
 __all__ = ["DATA_SETS", "DataConfig", "ImageData", "hold_out", "image_encoding", "load_data", "user_cache"]
 
@@ -40,6 +41,8 @@ class DataConfig:
     ----------
     name
         The data set, one of `DATA_SETS`. ``"digits"`` comes with scikit-learn and needs neither `root` nor a download.
+        A data set of your own is a path: of a folder of class folders or an archive of it, a NumPy file (``.npz``), a
+        Parquet file, or a Hugging Face set saved on disk; or my_package.my_module:load, or torchvision:FashionMNIST.
     root
         Where the images are; None stands for ``~/.cache/ht-ray/data`` (``$XDG_CACHE_HOME/ht-ray/data``). A root that is
         given must exist. It may be
@@ -58,6 +61,11 @@ class DataConfig:
         (``$XDG_CACHE_HOME/ht-ray/decoded``).
     download
         Whether torchvision may download MNIST, CIFAR-10 or CIFAR-100 into `root` when they are not there.
+    label
+        The column of the labels in a Parquet file or a Hugging Face set; None looks for label, target, class and y.
+    test_ratio
+        Of data of your own without a test part: the share that is held out for testing, the classes in proportion, the
+        same for every seed.
     train_limit, test_limit
         Keep so many images (None: all), the classes as equal in number as they allow. The choice is the same for every
         seed, a smaller one is part of a larger one, and images stay in their order.
@@ -72,11 +80,24 @@ class DataConfig:
     root: str | None = None
     cache: str | None = None
     download: bool = True
+    label: str | None = None
+    test_ratio: float = 0.2
     train_limit: int | None = None
     test_limit: int | None = None
 
     def __post_init__(self) -> None:
-        check_choice("DataConfig.name", self.name, DATA_SETS)
+        own = isinstance(self.name, str) and self.name not in DATA_SETS and is_own_data(self.name)
+        if own:
+            kind_of(self.name)
+        else:
+            check_choice("DataConfig.name", self.name, DATA_SETS)
+        check_number("DataConfig.test_ratio", self.test_ratio, low=0, low_open=True, high=0.5)
+        for field, default in {"label": None, "test_ratio": DataConfig.test_ratio}.items():
+            if not own and getattr(self, field) != default:
+                why = ": it has no meaning for {DataConfig.name} = {name!r}, only for data of your own."
+                raise SettingError(
+                    owner="DataConfig", field=field, value=getattr(self, field), reason=why, name=self.name
+                )
         for field in ("root", "cache"):
             value = getattr(self, field)
             if value is not None and not (isinstance(value, str) and value.strip()):
@@ -244,7 +265,12 @@ def load_data(config: DataConfig) -> ImageData:
     >>> data.train_images.dtype, data.train_images.max().item()
     (torch.uint8, 255)
     """
-    sets = _digits() if config.name == "digits" else _from_source(config)
+    if config.name == "digits":
+        sets = _digits()
+    elif config.name in DATA_SETS:
+        sets = _from_source(config)
+    else:
+        sets = _own(config)
     train_images, train_labels = _limit(
         sets.train_images, sets.train_labels, len(sets.classes), config.train_limit, "train"
     )
@@ -309,14 +335,8 @@ def hold_out(data: ImageData, fraction: float, seed: int = 0) -> tuple[ImageData
         raise SettingError("hold_out: data: accepted is a set without a validation part.")
     labels = data.train_labels
     count = round(fraction * len(labels))
-    order = torch.randperm(len(labels), generator=generator(seed, "data: validation"))
-    by_class = order[torch.argsort(labels[order], stable=True)]
+    held = _held_out(labels, data.num_classes, fraction, generator(seed, "data: validation"))
     sizes = torch.bincount(labels, minlength=data.num_classes)
-    starts = sizes.cumsum(0) - sizes
-    # Where a sample stands within its class, from 0 to 1: the first of all classes are as their sizes are.
-    place = (torch.arange(len(labels)) - starts[labels[by_class]] + 0.5) / sizes[labels[by_class]]
-    held = torch.zeros(len(labels), dtype=torch.bool)
-    held[by_class[torch.argsort(place, stable=True)[:count]]] = True
     left = torch.bincount(labels[~held], minlength=data.num_classes)
     if count < 1 or bool(((left == 0) & (sizes > 0)).any()):
         why = "the validation part would be empty" if count < 1 else "a class would have no sample left to train on"
@@ -336,6 +356,19 @@ def hold_out(data: ImageData, fraction: float, seed: int = 0) -> tuple[ImageData
     )
 
 
+def _held_out(labels: torch.Tensor, classes: int, fraction: float, draw: torch.Generator) -> torch.Tensor:
+    """Return which of the samples are drawn: a share of them, the classes in proportion."""
+    order = torch.randperm(len(labels), generator=draw)
+    by_class = order[torch.argsort(labels[order], stable=True)]
+    sizes = torch.bincount(labels, minlength=classes)
+    starts = sizes.cumsum(0) - sizes
+    # Where a sample stands within its class, from 0 to 1: the first of all classes are as their sizes are.
+    place = (torch.arange(len(labels)) - starts[labels[by_class]] + 0.5) / sizes[labels[by_class]]
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    held[by_class[torch.argsort(place, stable=True)[: round(fraction * len(labels))]]] = True
+    return held
+
+
 def image_encoding(config: DataConfig) -> str:
     """Return how the images that `load_data` reads are stored: ``"as published"``, ``"PNG"``, ``"JPEG, quality 75"``.
 
@@ -352,9 +385,33 @@ def image_encoding(config: DataConfig) -> str:
     >>> image_encoding(DataConfig("digits"))
     'as published'
     """
-    if config.name == "digits":
+    if config.name == "digits" or (config.name not in DATA_SETS and kind_of(config.name) != "images"):
         return "as published"
+    if config.name not in DATA_SETS:
+        return encoding(find_source("data", Path(config.name).expanduser(), False))
     return encoding(find_source(config.name, _root(config), config.download))
+
+
+def _own(config: DataConfig) -> ImageSets:
+    if kind_of(config.name) == "images":
+        path = Path(config.name).expanduser()
+        return _decoded(config, find_source("data", path, False), path.name.partition(".")[0], channels=3)
+    root = None
+    if config.name.startswith("torchvision:"):
+        root = _root(config)
+    sets = read_own(config.name, root=root, download=config.download, label=config.label)
+    images, labels = sets.train
+    if sets.test is not None:
+        return ImageSets(images, labels, *sets.test, sets.classes)
+    held = _held_out(labels, len(sets.classes), config.test_ratio, generator(0, "data: test part"))
+    if not bool(held.any()) or len(labels[~held].unique()) < len(labels.unique()):
+        raise SettingError(
+            owner="DataConfig",
+            field="test_ratio",
+            value=config.test_ratio,
+            reason=f" of {len(labels)} samples: a part would be empty, or have no sample of a class.",
+        )
+    return ImageSets(images[~held], labels[~held], images[held], labels[held], sets.classes)
 
 
 def _from_source(config: DataConfig) -> ImageSets:
@@ -362,9 +419,12 @@ def _from_source(config: DataConfig) -> ImageSets:
     source = find_source(config.name, root, config.download)
     if source.kind == "torchvision":
         return read_torchvision(config.name, root, config.download)
+    return _decoded(config, source, config.name, channels=1 if config.name == "mnist" else 3)
 
+
+def _decoded(config: DataConfig, source: Source, name: str, *, channels: int) -> ImageSets:
     def build() -> _cache.Contents:
-        sets = decode(source, channels=1 if config.name == "mnist" else 3)
+        sets = decode(source, channels=channels)
         tensors = {field: value for field, value in sets._asdict().items() if field != "classes"}
         return tensors, {"classes": list(sets.classes)}
 
@@ -372,7 +432,7 @@ def _from_source(config: DataConfig) -> ImageSets:
     state = fingerprint(source)
     key = hashlib.blake2b(os.fsencode(state["path"]), digest_size=8).hexdigest()
     # The warnings point at the caller of load_data.
-    tensors, notes = _cache.cached(folder / f"{config.name}-{key}.tensors", state, build, stacklevel=4)
+    tensors, notes = _cache.cached(folder / f"{name}-{key}.tensors", state, build, stacklevel=5)
     return ImageSets(**tensors, classes=tuple(notes["classes"]))
 
 

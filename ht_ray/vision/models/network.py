@@ -87,8 +87,8 @@ Did you mean 'resnet18'?
     """
 
     name: str = "mlp"
-    """mlp, resnet18, vit_tiny or vgg16; the paper trains them on MNIST, CIFAR-10, CIFAR-100 and Tiny ImageNet. A network
-    of yours is my_package.my_module:make_network, called with shape and num_classes; timm:resnet26 and
+    """mlp, resnet18, vit_tiny or vgg16; the paper trains them on MNIST, CIFAR-10, CIFAR-100 and Tiny ImageNet. A
+    network of yours is my_package.my_module:make_network, called with shape and num_classes; timm:resnet26 and
     torchvision:resnet18 are theirs, without trained weights."""
     hidden: tuple[int, ...] = (100, 100)
     """Units of each hidden layer of the mlp's backbone; the other networks take none."""
