@@ -204,7 +204,7 @@ class StudyData:
                 for trial in self.trials
                 for curve in ("epoch", "phase")
                 for column in trial.curves.get(curve, ())
-                if column not in ("step", "phase", "epoch") and not column.startswith(("train_", "test_"))
+                if column not in ("step", "phase", "epoch") and not column.startswith(("train_", "test_", "val_"))
             )
         )
 
