@@ -37,7 +37,7 @@ class ImagePool:
     Parameters
     ----------
     images
-        uint8 of shape ``(N, C, H, W)``.
+        uint8 of shape ``(N, C, H, W)``; of a table, float32 of shape ``(N, F)``.
     mean, std
         Per channel, of the images scaled to [0, 1].
     """
@@ -56,7 +56,8 @@ class ImagePool:
     def on(self, device: torch.device) -> tuple[Tensor, Normalise]:
         """Return the images on `device`, and what normalises batches of them there."""
         if device not in self._on_device:
-            self._on_device[device] = (self.images.to(device), Normalise(self.mean, self.std, device))
+            table = self.images.is_floating_point()
+            self._on_device[device] = (self.images.to(device), Normalise(self.mean, self.std, device, table=table))
         return self._on_device[device]
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -16,7 +16,7 @@ from ht_ray.vision.data.dataset import ImageData
 from ht_ray.vision.data.loader import Normalise
 from ht_ray.vision.training.fit import Row
 from ht_ray.vision.training.indicators import make_indicators
-from ht_ray.vision.training.optimizer import TrainingConfig, make_optimizer
+from ht_ray.vision.training.optimizer import TrainingConfig, fitting, make_optimizer
 
 from .interruption import Interruptible
 from .plugins import MeasurePlugin, MethodPlugin, PhaseTrainingPlugin
@@ -126,11 +126,11 @@ def make_strategy(
         Of Avalanche's template.
     """
     method = method or MethodConfig("plain")
-    config = method.training(training or TrainingConfig(), data.shape)
+    config = fitting(method.training(training or TrainingConfig(), data.shape), data.shape)
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
     autocast = torch.bfloat16 if config.precision == "bf16" else None
-    normalise = Normalise(data.mean, data.std, device)
+    normalise = Normalise(data.mean, data.std, device, table=data.is_table)
     measuring = make_indicators(
         indicators, model.to(device), data, training=config, normalise=normalise, seed=seed, device=device
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import json
 import operator
@@ -11,15 +12,17 @@ import re
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from ht_ray._parts import is_path_of_part, version_of_part
 from ht_ray._storage import StorageError, is_uri
 from ht_ray.diagnostics import IndicatorConfig
 from ht_ray.errors import SettingError, SettingWarning
@@ -38,7 +41,8 @@ from ht_ray.sweep import (
 from ht_ray.sweep.records.progress import Console
 from ht_ray.sweep.study.config import GIB, ray_address
 from ht_ray.sweep.study.plan import load_plan
-from ht_ray.vision import ImageData, load_data, make_model
+from ht_ray.vision import DATA_SETS, ImageData, hold_out, load_data, make_model
+from ht_ray.vision.models.own import check_network, is_own_model
 from tune_configs.flags import current_flags, flag_name, flags_of, help_page, parse_flags
 from tune_configs.packs import packed
 from tune_configs.settings import RENAMED, StudySettings, VisionSettings, with_methods
@@ -65,6 +69,7 @@ __all__ = [
     "schedule_warnings",
     "size_warnings",
     "unused_settings",
+    "versions_of",
     "warnings_of",
 ]
 
@@ -78,6 +83,7 @@ class Prepared(NamedTuple):
     """What the trials of a study need besides their plan; see `ht_ray.sweep.Study`.
 
     `warnings` are sentences for whoever started the study: trials run in other processes, where nobody sees one.
+    `recorded` are settings that go before the study's where they are recorded: versions of its parts.
     `pack` takes the planned trials and the CPUs of each, and returns them with the packs that they may be in, and more
     such sentences.
     """
@@ -85,6 +91,7 @@ class Prepared(NamedTuple):
     factory: str
     warnings: Sequence[str] = ()
     shared: Any = None
+    recorded: Mapping[str, Any] = {}
     pack: Callable[[tuple[TrialSpec, ...], float], tuple[tuple[TrialSpec, ...], list[str]]] | None = None
 
 
@@ -342,7 +349,7 @@ def run_settings(
         trials=planned,
         metric=settings.metric,
         shared=prepared.shared,
-        settings=asdict(settings),
+        settings={**asdict(settings), **prepared.recorded},
         search=settings.search_of(planned),
         pack_size=settings.pack_size,
     )
@@ -388,13 +395,48 @@ def add_working_directory() -> None:
 def prepare_vision(settings: VisionSettings, planned: tuple[TrialSpec, ...]) -> Prepared:
     """Load the images of a vision study, and check the planned trials against them."""
     data = _load(settings)
+    versions = versions_of(settings, data)
+    if settings.versions:  # of a study that goes on
+        for name, version in versions.items():
+            if f"{name} {version}" not in settings.versions:
+                why = ": it is not what it was when the study began; put that back, or start a new study."
+                raise settings.refused(name, why)
+    if settings.validation:
+        try:
+            data = hold_out(data, settings.validation)[0]
+        except SettingError as error:
+            raise error.of("VisionSettings", "validation") from error
     check_streams(planned, data.train_labels, data.num_classes)
     check_networks(planned, data.shape, data.num_classes)
     said = [*unused_settings(settings, planned), *method_warnings(planned, data.shape, data.num_classes)]
     said += schedule_warnings(planned, data.train_labels, data.num_classes)
     said += size_warnings(settings, len(data.train_labels))
     pack = partial(packed, settings, shape=data.shape, num_classes=data.num_classes)
-    return Prepared("tune_configs.vision_trial:VisionTrial", said, data.to_arrays(), pack)
+    recorded = {"versions": tuple(f"{name} {version}" for name, version in versions.items())}
+    return Prepared("tune_configs.vision_trial:VisionTrial", said, data.to_arrays(), recorded, pack)
+
+
+def versions_of(settings: VisionSettings, data: ImageData) -> dict[str, str]:
+    """Return hashes of the parts that are a user's own, by the settings that name them.
+
+    Of what a module makes it is that of its source file; of other data, of the samples and labels themselves.
+    """
+    found = {}
+    if settings.model is not None and is_own_model(settings.model):
+        library = settings.model.partition(":")[0]
+        if library in ("timm", "torchvision"):
+            found["model"] = version(library)
+        else:
+            found["model"] = version_of_part("ModelConfig", "name", settings.model)
+    if settings.data not in DATA_SETS:
+        digest = hashlib.sha256()
+        for split in ("train", "test"):
+            for part in ("images", "labels"):
+                digest.update(memoryview(getattr(data, f"{split}_{part}").contiguous().numpy()).cast("B"))
+        found["data"] = digest.hexdigest()[:16]
+        if is_path_of_part(settings.data) and not settings.data.startswith("torchvision:"):
+            found["data"] = f"{version_of_part('DataConfig', 'name', settings.data)} {found['data']}"
+    return found
 
 
 def _load(settings: VisionSettings) -> ImageData:
@@ -473,7 +515,7 @@ def _memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def check_networks(planned: Sequence[TrialSpec], shape: tuple[int, int, int], num_classes: int) -> None:
+def check_networks(planned: Sequence[TrialSpec], shape: tuple[int, ...], num_classes: int) -> None:
     """Refuse networks that cannot be trained in the memory of this machine, which builds each of them to check it.
 
     Raises
@@ -482,6 +524,10 @@ def check_networks(planned: Sequence[TrialSpec], shape: tuple[int, int, int], nu
         If weights, gradients and the optimiser's two averages need more memory than there is.
     """
     for config in {json.dumps(spec.config["model"]): trial_config(spec.config).model for spec in planned}.values():
+        if is_own_model(config.name):
+            network = make_model(config, shape=shape, num_classes=num_classes, seed=0)
+            check_network(config.name, network, shape, num_classes)
+            continue
         with torch.device("meta"):  # which allocates nothing
             network = make_model(config, shape=shape, num_classes=num_classes, seed=0)
         more = f", {{width}} = {config.width!r}, {{head_hidden}} = {config.head_hidden!r}"
@@ -515,7 +561,7 @@ def check_streams(planned: Sequence[TrialSpec], labels: Tensor, num_classes: int
                 )
 
 
-def method_warnings(planned: Sequence[TrialSpec], shape: tuple[int, int, int], num_classes: int) -> list[str]:
+def method_warnings(planned: Sequence[TrialSpec], shape: tuple[int, ...], num_classes: int) -> list[str]:
     """Return what the methods of the planned trials warn of on their networks, a sentence for each method.
 
     Trials run in other processes, where nobody sees a warning, and where a refusal would come late.

@@ -29,7 +29,7 @@ def packed(
     planned: Sequence[TrialSpec],
     cpus: float = 1.0,
     *,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     num_classes: int,
 ) -> tuple[tuple[TrialSpec, ...], list[str]]:
     """Return the planned trials with the groups of which packs are made, and sentences for whoever started the study.
@@ -83,7 +83,7 @@ def packed(
     return found, said
 
 
-def _obstacle(spec: TrialSpec, shape: tuple[int, int, int], num_classes: int, *, asked: bool) -> str:
+def _obstacle(spec: TrialSpec, shape: tuple[int, ...], num_classes: int, *, asked: bool) -> str:
     config = trial_config(spec.config)
     model = make_model(config.model, shape=shape, num_classes=num_classes, seed=0)
     training = config.method.training(config.training, shape)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, get_type_hints
 
 from ht_ray._checks import check_choice, check_number
+from ht_ray._parts import is_path_of_part
 from ht_ray.diagnostics import INDICATOR_GROUPS, IndicatorConfig
 from ht_ray.errors import SettingError
 from ht_ray.methods import registry
@@ -28,7 +29,17 @@ from ht_ray.vision import (
 from tune_configs.flags import default_of, help_texts
 from tune_configs.vision_trial import plain_method, trial_config
 
-__all__ = ["PRESETS", "StudySettings", "VisionSettings", "check_distinct", "check_values", "unordered", "with_methods"]
+__all__ = [
+    "OWN_PRESET",
+    "PRESETS",
+    "StudySettings",
+    "VisionSettings",
+    "check_distinct",
+    "check_values",
+    "presets_of",
+    "unordered",
+    "with_methods",
+]
 
 _IMPLIED = ("model", "learning_rate", "weight_decay", "batch_size", "augment", "buffer_size", "seeds")
 #: What a data set's name implies where no flag says otherwise. Network, learning rate, weight decay and number of seeds
@@ -44,6 +55,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "tiny-imagenet": ("vgg16", 1e-3, 1e-4, 256, "crop_flip", 5000, 3),
     }.items()
 }
+#: The same for data of one's own, which imply nothing.
+OWN_PRESET: Mapping[str, Any] = dict(zip(_IMPLIED, ("mlp", 1e-3, 1e-4, 256, "none", 5000, 5), strict=True))
 #: Defaults of the studies that are not the library's.
 _DEFAULTS: Mapping[str, Any] = {"epochs": 20}
 #: What a study has of its own in their place: a grid, or one value with another default.
@@ -125,6 +138,11 @@ def _of_methods(known: Iterable[str]) -> list[tuple[str, Any, Any]]:
         for name, one in registry.all_settings().items()
         if name not in known and name not in _METHODS_OWN
     ]
+
+
+def presets_of(data: str) -> Mapping[str, Any]:
+    """Return what the name of a data set implies; one that there is not is refused with the other settings."""
+    return PRESETS.get(data, OWN_PRESET)
 
 
 @dataclass(frozen=True)
@@ -231,6 +249,11 @@ class VisionSettings(_Flags, StudySettings):
     """Number of seeds: data order, label noise, weights and everything else drawn."""
     first_seed: int = 0
     """The first of them."""
+    validation: float = 0.0
+    """Share of the training data that is held out, the classes in proportion and the same for every seed, and measured
+    next to the test data: what is chosen is chosen on it. 0 holds none out."""
+    versions: tuple[str, ...] = field(default=(), metadata={"flag": False})
+    """Of the network and the data that are a user's own: hashes of them when the study began."""
     pack: str = "auto"
     """Many small networks are trained as one program, which takes a fraction of the time: auto packs where that
     profits, a number packs up to so many trials wherever it is possible, off trains each alone."""
@@ -239,6 +262,7 @@ class VisionSettings(_Flags, StudySettings):
         owner = "VisionSettings"
         check_choice(f"{owner}.stream", self.stream, STREAMS)
         check_number(f"{owner}.first_seed", self.first_seed, low=0, high=LAST_SEED, integer=True)
+        check_number(f"{owner}.validation", self.validation, low=0, high=0.5)
         check_number(f"{owner}.evaluate_every", self.evaluate_every, low=1, integer=True)
         if self.pack not in ("auto", "off"):
             if not self.pack.isdecimal():
@@ -282,6 +306,8 @@ class VisionSettings(_Flags, StudySettings):
         if self.data_root is not None:
             # A study may be resumed from another directory.
             values["data_root"] = str(Path(self.data_root).expanduser().absolute())
+        if self.data not in DATA_SETS and not is_path_of_part(self.data):
+            values["data"] = str(Path(self.data).expanduser().absolute())
         return replace(self, **values)
 
     @property
@@ -360,7 +386,7 @@ class VisionSettings(_Flags, StudySettings):
             return value
         if name == "augment" and self.stream == "warm_start":
             return "none"  # protocol of tables 4 and 5 and appendix D
-        return PRESETS.get(self.data, {}).get(name)  # a data set that there is not is refused with the others
+        return presets_of(self.data).get(name)
 
     def _made(self, section: _Section, **given: Any) -> Any:
         values = {own: self._preset(name) for own, name in section.names().items() if name not in _NO_FLAGS}

@@ -24,7 +24,15 @@ from ht_ray.methods import METHODS, Method, MethodConfig, find_method, method_pa
 from ht_ray.methods.registry import split_methods
 from ht_ray.sweep import TrialSpec
 from tune_configs.command_line import main as run_main
-from tune_configs.settings import MOST_SEEDS, PRESETS, VisionSettings, check_distinct, check_values, unordered
+from tune_configs.settings import (
+    MOST_SEEDS,
+    PRESETS,
+    VisionSettings,
+    check_distinct,
+    check_values,
+    presets_of,
+    unordered,
+)
 from tune_configs.trials import label_of, trial
 
 __all__ = ["WarmStartSettings", "main", "trials"]
@@ -182,7 +190,7 @@ class WarmStartSettings(VisionSettings):
 
     def _preset(self, name: str) -> Any:
         # Learning rate and weight decay go with the network, which figure 7 trains on another data set than its own.
-        given = getattr(self, name) is not None or self.model in (None, PRESETS[self.data]["model"])
+        given = getattr(self, name) is not None or self.model in (None, presets_of(self.data)["model"])
         if name in ("learning_rate", "weight_decay") and not given:
             return next((preset[name] for preset in _PAPER if preset["model"] == self.model), None)
         return super()._preset(name)

@@ -35,6 +35,6 @@ class Adam(Method):
         )
 
     @classmethod
-    def configure_training(cls, settings: Any, config: Any, shape: tuple[int, int, int]) -> Any:
+    def configure_training(cls, settings: Any, config: Any, shape: tuple[int, ...]) -> Any:
         """Return `config` with these settings of Adam."""
         return replace(config, eps=settings.eps, betas=settings.betas)

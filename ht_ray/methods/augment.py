@@ -36,6 +36,6 @@ class Augment(Method):
         )
 
     @classmethod
-    def configure_training(cls, settings: Any, config: Any, shape: tuple[int, int, int]) -> Any:
+    def configure_training(cls, settings: Any, config: Any, shape: tuple[int, ...]) -> Any:
         """Return `config` with the augmentation."""
-        return replace(config, augment=settings.kind or ("crop_flip" if shape[0] > 1 else "crop"))
+        return replace(config, augment=settings.kind or ("crop_flip" if shape[0] > 1 or len(shape) < 3 else "crop"))

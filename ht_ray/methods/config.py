@@ -197,7 +197,7 @@ of classes, and an agent's outputs are values.
             [METHODS[part](model, own, seed=seed, **given.get(part, {})) for part, own in self.settings.items()],
         )
 
-    def training(self, config: Any, shape: tuple[int, int, int]) -> Any:
+    def training(self, config: Any, shape: tuple[int, ...]) -> Any:
         """Return how the network is trained with these methods: with its augmentation, its weight decay, and its Adam.
 
         Parameters

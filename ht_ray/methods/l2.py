@@ -105,7 +105,7 @@ class L2(Method):
         self.grown()
 
     @classmethod
-    def configure_training(cls, settings: Any, config: Any, shape: tuple[int, int, int]) -> Any:
+    def configure_training(cls, settings: Any, config: Any, shape: tuple[int, ...]) -> Any:
         """Return `config` without the optimiser's own weight decay, whose place the decoupled decay takes."""
         decays = settings.coupling == "decoupled" and settings.strength
         return replace(config, weight_decay=0.0) if decays else config

@@ -160,7 +160,7 @@ class Method:
     # What a method may change of training and of the network, before there is one; `config` is a frozen dataclass.
 
     @classmethod
-    def configure_training(cls, settings: Any, config: Any, shape: tuple[int, int, int]) -> Any:
+    def configure_training(cls, settings: Any, config: Any, shape: tuple[int, ...]) -> Any:
         """Return how a network is trained with this method, on images ``(C, H, W)``."""
         return config
 
@@ -386,7 +386,7 @@ class Composition:
         """Return names and settings as plain data."""
         return {"name": self.name, "settings": {method.name: asdict(method.settings) for method in self._methods}}
 
-    def training(self, config: Any, shape: tuple[int, int, int]) -> Any:
+    def training(self, config: Any, shape: tuple[int, ...]) -> Any:
         """Return how the network is trained with these methods; see `MethodConfig.training`."""
         for method in self._methods:
             config = method.configure_training(method.settings, config, shape)

@@ -6,7 +6,7 @@ torchvision and scikit-learn are imported when a data set is read.
 from ht_ray.errors import Interrupted
 from ht_ray.methods import METHODS, MethodConfig, display_name, method_parts, parse_method
 from ht_ray.vision.data.augment import AUGMENTATIONS, random_crop_flip
-from ht_ray.vision.data.dataset import DATA_SETS, DataConfig, ImageData, image_encoding, load_data
+from ht_ray.vision.data.dataset import DATA_SETS, DataConfig, ImageData, hold_out, image_encoding, load_data
 from ht_ray.vision.data.loader import InMemoryLoader, Normalise
 from ht_ray.vision.data.reservoir import Reservoir
 from ht_ray.vision.data.streams import (
@@ -62,6 +62,7 @@ __all__ = [
     "evaluate",
     "evaluating",
     "fit",
+    "hold_out",
     "image_encoding",
     "load_checkpoint",
     "load_data",

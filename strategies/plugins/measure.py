@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from avalanche.training.plugins import SupervisedPlugin
+from torch import Tensor
 
 from ht_ray._checks import check_number
 from ht_ray.diagnostics import Indicators
 from ht_ray.errors import Diverged
 from ht_ray.vision.data.dataset import ImageData
 from ht_ray.vision.training.epoch_sums import EpochSums
-from ht_ray.vision.training.evaluate import evaluate
+from ht_ray.vision.training.evaluate import Evaluation, evaluate
 from ht_ray.vision.training.fit import Row
 
 from ..benchmark import ImagePool
@@ -70,6 +71,9 @@ class MeasurePlugin(SupervisedPlugin, supports_distributed=True):  # type: ignor
         # A pool is not written into checkpoints, and goes to the device once.
         self.pool = ImagePool(data.test_images, data.mean, data.std)
         self.labels = data.test_labels
+        self.validation: tuple[ImagePool, Tensor] | None = None
+        if data.val_images is not None and data.val_labels is not None:
+            self.validation = ImagePool(data.val_images, data.mean, data.std), data.val_labels
         self.autocast = autocast
         self.channels_last = channels_last
         self.indicators = indicators
@@ -121,17 +125,10 @@ class MeasurePlugin(SupervisedPlugin, supports_distributed=True):  # type: ignor
         indicated = self.indicators is not None and self.indicators.due(epoch, last=last)
         if not (last or indicated or epoch % self.evaluate_every == 0):
             return
-        images, normalise = self.pool.on(strategy.device)
         tortoise = next((t for p in MethodPlugin.all_in(strategy) if (t := p.tortoise) is not None), None)
         with nullcontext() if tortoise is None else tortoise.predict():
-            tested = evaluate(
-                strategy.model,
-                images,
-                self.labels.to(strategy.device),
-                normalise,
-                autocast=self.autocast,
-                channels_last=self.channels_last,
-            )
+            tested = self._evaluate(strategy, self.pool, self.labels)
+            validated = None if self.validation is None else self._evaluate(strategy, *self.validation)
         row: Row = {
             "step": self.epochs,
             "phase": phase,
@@ -141,9 +138,22 @@ class MeasurePlugin(SupervisedPlugin, supports_distributed=True):  # type: ignor
             "test_loss": tested.loss,
             "test_accuracy": tested.accuracy,
         }
+        if validated is not None:
+            row |= {"val_loss": validated.loss, "val_accuracy": validated.accuracy}
         if self.indicators is not None and indicated:
             self.indicators.module = strategy.model
             row.update(self.indicators.measure())
         self.rows.append(row)
         if self.on_epoch is not None:
             self.on_epoch(row)
+
+    def _evaluate(self, strategy: Any, pool: ImagePool, labels: Tensor) -> Evaluation:
+        images, normalise = pool.on(strategy.device)
+        return evaluate(
+            strategy.model,
+            images,
+            labels.to(strategy.device),
+            normalise,
+            autocast=self.autocast,
+            channels_last=self.channels_last,
+        )

@@ -116,8 +116,8 @@ def find_head(module: nn.Module, head: str | nn.Module | None = None) -> str:
     module
         The network.
     head
-        The head's name (dotted, as in ``named_modules``), the head itself, or None to look for an attribute called
-        one of `HEAD_NAMES` that has parameters.
+        The head's name (dotted, as in ``named_modules``), the head itself, or None for the name in the network's
+        attribute ``head_name``; without one, to look for an attribute called one of `HEAD_NAMES` that has parameters.
 
     Raises
     ------
@@ -139,6 +139,8 @@ Did you mean 'classifier'?
     """
     parts: dict[str, nn.Module] = {name: part for name, part in module.named_modules(remove_duplicate=False) if name}
     children = ", ".join(repr(name) for name, _ in module.named_children())
+    if head is None and isinstance(given := getattr(module, "head_name", None), str):
+        head = given
     if isinstance(head, nn.Module):
         names = [name for name, part in parts.items() if part is head]
         if not names:

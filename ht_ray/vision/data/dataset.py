@@ -1,4 +1,4 @@
-"""Image data sets as uint8 tensors: read once, kept in memory, normalised on the device.
+"""Data sets in memory: images as uint8, tables of features as float32, normalised on the device.
 
 The images stay uint8 until a batch is made, so that CIFAR-10 takes 184 MB instead of 737, and the whole set can be put
 into shared memory or onto a GPU.
@@ -10,7 +10,7 @@ import hashlib
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ from ht_ray._checks import check_choice, check_number, did_you_mean
 from ht_ray.errors import SettingError
 from ht_ray.mechanisms.weights.rng import generator
 from ht_ray.vision.data import cache as _cache
-from ht_ray.vision.data.sources import ImageSets, decode, encoding, find_source, fingerprint, read_torchvision
+from ht_ray.vision.data.own import is_own_data, kind_of, read_own
+from ht_ray.vision.data.sources import ImageSets, Source, decode, encoding, find_source, fingerprint, read_torchvision
 
-__all__ = ["DATA_SETS", "DataConfig", "ImageData", "image_encoding", "load_data", "user_cache"]
+__all__ = ["DATA_SETS", "DataConfig", "ImageData", "hold_out", "image_encoding", "load_data", "user_cache"]
 
 DATA_SETS = ("digits", "mnist", "cifar10", "cifar100", "tiny-imagenet")
 """Names that `DataConfig.name` accepts."""
@@ -40,6 +41,8 @@ class DataConfig:
     ----------
     name
         The data set, one of `DATA_SETS`. ``"digits"`` comes with scikit-learn and needs neither `root` nor a download.
+        A data set of your own is a path: of a folder of class folders or an archive of it, a NumPy file (``.npz``), a
+        Parquet file, or a Hugging Face set saved on disk; or my_package.my_module:load, or torchvision:FashionMNIST.
     root
         Where the images are; None stands for ``~/.cache/ht-ray/data`` (``$XDG_CACHE_HOME/ht-ray/data``). A root that is
         given must exist. It may be
@@ -58,6 +61,11 @@ class DataConfig:
         (``$XDG_CACHE_HOME/ht-ray/decoded``).
     download
         Whether torchvision may download MNIST, CIFAR-10 or CIFAR-100 into `root` when they are not there.
+    label
+        The column of the labels in a Parquet file or a Hugging Face set; None looks for label, target, class and y.
+    test_ratio
+        Of data of your own without a test part: the share that is held out for testing, the classes in proportion, the
+        same for every seed.
     train_limit, test_limit
         Keep so many images (None: all), the classes as equal in number as they allow. The choice is the same for every
         seed, a smaller one is part of a larger one, and images stay in their order.
@@ -72,11 +80,24 @@ class DataConfig:
     root: str | None = None
     cache: str | None = None
     download: bool = True
+    label: str | None = None
+    test_ratio: float = 0.2
     train_limit: int | None = None
     test_limit: int | None = None
 
     def __post_init__(self) -> None:
-        check_choice("DataConfig.name", self.name, DATA_SETS)
+        own = isinstance(self.name, str) and self.name not in DATA_SETS and is_own_data(self.name)
+        if own:
+            kind_of(self.name)
+        else:
+            check_choice("DataConfig.name", self.name, DATA_SETS)
+        check_number("DataConfig.test_ratio", self.test_ratio, low=0, low_open=True, high=0.5)
+        for field, default in {"label": None, "test_ratio": DataConfig.test_ratio}.items():
+            if not own and getattr(self, field) != default:
+                why = ": it has no meaning for {DataConfig.name} = {name!r}, only for data of your own."
+                raise SettingError(
+                    owner="DataConfig", field=field, value=getattr(self, field), reason=why, name=self.name
+                )
         for field in ("root", "cache"):
             value = getattr(self, field)
             if value is not None and not (isinstance(value, str) and value.strip()):
@@ -98,19 +119,22 @@ class ImageData:
     name
         Name of the data set.
     train_images, test_images
-        uint8, ``(N, C, H, W)``. They may lie in memory that other processes share: treat them as read-only.
+        uint8, ``(N, C, H, W)``; of a table, its features: float32, ``(N, F)``. They may lie in memory that other
+        processes share: treat them as read-only.
     train_labels, test_labels
         int64, ``(N,)``: indices into `classes`.
     classes
         Names of the classes.
     mean, std
         Per channel, of ``train_images / 255`` (std: over all pixels, without Bessel's correction; 1 for a channel that
-        is constant, so that it can be divided by).
+        is constant, so that it can be divided by). Of a table: per feature, of the features as they are.
+    val_images, val_labels
+        A validation part, held out of the training part; see `hold_out`. None (default): there is none.
 
     Raises
     ------
     SettingError
-        If types and shapes do not fit together, or a label is no index into `classes`.
+        If types and shapes do not fit together, a label is no index into `classes`, or a feature is not finite.
     """
 
     name: str
@@ -121,14 +145,26 @@ class ImageData:
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    val_images: torch.Tensor | None = None
+    val_labels: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
-        for split in ("train", "test"):
+        if (self.val_images is None) != (self.val_labels is None):
+            raise SettingError("ImageData: expected val_images and val_labels, or neither.")
+        wanted, sides = (torch.float32, 2) if self.is_table else (torch.uint8, 4)
+        for split in ("train", "test") if self.val_images is None else ("train", "test", "val"):
             images, labels = getattr(self, f"{split}_images"), getattr(self, f"{split}_labels")
-            if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1:] != self.shape:
+            if images.dtype != wanted or images.ndim != sides or images.shape[1:] != self.shape:
+                kind = str(wanted).removeprefix("torch.")
                 raise SettingError(
-                    f"ImageData.{split}_images: expected uint8 (N, {', '.join(map(str, self.shape))}), got "
+                    f"ImageData.{split}_images: expected {kind} (N, {', '.join(map(str, self.shape))}), got "
                     f"{images.dtype} {tuple(images.shape)}."
+                )
+            if self.is_table and not images.isfinite().all():
+                row, column = (~images.isfinite()).nonzero()[0].tolist()
+                raise SettingError(
+                    f"ImageData.{split}_images: expected finite numbers, got {images[row, column].item()} as feature "
+                    f"{column} of sample {row}."
                 )
             if labels.dtype != torch.int64 or labels.shape != images.shape[:1] or not len(labels):
                 raise SettingError(
@@ -150,15 +186,19 @@ class ImageData:
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.shape))
         return (
-            f"ImageData({self.name!r}: {len(self.train_labels)} train and {len(self.test_labels)} test images of "
-            f"{shape}, {self.num_classes} classes)"
+            f"ImageData({self.name!r}: {len(self.train_labels)} train and {len(self.test_labels)} test "
+            f"{f'samples of {shape} features' if self.is_table else f'images of {shape}'}, {self.num_classes} classes)"
         )
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Shape of one image, ``(C, H, W)``."""
-        _, channels, height, width = self.train_images.shape
-        return channels, height, width
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one image, ``(C, H, W)``; of one sample of a table, ``(F,)``."""
+        return tuple(self.train_images.shape[1:])
+
+    @property
+    def is_table(self) -> bool:
+        """Whether the samples are features of a table, and no images."""
+        return self.train_images.is_floating_point()
 
     @property
     def num_classes(self) -> int:
@@ -225,7 +265,12 @@ def load_data(config: DataConfig) -> ImageData:
     >>> data.train_images.dtype, data.train_images.max().item()
     (torch.uint8, 255)
     """
-    sets = _digits() if config.name == "digits" else _from_source(config)
+    if config.name == "digits":
+        sets = _digits()
+    elif config.name in DATA_SETS:
+        sets = _from_source(config)
+    else:
+        sets = _own(config)
     train_images, train_labels = _limit(
         sets.train_images, sets.train_labels, len(sets.classes), config.train_limit, "train"
     )
@@ -250,6 +295,80 @@ def _root(config: DataConfig) -> Path:
     return root
 
 
+def hold_out(data: ImageData, fraction: float, seed: int = 0) -> tuple[ImageData, ImageData]:
+    """Hold a validation part out of the training part, the classes in proportion.
+
+    Parameters
+    ----------
+    data : ImageData
+        Without a validation part.
+    fraction : float
+        Share of the training part to hold out; ``round(fraction * n)`` samples, above 0 and at most 0.5.
+    seed : int, default 0
+        Of the choice.
+
+    Returns
+    -------
+    training : ImageData
+        What is left, with the part that is held out as `val_images` and `val_labels`: where it is trained on, rows have
+        ``val_loss`` and ``val_accuracy`` next to those of the test set.
+    validation : ImageData
+        The same training part, with the validation part in place of the test set.
+
+    Mean and standard deviation of both are those of what is left to train on. Samples stay in their order.
+
+    Raises
+    ------
+    SettingError
+        If the fraction is not accepted, the validation part would be empty, a class would have no sample left to train
+        on, or there is a validation part already.
+
+    Examples
+    --------
+    >>> training, validation = hold_out(load_data(DataConfig("digits")), 0.1, seed=0)
+    >>> len(training.train_labels), len(training.val_labels), len(validation.test_labels)
+    (1293, 144, 144)
+    """
+    check_number("hold_out: fraction", fraction, low=0, low_open=True, high=0.5)
+    check_number("hold_out: seed", seed, integer=True)
+    if data.val_images is not None:
+        raise SettingError("hold_out: data: accepted is a set without a validation part.")
+    labels = data.train_labels
+    count = round(fraction * len(labels))
+    held = _held_out(labels, data.num_classes, fraction, generator(seed, "data: validation"))
+    sizes = torch.bincount(labels, minlength=data.num_classes)
+    left = torch.bincount(labels[~held], minlength=data.num_classes)
+    if count < 1 or bool(((left == 0) & (sizes > 0)).any()):
+        why = "the validation part would be empty" if count < 1 else "a class would have no sample left to train on"
+        raise SettingError(
+            owner="hold_out",
+            field="fraction",
+            value=fraction,
+            reason=f" of {len(labels)} training samples: {why}.",
+        )
+    images = data.train_images[~held]
+    mean, std = _statistics(images)
+    rest: dict[str, Any] = {"train_images": images, "train_labels": labels[~held], "mean": mean, "std": std}
+    part = data.train_images[held], labels[held]
+    return (
+        replace(data, **rest, val_images=part[0], val_labels=part[1]),
+        replace(data, **rest, test_images=part[0], test_labels=part[1]),
+    )
+
+
+def _held_out(labels: torch.Tensor, classes: int, fraction: float, draw: torch.Generator) -> torch.Tensor:
+    """Return which of the samples are drawn: a share of them, the classes in proportion."""
+    order = torch.randperm(len(labels), generator=draw)
+    by_class = order[torch.argsort(labels[order], stable=True)]
+    sizes = torch.bincount(labels, minlength=classes)
+    starts = sizes.cumsum(0) - sizes
+    # Where a sample stands within its class, from 0 to 1: the first of all classes are as their sizes are.
+    place = (torch.arange(len(labels)) - starts[labels[by_class]] + 0.5) / sizes[labels[by_class]]
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    held[by_class[torch.argsort(place, stable=True)[: round(fraction * len(labels))]]] = True
+    return held
+
+
 def image_encoding(config: DataConfig) -> str:
     """Return how the images that `load_data` reads are stored: ``"as published"``, ``"PNG"``, ``"JPEG, quality 75"``.
 
@@ -266,9 +385,33 @@ def image_encoding(config: DataConfig) -> str:
     >>> image_encoding(DataConfig("digits"))
     'as published'
     """
-    if config.name == "digits":
+    if config.name == "digits" or (config.name not in DATA_SETS and kind_of(config.name) != "images"):
         return "as published"
+    if config.name not in DATA_SETS:
+        return encoding(find_source("data", Path(config.name).expanduser(), False))
     return encoding(find_source(config.name, _root(config), config.download))
+
+
+def _own(config: DataConfig) -> ImageSets:
+    if kind_of(config.name) == "images":
+        path = Path(config.name).expanduser()
+        return _decoded(config, find_source("data", path, False), path.name.partition(".")[0], channels=3)
+    root = None
+    if config.name.startswith("torchvision:"):
+        root = _root(config)
+    sets = read_own(config.name, root=root, download=config.download, label=config.label)
+    images, labels = sets.train
+    if sets.test is not None:
+        return ImageSets(images, labels, *sets.test, sets.classes)
+    held = _held_out(labels, len(sets.classes), config.test_ratio, generator(0, "data: test part"))
+    if not bool(held.any()) or len(labels[~held].unique()) < len(labels.unique()):
+        raise SettingError(
+            owner="DataConfig",
+            field="test_ratio",
+            value=config.test_ratio,
+            reason=f" of {len(labels)} samples: a part would be empty, or have no sample of a class.",
+        )
+    return ImageSets(images[~held], labels[~held], images[held], labels[held], sets.classes)
 
 
 def _from_source(config: DataConfig) -> ImageSets:
@@ -276,9 +419,12 @@ def _from_source(config: DataConfig) -> ImageSets:
     source = find_source(config.name, root, config.download)
     if source.kind == "torchvision":
         return read_torchvision(config.name, root, config.download)
+    return _decoded(config, source, config.name, channels=1 if config.name == "mnist" else 3)
 
+
+def _decoded(config: DataConfig, source: Source, name: str, *, channels: int) -> ImageSets:
     def build() -> _cache.Contents:
-        sets = decode(source, channels=1 if config.name == "mnist" else 3)
+        sets = decode(source, channels=channels)
         tensors = {field: value for field, value in sets._asdict().items() if field != "classes"}
         return tensors, {"classes": list(sets.classes)}
 
@@ -286,7 +432,7 @@ def _from_source(config: DataConfig) -> ImageSets:
     state = fingerprint(source)
     key = hashlib.blake2b(os.fsencode(state["path"]), digest_size=8).hexdigest()
     # The warnings point at the caller of load_data.
-    tensors, notes = _cache.cached(folder / f"{config.name}-{key}.tensors", state, build, stacklevel=4)
+    tensors, notes = _cache.cached(folder / f"{name}-{key}.tensors", state, build, stacklevel=5)
     return ImageSets(**tensors, classes=tuple(notes["classes"]))
 
 
@@ -363,7 +509,17 @@ def _balanced_order(labels: torch.Tensor, classes: int, purpose: str) -> torch.T
 
 
 def _statistics(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation per channel of ``images / 255``, from exact counts of the 256 values."""
+    """Return mean and standard deviation per channel of ``images / 255``, from exact counts of the 256 values.
+
+    Of a table: per feature, in double precision.
+    """
+    if images.is_floating_point():
+        values = images.double()
+        spread = values.std(0, correction=0)
+        spread = torch.where(images.amax(0) > images.amin(0), spread, torch.ones_like(spread))
+        # Of numbers that differ in their last bits only, which float32 would divide by zero.
+        spread = torch.where(spread < torch.finfo(torch.float32).tiny, torch.ones_like(spread), spread)
+        return tuple(values.mean(0).tolist()), tuple(spread.tolist())
     values = torch.arange(256, dtype=torch.float64) / 255
     means, stds = [], []
     for channel in images.unbind(1):

@@ -17,22 +17,29 @@ __all__ = ["InMemoryLoader", "Normalise"]
 
 
 class Normalise:
-    """Turn uint8 images into floats with the data set's mean and standard deviation per channel.
+    """Turn uint8 images, or a table's features, into floats by the data set's mean and standard deviation.
 
     Parameters
     ----------
     mean, std
-        Per channel, of the images scaled to [0, 1].
+        Per channel, of the images scaled to [0, 1]; of a table, per feature.
+    device
+        Where.
+    table
+        Whether batches are features ``(B, F)``, as they are, and no images. Default False.
     """
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device | str = "cpu") -> None:
-        scale = [1.0 / (255.0 * value) for value in std]
+    def __init__(
+        self, mean: Sequence[float], std: Sequence[float], device: torch.device | str = "cpu", *, table: bool = False
+    ) -> None:
+        scale = [1.0 / ((1.0 if table else 255.0) * value) for value in std]
         shift = [-m / s for m, s in zip(mean, std, strict=True)]
-        self._scale = torch.tensor(scale, device=device).view(1, -1, 1, 1)
-        self._shift = torch.tensor(shift, device=device).view(1, -1, 1, 1)
+        shape = (1, -1) if table else (1, -1, 1, 1)
+        self._scale = torch.tensor(scale, device=device).view(shape)
+        self._shift = torch.tensor(shift, device=device).view(shape)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return float32 of the shape ``(B, C, H, W)`` of `images`."""
+        """Return float32 of the shape of `images`, ``(B, C, H, W)`` or ``(B, F)``."""
         return torch.addcmul(self._shift, images.to(torch.float32), self._scale)
 
     def in_two_steps(self, images: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ import torch
 
 from ht_ray.errors import SettingError
 
-__all__ = ["ImageSets", "Source", "decode", "encoding", "find_source", "fingerprint", "read_torchvision"]
+__all__ = ["ARCHIVES", "ImageSets", "Source", "decode", "encoding", "find_source", "fingerprint", "read_torchvision"]
 
 _TORCHVISION = {
     "mnist": ("MNIST", "MNIST/raw"),
@@ -46,7 +46,7 @@ _OPENERS: dict[str, Callable[..., Any]] = {
     ".tar.xz": lzma.open,
     ".zip": Path.open,
 }
-_ARCHIVES = tuple(_OPENERS)
+ARCHIVES = tuple(_OPENERS)
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff")
 _SPLITS = ("train", "test", "val")
 _LAYOUTS = (
@@ -102,16 +102,16 @@ def find_source(name: str, root: Path, download: bool) -> Source:
         If nothing usable is there, or several archives are.
     """
     if root.is_file():
-        if root.name.lower().endswith(_ARCHIVES):
+        if root.name.lower().endswith(ARCHIVES):
             return Source("archive", root)
-        raise _refused(root, f": a file of this kind is not read; accepted are {', '.join(_ARCHIVES)}.")
+        raise _refused(root, f": a file of this kind is not read; accepted are {', '.join(ARCHIVES)}.")
     layout = _TORCHVISION[name][1] if name in _TORCHVISION else None
     if layout and (root / layout).is_dir():
         return Source("torchvision", root)
     if (root / "train").is_dir():
         return Source("folder", root)
     # "cifar10" must not find "cifar100.tar".
-    named = re.compile(re.escape(name) + r"([^0-9A-Za-z].*)?(" + "|".join(map(re.escape, _ARCHIVES)) + ")")
+    named = re.compile(re.escape(name) + r"([^0-9A-Za-z].*)?(" + "|".join(map(re.escape, ARCHIVES)) + ")")
     archives = sorted(p for p in root.iterdir() if named.fullmatch(p.name) and p.is_file()) if root.is_dir() else []
     if len(archives) > 1:
         listed = ", ".join(p.name for p in archives)
@@ -403,7 +403,7 @@ class _Measure:
 
 def _archive_files(path: Path) -> Iterator[tuple[str, bytes]]:
     """Yield the data set's files; at its end the archive has been read whole, and what checksums it has verified."""
-    suffix = next(suffix for suffix in _ARCHIVES if path.name.lower().endswith(suffix))
+    suffix = next(suffix for suffix in ARCHIVES if path.name.lower().endswith(suffix))
     try:
         if suffix == ".tar.xz":
             # A truncated download is found before it is decompressed (the .xz file format 1.2.1, section 2.1.2.4).

@@ -41,7 +41,7 @@ class MLP(nn.Module):
 
     def __init__(
         self,
-        shape: tuple[int, int, int],
+        shape: tuple[int, ...],
         *,
         hidden: Sequence[int] = (100, 100),
         dropout: float = 0.0,

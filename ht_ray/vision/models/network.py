@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from torch import Tensor, nn
 
@@ -13,6 +13,7 @@ from ht_ray.mechanisms.units.crelu import CReLU
 from ht_ray.mechanisms.weights.rng import derive_seed, isolated_rng
 from ht_ray.vision.models.layers import TruncNormalLinear
 from ht_ray.vision.models.mlp import MLP
+from ht_ray.vision.models.own import is_own_model, make_own_network
 from ht_ray.vision.models.resnet import ResNet18
 from ht_ray.vision.models.vgg import VGG16
 from ht_ray.vision.models.vit import VisionTransformer
@@ -86,7 +87,9 @@ Did you mean 'resnet18'?
     """
 
     name: str = "mlp"
-    """mlp, resnet18, vit_tiny or vgg16; the paper trains them on MNIST, CIFAR-10, CIFAR-100 and Tiny ImageNet."""
+    """mlp, resnet18, vit_tiny or vgg16; the paper trains them on MNIST, CIFAR-10, CIFAR-100 and Tiny ImageNet. A
+    network of yours is my_package.my_module:make_network, called with shape and num_classes; timm:resnet26 and
+    torchvision:resnet18 are theirs, without trained weights."""
     hidden: tuple[int, ...] = (100, 100)
     """Units of each hidden layer of the mlp's backbone; the other networks take none."""
     width: float = 1.0
@@ -108,9 +111,21 @@ Did you mean 'resnet18'?
     """published (BatchNorm; LayerNorm in vit_tiny), or layer: LayerNorm in BatchNorm's places. That of resnet18 and
     vgg16 is over all channels and positions of a sample, with one weight and bias per channel (a GroupNorm of one
     group). For vit_tiny only published is accepted."""
+    head: str | None = None
+    """Of a network of your own: the name of its head, as classifier.2; None looks for one."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.name, str) and is_own_model(self.name):
+            self._check_own()
+            return
         check_choice("ModelConfig.name", self.name, _NAMES)
+        if self.head is not None:
+            raise SettingError(
+                owner="ModelConfig",
+                field="head",
+                value=self.head,
+                reason=f": accepted for a network of your own; {self.name} has its head.",
+            )
         for units in self.hidden:
             check_number("ModelConfig.hidden", units, low=1, high=_MOST_UNITS, integer=True)
         if self.name != "mlp" and tuple(self.hidden) != ModelConfig.hidden:
@@ -144,8 +159,15 @@ Did you mean 'resnet18'?
                 reason=": accepted for vit_tiny is 'published', which is LayerNorm.",
             )
 
+    def _check_own(self) -> None:
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.name not in ("name", "head") and value != one.default:
+                why = ": it has no meaning for {ModelConfig.name} = {name!r}, which is made as it is."
+                raise SettingError(owner="ModelConfig", field=one.name, value=value, reason=why, name=self.name)
 
-def make_model(config: ModelConfig, *, shape: tuple[int, int, int], num_classes: int, seed: int) -> Network:
+
+def make_model(config: ModelConfig, *, shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
     """Build a network on the CPU with the initial weights of `seed`.
 
     Parameters
@@ -154,7 +176,7 @@ def make_model(config: ModelConfig, *, shape: tuple[int, int, int], num_classes:
         Which network.
     shape
         One image's ``(channels, height, width)``. Every network takes any size: see `VGG16` and `VisionTransformer` for
-        how they adapt.
+        how they adapt. Of a table, ``(features,)``: for the mlp, and networks of one's own.
     num_classes
         The number of logits.
     seed
@@ -163,7 +185,8 @@ def make_model(config: ModelConfig, *, shape: tuple[int, int, int], num_classes:
     Raises
     ------
     SettingError
-        If `shape` is not three positive whole numbers, or `num_classes` not one.
+        If `shape` is not one or three positive whole numbers, `num_classes` not one, the network does not take such
+        samples, or it cannot be made.
 
     Examples
     --------
@@ -175,12 +198,21 @@ def make_model(config: ModelConfig, *, shape: tuple[int, int, int], num_classes:
       (0): Linear(in_features=100, out_features=10, bias=True)
     )
     """
-    if len(shape) != 3:
-        raise SettingError(f"make_model: shape = {shape!r}: accepted is (channels, height, width).")
+    if len(shape) not in (1, 3):
+        raise SettingError(f"make_model: shape = {shape!r}: accepted is (channels, height, width), or (features,).")
     for side in shape:
         check_number("make_model: shape", side, low=1, integer=True)
     check_number("make_model: num_classes", num_classes, low=1, integer=True)
-
+    if is_own_model(config.name):
+        with isolated_rng(derive_seed(seed, "init")):
+            return make_own_network(config.name, config.head, tuple(shape), num_classes)
+    if len(shape) == 1 and config.name != "mlp":
+        raise SettingError(
+            owner="ModelConfig",
+            field="name",
+            value=config.name,
+            reason=": it takes images, and the data are a table; accepted is 'mlp', or a network of your own.",
+        )
     dropout = _PAPER_DROPOUT.get(config.name, 0.0) if config.dropout is None else config.dropout
     crelu, layer_norm = config.activation == "crelu", config.normalisation == "layer"
     paper_head = (_CRELU_HEAD if crelu else _PAPER_HEAD).get(config.name, ())
@@ -195,11 +227,11 @@ def make_model(config: ModelConfig, *, shape: tuple[int, int, int], num_classes:
         elif config.name == "resnet18":
             backbone = ResNet18(shape[0], base=base, dropout=dropout, layer_norm=layer_norm)
         elif config.name == "vgg16":
-            backbone = VGG16(shape, base=base, dropout=dropout, layer_norm=layer_norm)
+            backbone = VGG16(_sides(shape), base=base, dropout=dropout, layer_norm=layer_norm)
         else:
             heads = _scaled(3, config.width)
             dim = heads * 8 * _scaled(24 / heads, config.width)
-            backbone = VisionTransformer(shape, dim=dim, heads=heads, dropout=dropout)
+            backbone = VisionTransformer(_sides(shape), dim=dim, heads=heads, dropout=dropout)
             linear = TruncNormalLinear
         head = nn.Sequential()
         features = backbone.feature_size
@@ -212,6 +244,11 @@ def make_model(config: ModelConfig, *, shape: tuple[int, int, int], num_classes:
             features = 2 * units if crelu else units
         head.append(linear(features, num_classes))
     return Network(backbone, head, backbone.feature_size)
+
+
+def _sides(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    channels, height, width = shape
+    return channels, height, width
 
 
 def _scaled(units: float, width: float) -> int:

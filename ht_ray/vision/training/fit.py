@@ -65,16 +65,21 @@ def summarise(rows: list[Row]) -> dict[str, float]:
     ``average_accuracy`` is the mean over phases of the test accuracy at each phase's end, ``final_accuracy`` the last
     of them and ``first_accuracy`` the first, ``online_accuracy`` the mean over all rows (what figure 6 of
     arXiv 2406.02596 plots). ``final_train_accuracy`` is the training accuracy of the last epoch, on the batches as they
-    were trained on.
+    were trained on. With a validation part there are the same four of it: ``average_val_accuracy`` and so on.
     """
-    ends = {row["phase"]: row["test_accuracy"] for row in rows}
-    return {
-        "average_accuracy": math.fsum(ends.values()) / len(ends),
-        "final_accuracy": rows[-1]["test_accuracy"],
-        "online_accuracy": math.fsum(row["test_accuracy"] for row in rows) / len(rows),
-        "first_accuracy": next(iter(ends.values())),
-        "final_train_accuracy": rows[-1]["train_accuracy"],
-    }
+    summary: dict[str, float] = {}
+    for split, part in (("test", ""), ("val", "val_")):
+        name = f"{split}_accuracy"
+        if name not in rows[-1]:
+            continue
+        ends = {row["phase"]: row[name] for row in rows}
+        summary |= {
+            f"average_{part}accuracy": math.fsum(ends.values()) / len(ends),
+            f"final_{part}accuracy": rows[-1][name],
+            f"online_{part}accuracy": math.fsum(row[name] for row in rows) / len(rows),
+            f"first_{part}accuracy": next(iter(ends.values())),
+        }
+    return {**summary, "final_train_accuracy": rows[-1]["train_accuracy"]}
 
 
 def fit(
@@ -136,8 +141,8 @@ def fit(
     list of dict
         A row for each epoch with a test: ``phase``, ``epoch``, ``step``, ``train_loss`` (cross-entropy in nats, without
         what a method adds to it) and ``train_accuracy`` on the batches of that epoch as they were trained on,
-        ``test_loss`` and ``test_accuracy`` with the network that predicts; and the indicators in those epochs where
-        they were measured.
+        ``test_loss`` and ``test_accuracy`` with the network that predicts, and ``val_loss`` and ``val_accuracy`` if
+        `data` has a validation part; and the indicators in those epochs where they were measured.
 
     Raises
     ------
@@ -204,7 +209,7 @@ def fit(
             with isolated_rng(derive_seed(seed, "dropout", run.phase, run.epoch + 1)):
                 step.run()
             if run.end_epoch(step.loss_sum.item(), step.seen):
-                row = run.record(step.correct.item() / step.seen, run.evaluate())
+                row = run.record(step.correct.item() / step.seen, *run.evaluate())
                 if on_epoch is not None:
                     on_epoch(row)
         run.end_phase()

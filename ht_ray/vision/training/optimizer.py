@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +13,7 @@ from ht_ray._checks import check_choice, check_number
 from ht_ray.errors import SettingError
 from ht_ray.vision.data.augment import AUGMENTATIONS
 
-__all__ = ["AUGMENTATIONS", "TrainingConfig", "make_optimizer", "set_learning_rate", "warmup_factor"]
+__all__ = ["AUGMENTATIONS", "TrainingConfig", "fitting", "make_optimizer", "set_learning_rate", "warmup_factor"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,27 @@ class TrainingConfig:
             check_number("TrainingConfig: clip", self.clip, low=0, low_open=True)
         check_choice("TrainingConfig: augment", self.augment, AUGMENTATIONS)
         check_choice("TrainingConfig: precision", self.precision, ["fp32", "bf16"])
+
+
+def fitting(config: TrainingConfig, shape: Sequence[int]) -> TrainingConfig:
+    """Return `config`, if samples of this shape can be trained on like that.
+
+    Raises
+    ------
+    SettingError
+        If it is about images, and the samples are those of a table.
+    """
+    if len(shape) == 3:
+        return config
+    for field, off in (("augment", "none"), ("channels_last", False)):
+        if getattr(config, field) != off:
+            raise SettingError(
+                owner="TrainingConfig",
+                field=field,
+                value=getattr(config, field),
+                reason=f": the data are a table, not images; accepted is {off!r}.",
+            )
+    return config
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> AdamW:

@@ -405,7 +405,7 @@ class _Stack:
         if due:
             evaluations = self._evaluate()
             for number, right in zip(due, correct[due].tolist(), strict=True):
-                self.members[number].record(right / seen, evaluations[number])
+                self.members[number].record(right / seen, *(tested[number] for tested in evaluations))
         return ended
 
     def train_steps(self) -> tuple[Tensor, Tensor, int, int]:
@@ -566,20 +566,24 @@ class _Stack:
                         tensor.zero_()
                     run.optimizer.state[parameter] = state
 
-    def _evaluate(self) -> list[Evaluation]:
-        """Test the network that predicts of each member."""
+    def _evaluate(self) -> list[list[Evaluation]]:
+        """Test the network that predicts of each member on the test set, and on the validation part if there is one."""
         first = self.members[0]
         tensors = {name: tensor.detach() for name, tensor in {**self.weights, **self.buffers}.items()}
         for name, tortoise in self.tortoises.items():
             tensors[name] = _stacked([*tortoise, *tensors[name][self._following :]])
-        count = len(first.test_images)
+        sets = [(first.test_images, first.test_labels), *([first.validation] if first.validation else [])]
+        return [self._evaluate_on(tensors, images, labels) for images, labels in sets]
+
+    def _evaluate_on(self, tensors: Mapping[str, Tensor], images: Tensor, targets: Tensor) -> list[Evaluation]:
+        first, count = self.members[0], len(images)
         losses = torch.zeros(self._places, dtype=torch.float64, device=first.device)
         correct = torch.zeros(self._places, dtype=torch.int64, device=first.device)
         with torch.no_grad():
             for start in range(0, count, _TESTED_AT_ONCE):
                 some = slice(start, start + _TESTED_AT_ONCE)
-                batch = first.normalise.in_two_steps(first.test_images[some]).to(self.rates.dtype)
-                labels = first.test_labels[some].expand(self._places, -1)
+                batch = first.normalise.in_two_steps(images[some]).to(self.rates.dtype)
+                labels = targets[some].expand(self._places, -1)
                 outputs = self._network(tensors, batch.expand(self._places, *batch.shape), training=False)
                 losses += functional.cross_entropy(outputs.transpose(1, 2), labels, reduction="none").sum(1)
                 correct += _right(outputs, labels)

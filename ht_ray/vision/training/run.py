@@ -23,7 +23,7 @@ from ht_ray.vision.data.loader import InMemoryLoader, Normalise
 from ht_ray.vision.data.streams import Stream
 from ht_ray.vision.training.evaluate import Evaluation, evaluate
 from ht_ray.vision.training.indicators import make_indicators
-from ht_ray.vision.training.optimizer import TrainingConfig, make_optimizer
+from ht_ray.vision.training.optimizer import TrainingConfig, fitting, make_optimizer
 
 __all__ = ["Row", "TrainingRun"]
 
@@ -86,7 +86,7 @@ class TrainingRun:
         check_number("fit: evaluate_every", evaluate_every, low=1, integer=True)
         self.device = check_device("fit: device", device)
         given = Composition(model, [method]) if isinstance(method, Method) else method or MethodConfig("plain")
-        self.config = given.training(training or TrainingConfig(), data.shape)
+        self.config = fitting(given.training(training or TrainingConfig(), data.shape), data.shape)
         memory_format = torch.channels_last if self.config.channels_last else torch.contiguous_format
         model.to(device=self.device, memory_format=memory_format)  # type: ignore[call-overload]
         self.model = model
@@ -106,7 +106,11 @@ class TrainingRun:
             self.settings["indicators"] = asdict(indicators)
         self.images = data.train_images.to(self.device)
         self.test_images, self.test_labels = data.test_images.to(self.device), data.test_labels.to(self.device)
-        self.normalise = Normalise(data.mean, data.std, self.device)
+        #: Images and labels of the validation part, if there is one.
+        self.validation: tuple[Tensor, Tensor] | None = None
+        if data.val_images is not None and data.val_labels is not None:
+            self.validation = data.val_images.to(self.device), data.val_labels.to(self.device)
+        self.normalise = Normalise(data.mean, data.std, self.device, table=data.is_table)
         self.optimizer = make_optimizer(model.parameters(), self.config)
         self.measuring = make_indicators(
             indicators, model, data, training=self.config, normalise=self.normalise, seed=seed, device=self.device
@@ -173,20 +177,32 @@ class TrainingRun:
         self._indicated = self.measuring is not None and self.measuring.due(self.epoch, last=last)
         return last or self._indicated or self.epoch % self.evaluate_every == 0
 
-    def evaluate(self) -> Evaluation:
-        """Test the network that predicts."""
+    def evaluate(self) -> tuple[Evaluation, ...]:
+        """Test the network that predicts on the test set, and on the validation part if there is one."""
+        sets = [(self.test_images, self.test_labels), *([self.validation] if self.validation else [])]
         with self.method.predict():
-            return evaluate(
-                self.model,
-                self.test_images,
-                self.test_labels,
-                self.normalise,
-                autocast=torch.bfloat16 if self.config.precision == "bf16" else None,
-                channels_last=self.config.channels_last,
+            return tuple(
+                evaluate(
+                    self.model,
+                    images,
+                    labels,
+                    self.normalise,
+                    autocast=torch.bfloat16 if self.config.precision == "bf16" else None,
+                    channels_last=self.config.channels_last,
+                )
+                for images, labels in sets
             )
 
-    def record(self, accuracy: float, tested: Evaluation) -> Row:
-        """Return the epoch's row, with this accuracy on its batches as they were trained on, and keep it."""
+    def record(self, accuracy: float, tested: Evaluation, validated: Evaluation | None = None) -> Row:
+        """Return the epoch's row, with this accuracy on its batches as they were trained on, and keep it.
+
+        Parameters
+        ----------
+        accuracy : float
+            In training.
+        tested, validated : Evaluation
+            On the test set, and on the validation part if there is one.
+        """
         row: Row = {
             "step": self._epochs,
             "phase": self.phase + 1,
@@ -196,6 +212,8 @@ class TrainingRun:
             "test_loss": tested.loss,
             "test_accuracy": tested.accuracy,
         }
+        if validated is not None:
+            row |= {"val_loss": validated.loss, "val_accuracy": validated.accuracy}
         if self.measuring is not None and self._indicated:
             row.update(self.measuring.measure())
         self.rows.append(row)

@@ -196,11 +196,12 @@ class StackedNetwork:
             Parameters and buffers, ``(T, *shape)``, by their names in the network; in training, running statistics are
             changed in place. At least two networks: one alone takes other kernels, with other last bits.
         inputs : Tensor
-            ``(T, B, C, H, W)``.
+            ``(T, B, C, H, W)``; of a table, ``(T, B, F)``.
         training : bool
             Whether BatchNorm takes the batch's statistics.
         """
-        h = inputs
+        # Features of a table are images of one row each: three dimensions are those within the network.
+        h = inputs.unsqueeze(3) if inputs.dim() == 3 else inputs
         for layer in self._layers:
             h = layer(h, tensors, training)
         return h.transpose(1, 2)
