@@ -310,6 +310,7 @@ class _Stack:
         held = [run.method.tortoise for run in self.members[: self._following]]
         self.tortoises: dict[str, Tensor] = {}
         self._average: list[tuple[Tensor, Tensor]] = []
+        self._warming = False
         self._copy: list[tuple[Tensor, Tensor]] = []
         if not held:
             return
@@ -322,9 +323,15 @@ class _Stack:
                 one.data = row
             self.tortoises[name] = stacked
             (self._average if id(own[0]) in averaged else self._copy).append((stacked, tensor))
+        self._followers = [tortoise for tortoise in held if tortoise is not None]
+        self._warming = any(tortoise.settings.momentum_warmup for tortoise in self._followers)
+        self._towards = self._steps_of_averages()
+
+    def _steps_of_averages(self) -> Tensor:
+        """How far each tortoise goes towards its hare in the next step, ``(k,)``."""
         some = next(iter(self.weights.values()))
-        weights = [1.0 - tortoise.momentum for tortoise in held if tortoise is not None]
-        self._towards = some.new_tensor(weights, requires_grad=False)
+        steps = [1.0 - tortoise.next_momentum for tortoise in self._followers]
+        return some.new_tensor(steps, requires_grad=False)
 
     def _packed(self) -> Iterator[tuple[slice, PackedMethod]]:
         """Yield what the members' methods do within steps, in their order, for each run of neighbours."""
@@ -429,6 +436,8 @@ class _Stack:
             self._update(factors)
             for _, method in self._methods:
                 method.after_step()
+            if self._warming:
+                self._towards = self._steps_of_averages()
             for average, live in self._average:
                 average.lerp_(live, by_row(self._towards, live))
             for copy, live in self._copy:
