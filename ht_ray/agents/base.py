@@ -201,6 +201,9 @@ class Agent(ABC):
                 momentum=config.momentum,
                 reset_interval=config.reset_interval,
                 reset_unit="steps",
+                momentum_warmup=config.momentum_warmup,
+                reset_only=config.reset_only,
+                reset_schedule=config.reset_schedule,
                 optimizer_state=config.optimizer_state,
                 average_buffers=tuple(average_buffers),
             )

@@ -14,6 +14,7 @@ from ht_ray.agents.epsilon import EpsilonSchedule
 from ht_ray.agents.methods import named_by_path, read_methods
 from ht_ray.agents.replay.config import ReplayConfig
 from ht_ray.errors import SettingError
+from ht_ray.mechanisms.weights.buffers import check_patterns
 from ht_ray.methods import MethodConfig
 
 __all__ = ["MOST", "OLD_NAMES", "AgentConfig", "changed_variant"]
@@ -99,6 +100,12 @@ class AgentConfig(ABC):
     momentum: float | None = None
     #: Gradient steps from one reset of the online network (the hare) to its target (the tortoise) to the next.
     reset_interval: int | None = None
+    #: Power of the momentum's warm-up, 0 for none; see `ht_ray.methods.Tortoise`.
+    momentum_warmup: float = 0.0
+    #: Parts of the network, as ("backbone",), to which a reset is limited; none: all of it.
+    reset_only: tuple[str, ...] = ()
+    #: Intervals in place of `reset_interval`, one after the other; the last is repeated.
+    reset_schedule: tuple[int, ...] = ()
     #: What a reset does to Adam's state: "keep" or "clear".
     optimizer_state: Literal["keep", "clear"] = "keep"
     #: The share that is taken from new weights by Shrink & Perturb.
@@ -124,7 +131,8 @@ class AgentConfig(ABC):
         self._check("reset_interval", low=1, integer=True, optional=True)
         self._check("momentum", low=0, high=1, high_open=True, optional=True)
         check_choice(f"{self.owner}.optimizer_state", self.optimizer_state, ["keep", "clear"])
-        for name in ("reset_interval", "act_with_tortoise"):
+        self._check_tortoise()
+        for name in ("reset_interval", "act_with_tortoise", "momentum_warmup", "reset_only", "reset_schedule"):
             if self.momentum is None and getattr(self, name):
                 raise SettingError(
                     f"{self.owner}.{name} = {getattr(self, name)!r} without momentum: there is no tortoise."
@@ -132,6 +140,24 @@ class AgentConfig(ABC):
         config, given = self._read_methods()
         object.__setattr__(self, "methods", "" if config is None else named_by_path(config))
         object.__setattr__(self, "method_settings", given or None)
+
+    def _check_tortoise(self) -> None:
+        for name in ("reset_only", "reset_schedule"):  # JSON has lists only
+            if isinstance(value := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(value))
+        self._check("momentum_warmup", low=0)
+        check_patterns(f"{self.owner}.reset_only", self.reset_only)
+        if not isinstance(self.reset_schedule, tuple):
+            raise SettingError(
+                owner=self.owner, field="reset_schedule", value=self.reset_schedule, accepted="a tuple of numbers"
+            )
+        for interval in self.reset_schedule:
+            check_number(f"{self.owner}.reset_schedule", interval, low=1, integer=True)
+        if self.reset_schedule and self.reset_interval is None:
+            raise SettingError(
+                f"{self.owner}.reset_schedule = {self.reset_schedule!r} changes nothing: reset_interval is None, which "
+                "means never."
+            )
 
     def _check(self, *names: str, high: float = math.inf, optional: bool = False, **bounds: Any) -> None:
         for name in names:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,13 @@ from ht_ray.mechanisms.units.find_units import (
     watch_activations,
 )
 from ht_ray.mechanisms.units.recycle import recycle
+from ht_ray.mechanisms.units.step_counts import RecycledSteps
 from ht_ray.mechanisms.weights.fresh import fresh_weights
 from ht_ray.mechanisms.weights.optimizer_state import Optimizers
 from ht_ray.mechanisms.weights.rng import derive_seed
 from ht_ray.methods.method import Method
 from ht_ray.methods.registry import register
-from ht_ray.methods.settings import MethodSettings, setting, treats_tortoise
+from ht_ray.methods.settings import MethodSettings, recycled_steps, setting, treats_tortoise
 from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["ContinualBackprop"]
@@ -115,6 +116,7 @@ class ContinualBackprop(Method):
         utility_decay: float = setting(
             0.99, "Decay of the average utility.", was="cbp_utility_decay", low=0, high=1, high_open=True
         )
+        step_count: Literal["keep", "per_weight", "reset"] = recycled_steps("per_weight", "the authors' code, AdamGnT")
         reinitialize_tortoise: bool = treats_tortoise()
 
     settings: Settings
@@ -135,6 +137,7 @@ class ContinualBackprop(Method):
         self.draws: dict[str, int] = {}
         self.used: dict[str, Tensor] = {}
         self._drawn: dict[str, dict[str, Tensor]] = {}
+        self.step_counts = RecycledSteps(self.settings.step_count)
         self._units: UnitMap | None = None
         self._seen: dict[str, Tensor] = {}
         self._follow()
@@ -169,6 +172,10 @@ class ContinualBackprop(Method):
     def _see(self, hidden: HiddenUnits, activation: Tensor) -> None:
         samples = activation.numel() // (hidden.halves * hidden.units)
         self._seen[hidden.name] = sum_of_magnitudes(hidden, activation) / samples
+
+    def before_step(self, optimizer: Any) -> None:
+        """Let replaced weights count their own steps, if they do."""
+        self.step_counts.before_step(self.module, optimizer)
 
     @torch.no_grad()
     def after_step(self, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
@@ -232,7 +239,7 @@ class ContinualBackprop(Method):
         if name not in self._drawn:
             draw = derive_seed(self.seed, f"continual backprop: fresh units of {name}", self.draws[name])
             self._drawn[name] = fresh_weights(self.module.get_submodule(hidden.incoming), seed=draw)
-        recycle(self.module, hidden, units, self._drawn[name], tortoise, optimizer)
+        recycle(self.module, hidden, units, self._drawn[name], tortoise, optimizer, self.step_counts)
         self.used[name][units] = True
         self.utilities[name][units] = 0.0
         self.ages[name][units] = 0
@@ -248,6 +255,7 @@ class ContinualBackprop(Method):
             "used": {name: used.clone() for name, used in self.used.items()},
             "steps": self.steps,
             "replacements": self.replacements,
+            "step_counts": self.step_counts.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -268,5 +276,6 @@ class ContinualBackprop(Method):
         self.due = {name: float(due) for name, due in state["due"].items()}
         self.draws = {name: int(draws) for name, draws in state["draws"].items()}
         self.used = {name: used.cpu().clone() for name, used in state["used"].items()}
+        self.step_counts.load_state_dict(state["step_counts"])
         self._drawn.clear()
         self.steps, self.replacements = int(state["steps"]), int(state["replacements"])

@@ -21,16 +21,27 @@ from ht_ray.mechanisms.units.find_units import (
     watch_activations,
 )
 from ht_ray.mechanisms.units.recycle import recycle
+from ht_ray.mechanisms.units.step_counts import RecycledSteps
 from ht_ray.mechanisms.weights.fresh import fresh_weights
 from ht_ray.mechanisms.weights.optimizer_state import Optimizers
 from ht_ray.mechanisms.weights.rng import derive_seed, isolated_rng
 from ht_ray.methods.method import FIRST, Inputs, Method, Phase
 from ht_ray.methods.packed import Separately
 from ht_ray.methods.registry import register
-from ht_ray.methods.settings import MethodSettings, setting, treats_tortoise
+from ht_ray.methods.settings import MethodSettings, recycled_steps, setting, treats_tortoise
 from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["ReDo"]
+
+
+class _Packed(Separately):
+    @classmethod
+    def obstacle(cls, method: Any) -> str:
+        """Return why it cannot be packed."""
+        # A pack makes the steps of all members' optimisers in one, and calls none of them.
+        if method.settings.step_count == "per_weight":
+            return f"{method.name} has recycled weights count their own steps"
+        return ""
 
 
 @register
@@ -81,7 +92,7 @@ class ReDo(Method):
     name = "redo"
     title = "ReDo"
     rank = 5
-    packed = Separately
+    packed = _Packed
     agent_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({"interval": 1000, "unit": "steps"})
 
     @dataclass(frozen=True, kw_only=True)
@@ -98,6 +109,7 @@ class ReDo(Method):
             "epochs", "Unit of the interval: epochs, counted from 1 in each phase, or steps over the whole run."
         )
         batches: int = setting(4, "From how many of the last training batches a unit's activation is taken.", low=1)
+        step_count: Literal["keep", "per_weight", "reset"] = recycled_steps("keep", "Dopamine, the published code")
         reinitialize_tortoise: bool = treats_tortoise()
 
     settings: Settings
@@ -113,6 +125,7 @@ class ReDo(Method):
         self.steps = 0
         self.applications = 0
         self.recycled = 0
+        self.step_counts = RecycledSteps(self.settings.step_count)
         self._units: UnitMap | None = None
         if self.settings.interval is not None:
             self._find()
@@ -150,6 +163,10 @@ class ReDo(Method):
         """Keep the batch, to be scored."""
         if self.settings.interval is not None:
             self.batches.append(inputs)
+
+    def before_step(self, optimizer: Any) -> None:
+        """Let recycled weights count their own steps, if they do."""
+        self.step_counts.before_step(self.module, optimizer)
 
     def after_step(self, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
         """Call after the optimiser's step: recycle if that is due in steps.
@@ -239,16 +256,18 @@ class ReDo(Method):
             if counts[hidden.name]:
                 draw = derive_seed(self.seed, f"redo: fresh units of {hidden.name}", self.applications)
                 fresh = fresh_weights(self.module.get_submodule(hidden.incoming), seed=draw)
-                recycle(self.module, hidden, dormant[hidden.name], fresh, tortoise, optimizer)
+                recycle(self.module, hidden, dormant[hidden.name], fresh, tortoise, optimizer, self.step_counts)
         self.applications += 1
         self.recycled += sum(counts.values())
         return counts
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the counters to continue from; settings are not part of it."""
-        return {name: getattr(self, name) for name in ("epochs", "steps", "applications", "recycled")}
+        """Return the counters and tensors to continue from; settings are not part of it."""
+        counters = {name: getattr(self, name) for name in ("epochs", "steps", "applications", "recycled")}
+        return {**counters, "step_counts": self.step_counts.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`."""
         for name in ("epochs", "steps", "applications", "recycled"):
             setattr(self, name, int(state[name]))
+        self.step_counts.load_state_dict(state["step_counts"])

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Union, get_args, get_orig
 from ht_ray._checks import check_choice, check_number, did_you_mean
 from ht_ray.errors import SettingError
 
-__all__ = ["MethodSettings", "SettingInfo", "declared", "setting", "treats_tortoise"]
+__all__ = ["MethodSettings", "SettingInfo", "declared", "recycled_steps", "setting", "treats_tortoise"]
 
 
 class SettingInfo(NamedTuple):
@@ -68,6 +68,15 @@ def treats_tortoise() -> Any:
         "on it too; otherwise its average carries the old weights past it.",
         shared="reinitialize_tortoise",
         was="reinitialise_tortoise",
+    )
+
+
+def recycled_steps(default: str, source: str) -> Any:
+    """Return the field of a setting of methods that recycle units: see `ht_ray.mechanisms.units.step_counts`."""
+    return setting(
+        default,
+        "What becomes of Adam's step count where units are recycled: keep, per_weight (recycled weights count their "
+        f"own steps), or reset (that of the whole parameter). The default is that of {source}.",
     )
 
 

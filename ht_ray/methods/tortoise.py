@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
@@ -20,7 +21,7 @@ from ht_ray.mechanisms.weights.buffers import check_buffers_named, check_pattern
 from ht_ray.mechanisms.weights.detached_copy import detached_copy
 from ht_ray.mechanisms.weights.optimizer_state import Optimizers, clear_optimizer_state
 from ht_ray.mechanisms.weights.spectral_norm import fit_spectral_norm
-from ht_ray.mechanisms.weights.weight_copy import WeightCopy
+from ht_ray.mechanisms.weights.weight_copy import WeightCopy, named_tensors
 from ht_ray.methods.method import FIRST, Inputs, Method, Phase
 from ht_ray.methods.registry import register
 from ht_ray.methods.settings import MethodSettings, setting
@@ -57,6 +58,13 @@ class _Average(MethodSettings):
         high=1,
         high_open=True,
     )
+    momentum_warmup: float = setting(
+        0.0,
+        "Power of the momentum's warm-up: at update n the momentum is at most 1 - n ** -power, so that the first ones "
+        "follow at once; 1: a plain mean until the momentum is reached; 0: none.",
+        shared="momentum_warmup",
+        low=0,
+    )
     recalibrate_batchnorm: int = setting(
         0,
         "From how many of an epoch's last batches the tortoise's BatchNorm statistics are recomputed after the epoch; "
@@ -70,6 +78,31 @@ class _Average(MethodSettings):
         shared="average_buffers",
         check=check_patterns,
     )
+
+
+def matching_tensors(where: str, patterns: Collection[str], module: nn.Module) -> frozenset[str]:
+    """Return the names of the tensors of `module` that `patterns` name: wildcards of `fnmatch`, or a part's name.
+
+    Raises
+    ------
+    SettingError
+        If a pattern matches nothing, or no parameter is matched at all.
+    """
+    names = [name for name, _ in named_tensors(module)]
+    chosen: set[str] = set()
+    for pattern in patterns:
+        found = {name for name in names if fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")}
+        if not found:
+            owner, _, field = where.rpartition(": ")
+            parts = sorted({name.partition(".")[0] for name in names})
+            raise SettingError(
+                owner=owner,
+                field=field,
+                value=pattern,
+                accepted=f"the name of a part or tensor of the network, with wildcards; its parts are {parts}",
+            )
+        chosen |= found
+    return frozenset(chosen)
 
 
 class Tortoise(Method):
@@ -87,6 +120,11 @@ class Tortoise(Method):
     loading. State of the optimiser is kept at a reset, or cleared.
 
     Epochs for the reset are counted from 1 within a phase (`begin_phase`), steps from 1 over the whole run.
+
+    Three options, all off by default, go beyond the paper. `momentum_warmup` caps the momentum at ``1 - n ** -power``
+    at the n-th update of the run, which makes the average forget its start (the decay warm-up of timm's ``ModelEmaV3``
+    and of ema-pytorch with ``inv_gamma=1``; both after K. Crowson). `reset_only` resets only some tensors of the hare,
+    and clears only their optimiser state. `reset_schedule` has intervals of different lengths.
 
     Parameters
     ----------
@@ -157,6 +195,20 @@ class Tortoise(Method):
             "not.",
             shared="reset_at_phase_end",
         )
+        reset_only: tuple[str, ...] = setting(
+            (),
+            "Names of the parts, or of tensors with wildcards, to which a reset of the hare is limited, as backbone, "
+            "head or *.weight; none: all of it.",
+            shared="reset_only",
+            check=check_patterns,
+        )
+        reset_schedule: tuple[int, ...] = setting(
+            (),
+            "Intervals in place of the reset interval: the first until the first reset, and so on; the last is "
+            "repeated. In epochs it begins again with each phase.",
+            shared="reset_schedule",
+            low=1,
+        )
 
     def __init__(
         self,
@@ -185,6 +237,19 @@ class Tortoise(Method):
         self.reset_unit: str = getattr(own, "reset_unit", "epochs")
         self.optimizer_state: str = getattr(own, "optimizer_state", "keep")
         self.reset_at_phase_end: bool = getattr(own, "reset_at_phase_end", True)
+        self.reset_schedule: tuple[int, ...] = tuple(getattr(own, "reset_schedule", ()))
+        if self.reset_schedule and self.reset_interval is None:
+            raise SettingError(
+                f"{type(self).__name__}: reset_schedule = {self.reset_schedule!r} changes nothing: reset_interval is "
+                "None, which means never."
+            )
+        if own.momentum_warmup:
+            # Its momentum is another one at each step, and a graph would keep the first.
+            self.capturable = False
+        parts = tuple(getattr(own, "reset_only", ()))
+        self._reset_only = parts
+        if parts:
+            matching_tensors(f"{type(self).__name__}: reset_only", parts, module)
         check_buffers_named(f"{type(self).__name__}: average_buffers", own.average_buffers, module)
         #: How many steps the tortoise has followed, how often the hare was reset, epochs ended in this phase.
         self.updates = 0
@@ -252,7 +317,7 @@ class Tortoise(Method):
             Whether the hare was reset.
         """
         self.updates += 1
-        if self.reset_unit == "steps" and self.reset_interval and self.updates % self.reset_interval == 0:
+        if self.reset_unit == "steps" and self._reset_due(self.updates):
             self.reset(optimizer)
             return True
         return False
@@ -274,11 +339,28 @@ class Tortoise(Method):
             self.recalibrate_batchnorm(self._inputs)
             self._inputs.clear()
         self.epochs += 1
-        due = self.reset_unit == "epochs" and self.reset_interval and self.epochs % self.reset_interval == 0
+        due = self.reset_unit == "epochs" and self._reset_due(self.epochs)
         if due and (self.reset_at_phase_end or not last):
             self.reset(optimizer)
             return True
         return False
+
+    def _reset_due(self, count: int) -> bool:
+        if not self.reset_interval:
+            return False
+        for interval in self.reset_schedule:
+            if count <= interval:
+                return count == interval
+            count -= interval
+        return count % (self.reset_schedule[-1] if self.reset_schedule else self.reset_interval) == 0
+
+    @property
+    def next_momentum(self) -> float:
+        """The momentum of the next update: less than the setting where it is still warming up."""
+        power: float = self.settings.momentum_warmup
+        if not power:
+            return self.momentum
+        return min(self.momentum, 1.0 - float((self.updates + 1) ** -power))
 
     def follow(self) -> None:
         """Move the tortoise towards the hare by one step of the average, and count it."""
@@ -287,7 +369,7 @@ class Tortoise(Method):
 
     def average(self) -> None:
         """Move the tortoise towards the hare by one step of the average, and count nothing."""
-        self.weights.lerp_from(self.hare, 1.0 - self.momentum)
+        self.weights.lerp_from(self.hare, 1.0 - self.next_momentum)
 
     def reset(self, optimizer: Optimizers | None = None) -> None:
         """Set the hare back to the tortoise.
@@ -300,10 +382,14 @@ class Tortoise(Method):
         if self.optimizer_state == "clear" and optimizer is None:
             raise ValueError("Tortoise: optimizer_state = 'clear' needs the optimizer at a reset")
         self.weights.copy_own_from(self.hare)
-        self.weights.copy_to(self.hare)
+        names = None
+        if self._reset_only:
+            names = matching_tensors(f"{type(self).__name__}: reset_only", self._reset_only, self.hare)
+        self.weights.copy_to(self.hare, names)
         fit_spectral_norm(self.hare)
         if self.optimizer_state == "clear" and optimizer is not None:
-            clear_optimizer_state(optimizer, self.hare.parameters())
+            parameters = [one for name, one in self.hare.named_parameters() if names is None or name in names]
+            clear_optimizer_state(optimizer, parameters)
         self.resets += 1
 
     @contextmanager
@@ -410,9 +496,11 @@ class Tortoise(Method):
             )
         if self.reset_interval is None:
             return
-        if self.reset_unit == "epochs" and epochs is not None and self.reset_interval > epochs:
+        first = self.reset_schedule[0] if self.reset_schedule else self.reset_interval
+        named = "reset_schedule begins with" if self.reset_schedule else "reset_interval ="
+        if self.reset_unit == "epochs" and epochs is not None and first > epochs:
             warnings.warn(
-                f"Tortoise: reset_interval = {self.reset_interval} epochs, and a phase has {epochs}: the hare is never "
+                f"Tortoise: {named} {first} epochs, and a phase has {epochs}: the hare is never "
                 f"reset, as epochs are counted anew in each phase. Take an interval of at most {epochs}, or count in "
                 "steps.",
                 SettingWarning,
@@ -420,7 +508,8 @@ class Tortoise(Method):
             )
         if life == 0:
             return
-        interval = self.reset_interval * (steps_per_epoch if self.reset_unit == "epochs" else 1)
+        shortest = min(self.reset_schedule or (self.reset_interval,))
+        interval = shortest * (steps_per_epoch if self.reset_unit == "epochs" else 1)
         if interval < life / 4:
             x = interval * -math.log(self.momentum)
             share = 1 - -math.expm1(-x) / x

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -323,3 +324,37 @@ def test_buffers_of_ones_own_network() -> None:
 def test_buffers_that_are_not_there_are_refused() -> None:
     with pytest.raises(SettingError, match="average_buffers"):
         DrQAgent(DrQConfig(momentum=0.9), shape=SHAPE, num_actions=ACTIONS, average_buffers=("*.codebook",))
+
+
+def test_the_target_network_warms_up_and_resets_of_parts_follow_a_schedule() -> None:
+    settings = {"momentum": 0.9, "momentum_warmup": 1.0, "reset_interval": 1, "reset_only": ("head",)}
+    learner = agent(**settings, reset_schedule=(2, 3))
+    assert learner.config == DrQConfig(**json.loads(json.dumps(asdict(learner.config))))
+    assert learner.target is not None and learner.tortoise is not None
+    held = {name: tensor.double() for name, tensor in learner.target.named_parameters()}
+    for update in range(1, 6):
+        learner.update(batch(update))
+        online = dict(learner.network.named_parameters())
+        for name, slow in learner.target.named_parameters():
+            due = update in (2, 5) and name.startswith("head.")
+            assert torch.equal(online[name], slow) == (due or update == 1), (update, name)
+            if not name.startswith("head."):
+                share = 1 / update
+                held[name] += share * (online[name].detach().double() - held[name])
+                torch.testing.assert_close(slow.double(), held[name], rtol=1e-5, atol=1e-6)
+    assert learner.tortoise.resets == 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"momentum_warmup": 1.0}, r"DrQConfig.momentum_warmup = 1.0 without momentum"),
+        ({"momentum": 0.9, "momentum_warmup": -1.0}, r"DrQConfig.momentum_warmup = -1.0: accepted is"),
+        ({"momentum": 0.9, "reset_only": "head"}, r"DrQConfig.reset_only = 'head': accepted is a tuple"),
+        ({"momentum": 0.9, "reset_interval": 1, "reset_schedule": (0,)}, r"DrQConfig.reset_schedule = 0: accepted is"),
+        ({"momentum": 0.9, "reset_schedule": (2,)}, r"reset_interval is None, which means never"),
+    ],
+)
+def test_settings_of_the_tortoise_are_checked(setting, message) -> None:
+    with pytest.raises(SettingError, match=message):
+        DrQConfig(**setting)

@@ -589,3 +589,88 @@ def test_a_step_that_was_averaged_elsewhere_counts_and_resets_but_moves_nothing(
         assert torch.equal(whole.weights["weight"], parted.weights["weight"])
         assert torch.equal(hares[0].weight, hares[1].weight)
     assert (parted.updates, parted.resets) == (whole.updates, whole.resets) == (5, 2)
+
+
+@pytest.mark.parametrize("power", [0.0, 2 / 3, 1.0])
+def test_the_momentum_warms_up_by_its_formula(power: float) -> None:
+    layer = nn.Linear(1, 1, bias=False).double()
+    nn.init.constant_(layer.weight, 7.0)
+    tortoise = Tortoise(layer, momentum=0.8, momentum_warmup=power)
+    held, hares = 7.0, []
+    for update in range(1, 13):
+        hares.append(float(update**2))
+        with torch.no_grad():
+            layer.weight.fill_(hares[-1])
+        tortoise.step()
+        momentum = min(0.8, 1 - update**-power) if power else 0.8
+        held = momentum * held + (1 - momentum) * hares[-1]
+        assert tortoise.weights["weight"].item() == pytest.approx(held, rel=1e-12)
+        if power == 1 and update <= 5:  # until 1 - 1/n reaches the momentum
+            assert held == pytest.approx(sum(hares) / update)
+    assert tortoise.capturable == (power == 0)
+
+
+def test_a_warm_up_goes_on_where_it_was_saved() -> None:
+    def trained(at: int | None) -> torch.Tensor:
+        torch.manual_seed(3)
+        layer = nn.Linear(2, 2)
+        tortoise = Tortoise(layer, momentum=0.9, momentum_warmup=1.0)
+        for step in range(12):
+            if step == at:
+                state = copy.deepcopy(tortoise.state_dict())
+                tortoise = Tortoise(layer, momentum=0.9, momentum_warmup=1.0)
+                tortoise.load_state_dict(state)
+            with torch.no_grad():
+                layer.weight.add_(torch.randn(2, 2))
+            tortoise.step()
+        return tortoise.weights["weight"].clone()
+
+    assert torch.equal(trained(None), trained(5))
+
+
+@pytest.mark.parametrize(
+    ("parts", "reset"),
+    [
+        (("0",), {"0.weight", "0.bias"}),
+        (("1", "4.bias"), {"1.weight", "1.bias", "1.running_mean", "1.running_var", "1.num_batches_tracked", "4.bias"}),
+        (("*.weight",), {"0.weight", "1.weight", "4.weight"}),
+    ],
+)
+def test_a_reset_of_parts_leaves_the_rest_and_its_optimizer_state(parts: tuple[str, ...], reset: set[str]) -> None:
+    hare = network()
+    optimizer = adam(hare)
+    tortoise = Tortoise(hare, momentum=0.9, reset_interval=1, reset_only=parts, optimizer_state="clear")
+    train(hare, optimizer, 3, tortoise.follow)
+    before, slow = values_of(hare), {name: tensor.clone() for name, tensor in tortoise.weights.tensors.items()}
+    tortoise.reset(optimizer)
+    for name, tensor in named_tensors(hare):
+        assert torch.equal(tensor, (slow if name in reset else before)[name]), name
+        assert name.endswith("tracked") or not torch.equal(slow[name], before[name]), name
+    for name, parameter in hare.named_parameters():
+        assert (parameter in optimizer.state) == (name not in reset)
+
+
+def test_a_pattern_that_matches_nothing_is_refused() -> None:
+    with pytest.raises(SettingError, match=r"Tortoise: reset_only = 'haed': accepted is the name of a part"):
+        Tortoise(network(), reset_only=("haed",))
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.integers(1, 30), st.sampled_from(["epochs", "steps"]))
+@settings(deadline=None, max_examples=25)
+def test_a_schedule_has_one_interval_after_the_other(schedule: list[int], length: int, unit: str) -> None:
+    hare = nn.Linear(1, 1)
+    tortoise = Tortoise(hare, momentum=0.5, reset_interval=1, reset_schedule=tuple(schedule), reset_unit=unit)
+    expected, at = [], 0
+    for interval in [*schedule, *[schedule[-1]] * (2 * length)]:
+        at += interval
+        expected.append(at)
+    for phase in range(2):
+        tortoise.before_phase()
+        for count in range(1, length + 1):
+            happened = tortoise.step() if unit == "steps" else tortoise.end_epoch()
+            assert happened == (count + (phase * length if unit == "steps" else 0) in expected)
+
+
+def test_a_schedule_without_resets_is_refused() -> None:
+    with pytest.raises(SettingError, match=r"reset_schedule = .* changes nothing: reset_interval is None"):
+        Tortoise(network(), reset_schedule=(1, 2))

@@ -65,7 +65,10 @@ PACKED = [
     MethodConfig("crelu"),
     MethodConfig("redo", redo_threshold=0.7, redo_interval=2),
     MethodConfig("redo", redo_threshold=0.7, redo_interval=3, redo_unit="steps"),
+    MethodConfig("redo", redo_threshold=0.7, redo_interval=2, redo_step_count="reset"),
     MethodConfig("ema", momentum=0.8, recalibrate_batchnorm=2),
+    MethodConfig("ema", momentum=0.95, momentum_warmup=0.75),
+    MethodConfig("hare_tortoise", momentum=0.9, momentum_warmup=1.0, reset_only=("head",), reset_schedule=(2, 1)),
     MethodConfig(
         "hare_tortoise+l2+regenerative+spectral_decoupling+self_distillation+upgd+weight_clipping+redo"
         "+shrink_perturb+head_reset+optimizer_reset",

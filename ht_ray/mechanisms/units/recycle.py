@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ht_ray.mechanisms.units.find_units import HiddenUnits
+from ht_ray.mechanisms.units.step_counts import RecycledSteps
 from ht_ray.mechanisms.weights.optimizer_state import Optimizers, forget_entries
 from ht_ray.mechanisms.weights.weight_copy import WeightCopy, named_tensors
 
@@ -33,13 +34,14 @@ def recycle(
     fresh: Mapping[str, Tensor],
     tortoise: SlowCopy | None = None,
     optimizer: Optimizers | None = None,
+    steps: RecycledSteps | None = None,
 ) -> None:
     """Reinitialize single units: they start from their initial weights and count for nothing yet.
 
     Their rows of the incoming layer become those of `fresh`, their BatchNorm entries 1 (weight, running variance) and
     0 (bias, running mean), their columns of the outgoing layers 0; the optimiser's state of exactly these entries
-    becomes what it is at first (see `ht_ray.mechanisms.weights.optimizer_state`), and its step counts stay. Nothing
-    else changes.
+    becomes what it is at first (see `ht_ray.mechanisms.weights.optimizer_state`), and its step counts are as `steps`
+    says. Nothing else changes.
 
     Parameters
     ----------
@@ -55,6 +57,8 @@ def recycle(
         That gets the same values; None leaves it alone.
     optimizer
         That forgets what it remembers of them; one or several.
+    steps
+        What becomes of its step counts; None leaves them alone.
 
     Raises
     ------
@@ -85,6 +89,8 @@ def recycle(
             tensor[_on(index, tensor)] = value.to(tensor.device, tensor.dtype) if isinstance(value, Tensor) else value
         if optimizer is not None:
             forget_entries(optimizer, live, _on(index, live))
+            if steps is not None:
+                steps.recycled(module, optimizer, live, _on(index, live))
 
 
 def _on(index: tuple[slice | Tensor, ...], tensor: Tensor) -> tuple[slice | Tensor, ...]:

@@ -345,11 +345,22 @@ class WeightCopy:
         copy_all(bound.all_copy, bound.all_live)
 
     @torch.no_grad()
-    def copy_to(self, module: nn.Module) -> None:
-        """Set the module to the copy's values."""
+    def copy_to(self, module: nn.Module, names: Collection[str] | None = None) -> None:
+        """Set the module to the copy's values.
+
+        Parameters
+        ----------
+        names
+            Restrict it to these tensors; None: all.
+        """
         bound = self._bound(module)
         self._refuse_swapped("copy_to")
-        copy_all(bound.all_live, bound.all_copy)
+        if names is None:
+            copy_all(bound.all_live, bound.all_copy)
+            return
+        chosen = {id(bound.live[name]) for name in names}
+        pairs = [pair for pair in zip(bound.all_live, bound.all_copy, strict=True) if id(pair[0]) in chosen]
+        copy_all([live for live, _ in pairs], [held for _, held in pairs])
 
     @torch.no_grad()
     def copy_own_from(self, module: nn.Module) -> None:

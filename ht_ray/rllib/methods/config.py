@@ -341,6 +341,9 @@ class HareTortoiseConfig(MethodsConfig):
         self.momentum: float | None = None
         self.reset_interval: int | None = 4000
         self.optimizer_state: str = "keep"
+        self.momentum_warmup: float = 0.0
+        self.reset_only: Collection[str] = ()
+        self.reset_schedule: Collection[int] = ()
         self.act_with_tortoise: bool = False
         self.average_buffers: Collection[str] = ()
 
@@ -352,6 +355,9 @@ class HareTortoiseConfig(MethodsConfig):
         optimizer_state: Literal["keep", "clear"] = NotProvided,
         act_with_tortoise: bool = NotProvided,
         average_buffers: Collection[str] = NotProvided,
+        momentum_warmup: float = NotProvided,
+        reset_only: Collection[str] = NotProvided,
+        reset_schedule: Collection[int] = NotProvided,
         **kwargs: Any,
     ) -> Any:
         """Set Hare & Tortoise, and whatever the algorithm takes.
@@ -371,6 +377,8 @@ class HareTortoiseConfig(MethodsConfig):
         average_buffers
             Names, with wildcards, of the online networks' buffers that are averaged besides running statistics; see
             `ht_ray.methods.Tortoise`. Default: none.
+        momentum_warmup, reset_only, reset_schedule
+            As of `ht_ray.methods.Tortoise`, all off by default.
 
         Raises
         ------
@@ -387,6 +395,9 @@ class HareTortoiseConfig(MethodsConfig):
             optimizer_state=optimizer_state,
             act_with_tortoise=act_with_tortoise,
             average_buffers=average_buffers,
+            momentum_warmup=momentum_warmup,
+            reset_only=reset_only,
+            reset_schedule=reset_schedule,
         )
         return self
 
@@ -403,7 +414,8 @@ class HareTortoiseConfig(MethodsConfig):
         return spec
 
     def _flat_settings(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in ("reset_interval", "optimizer_state", "average_buffers")}
+        names = ("reset_interval", "optimizer_state", "average_buffers", "momentum_warmup", "reset_only")
+        own = {name: getattr(self, name) for name in (*names, "reset_schedule")}
         return super()._flat_settings() | own | {"momentum": self.tortoise_momentum}
 
     def _check_algorithm(self) -> None:

@@ -145,6 +145,7 @@ def _from_module(name: str) -> Arrays:
 
 def _from_mapping(name: str, found: Mapping[str, Any]) -> Arrays:
     classes = tuple(str(one) for one in found["classes"]) if "classes" in found else None
+    names: tuple[str, ...]
     if "x_train" in found:
         names = ("x_train", "y_train", "x_test", "y_test")
     else:
@@ -186,7 +187,10 @@ def _from_torchvision(name: str, root: Path, download: bool) -> Arrays:
             targets = [target for _, target in pairs]
         samples += [np.asarray(held), np.asarray(targets)]
     classes = getattr(parts[0], "classes", None)
-    return Arrays(*samples, classes=tuple(map(str, classes)) if classes else None)
+    named = tuple(map(str, classes)) if classes else None
+    x, y, *test = samples
+    x_test, y_test = test or (None, None)
+    return Arrays(x, y, x_test, y_test, named)
 
 
 def _stacked(name: str, images: list[Any]) -> Any:
@@ -221,8 +225,8 @@ def _from_hugging_face(name: str, label: str | None) -> Arrays:
     arrays = [_from_table(name, part.with_format("arrow")[:], label) for part in (trains[0], *tests[:1])]
     feature = trains[0].features.get(label or next((one for one in _LABELS if one in trains[0].features), ""))
     classes = tuple(getattr(feature, "names", None) or ()) or None
-    test = (arrays[1].x, arrays[1].y) if tests else (None, None)
-    return Arrays(arrays[0].x, arrays[0].y, *test, classes=classes)
+    x_test, y_test = (arrays[1].x, arrays[1].y) if tests else (None, None)
+    return Arrays(arrays[0].x, arrays[0].y, x_test, y_test, classes)
 
 
 def _from_table(name: str, table: Any, label: str | None) -> Arrays:

@@ -14,6 +14,7 @@ from ht_ray.cuda_graph import Captured, GraphMode, use_graph
 from ht_ray.errors import Diverged, Interrupted, SettingError
 from ht_ray.mechanisms.weights.spectral_norm import spectral_layers
 from ht_ray.mechanisms.weights.structure import Structure
+from ht_ray.mechanisms.weights.transfer import upload
 from ht_ray.methods import Composition, Method
 from ht_ray.methods.packed import PackedMethod, by_row, pack_obstacle
 from ht_ray.vision.data.augment import crop_flip_places
@@ -346,6 +347,7 @@ class _Stack:
         held = [run.method.tortoise for run in self.members[: self._following]]
         self.tortoises: dict[str, Tensor] = {}
         self._average: list[tuple[Tensor, Tensor]] = []
+        self._warming = False
         self._copy: list[tuple[Tensor, Tensor]] = []
         if not held:
             return
@@ -358,8 +360,15 @@ class _Stack:
                 one.data = row
             self.tortoises[name] = stacked
             (self._average if id(own[0]) in averaged else self._copy).append((stacked, tensor))
-        self._towards = self._per_member([1.0 - tortoise.momentum for tortoise in held if tortoise is not None])
-        self._towards = self._towards[: len(held)]
+        self._followers = [tortoise for tortoise in held if tortoise is not None]
+        self._warming = any(tortoise.settings.momentum_warmup for tortoise in self._followers)
+        self._towards = self._steps_of_averages()
+
+    def _steps_of_averages(self) -> Tensor:
+        """How far each tortoise goes towards its hare in the next step, ``(k,)``."""
+        some = next(iter(self.weights.values()))
+        steps = [1.0 - tortoise.next_momentum for tortoise in self._followers]
+        return upload(torch.tensor(steps, dtype=some.dtype), some.device)
 
     def _packed(self) -> Iterator[tuple[slice, PackedMethod]]:
         """Yield what the members' methods do within steps, in their order, for each run of neighbours."""
@@ -490,7 +499,7 @@ class _Stack:
             each = [0.0] * len(self.members)
             for rate, (_, numbers, _) in zip(rates, self._kinds, strict=True):
                 for number in numbers:
-                    each[number] = rate
+                    each[number] = float(rate)
             self.rates = self._per_member(each)
         inputs, labels = self._batch(start, size)
         for rows, method in self._methods:
@@ -513,6 +522,8 @@ class _Stack:
             self._update(rates)
             for _, method in self._methods:
                 method.after_step()
+            if self._warming:
+                self._towards = self._steps_of_averages()
             for average, live in self._average:
                 average.lerp_(live, by_row(self._towards, live))
             for copy, live in self._copy:
