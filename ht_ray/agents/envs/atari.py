@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import ale_py
 import cv2
@@ -14,8 +14,9 @@ import torch
 from ale_py import roms
 from numpy.typing import NDArray
 
-from ht_ray._checks import check_number
+from ht_ray._checks import check_choice, check_number
 from ht_ray.agents.envs.games import game_name, rom_name
+from ht_ray.errors import SettingError
 from ht_ray.mechanisms.weights.rng import derive_seed
 
 __all__ = ["AtariConfig", "AtariGame"]
@@ -52,8 +53,15 @@ class AtariConfig:
     size: int = 84
     #: Frames in an observation.
     stack: int = 4
+    #: "full": the 18 actions of the console, the same for all games; None: the game's minimal set.
+    action_set: Literal["full"] | None = None
+    #: The game's mode and difficulty, as the console's switches have them; None: its default.
+    mode: int | None = None
+    difficulty: int | None = None
 
     def __post_init__(self) -> None:
+        if self.action_set is not None:
+            check_choice("AtariConfig.action_set", self.action_set, ["full"])
         for name, low in (("frame_skip", 1), ("noops", 0), ("max_steps", 1), ("size", 1), ("stack", 1)):
             check_number(f"AtariConfig.{name}", getattr(self, name), low=low, integer=True)
         check_number("AtariConfig.sticky", self.sticky, low=0, high=1, high_open=True)
@@ -129,8 +137,10 @@ class AtariGame(gymnasium.Env[Frame, np.int64]):
         self._ale.setFloat("repeat_action_probability", 0.0)
         self._ale.setInt("random_seed", 0)
         self._ale.loadROM(roms.get_rom_path(rom_name(game)))
+        self._set_switches()
         self._power_on = self._ale.cloneState(include_rng=True)
-        self._actions = self._ale.getMinimalActionSet()
+        full = self.config.action_set == "full"
+        self._actions = self._ale.getLegalActionSet() if full else self._ale.getMinimalActionSet()
         size, stack = self.config.size, self.config.stack
         #: How many actions there are.
         self.actions = len(self._actions)
@@ -262,7 +272,9 @@ class AtariGame(gymnasium.Env[Frame, np.int64]):
         ValueError
             If `state` is of another game or configuration; nothing is changed then.
         """
-        if (state["game"], state["config"]) != (self.game, asdict(self.config)):
+        # Settings that an earlier version had not are at their defaults there.
+        there = {**asdict(AtariConfig()), **state["config"]}
+        if (state["game"], there) != (self.game, asdict(self.config)):
             raise ValueError(
                 f"the state is of {state['game']} under {state['config']}, this is {self.game} under {self.config}"
             )
@@ -281,6 +293,22 @@ class AtariGame(gymnasium.Env[Frame, np.int64]):
     def observation(self) -> Frame:
         """The latest observation, a copy: what the agent sees next after `set_state`."""
         return self._stack.copy()
+
+    def _set_switches(self) -> None:
+        for name, known, turn in (
+            ("mode", self._ale.getAvailableModes, self._ale.setMode),
+            ("difficulty", self._ale.getAvailableDifficulties, self._ale.setDifficulty),
+        ):
+            value = getattr(self.config, name)
+            if value is None:
+                continue
+            if value not in known():
+                listed = ", ".join(map(str, known()))
+                raise SettingError(
+                    owner="AtariConfig", field=name, value=value, accepted=f"one of {listed} for {self.game}"
+                )
+            turn(value)
+            self._ale.reset_game()  # the switch is read then
 
     def _new_generator(self) -> None:
         self._generator = np.random.default_rng(derive_seed(self._seed, "atari game", self._games))
