@@ -273,7 +273,14 @@ class Agent(ABC):
             counts.append(batch.future_actions.numel())
         config = self.config
         drawn = (
-            draw_augmentation(n, generator=draws, padding=config.shift, intensity=config.intensity) for n in counts
+            draw_augmentation(
+                n,
+                generator=draws,
+                padding=config.shift,
+                intensity=config.intensity,
+                inclusive=not config.published_shift,
+            )
+            for n in counts
         )
         return torch.cat(list(drawn), dim=1)
 

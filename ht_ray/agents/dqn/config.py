@@ -50,6 +50,8 @@ class DQNConfig(DrQConfig):
     #: "relu", or "crelu" with half the units in each layer.
     activation: Literal["relu", "crelu"] = "relu"
     dueling: bool = False
+    #: Gradient steps after each step of the agent, once learning has started. Their batches are drawn together.
+    updates_per_step: int = 1
     #: Not for vectors.
     shift: int = 0
     #: Not for vectors.
@@ -74,6 +76,11 @@ class DQNConfig(DrQConfig):
             raise SettingError(
                 owner=self.owner, field="padding", value=self.padding, reason=": there are no convolutions."
             )
+
+    @property
+    def batches_per_sample(self) -> int:
+        """Batches that are drawn from the replay together: all of a step's."""
+        return self.updates_per_step
 
 
 #: Plain, and with Hare & Tortoise.

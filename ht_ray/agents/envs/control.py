@@ -43,9 +43,7 @@ CONTROL: Mapping[str, _Problem] = {
         (1.0, 1.0, 1.0, 1.0, 4 * np.pi, 9 * np.pi),
         {"mass": "LINK_MASS_2", "length": "LINK_LENGTH_1", "inertia": "LINK_MOI"},
     ),
-    "MountainCar": _Problem(
-        MountainCarEnv, (-0.3, 0.0), (0.9, 0.07), {"gravity": "gravity", "force": "force"}
-    ),
+    "MountainCar": _Problem(MountainCarEnv, (-0.3, 0.0), (0.9, 0.07), {"gravity": "gravity", "force": "force"}),
 }
 
 
@@ -87,9 +85,7 @@ Did you mean 'length'?
         for value in (self.dynamics or {}).values():
             check_number("ControlConfig.dynamics: a factor", value, low=0, low_open=True)
         if self.reward_sign not in (1, -1):
-            raise SettingError(
-                owner="ControlConfig", field="reward_sign", value=self.reward_sign, accepted="1 or -1"
-            )
+            raise SettingError(owner="ControlConfig", field="reward_sign", value=self.reward_sign, accepted="1 or -1")
         for name in ("order", "signs"):
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, tuple(value))
