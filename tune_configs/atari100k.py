@@ -29,6 +29,7 @@ from ht_ray._deprecated import old_names
 from ht_ray.agents.base_config import MOST, AgentConfig
 from ht_ray.agents.bbf.config import BBFConfig
 from ht_ray.agents.drq.config import DrQConfig
+from ht_ray.agents.envs.atari import PUBLISHED_PROTOCOLS, AtariConfig
 from ht_ray.agents.envs.games import ATARI_100K_GAMES, game_name
 from ht_ray.agents.registry import AGENTS, agent_from_dict
 from ht_ray.errors import SettingError
@@ -57,7 +58,7 @@ class _Agent(NamedTuple):
 @dataclass(frozen=True)
 class _StudyFields(StudySettings):
     # Apart from the agent's own settings, so that these flags come first in ``--help``.
-    agent: str = field(default="drq", metadata={"choices": tuple(AGENTS)})
+    agent: str = field(default="drq", metadata={"choices": ("drq", "bbf")})
     """The agent; the others' flags: --agent bbf --help-all."""
     games: tuple[str, ...] = ATARI_100K_GAMES
     """Games, of the 26 of Atari-100k."""
@@ -65,7 +66,8 @@ class _StudyFields(StudySettings):
     """Which of the agent's variants; by default those of the paper, and with --momenta or --reset-intervals the plain
     one and Hare & Tortoise. DrQ: drq, drq+sp (Shrink & Perturb), drq+ht (Hare & Tortoise), drq+hr20k and drq+hr40k
     (Head Reset), drq+hr40k+ht. BBF: bbf, bbf-spr0 (without SPR), bbf-spr0+ht; not by default those that make 8 updates
-    per step: bbf@rr8, bbf-spr0@rr8, bbf-spr0+ht@rr8."""
+    per step: bbf@rr8, bbf-spr0@rr8, bbf-spr0+ht@rr8. As published, with the published protocol: drq-published,
+    bbf-published-2023, bbf-published-2025."""
     momenta: tuple[float, ...] | None = None
     """Momenta of the tortoise to try, each with every reset interval; by default 0.995."""
     reset_intervals: tuple[int, ...] | None = None
@@ -143,7 +145,7 @@ class _AtariStudy(_StudyFields):
 
     def _check_study(self) -> None:
         where = type(self).__name__
-        if check_choice(f"{where}.agent", self.agent, AGENTS) != self.kind:
+        if check_choice(f"{where}.agent", self.agent, _SETTINGS) != self.kind:
             raise self.refused("agent", f": these are the settings of {self.kind!r}.")
         for name in ("steps", "evaluation_episodes"):
             check_number(f"{where}.{name}", getattr(self, name), low=1, high=MOST[name], integer=True)
@@ -227,6 +229,9 @@ class _AtariStudy(_StudyFields):
             if name in self.having and name not in self.in_name and value != getattr(own, name)
         ]
         end = f" ({', '.join(told)})" if told else ""
+        if variant in PUBLISHED_PROTOCOLS:
+            year = variant.rpartition("-published")[2].lstrip("-")
+            end = " as published" + (f" in {year}" if year else "") + end
         if not (self._is_grid and own.reset_interval is not None):
             yield _Agent(variant, self._name(own, config) + end, self._method(own), config)
             return
@@ -263,10 +268,12 @@ class _AtariStudy(_StudyFields):
 
     def trial_config(self, agent: _Agent, game: str, seed: int) -> dict[str, Any]:
         """Return what a trial is made from, as plain data."""
+        usual, published = AtariConfig(), PUBLISHED_PROTOCOLS.get(agent.key, AtariConfig())
+        protocol = {name: value for name, value in asdict(published).items() if value != getattr(usual, name)}
         return {
             "game": game,
             "agent": asdict(agent.config),
-            "env": {"max_steps": self.max_steps},
+            "env": {"max_steps": self.max_steps, **protocol},
             "steps": self.steps,
             "evaluate_every": self.evaluate_every,
             "evaluation_episodes": self.evaluation_episodes,
@@ -327,7 +334,7 @@ class AtariSettings(DrQConfig, _AtariStudy):
         "shrink_perturb_interval",
         "head_reset_interval",
     )
-    paper: ClassVar[tuple[str, ...]] = tuple(AGENTS["drq"].variants)
+    paper: ClassVar[tuple[str, ...]] = ("drq", "drq+sp", "drq+ht", "drq+hr20k", "drq+hr40k", "drq+hr40k+ht")
     plain_and_ht: ClassVar[tuple[str, str]] = ("drq", "drq+ht")
 
     momentum: float | None = None
@@ -388,7 +395,7 @@ class BBFSettings(BBFConfig, _AtariStudy):
     paper: ClassVar[tuple[str, ...]] = ("bbf-spr0", "bbf-spr0+ht", "bbf")
     plain_and_ht: ClassVar[tuple[str, str]] = ("bbf-spr0", "bbf-spr0+ht")
 
-    agent: str = field(default="bbf", metadata={"choices": tuple(AGENTS)})
+    agent: str = field(default="bbf", metadata={"choices": ("drq", "bbf")})
     """The agent; the others' flags: --agent drq --help-all."""
     reset_interval: int | None = None
     """Of Hare & Tortoise, in gradient steps; by default 4000. See --reset-intervals."""

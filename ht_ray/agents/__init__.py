@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # a name as itself: it is public
     from ht_ray.agents.bbf.config import BBFConfig as BBFConfig
     from ht_ray.agents.bbf.horizon import HorizonSchedule as HorizonSchedule
     from ht_ray.agents.bbf.spr import spr_loss as spr_loss
+    from ht_ray.agents.dqn.agent import DQNAgent as DQNAgent
+    from ht_ray.agents.dqn.config import DQNConfig as DQNConfig
     from ht_ray.agents.drq.agent import DrQAgent as DrQAgent
     from ht_ray.agents.drq.config import DrQConfig as DrQConfig
     from ht_ray.agents.envs.atari import AtariConfig as AtariConfig
@@ -52,6 +54,8 @@ _MODULES = {
     "bbf.config": "BBFConfig",
     "bbf.horizon": "HorizonSchedule",
     "bbf.spr": "spr_loss",
+    "dqn.agent": "DQNAgent",
+    "dqn.config": "DQNConfig",
     "drq.agent": "DrQAgent",
     "drq.config": "DrQConfig",
     "envs.atari": "AtariConfig",

@@ -67,13 +67,20 @@ arXiv:2007.05929.
     return augment_with(observations, upload(draws, observations.device), padding=padding)
 
 
-def draw_augmentation(count: int, *, generator: torch.Generator, padding: int, intensity: float) -> Tensor:
+def draw_augmentation(
+    count: int, *, generator: torch.Generator, padding: int, intensity: float, inclusive: bool = True
+) -> Tensor:
     """Draw what `augment` does to `count` frame stacks: ``(2, count)``, on the generator's device.
 
     One tensor, and so one transfer: where each is cut out (see `shift`), row by row, and what its pixels are multiplied
-    by, from 0..255 to about [0, 1].
+    by, from 0..255 to about [0, 1]. With ``inclusive=False`` the last row and column are never drawn (of a padding of 0
+    there is only one of each).
     """
-    places = torch.randint((2 * padding + 1) ** 2, (count,), generator=generator, device=generator.device)
+    side = 2 * padding + 1
+    drawn = side if inclusive else max(2 * padding, 1)
+    places = torch.randint(drawn**2, (count,), generator=generator, device=generator.device)
+    if not inclusive:
+        places = places // drawn * side + places % drawn
     normal = torch.randn(count, generator=generator, device=generator.device)
     return torch.stack([places.float(), normal.clamp_(-2, 2).mul_(intensity).add_(1).div_(255.0)])
 

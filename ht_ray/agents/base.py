@@ -276,7 +276,14 @@ class Agent(ABC):
             counts.append(batch.future_actions.numel())
         config = self.config
         drawn = (
-            draw_augmentation(n, generator=draws, padding=config.shift, intensity=config.intensity) for n in counts
+            draw_augmentation(
+                n,
+                generator=draws,
+                padding=config.shift,
+                intensity=config.intensity,
+                inclusive=not config.published_shift,
+            )
+            for n in counts
         )
         return torch.cat(list(drawn), dim=1)
 
@@ -341,8 +348,12 @@ class Agent(ABC):
         if self.config.act_with_tortoise and self._forward_target is not None:
             forward = self._forward_target
         with self._autocast():
-            outputs = forward(self._ready(to_unit(observations)))
+            outputs = forward(self._ready(self.inputs(observations)))
         return {"actions": self.value.expectation(outputs).argmax(1)}
+
+    def inputs(self, observations: Tensor) -> Tensor:
+        """Return observations, as the replay holds them, as the networks take them: frames in [0, 1]."""
+        return to_unit(observations)
 
     def _augmented(self, observations: Tensor, draws: Tensor) -> Tensor:
         return self._ready(augment_with(observations, draws, padding=self.config.shift))

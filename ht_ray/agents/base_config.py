@@ -90,6 +90,8 @@ class AgentConfig(ABC):
     double: bool = True
     #: Largest random shift of the frames, in pixels.
     shift: int = 4
+    #: Whether shifts leave out the last row and column of their range, as in the code published with DrQ(eps) and BBF.
+    published_shift: bool = False
     #: Standard deviation of the random factor of their brightness.
     intensity: float = 0.05
     #: Frames held by the replay. DrQ's default holds every step of Atari-100k, and the episodes' first frames.

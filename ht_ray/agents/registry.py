@@ -11,6 +11,8 @@ from ht_ray.agents.base import Agent
 from ht_ray.agents.base_config import AgentConfig, changed_variant
 from ht_ray.agents.bbf.agent import BBFAgent
 from ht_ray.agents.bbf.config import BBF_VARIANTS
+from ht_ray.agents.dqn.agent import DQNAgent
+from ht_ray.agents.dqn.config import DQN_VARIANTS
 from ht_ray.agents.drq.agent import DrQAgent
 from ht_ray.agents.drq.config import VARIANTS
 from ht_ray.errors import SettingError
@@ -65,6 +67,7 @@ def register_agent(name: str, agent: type[Agent], variants: Mapping[str, AgentCo
 
 register_agent("drq", DrQAgent, VARIANTS)
 register_agent("bbf", BBFAgent, BBF_VARIANTS)
+register_agent("dqn", DQNAgent, DQN_VARIANTS)
 
 
 def agent_from_dict(settings: Mapping[str, Any]) -> AgentConfig:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
-from ht_ray._checks import check_choice
+from ht_ray._checks import check_choice, check_number
 from ht_ray._deprecated import renamed
 from ht_ray.agents.base_config import OLD_NAMES, AgentConfig, changed_variant
 from ht_ray.agents.bbf.horizon import HorizonSchedule
@@ -85,6 +85,9 @@ class BBFConfig(AgentConfig):
     #: Whether values are bootstrapped one step early with the discount of all n, and where the n-th step terminates the
     #: episode, as in the published code.
     published_n_step: bool = False
+    #: "published": of a sample's transitions only the first get a priority, one for each batch: its mean loss, as in
+    #: the published code, where draws stay close to uniform. None: each has its own loss.
+    priorities: Literal["published"] | None = None
     #: Weight of SPR's loss; 0: there is no SPR.
     spr_weight: float = 5.0
     #: Steps that SPR looks ahead.
@@ -93,6 +96,8 @@ class BBFConfig(AgentConfig):
     momentum: float = 0.995
     #: Gradient steps from one restart to the next.
     restart_interval: int | None = 40_000
+    #: The gradient steps after which there are restarts, in place of `restart_interval` and its rule.
+    restarts: tuple[int, ...] | None = None
     #: The share of encoder and transition model that a restart takes from new weights.
     shrink_perturb_ratio: float = 0.5
     #: What a restart does to AdamW's state of encoder and transition model: "keep" or "clear"; the head's is cleared.
@@ -111,6 +116,12 @@ class BBFConfig(AgentConfig):
         self._check("discount_start", "discount", "momentum", low=0, high=1, high_open=True)
         self._check("weight_decay", "spr_weight", low=0)
         check_choice("BBFConfig.restart_optimizer_state", self.restart_optimizer_state, ["keep", "clear"])
+        if self.priorities is not None:
+            check_choice("BBFConfig.priorities", self.priorities, ["published"])
+        if self.restarts is not None:
+            object.__setattr__(self, "restarts", tuple(self.restarts))
+            for update in self.restarts:
+                check_number("BBFConfig.restarts", update, low=1, integer=True)
         if self.updates_per_step % self.batches_per_sample:
             raise SettingError(
                 f"BBFConfig.updates_per_step = {self.updates_per_step}: accepted are multiples of batches_per_sample = "
@@ -125,6 +136,8 @@ class BBFConfig(AgentConfig):
 
     def since_restart(self, updates: int) -> int:
         """Return how many of the first `updates` gradient steps were made since the latest restart, or the start."""
+        if self.restarts is not None:
+            return updates - max((update for update in self.restarts if update <= updates), default=0)
         interval = self.restart_interval
         if interval is None:
             return updates
@@ -164,7 +177,19 @@ def _variants() -> dict[str, BBFConfig]:
         "bbf-spr0": BBFConfig(spr_weight=0.0),
         "bbf-spr0+ht": BBFConfig(spr_weight=0.0, reset_interval=4000),
     }
-    return made | {f"{name}@rr8": replace(config, updates_per_step=8) for name, config in made.items()}
+    fast = {f"{name}@rr8": replace(config, updates_per_step=8) for name, config in made.items()}
+    published = BBFConfig(
+        restart_optimizer_state="clear", published_n_step=True, published_shift=True, priorities="published"
+    )
+    return {
+        **made,
+        **fast,
+        # Restarts follow steps 20 000, 40 000, 60 000 and 80 000 of the agent, and two gradient steps each from the
+        # 2001st step on.
+        "bbf-published-2023": replace(published, restarts=(36_000, 76_000, 116_000, 156_000)),
+        # Steps 20 001, 40 002, 60 003: the next would leave less than an interval.
+        "bbf-published-2025": replace(published, restarts=(36_002, 76_004, 116_006)),
+    }
 
 
 #: BBF with and without SPR, and the latter with Hare & Tortoise: the agents of the paper's table 1 (arXiv 2406.02596).
@@ -189,6 +214,6 @@ def bbf_variant(name: str, **changes: Any) -> BBFConfig:
     Traceback (most recent call last):
     ...
     ht_ray.errors.SettingError: variant = 'bbf+ht': accepted are 'bbf', 'bbf-spr0', 'bbf-spr0+ht', 'bbf@rr8', \
-'bbf-spr0@rr8', 'bbf-spr0+ht@rr8'. Did you mean 'bbf-spr0+ht'?
+'bbf-spr0@rr8', 'bbf-spr0+ht@rr8', 'bbf-published-2023', 'bbf-published-2025'. Did you mean 'bbf-spr0+ht'?
     """
     return changed_variant(BBF_VARIANTS, name, changes)

@@ -80,7 +80,7 @@ class DrQConfig(AgentConfig):
 _HARE_TORTOISE: dict[str, Any] = {"momentum": 0.995, "reset_interval": 4000}
 
 #: The agents of the paper's table 1 (arXiv 2406.02596). How often Shrink & Perturb acts is not stated there: every
-#: 20 000 gradient steps, as its more frequent Head Reset.
+#: 20 000 gradient steps, as its more frequent Head Reset. And DrQ(eps) as Dopamine published it.
 VARIANTS: Mapping[str, DrQConfig] = MappingProxyType(
     {
         "drq": DrQConfig(),
@@ -89,6 +89,8 @@ VARIANTS: Mapping[str, DrQConfig] = MappingProxyType(
         "drq+hr20k": DrQConfig(head_reset_interval=20_000),
         "drq+hr40k": DrQConfig(head_reset_interval=40_000),
         "drq+hr40k+ht": DrQConfig(head_reset_interval=40_000, **_HARE_TORTOISE),
+        # Dopamine's DrQ(eps), by its DrQ_eps.gin.
+        "drq-published": DrQConfig(padding="same", published_shift=True),
     }
 )
 
@@ -109,6 +111,6 @@ def drq_variant(name: str, **changes: Any) -> DrQConfig:
     Traceback (most recent call last):
     ...
     ht_ray.errors.SettingError: variant = 'drq-ht': accepted are 'drq', 'drq+sp', 'drq+ht', 'drq+hr20k', 'drq+hr40k', \
-'drq+hr40k+ht'. Did you mean 'drq+ht'?
+'drq+hr40k+ht', 'drq-published'. Did you mean 'drq+ht'?
     """
     return changed_variant(VARIANTS, name, changes)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal
 
 import ale_py
 import cv2
@@ -14,11 +15,12 @@ import torch
 from ale_py import roms
 from numpy.typing import NDArray
 
-from ht_ray._checks import check_number
+from ht_ray._checks import check_choice, check_number
 from ht_ray.agents.envs.games import game_name, rom_name
+from ht_ray.errors import SettingError
 from ht_ray.mechanisms.weights.rng import derive_seed
 
-__all__ = ["AtariConfig", "AtariGame"]
+__all__ = ["PUBLISHED_PROTOCOLS", "AtariConfig", "AtariGame"]
 
 Frame = NDArray[np.uint8]
 
@@ -52,8 +54,27 @@ class AtariConfig:
     size: int = 84
     #: Frames in an observation.
     stack: int = 4
+    #: What a no-op is: "steps": a whole step of `frame_skip` frames, as in BBF's published code; "stale": a frame that
+    #: is not looked at, so that a game's first observation is from before its no-ops, as in Dopamine's runner with a
+    #: fixed number of evaluated games; None: a frame.
+    noop_kind: Literal["steps", "stale"] | None = None
+    #: "clear": in evaluation, too, a lost life ends the step at once and empties the stack, as in Dopamine and BBF;
+    #: None: it does nothing there.
+    evaluated_lives: Literal["clear"] | None = None
+    #: "full": the 18 actions of the console, the same for all games; None: the game's minimal set.
+    action_set: Literal["full"] | None = None
+    #: The game's mode and difficulty, as the console's switches have them; None: its default.
+    mode: int | None = None
+    difficulty: int | None = None
 
     def __post_init__(self) -> None:
+        for name, choices in (
+            ("action_set", ["full"]),
+            ("noop_kind", ["steps", "stale"]),
+            ("evaluated_lives", ["clear"]),
+        ):
+            if getattr(self, name) is not None:
+                check_choice(f"AtariConfig.{name}", getattr(self, name), choices)
         for name, low in (("frame_skip", 1), ("noops", 0), ("max_steps", 1), ("size", 1), ("stack", 1)):
             check_number(f"AtariConfig.{name}", getattr(self, name), low=low, integer=True)
         check_number("AtariConfig.sticky", self.sticky, low=0, high=1, high_open=True)
@@ -65,6 +86,16 @@ class AtariConfig:
     def evaluation(self) -> AtariConfig:
         """Return these settings for whole games and unclipped scores."""
         return replace(self, life_loss=False, clip_rewards=False)
+
+
+#: Protocols by the variants of agents that were published with them: DrQ(eps) in Dopamine, BBF of 2023 and of 2025.
+PUBLISHED_PROTOCOLS: Mapping[str, AtariConfig] = MappingProxyType(
+    {
+        "drq-published": AtariConfig(noops=29, noop_kind="stale", evaluated_lives="clear"),
+        "bbf-published-2023": AtariConfig(noops=29, noop_kind="steps", evaluated_lives="clear"),
+        "bbf-published-2025": AtariConfig(noops=29, noop_kind="steps", evaluated_lives="clear"),
+    }
+)
 
 
 class AtariGame(gymnasium.Env[Frame, np.int64]):
@@ -129,8 +160,10 @@ class AtariGame(gymnasium.Env[Frame, np.int64]):
         self._ale.setFloat("repeat_action_probability", 0.0)
         self._ale.setInt("random_seed", 0)
         self._ale.loadROM(roms.get_rom_path(rom_name(game)))
+        self._set_switches()
         self._power_on = self._ale.cloneState(include_rng=True)
-        self._actions = self._ale.getMinimalActionSet()
+        full = self.config.action_set == "full"
+        self._actions = self._ale.getLegalActionSet() if full else self._ale.getMinimalActionSet()
         size, stack = self.config.size, self.config.stack
         #: How many actions there are.
         self.actions = len(self._actions)
@@ -206,22 +239,23 @@ class AtariGame(gymnasium.Env[Frame, np.int64]):
         if not 0 <= chosen < self.actions:
             raise ValueError(f"AtariGame.step: action = {chosen}: {self.game} has actions 0 to {self.actions - 1}")
         reward = 0.0
-        terminated = over = False
+        terminated = over = lost = False
         for frame in range(config.frame_skip):
             if not config.sticky or self._generator.random() >= config.sticky:
                 self._last_action = chosen
             reward += ale.act(self._actions[self._last_action])
             over = ale.game_over(with_truncation=False)
             lives = ale.lives()
-            terminated = over or (config.life_loss and lives < self._lives)
+            lost = lives < self._lives and (config.life_loss or config.evaluated_lives == "clear")
+            terminated = over or (config.life_loss and lost)
             self._lives = lives
-            if terminated:
+            if over or lost:
                 break
             if frame == config.frame_skip - 2:
                 ale.getScreenGrayscale(self._screen_before)
             elif frame == config.frame_skip - 1:
                 ale.getScreenGrayscale(self._screen)
-        self._stack[:-1] = self._stack[1:]
+        self._stack[:-1] = 0 if lost and not terminated else self._stack[1:]
         self._see()
         self._steps += 1
         self._score += reward
@@ -262,7 +296,9 @@ class AtariGame(gymnasium.Env[Frame, np.int64]):
         ValueError
             If `state` is of another game or configuration; nothing is changed then.
         """
-        if (state["game"], state["config"]) != (self.game, asdict(self.config)):
+        # Settings that an earlier version had not are at their defaults there.
+        there = {**asdict(AtariConfig()), **state["config"]}
+        if (state["game"], there) != (self.game, asdict(self.config)):
             raise ValueError(
                 f"the state is of {state['game']} under {state['config']}, this is {self.game} under {self.config}"
             )
@@ -282,6 +318,22 @@ class AtariGame(gymnasium.Env[Frame, np.int64]):
         """The latest observation, a copy: what the agent sees next after `set_state`."""
         return self._stack.copy()
 
+    def _set_switches(self) -> None:
+        for name, known, turn in (
+            ("mode", self._ale.getAvailableModes, self._ale.setMode),
+            ("difficulty", self._ale.getAvailableDifficulties, self._ale.setDifficulty),
+        ):
+            value = getattr(self.config, name)
+            if value is None:
+                continue
+            if value not in known():
+                listed = ", ".join(map(str, known()))
+                raise SettingError(
+                    owner="AtariConfig", field=name, value=value, accepted=f"one of {listed} for {self.game}"
+                )
+            turn(value)
+            self._ale.reset_game()  # the switch is read then
+
     def _new_generator(self) -> None:
         self._generator = np.random.default_rng(derive_seed(self._seed, "atari game", self._games))
 
@@ -289,15 +341,42 @@ class AtariGame(gymnasium.Env[Frame, np.int64]):
         self._ale.reset_game()
         self._new_generator()
         self._games += 1
-        for _ in range(self._generator.integers(self.config.noops + 1)):
+        kind, noops = self.config.noop_kind, self._generator.integers(self.config.noops + 1)
+        if kind is not None:
+            self._look()
+        for _ in range(noops):
+            if kind == "steps":
+                self._wait()
+                continue
             self._ale.act(ale_py.Action.NOOP)
-            if self._ale.game_over(with_truncation=False):
+            if kind is None and self._ale.game_over(with_truncation=False):
                 self._ale.reset_game()
+        if kind == "stale" and self._ale.game_over(with_truncation=False):
+            self._ale.reset_game()
+            self._look()
         self._lives = self._ale.lives()
         self._steps, self._score, self._last_action = 0, 0.0, 0
+        if kind is None:
+            self._look()
+        self._see()
+
+    def _look(self) -> None:
         self._ale.getScreenGrayscale(self._screen)
         self._screen_before[:] = 0
-        self._see()
+
+    def _wait(self) -> None:
+        """Make a step of no-ops; a game that loses a life meanwhile begins again."""
+        lives, skip = self._ale.lives(), self.config.frame_skip
+        for frame in range(skip):
+            self._ale.act(ale_py.Action.NOOP)
+            if self._ale.game_over(with_truncation=False) or self._ale.lives() < lives:
+                self._ale.reset_game()
+                self._look()
+                return
+            if frame == skip - 2:
+                self._ale.getScreenGrayscale(self._screen_before)
+            elif frame == skip - 1:
+                self._ale.getScreenGrayscale(self._screen)
 
     def _see(self) -> None:
         # In place, as in Dopamine and gymnasium: when a step ends early, part of the last pool is pooled again.

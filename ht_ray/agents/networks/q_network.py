@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from ht_ray._checks import check_choice, check_number
 from ht_ray.agents.networks.layers import GlorotConv2d, GlorotLinear
+from ht_ray.mechanisms.units.crelu import CReLU
 
-__all__ = ["NetworkConfig", "QNetwork"]
+__all__ = ["NetworkConfig", "QHead", "QNetwork"]
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class QNetwork(nn.Module):
         self.backbone = _encoder(observation_shape, config)
         with torch.no_grad():
             features = self.backbone(torch.zeros(1, *observation_shape)).shape[1]
-        self.head = _Head(features, actions, bins, config)
+        self.head = QHead(features, actions, bins, config)
 
     def forward(self, observations: Tensor) -> Tensor:
         """Return the outputs of all actions.
@@ -129,17 +130,26 @@ def _encoder(observation_shape: tuple[int, int, int], config: NetworkConfig) -> 
     return nn.Sequential(*layers, nn.Flatten())
 
 
-class _Head(nn.Module):
-    def __init__(self, features: int, actions: int, bins: int, config: NetworkConfig) -> None:
+class QHead(nn.Module):
+    """A hidden layer, and the values of all actions from it.
+
+    With CReLU in place of ReLU the hidden layer has half the units, so that as many features leave it.
+    """
+
+    def __init__(
+        self, features: int, actions: int, bins: int, config: NetworkConfig, *, activation: type[nn.Module] = nn.ReLU
+    ) -> None:
         super().__init__()
         self.actions, self.bins = actions, bins
-        self.hidden = GlorotLinear(features, config.hidden)
-        self.norm = nn.LayerNorm(config.hidden) if config.layer_norm else nn.Identity()
-        self.active = nn.ReLU()  # a module, so that the indicators of units see it
+        units = config.hidden // 2 if activation is CReLU else config.hidden
+        self.hidden = GlorotLinear(features, units)
+        self.norm = nn.LayerNorm(units) if config.layer_norm else nn.Identity()
+        self.active = activation()  # a module, so that the indicators of units see it
         self.advantages = GlorotLinear(config.hidden, actions * bins)
         self.value = GlorotLinear(config.hidden, bins) if config.dueling else None
 
     def forward(self, features: Tensor) -> Tensor:
+        """Return outputs ``(B, actions, bins)`` of features ``(B, D)``."""
         hidden = self.active(self.norm(self.hidden(features)))
         advantages: Tensor = self.advantages(hidden).view(-1, self.actions, self.bins)
         if self.value is None:

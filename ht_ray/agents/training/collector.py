@@ -98,7 +98,11 @@ class Collector:
                 sequence=now.sequence,
             )
             losses = [update(batch) for batch in sample.split(config.batch_size)]
-            if config.prioritized:
+            if config.prioritized and getattr(config, "priorities", None) == "published":
+                # As the published code, which hands over all indices and one number for each batch, does.
+                means = torch.stack([own.mean() for own in losses])
+                self.replay.update_priorities(sample.indices[: len(means)], means)
+            elif config.prioritized:
                 self.replay.update_priorities(sample.indices, torch.cat(losses))
 
     def _start(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from ht_ray._checks import check_number
-from ht_ray.agents.augmentation import to_unit
 from ht_ray.agents.base import Agent
 from ht_ray.agents.replay import FrameReplay
 from ht_ray.diagnostics import UNLABELLED_GROUPS, IndicatorConfig, Indicators
@@ -40,7 +39,9 @@ class AgentIndicators:
 
     def __init__(self, agent: Agent, replay: FrameReplay, interval: int) -> None:
         check_number("indicators_interval", interval, low=1, integer=True)
-        self._agent, self._replay, self._interval = agent, replay, interval
+        self._agent, self._interval = agent, interval
+        #: What it learns from; may be exchanged for another.
+        self.replay = replay
         # Of the batch only the shape is looked at before a measurement brings its own.
         self._indicators = Indicators(
             _CONFIG, agent.network, torch.empty(2, 0), torch.zeros(2), num_classes=1, seed=agent.seed
@@ -55,7 +56,7 @@ class AgentIndicators:
         """Return the indicators of now, by name (`ht_ray.diagnostics.INDICATORS`)."""
         seed = derive_seed(self._agent.seed, "indicators", self._agent.updates)
         indicators = self._indicators
-        indicators.inputs = to_unit(self._replay.observations(_CONFIG.samples, seed=seed))
+        indicators.inputs = self._agent.inputs(self.replay.observations(_CONFIG.samples, seed=seed))
         # Of labels these indicators know nothing.
         indicators.labels = torch.zeros(_CONFIG.samples, device=self._agent.device)
         values = indicators.measure()

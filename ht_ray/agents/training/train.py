@@ -24,7 +24,7 @@ from ht_ray._checks import check_number
 from ht_ray._device import check_device
 from ht_ray.agents.base_config import MOST, AgentConfig
 from ht_ray.agents.drq.config import DrQConfig
-from ht_ray.agents.envs.atari import AtariConfig
+from ht_ray.agents.envs.atari import PUBLISHED_PROTOCOLS, AtariConfig
 from ht_ray.agents.envs.base import EnvironmentConfig
 from ht_ray.agents.envs.games import game_name
 from ht_ray.agents.methods import method_flags
@@ -489,7 +489,8 @@ def main(arguments: list[str] | None = None) -> int:
         if path is not None:
             known = {"game": game_name(game), "seed": given["seed"], "config": asdict(config)}
             _check_record(path, checkpoint_dir=given["checkpoint_dir"], **known)
-        record = train(game, config, on_evaluation=show, **given)
+        # A published variant plays as it was published.
+        record = train(game, config, env=PUBLISHED_PROTOCOLS.get(variant), on_evaluation=show, **given)
     except (SettingError, CheckpointError) as error:
         print(error, file=sys.stderr)
         return 2

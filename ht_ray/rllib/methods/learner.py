@@ -54,7 +54,8 @@ UPDATES = "tortoise_updates"
 RESETS = "tortoise_resets"
 SHRINK_PERTURBS = "shrink_perturbs"
 HEAD_RESETS = "head_resets"
-#: Euclidean distance between online and target networks, as of the last step that was a multiple of 100.
+#: Euclidean distance between online and target networks, as of the first step, and of the last that was a multiple of
+#: 100.
 DISTANCE = "hare_tortoise_distance"
 _DISTANCE_INTERVAL = 100
 
@@ -357,7 +358,9 @@ class MethodLearner(TorchLearner):
     # Metrics and state.
 
     def _measure(self, module_id: str, held: ModuleMethods) -> None:
-        if held.composition.tortoise is not None and held.steps % _DISTANCE_INTERVAL == 0:
+        # At the first step, too: no iteration is without a value.
+        due = held.steps == 1 or held.steps % _DISTANCE_INTERVAL == 0
+        if held.composition.tortoise is not None and due:
             self.metrics.log_value((module_id, DISTANCE), held.composition.tortoise.distance(), reduce=LAST)
         interval = self.config.get_config_for_module(module_id).indicators_interval
         if held.online is not None and held.samples is not None and held.steps % interval == 0:

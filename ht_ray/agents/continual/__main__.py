@@ -1,0 +1,156 @@
+"""The command ``python -m ht_ray.agents.continual``: methods compared over a stream of tasks, without Ray.
+
+    python -m ht_ray.agents.continual --stream control --methods plain hare_tortoise --seeds 2 --record runs.jsonl
+
+Seeds are the outer loop, so that a comparison that is stopped has whole seeds; started again with the same record it
+goes on with the runs that are not in it yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import MISSING, asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+from ht_ray.agents.base_config import AgentConfig
+from ht_ray.agents.continual.measures import measure
+from ht_ray.agents.continual.methods import with_methods
+from ht_ray.agents.continual.run import ContinualRun
+from ht_ray.agents.continual.streams import TASK_STREAMS, TaskStreamConfig, task_stream_config
+from ht_ray.agents.registry import AGENT_VARIANTS, agent_variant
+from ht_ray.errors import Diverged, SettingError
+from ht_ray.methods.config import parse_value
+
+__all__ = ["main", "make_parser"]
+
+_STREAM = "stream_setting:"
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m ht_ray.agents.continual", description="Compare methods of an agent over a stream of tasks."
+    )
+    parser.add_argument("--stream", default="control", help=", ".join(TASK_STREAMS))
+    parser.add_argument("--variant", default="dqn", help=f"the plain agent: {', '.join(AGENT_VARIANTS)}")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of the agent, such as learning_rate=3e-3"
+    )
+    parser.add_argument(
+        "--methods", nargs="+", default=["plain", "hare_tortoise"], help="names, joined by + and with settings behind :"
+    )
+    parser.add_argument("--interval", type=int, help="gradient steps between resets (default: those of a visit)")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--replay", default="clear", choices=("clear", "keep"))
+    parser.add_argument("--evaluation-episodes", type=int, default=5, help="before and after each visit (default: 5)")
+    parser.add_argument("--indicators", action="store_true", help="measure plasticity indicators after each visit")
+    parser.add_argument("--record", type=Path, help="a file of JSON lines, one for each run; gone on with if it exists")
+    settings = parser.add_argument_group("stream", "Settings of the stream; one of another stream is refused.")
+    known = dict.fromkeys(field.name for config in TASK_STREAMS.values() for field in fields(config))
+    for name in known:
+        told = [
+            f"{stream}: {_shown(field.default)}"
+            for stream, config in TASK_STREAMS.items()
+            for field in fields(config)
+            if field.name == name and field.default is not MISSING
+        ]
+        settings.add_argument(
+            f"--{name.replace('_', '-')}",
+            dest=f"{_STREAM}{name}",
+            default=argparse.SUPPRESS,
+            metavar="VALUE",
+            help="; ".join(told),
+        )
+    return parser
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _parsed(field: Any, text: str) -> Any:
+    if isinstance(field.default, tuple):
+        return tuple(parse_value(piece) for piece in text.split(","))
+    return parse_value(text)
+
+
+def _stream(name: str, given: dict[str, str]) -> TaskStreamConfig:
+    config = TASK_STREAMS.get(name)
+    known = {} if config is None else {field.name: field for field in fields(config)}
+    return task_stream_config(name, **{key: _parsed(known[key], v) if key in known else v for key, v in given.items()})
+
+
+def _agent(variant: str, settings: Sequence[str]) -> AgentConfig:
+    changes = {}
+    for text in settings:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise SettingError(f"--set {text}: accepted is NAME=VALUE.")
+        changes[name] = parse_value(value)
+    return agent_variant(variant, **changes)
+
+
+def _done(path: Path | None, run: dict[str, Any]) -> set[tuple[str, int]]:
+    """Return method and seed of the runs in a record, which must be of the same comparison."""
+    if path is None or not path.exists():
+        return set()
+    done = set()
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            saved = json.loads(line)
+            there, method, seed = saved["run"], saved["method"], saved["seed"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise SettingError(f"--record {path}: it is no record of this command, and is kept as it is.") from error
+        if there != run:
+            raise SettingError(f"--record {path}: it is of another comparison; give another name, or move it away.")
+        done.add((method, seed))
+    return done
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return its exit status."""
+    given = vars(make_parser().parse_args(arguments))
+    own = {name.removeprefix(_STREAM): given.pop(name) for name in list(given) if name.startswith(_STREAM)}
+    path: Path | None = given["record"]
+    options = {name: given[name] for name in ("replay", "evaluation_episodes", "indicators")}
+    try:
+        stream = _stream(given["stream"], own)
+        base = _agent(given["variant"], given["set"])
+        interval = given["interval"] or stream.visit_steps * base.updates_per_step
+        agents = {text: with_methods(base, text, interval=interval) for text in given["methods"]}
+        seeds = range(given["first_seed"], given["first_seed"] + given["seeds"])
+        run = json.loads(json.dumps({"stream": {"name": stream.name, **asdict(stream)}, "agent": asdict(base)}))
+        run |= {**options, "interval": interval}
+        done = _done(path, run)
+        if path is not None and not path.parent.is_dir():
+            raise SettingError(f"--record {path}: there is no folder {path.parent} to write to.")
+        for seed in seeds:
+            for text, config in agents.items():
+                if (text, seed) in done:
+                    continue
+                made = ContinualRun(stream, replace(config), seed=seed, **options)
+                while made.advance():
+                    pass
+                record = made.record
+                told = measure(record.visits, tasks=len(record.tasks), cycles=stream.cycles).summary()
+                shown = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in told.items())
+                print(f"{text}, seed {seed}: {shown}", flush=True)
+                if path is not None:
+                    row = {"method": text, "seed": seed, "run": run, "summary": told, "record": asdict(record)}
+                    with path.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(row) + "\n")
+    except SettingError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except Diverged as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

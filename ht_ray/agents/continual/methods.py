@@ -1,0 +1,96 @@
+"""Methods of an agent by their names: "hare_tortoise+redo:redo_interval=500" as settings of the agent."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ht_ray.agents.base_config import AgentConfig
+from ht_ray.errors import SettingError
+from ht_ray.methods import parse_method
+
+__all__ = ["with_methods"]
+
+# What the agents have settings of their own for, by the names of the methods' settings.
+_OWN: dict[str, dict[str, str]] = {
+    "hare_tortoise": {
+        "momentum": "momentum",
+        "reset_interval": "reset_interval",
+        "hare_tortoise_optimizer_state": "optimizer_state",
+        "optimizer_state": "optimizer_state",
+    },
+    "shrink_perturb": {
+        "shrink_perturb_interval": "shrink_perturb_interval",
+        "shrink_perturb_ratio": "shrink_perturb_ratio",
+        "toward": "toward",
+    },
+    "head_reset": {"head_reset_interval": "head_reset_interval", "toward": "toward"},
+}
+# What says that such a method acts, and how often it does unless told otherwise, in gradient steps.
+_SWITCH = {
+    "hare_tortoise": "reset_interval",
+    "shrink_perturb": "shrink_perturb_interval",
+    "head_reset": "head_reset_interval",
+}
+
+
+def with_methods(config: AgentConfig, text: str, *, interval: int) -> AgentConfig:
+    """Return an agent's settings with methods that are named as in the vision studies.
+
+    Parameters
+    ----------
+    config : AgentConfig
+        The agent without them: a plain one has no resets.
+    text : str
+        Names joined by ``+``, and settings behind a colon, as in `ht_ray.methods.parse_method`. ``crelu`` and
+        ``layer_norm`` are forms of the network.
+    interval : int
+        Gradient steps from one reset of Hare & Tortoise, Shrink & Perturb or Head Reset to the next, and from one
+        ReDo to the next, unless the text says otherwise.
+
+    Raises
+    ------
+    SettingError
+        If there is no such method or setting, or the agent does not have it.
+
+    Examples
+    --------
+    >>> from ht_ray.agents.dqn.config import DQNConfig
+    >>> config = with_methods(DQNConfig(), "hare_tortoise+redo:redo_threshold=0.1", interval=500)
+    >>> config.reset_interval, config.methods, config.method_settings["redo_interval"]
+    (500, 'redo', 500)
+    >>> with_methods(DQNConfig(), "crelu", interval=500).activation
+    'crelu'
+    """
+    name, given = parse_method(text)
+    changes: dict[str, Any] = {}
+    others: list[str] = []
+    for part in name.split("+"):
+        if part == "plain":
+            continue
+        if part in _OWN:
+            changes[_SWITCH[part]] = interval
+            changes |= {_OWN[part][key]: given.pop(key) for key in list(given) if key in _OWN[part]}
+        elif part == "crelu":
+            changes["activation"] = "crelu"
+        elif part == "layer_norm":
+            changes["layer_norm"] = True
+        else:
+            others.append(part)
+    if "redo" in others:
+        given.setdefault("redo_interval", interval)
+    for key in changes:
+        if key not in config.__dataclass_fields__:
+            raise SettingError(
+                owner=type(config).__name__, field="methods", value=text, reason=f": this agent has no {key}."
+            )
+    if others:
+        changes |= {"methods": "+".join(others), "method_settings": given}
+    elif given:
+        raise SettingError(
+            owner=type(config).__name__,
+            field="methods",
+            value=text,
+            reason=f": {next(iter(given))!r} is no setting of these methods that the agent has.",
+        )
+    return replace(config, **changes)

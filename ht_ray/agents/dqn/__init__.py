@@ -1,0 +1,1 @@
+"""DQN for vectors: settings and agent."""
