@@ -145,10 +145,9 @@ def _from_module(name: str) -> Arrays:
 
 def _from_mapping(name: str, found: Mapping[str, Any]) -> Arrays:
     classes = tuple(str(one) for one in found["classes"]) if "classes" in found else None
+    names: tuple[str, ...] = ("x", "y")
     if "x_train" in found:
         names = ("x_train", "y_train", "x_test", "y_test")
-    else:
-        names = ("x", "y")
     missing = [one for one in names if one not in found]
     if missing:
         why = f": it has no {{missing}}; it has {{has}}. Accepted are {_NPZ}."
@@ -177,7 +176,7 @@ def _from_torchvision(name: str, root: Path, download: bool) -> Arrays:
             {"split": "train" if train else "test"} if "split" in reader.__init__.__annotations__ else {"train": train}
         )
         parts.append(reader(str(root), download=download, **given))
-    samples = []
+    samples: list[Any] = []
     for part in parts:
         held, targets = getattr(part, "data", None), getattr(part, "targets", getattr(part, "labels", None))
         if held is None or targets is None:
@@ -186,7 +185,7 @@ def _from_torchvision(name: str, root: Path, download: bool) -> Arrays:
             targets = [target for _, target in pairs]
         samples += [np.asarray(held), np.asarray(targets)]
     classes = getattr(parts[0], "classes", None)
-    return Arrays(*samples, classes=tuple(map(str, classes)) if classes else None)
+    return Arrays(*samples)._replace(classes=tuple(map(str, classes)) if classes else None)
 
 
 def _stacked(name: str, images: list[Any]) -> Any:
@@ -222,7 +221,7 @@ def _from_hugging_face(name: str, label: str | None) -> Arrays:
     feature = trains[0].features.get(label or next((one for one in _LABELS if one in trains[0].features), ""))
     classes = tuple(getattr(feature, "names", None) or ()) or None
     test = (arrays[1].x, arrays[1].y) if tests else (None, None)
-    return Arrays(arrays[0].x, arrays[0].y, *test, classes=classes)
+    return Arrays(arrays[0].x, arrays[0].y, *test)._replace(classes=classes)
 
 
 def _from_table(name: str, table: Any, label: str | None) -> Arrays:
