@@ -62,7 +62,7 @@ def load_part(owner: str, field: str, path: str) -> Any:
         raise refused(": importing {module} failed: {text}.", module=module, text=text) from error
     if not hasattr(found, name):
         hint = did_you_mean(name, [one for one in vars(found) if not one.startswith("_")])
-        raise refused(": the module {module} has no {name}.{hint}", module=module, name=name, hint=hint)
+        raise refused(": the module {module} has no {name}.{near}", module=module, name=name, near=hint)
     return getattr(found, name)
 
 

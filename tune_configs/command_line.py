@@ -43,6 +43,7 @@ from ht_ray.sweep.study.config import GIB, ray_address
 from ht_ray.sweep.study.plan import load_plan
 from ht_ray.vision import DATA_SETS, ImageData, hold_out, load_data, make_model
 from ht_ray.vision.models.own import check_network, is_own_model
+from ht_ray.vision.training.optimizer import fitting
 from tune_configs.flags import current_flags, flag_name, flags_of, help_page, parse_flags
 from tune_configs.packs import packed
 from tune_configs.settings import RENAMED, StudySettings, VisionSettings, with_methods
@@ -579,6 +580,7 @@ def method_warnings(planned: Sequence[TrialSpec], shape: tuple[int, ...], num_cl
             continue
         told.add(key)
         config = trial_config(spec.config)
+        fitting(config.method.training(config.training, shape), shape)
         model = make_model(config.model, shape=shape, num_classes=num_classes, seed=0)
         sentences += [f"{spec.label}: {text}" for text in warnings_of(partial(config.method.build, model))]
         if "augment" in config.method.parts and config.method.training(config.training, shape) == config.training:

@@ -243,6 +243,7 @@ def test_every_setting_has_a_help_text() -> None:
         assert {flag.name for flag in flags} >= {field.name for field in fields(config)} - {
             "training_steps",
             "method_settings",
+            "versions",
         }
         for flag in flags:
             assert len(flag.help) > 8, f"{config.__name__}.{flag.name} has no text for --help"

@@ -198,7 +198,7 @@ class ImageData:
     @property
     def is_table(self) -> bool:
         """Whether the samples are features of a table, and no images."""
-        return self.train_images.is_floating_point()
+        return self.train_images.is_floating_point() and self.train_images.ndim == 2
 
     @property
     def num_classes(self) -> int:

@@ -67,7 +67,7 @@ def kind_of(name: str) -> str:
     path = Path(name).expanduser()
     if not path.exists():
         siblings = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise _refused(name, " does not exist.{hint}", hint=did_you_mean(path.name, siblings))
+        raise _refused(name, " does not exist.{near}", near=did_you_mean(path.name, siblings))
     if path.is_dir():
         marks = ("dataset_dict.json", "dataset_info.json", "state.json")
         if any((path / mark).is_file() for mark in marks):
@@ -145,11 +145,9 @@ def _from_module(name: str) -> Arrays:
 
 def _from_mapping(name: str, found: Mapping[str, Any]) -> Arrays:
     classes = tuple(str(one) for one in found["classes"]) if "classes" in found else None
-    names: tuple[str, ...]
+    names: tuple[str, ...] = ("x", "y")
     if "x_train" in found:
         names = ("x_train", "y_train", "x_test", "y_test")
-    else:
-        names = ("x", "y")
     missing = [one for one in names if one not in found]
     if missing:
         why = f": it has no {{missing}}; it has {{has}}. Accepted are {_NPZ}."
@@ -170,7 +168,7 @@ def _from_torchvision(name: str, root: Path, download: bool) -> Arrays:
     own = name.partition(":")[2]
     known = [one for one in datasets.__all__ if isinstance(getattr(datasets, one), type)]
     if own not in known:
-        raise _refused(name, ": torchvision has no such data set.{hint}", hint=did_you_mean(own, known))
+        raise _refused(name, ": torchvision has no such data set.{near}", near=did_you_mean(own, known))
     reader = getattr(datasets, own)
     parts = []
     for train in (True, False):
@@ -178,7 +176,7 @@ def _from_torchvision(name: str, root: Path, download: bool) -> Arrays:
             {"split": "train" if train else "test"} if "split" in reader.__init__.__annotations__ else {"train": train}
         )
         parts.append(reader(str(root), download=download, **given))
-    samples = []
+    samples: list[Any] = []
     for part in parts:
         held, targets = getattr(part, "data", None), getattr(part, "targets", getattr(part, "labels", None))
         if held is None or targets is None:
@@ -187,10 +185,7 @@ def _from_torchvision(name: str, root: Path, download: bool) -> Arrays:
             targets = [target for _, target in pairs]
         samples += [np.asarray(held), np.asarray(targets)]
     classes = getattr(parts[0], "classes", None)
-    named = tuple(map(str, classes)) if classes else None
-    x, y, *test = samples
-    x_test, y_test = test or (None, None)
-    return Arrays(x, y, x_test, y_test, named)
+    return Arrays(*samples)._replace(classes=tuple(map(str, classes)) if classes else None)
 
 
 def _stacked(name: str, images: list[Any]) -> Any:
@@ -225,16 +220,16 @@ def _from_hugging_face(name: str, label: str | None) -> Arrays:
     arrays = [_from_table(name, part.with_format("arrow")[:], label) for part in (trains[0], *tests[:1])]
     feature = trains[0].features.get(label or next((one for one in _LABELS if one in trains[0].features), ""))
     classes = tuple(getattr(feature, "names", None) or ()) or None
-    x_test, y_test = (arrays[1].x, arrays[1].y) if tests else (None, None)
-    return Arrays(arrays[0].x, arrays[0].y, x_test, y_test, classes)
+    test = (arrays[1].x, arrays[1].y) if tests else (None, None)
+    return Arrays(arrays[0].x, arrays[0].y, *test)._replace(classes=classes)
 
 
 def _from_table(name: str, table: Any, label: str | None) -> Arrays:
     """Return the samples of a table of pyarrow: images in one column, or all columns but the labels' as features."""
     columns = list(table.column_names)
     if label is not None and label not in columns:
-        why = ": {name} has no such column; it has {has}.{hint}"
-        told = {"name": name, "has": ", ".join(columns[:20]), "hint": did_you_mean(label, columns)}
+        why = ": {name} has no such column; it has {has}.{near}"
+        told = {"name": name, "has": ", ".join(columns[:20]), "near": did_you_mean(label, columns)}
         raise SettingError(owner="DataConfig", field="label", value=label, reason=why, **told)
     target = label or next((one for one in _LABELS if one in columns), None)
     if target is None:
@@ -258,7 +253,7 @@ def _from_table(name: str, table: Any, label: str | None) -> Arrays:
     split = np.array([str(one).lower() for one in table[_SPLIT].to_pylist()])
     test = np.isin(split, _TEST)
     if unknown := sorted(set(split[~test & ~np.isin(split, _TRAIN)])):
-        raise _refused(name, ": column 'split' has {value!r}; accepted are 'train' and 'test'.", value=str(unknown[0]))
+        raise _refused(name, ": column 'split' has {given!r}; accepted are 'train' and 'test'.", given=str(unknown[0]))
     return Arrays(samples[~test], labels[~test], samples[test], labels[test])
 
 
@@ -345,9 +340,9 @@ def _samples(name: str, given: Any, which: str) -> torch.Tensor:
     features = array.astype(np.float32)
     bad = np.argwhere(~np.isfinite(features))
     if len(bad):
-        why = ": feature {column} of sample {row}{which} is {value}; accepted are finite numbers."
+        why = ": feature {column} of sample {row}{which} is {given}; accepted are finite numbers."
         row, column = map(int, bad[0])
-        raise _refused(name, why, column=column, row=row, which=which, value=str(features[row, column]))
+        raise _refused(name, why, column=column, row=row, which=which, given=str(features[row, column]))
     return torch.from_numpy(features)
 
 
@@ -359,15 +354,15 @@ def _numbered(
         raise _refused(name, ": it has no samples.")
     if labels.dtype.kind == "f" and not np.array_equal(labels, np.rint(labels)):
         value = labels[labels != np.rint(labels)][0]
-        raise _refused(name, ": a label is {value}; accepted are classes: whole numbers, or text.", value=str(value))
+        raise _refused(name, ": a label is {given}; accepted are classes: whole numbers, or text.", given=str(value))
     values = np.unique(labels if labels.dtype.kind != "O" else labels.astype(str))
     if len(values) < 2:
-        raise _refused(name, ": all its labels are {value}; accepted are two classes and more.", value=str(values[0]))
+        raise _refused(name, ": all its labels are {given}; accepted are two classes and more.", given=str(values[0]))
     if classes is not None and labels.dtype.kind in "iu":
         if int(values[-1]) >= len(classes) or int(values[0]) < 0:
-            why = ": a label is {value}, and it names {count} classes; accepted are 0 to {last}."
+            why = ": a label is {given}, and it names {count} classes; accepted are 0 to {last}."
             value = values[0] if values[0] < 0 else values[-1]
-            raise _refused(name, why, value=int(value), count=len(classes), last=len(classes) - 1)
+            raise _refused(name, why, given=int(value), count=len(classes), last=len(classes) - 1)
         values = np.arange(len(classes))
     # A float target of many values is a number to predict, not a class.
     if classes is None and len(values) > max(1000, len(labels) // 2):
@@ -380,8 +375,8 @@ def _numbered(
         given = given.astype(str) if given.dtype.kind == "O" else given
         missing = sorted(set(given.tolist()).difference(values.tolist()))
         if missing:
-            why = ": a test sample has the class {value!r}, which no training sample has."
-            raise _refused(name, why, value=str(missing[0]))
+            why = ": a test sample has the class {given!r}, which no training sample has."
+            raise _refused(name, why, given=str(missing[0]))
         found.append(torch.from_numpy(np.searchsorted(values, given).astype(np.int64)))
     plain = values.astype(np.int64) if values.dtype.kind == "f" else values
     return found, classes or tuple(map(str, plain.tolist()))

@@ -34,7 +34,7 @@ def _timm(name: str) -> Callable[..., Any]:
         raise _refused(f"timm:{name}", ": timm is not installed; pip install 'ht-ray[timm]'.") from error
     known = timm.list_models()
     if name not in known:
-        raise _refused(f"timm:{name}", ": timm has no such network.{hint}", hint=did_you_mean(name, known))
+        raise _refused(f"timm:{name}", ": timm has no such network.{near}", near=did_you_mean(name, known))
     return lambda shape, num_classes: timm.create_model(name, num_classes=num_classes, in_chans=shape[0])
 
 
@@ -44,7 +44,7 @@ def _torchvision(name: str) -> Callable[..., Any]:
     known = models.list_models(module=models)
     if name not in known:
         hint = did_you_mean(name, known)
-        raise _refused(f"torchvision:{name}", ": torchvision has no such network for images.{hint}", hint=hint)
+        raise _refused(f"torchvision:{name}", ": torchvision has no such network for images.{near}", near=hint)
     return lambda shape, num_classes: models.get_model(name, weights=None, num_classes=num_classes)
 
 
