@@ -19,6 +19,7 @@ from ht_ray.methods.plasticity_injection import InjectedHead, PlasticityInjectio
 from ht_ray.methods.redo import ReDo
 from ht_ray.methods.regenerative import Regenerative
 from ht_ray.methods.registry import METHODS, display_name, find_method, flat_names, method_parts, register
+from ht_ray.methods.regrama import ReGraMa
 from ht_ray.methods.self_distillation import SelfDistillation
 from ht_ray.methods.settings import MethodSettings, setting
 from ht_ray.methods.shrink_perturb import ShrinkPerturb
@@ -50,6 +51,7 @@ __all__ = [
     "Plain",
     "PlasticityInjection",
     "ReDo",
+    "ReGraMa",
     "Regenerative",
     "SelfDistillation",
     "SettingError",

@@ -298,7 +298,8 @@ class Composition:
     Perturb, Head Reset, plasticity injection, each on hare and tortoise; then all others. At a step: loss terms (L2,
     spectral decoupling, regenerative, self-distillation); the decays apart from the gradient; the optimiser's step with
     UPGD's gate and weight clipping; the tortoise follows and, if due, the hare is reset; Shrink & Perturb, Head Reset,
-    continual backprop, ReDo, optimiser reset. At the end of an epoch: the hare's reset, ReDo, optimiser reset.
+    continual backprop, ReDo, ReGraMa, optimiser reset. At the end of an epoch: the hare's reset, ReDo, ReGraMa,
+    optimiser reset.
 
     Parameters
     ----------

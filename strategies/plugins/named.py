@@ -13,6 +13,7 @@ from ht_ray.methods import (
     PlasticityInjection,
     ReDo,
     Regenerative,
+    ReGraMa,
     SelfDistillation,
     ShrinkPerturb,
     SpectralDecoupling,
@@ -30,6 +31,7 @@ __all__ = [
     "OptimizerResetPlugin",
     "PlasticityInjectionPlugin",
     "ReDoPlugin",
+    "ReGraMaPlugin",
     "RegenerativePlugin",
     "SelfDistillationPlugin",
     "ShrinkPerturbPlugin",
@@ -46,6 +48,7 @@ L2Plugin = named_plugin(L2)
 OptimizerResetPlugin = named_plugin(OptimizerReset)
 PlasticityInjectionPlugin = named_plugin(PlasticityInjection)
 ReDoPlugin = named_plugin(ReDo)
+ReGraMaPlugin = named_plugin(ReGraMa)
 RegenerativePlugin = named_plugin(Regenerative)
 SelfDistillationPlugin = named_plugin(SelfDistillation)
 ShrinkPerturbPlugin = named_plugin(ShrinkPerturb)

@@ -140,6 +140,18 @@ def test_optimizer_state_at_a_reset(own: type, optimizer_state: str, kept: bool)
         assert remembered.issuperset(learner.module[MODULE].pi.parameters())
 
 
+def test_a_schedule_a_warm_up_and_resets_of_parts() -> None:
+    options = {"momentum_warmup": 1.0, "reset_schedule": (2, 1), "reset_only": ("vf", "af")}
+    learner = built(configured(HTDQNConfig(), momentum=0.9, reset_interval=9, **options))
+    update(learner, range(1))
+    assert together(learner)  # the first momentum is 0
+    update(learner, range(1, 2))
+    assert counted(learner)["resets"] == 1
+    assert not together(learner)  # the encoder was left
+    update(learner, range(2, 4))
+    assert counted(learner)["resets"] == 3
+
+
 def test_off_is_the_stock_learner() -> None:
     stock = built(configured(DQNConfig(), target_network_update_freq=0, tau=1.0))
     off = built(configured(HTDQNConfig(), momentum=0.0, reset_interval=None))

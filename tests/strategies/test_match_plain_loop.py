@@ -54,6 +54,8 @@ METHODS = [
     MethodConfig("redo", redo_threshold=0.7, redo_interval=3, redo_unit="steps", redo_batches=1),
     MethodConfig("redo", redo_threshold=0.7, redo_interval=2, redo_unit="steps", redo_step_count="per_weight"),
     MethodConfig("redo", redo_threshold=0.7, redo_interval=1, redo_step_count="reset"),
+    MethodConfig("regrama+hare_tortoise", regrama_threshold=0.5, regrama_interval=2, momentum=0.8),
+    MethodConfig("regrama", regrama_threshold=0.5, regrama_interval=3, regrama_unit="steps"),
     MethodConfig("crelu"),
     MethodConfig("crelu+redo", redo_threshold=0.7, redo_interval=1),
     MethodConfig("layer_norm"),

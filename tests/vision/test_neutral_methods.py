@@ -29,6 +29,7 @@ NEUTRAL = [
     MethodConfig("regenerative", regenerative_strength=0.0, regenerative_coupling="decoupled"),
     MethodConfig("self_distillation", momentum=0.8, self_distillation_strength=0.0),
     MethodConfig("redo", redo_interval=None),
+    MethodConfig("regrama", regrama_interval=None),
     MethodConfig("continual_backprop", continual_backprop_replacement_rate=0.0),
     MethodConfig("optimizer_reset", optimizer_reset_interval=None),
     MethodConfig("adam", adam_eps=1e-8, adam_betas=(0.9, 0.999)),

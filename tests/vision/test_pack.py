@@ -76,7 +76,7 @@ PACKED = [
         **SETTINGS,
     ),
 ]
-ALONE = {"continual_backprop", "plasticity_injection"}
+ALONE = {"continual_backprop", "regrama", "plasticity_injection"}
 
 
 def label(method: MethodConfig) -> str:

@@ -56,6 +56,7 @@ CHOSEN = [
     MethodConfig("regenerative", regenerative_toward="fresh"),
     MethodConfig("shrink_perturb", shrink_perturb_ratio=0.6, shrink_perturb_perturb=0.1),
     MethodConfig("redo", redo_interval=2, redo_unit="steps", redo_batches=9, redo_threshold=0.7),
+    MethodConfig("regrama", regrama_interval=3, regrama_unit="steps", regrama_threshold=0.5),
     MethodConfig("redo", redo_interval=2, redo_unit="steps", redo_threshold=0.7, redo_step_count="per_weight"),
     MethodConfig("ema", momentum=0.8, recalibrate_batchnorm=2),
     MethodConfig("hare_tortoise", momentum=0.9, momentum_warmup=1.0, reset_schedule=(2, 9), reset_unit="steps"),
