@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from ht_ray.methods import (
+    DASH,
     EMA,
+    FIRE,
     L2,
     UPGD,
     ContinualBackprop,
     HareTortoise,
     HeadReset,
+    NormalizeAndProject,
     OptimizerReset,
+    Parseval,
     PlasticityInjection,
     ReDo,
     Regenerative,
     SelfDistillation,
     ShrinkPerturb,
     SpectralDecoupling,
+    SpectralRegularization,
+    Wasserstein,
     WeightClipping,
 )
 
@@ -23,18 +29,24 @@ from .method import named_plugin
 
 __all__ = [
     "ContinualBackpropPlugin",
+    "DASHPlugin",
     "EMAPlugin",
+    "FIREPlugin",
     "HareTortoisePlugin",
     "HeadResetPlugin",
     "L2Plugin",
+    "NormalizeAndProjectPlugin",
     "OptimizerResetPlugin",
+    "ParsevalPlugin",
     "PlasticityInjectionPlugin",
     "ReDoPlugin",
     "RegenerativePlugin",
     "SelfDistillationPlugin",
     "ShrinkPerturbPlugin",
     "SpectralDecouplingPlugin",
+    "SpectralRegularizationPlugin",
     "UPGDPlugin",
+    "WassersteinPlugin",
     "WeightClippingPlugin",
 ]
 
@@ -52,3 +64,9 @@ ShrinkPerturbPlugin = named_plugin(ShrinkPerturb)
 SpectralDecouplingPlugin = named_plugin(SpectralDecoupling)
 UPGDPlugin = named_plugin(UPGD)
 WeightClippingPlugin = named_plugin(WeightClipping)
+DASHPlugin = named_plugin(DASH)
+FIREPlugin = named_plugin(FIRE)
+ParsevalPlugin = named_plugin(Parseval)
+SpectralRegularizationPlugin = named_plugin(SpectralRegularization)
+WassersteinPlugin = named_plugin(Wasserstein)
+NormalizeAndProjectPlugin = named_plugin(NormalizeAndProject)
