@@ -57,6 +57,12 @@ class TaskLoader:
         for images, labels in self.loader:
             yield [images, labels] if self.task is None else [images, labels, self._tasks[: len(labels)]]
 
+    def coming(self) -> Iterator[list[Tensor]]:
+        """Yield the batches of an epoch before the first, which is drawn for this alone; the next is what it was."""
+        following, self.loader.epoch = self.loader.epoch, 0
+        yield from self
+        self.loader.epoch = following
+
     def before(self, epoch: int, count: int) -> list[list[Tensor]]:
         """Return the last batches, at most `count`, of the epochs before `epoch`, which is the next one then."""
         last: deque[list[Tensor]] = deque(maxlen=count)

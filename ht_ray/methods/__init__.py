@@ -10,10 +10,14 @@ from ht_ray.methods.architectures import CReLUNetwork, LayerNormNetwork
 from ht_ray.methods.augment import Augment
 from ht_ray.methods.config import MethodConfig, parse_method, setting_names
 from ht_ray.methods.continual_backprop import ContinualBackprop
+from ht_ray.methods.dash import DASH
+from ht_ray.methods.fire import FIRE
 from ht_ray.methods.head_reset import HeadReset
 from ht_ray.methods.l2 import L2
 from ht_ray.methods.method import Composition, Inputs, Method, Phase
+from ht_ray.methods.normalize_and_project import NormalizeAndProject
 from ht_ray.methods.optimizer_reset import OptimizerReset
+from ht_ray.methods.parseval import Parseval
 from ht_ray.methods.plain import Plain
 from ht_ray.methods.plasticity_injection import InjectedHead, PlasticityInjection
 from ht_ray.methods.redo import ReDo
@@ -24,12 +28,16 @@ from ht_ray.methods.self_distillation import SelfDistillation
 from ht_ray.methods.settings import MethodSettings, setting
 from ht_ray.methods.shrink_perturb import ShrinkPerturb
 from ht_ray.methods.spectral_decoupling import SpectralDecoupling
+from ht_ray.methods.spectral_regularization import SpectralRegularization
 from ht_ray.methods.tortoise import EMA, HareTortoise, Tortoise, half_life, momentum_of_half_life
 from ht_ray.methods.upgd import UPGD
+from ht_ray.methods.wasserstein import Wasserstein
 from ht_ray.methods.weight_clipping import WeightClipping
 
 __all__ = [
+    "DASH",
     "EMA",
+    "FIRE",
     "L2",
     "METHODS",
     "UPGD",
@@ -46,7 +54,9 @@ __all__ = [
     "Method",
     "MethodConfig",
     "MethodSettings",
+    "NormalizeAndProject",
     "OptimizerReset",
+    "Parseval",
     "Phase",
     "Plain",
     "PlasticityInjection",
@@ -58,7 +68,9 @@ __all__ = [
     "SettingWarning",
     "ShrinkPerturb",
     "SpectralDecoupling",
+    "SpectralRegularization",
     "Tortoise",
+    "Wasserstein",
     "WeightClipping",
     "display_name",
     "find_method",

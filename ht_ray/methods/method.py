@@ -37,6 +37,9 @@ class Phase(NamedTuple):
     """How many optimiser steps an epoch has; None: not known."""
     begins: bool = True
     """Whether it really begins: False for a part of an online stream that goes on with the phase before."""
+    losses: Callable[[nn.Module], Iterable[Tensor]] | None = None
+    """Computes the loss ``()`` of each batch of an epoch of the phase, for a network of the same form; None: not known.
+    The batches are drawn for this alone: those of training stay as they are."""
 
 
 #: The first phase, of which nothing is known.

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, nullcontext, suppress
+from functools import partial
 from typing import Any, ClassVar
 
+import torch
 from avalanche.benchmarks import OnlineCLExperience
 from avalanche.models import IncrementalClassifier, MultiHeadClassifier
-from avalanche.models.utils import is_multi_task_module
+from avalanche.models.utils import avalanche_forward, is_multi_task_module
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor, nn
 
@@ -30,7 +32,7 @@ from ht_ray.methods import (
 from ht_ray.methods.config import current_names
 from ht_ray.methods.settings import declared
 
-from ..loading import InMemoryLoading
+from ..loading import InMemoryLoading, TaskLoader
 from .early_stopping import BestTortoise
 
 __all__ = ["RENAMED", "MethodPlugin", "method_settings", "named_plugin", "signature_of"]
@@ -239,7 +241,8 @@ class MethodPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore
         if not online:
             with suppress(TypeError):  # a user's loader without a length: only warnings need it
                 steps = len(strategy.dataloader)
-        methods.before_phase(Phase(self.experiences, strategy.train_epochs, steps, begins), strategy.optimizer)
+        phase = Phase(self.experiences, strategy.train_epochs, steps, begins, partial(_losses, strategy))
+        methods.before_phase(phase, strategy.optimizer)
         if begins:
             for plugin in self.all_in(strategy):
                 plugin.experiences += 1
@@ -333,6 +336,16 @@ class MethodPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore
 
 def _inputs(strategy: Any) -> Inputs:
     return (strategy.mb_x, strategy.mb_task_id) if is_multi_task_module(strategy.model) else strategy.mb_x
+
+
+def _losses(strategy: Any, network: nn.Module) -> Iterator[Tensor]:
+    """Yield the losses of the experience's batches for `network`, as the strategy computes them."""
+    loader = strategy.dataloader
+    for batch in loader.coming() if isinstance(loader, TaskLoader) else loader:
+        inputs, labels, task = (tensor.to(strategy.device) for tensor in (batch[0], batch[1], batch[-1]))
+        with strategy.autocast() if isinstance(strategy, InMemoryLoading) else nullcontext():
+            outputs = avalanche_forward(network, inputs, task)
+        yield strategy._criterion(outputs.to(torch.promote_types(outputs.dtype, torch.float32)), labels)
 
 
 def _follow_injected_heads(strategy: Any) -> None:

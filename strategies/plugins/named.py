@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from ht_ray.methods import (
+    DASH,
     EMA,
+    FIRE,
     L2,
     UPGD,
     ContinualBackprop,
     HareTortoise,
     HeadReset,
+    NormalizeAndProject,
     OptimizerReset,
+    Parseval,
     PlasticityInjection,
     ReDo,
     Regenerative,
@@ -17,6 +21,8 @@ from ht_ray.methods import (
     SelfDistillation,
     ShrinkPerturb,
     SpectralDecoupling,
+    SpectralRegularization,
+    Wasserstein,
     WeightClipping,
 )
 
@@ -24,11 +30,15 @@ from .method import named_plugin
 
 __all__ = [
     "ContinualBackpropPlugin",
+    "DASHPlugin",
     "EMAPlugin",
+    "FIREPlugin",
     "HareTortoisePlugin",
     "HeadResetPlugin",
     "L2Plugin",
+    "NormalizeAndProjectPlugin",
     "OptimizerResetPlugin",
+    "ParsevalPlugin",
     "PlasticityInjectionPlugin",
     "ReDoPlugin",
     "ReGraMaPlugin",
@@ -36,7 +46,9 @@ __all__ = [
     "SelfDistillationPlugin",
     "ShrinkPerturbPlugin",
     "SpectralDecouplingPlugin",
+    "SpectralRegularizationPlugin",
     "UPGDPlugin",
+    "WassersteinPlugin",
     "WeightClippingPlugin",
 ]
 
@@ -55,3 +67,9 @@ ShrinkPerturbPlugin = named_plugin(ShrinkPerturb)
 SpectralDecouplingPlugin = named_plugin(SpectralDecoupling)
 UPGDPlugin = named_plugin(UPGD)
 WeightClippingPlugin = named_plugin(WeightClipping)
+DASHPlugin = named_plugin(DASH)
+FIREPlugin = named_plugin(FIRE)
+ParsevalPlugin = named_plugin(Parseval)
+SpectralRegularizationPlugin = named_plugin(SpectralRegularization)
+WassersteinPlugin = named_plugin(Wasserstein)
+NormalizeAndProjectPlugin = named_plugin(NormalizeAndProject)

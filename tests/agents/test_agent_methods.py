@@ -45,6 +45,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "weight_clipping": {"weight_clipping_factor": 0.1},
     "optimizer_reset": {"optimizer_reset_interval": 2},
     "regrama": {"regrama_interval": 3, "regrama_threshold": 0.7},
+    "fire": {"fire_interval": 3},
+    "parseval": {"parseval_strength": 0.1},
+    "spectral_regularization": {"spectral_regularization_strength": 0.1},
+    "wasserstein": {"wasserstein_strength": 0.1},
+    "normalize_and_project": {},
     "redo": {"redo_interval": 3, "redo_threshold": 0.9, "redo_batches": 2},
     "continual_backprop": {"continual_backprop_replacement_rate": 0.1, "continual_backprop_maturity": 2},
 }

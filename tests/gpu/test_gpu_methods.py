@@ -42,6 +42,12 @@ CONFIGS = [
     MethodConfig("plasticity_injection"),
     MethodConfig("weight_clipping"),
     MethodConfig("upgd", upgd_noise=0.0),
+    MethodConfig("fire"),
+    MethodConfig("dash"),
+    MethodConfig("parseval"),
+    MethodConfig("spectral_regularization"),
+    MethodConfig("wasserstein"),
+    MethodConfig("normalize_and_project"),
 ]
 
 

@@ -11,7 +11,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ht_ray.methods import L2, Regenerative, SpectralDecoupling
+from ht_ray.methods import (
+    L2,
+    NormalizeAndProject,
+    Parseval,
+    Regenerative,
+    SpectralDecoupling,
+    SpectralRegularization,
+    Wasserstein,
+)
 from ht_ray.methods.optimizer_reset import OptimizerReset
 from ht_ray.methods.self_distillation import SelfDistillation
 from ht_ray.methods.tortoise import Tortoise
@@ -29,6 +37,10 @@ OFF = {
     "clipping none": lambda net: WeightClipping(net, factor=None),
     "clipping inf": lambda net: WeightClipping(net, factor=math.inf),
     "optimiser reset": lambda net: OptimizerReset(net, interval=None),
+    "parseval": lambda net: Parseval(net, strength=0.0),
+    "spectral regularization": lambda net: SpectralRegularization(net, strength=0.0),
+    "wasserstein": lambda net: Wasserstein(net, strength=0.0),
+    "projection": lambda net: NormalizeAndProject(net, strength=0.0),
 }
 ON = {
     "l2": lambda net: L2(net, strength=0.3),
@@ -43,6 +55,10 @@ ON = {
     "clipping": lambda net: WeightClipping(net, factor=0.9),
     "upgd": lambda net: UPGD(net, utility_decay=0.9, noise=0.1, seed=3),
     "optimiser reset": lambda net: OptimizerReset(net, interval=2, unit="steps"),
+    "parseval": lambda net: Parseval(net, strength=0.1),
+    "spectral regularization": lambda net: SpectralRegularization(net, strength=0.1, seed=2),
+    "wasserstein": lambda net: Wasserstein(net, strength=0.3),
+    "projection": lambda net: NormalizeAndProject(net),
 }
 
 
@@ -227,7 +243,11 @@ def test_a_deep_copy_acts_on_the_copied_network(make) -> None:
 
 @pytest.mark.parametrize(
     "make",
-    [pytest.param(maker, id=name) for name, maker in ON.items() if name in ("regenerative", "upgd")],
+    [
+        pytest.param(maker, id=name)
+        for name, maker in ON.items()
+        if name in ("regenerative", "upgd", "wasserstein", "projection")
+    ],
 )
 def test_the_state_of_another_network_is_refused_and_nothing_changed(make) -> None:
     state = make(nn.Linear(6, 2)).state_dict()

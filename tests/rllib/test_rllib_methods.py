@@ -52,6 +52,7 @@ OFTEN = {
     "l2_coupling": "loss",
     "l2_strength": 1e-2,
     "weight_clipping_factor": 0.5,
+    "fire_interval": 5,
 }
 
 

@@ -69,10 +69,20 @@ METHODS = [
     MethodConfig("plasticity_injection", plasticity_injection_times=None),
     MethodConfig("weight_clipping", weight_clipping_factor=0.7),
     MethodConfig("upgd"),
+    MethodConfig("fire"),
+    MethodConfig("fire+hare_tortoise", fire_strength=0.7, fire_optimizer_state="keep", momentum=0.8, reset_interval=1),
+    MethodConfig("dash"),
+    MethodConfig("dash+ema", dash_floor=0.3, dash_optimizer_state="keep", momentum=0.8),
+    MethodConfig("parseval"),
+    MethodConfig("spectral_regularization", spectral_regularization_strength=0.01),
+    MethodConfig("wasserstein"),
+    MethodConfig("normalize_and_project"),
+    MethodConfig("normalize_and_project+layer_norm"),
     # Everything that can meet, in no order.
     MethodConfig(
         "upgd+redo+augment+self_distillation+l2+hare_tortoise+spectral_decoupling+head_reset+weight_clipping+adam"
-        "+plasticity_injection+regenerative+optimizer_reset+shrink_perturb+continual_backprop",
+        "+plasticity_injection+regenerative+optimizer_reset+shrink_perturb+continual_backprop+dash+fire+parseval"
+        "+spectral_regularization+wasserstein+normalize_and_project",
         momentum=0.8,
         reset_interval=1,
         redo_threshold=0.7,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ht_ray._checks import check_number
 from ht_ray._device import check_device
@@ -24,6 +25,7 @@ from ht_ray.vision.data.streams import Stream
 from ht_ray.vision.training.evaluate import Evaluation, evaluate
 from ht_ray.vision.training.indicators import make_indicators
 from ht_ray.vision.training.optimizer import TrainingConfig, fitting, make_optimizer
+from ht_ray.vision.training.precision import autocast
 
 __all__ = ["Row", "TrainingRun"]
 
@@ -156,8 +158,17 @@ class TrainingRun:
         else:
             if self.config.fresh_optimizer:
                 self.optimizer = make_optimizer(self.model.parameters(), self.config)
-            self.method.before_phase(Phase(phase.index, phase.epochs, len(self.loader)), self.optimizer)
+            begun = Phase(phase.index, phase.epochs, len(self.loader), losses=self._losses)
+            self.method.before_phase(begun, self.optimizer)
         self.loader.epoch = self.epoch + 1
+
+    def _losses(self, network: nn.Module) -> Iterator[Tensor]:
+        """Yield the losses of an epoch before the first of the present phase, which is drawn for this alone."""
+        self.loader.epoch = 0
+        for batch, labels in self.loader:
+            with autocast(self.device, torch.bfloat16 if self.config.precision == "bf16" else None):
+                logits = network(batch)
+            yield functional.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels)
 
     def end_epoch(self, loss_sum: float, seen: int) -> bool:
         """End an epoch with this sum of losses over so many samples, and return whether it is to be tested.
