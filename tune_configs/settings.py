@@ -286,7 +286,7 @@ class VisionSettings(_Flags, StudySettings):
     @property
     def metric(self) -> str:
         """What trials are compared by: the first phase of a warm start is a means, not an end."""
-        return "average_accuracy" if self.stream == "continual" else "final_accuracy"
+        return "final_accuracy" if self.stream == "warm_start" else "average_accuracy"
 
     @property
     def method_defaults(self) -> dict[str, Any]:

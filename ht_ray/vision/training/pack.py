@@ -16,6 +16,7 @@ from ht_ray.mechanisms.weights.structure import Structure
 from ht_ray.methods import Composition, Method
 from ht_ray.methods.packed import PackedMethod, by_row, pack_obstacle
 from ht_ray.vision.data.augment import crop_flip_places
+from ht_ray.vision.data.streams import Stream
 from ht_ray.vision.training.evaluate import Evaluation
 from ht_ray.vision.training.optimizer import TrainingConfig, set_learning_rate, warmup_factor
 from ht_ray.vision.training.run import TrainingRun
@@ -50,11 +51,22 @@ def obstacle_to_packing(model: nn.Module, method: Composition, training: Trainin
     return stacked_obstacle(model) or next(iter(reasons), "")
 
 
+def _obstacle_of_stream(stream: Stream) -> str:
+    for phase in stream:
+        if phase.labels.is_floating_point():
+            return "the stream's tasks are regressions"
+        if phase.outputs is not None or phase.reset_head:
+            return "a phase of its stream has a head of its own"
+        if phase.relabel is not None and bool((phase.relabel < 0).any()):
+            return "a phase of its stream is tested on some of the classes"
+    return ""
+
+
 def pack_key(run: TrainingRun) -> tuple[Any, ...]:
     """Return what runs of one pack must have in common: network, data, sizes of batches, phases and epochs."""
     tensors = [(name, tensor.dtype) for name, tensor in run.model.state_dict().items()]
     config = run.config
-    phases = tuple((len(phase), phase.epochs) for phase in run.stream)
+    phases = tuple((len(phase), phase.epochs, phase.tested_on) for phase in run.stream)
     return (
         repr(run.model),
         tensors,
@@ -109,7 +121,7 @@ class Pack:
         if not runs:
             raise SettingError("Pack: runs = []: accepted is at least one.")
         for number, run in enumerate(runs):
-            if reason := obstacle_to_packing(run.model, run.method, run.config):
+            if reason := obstacle_to_packing(run.model, run.method, run.config) or _obstacle_of_stream(run.stream):
                 raise SettingError(f"Pack: run {number} cannot be packed: {reason}.")
             if pack_key(run) != pack_key(runs[0]):
                 raise SettingError(
@@ -395,6 +407,9 @@ class _Stack:
             if places is not None:
                 images = crop_flip_places(images, places[:, rows].reshape(-1), flip=first.config.augment == "crop_flip")
             inputs = first.normalise.in_two_steps(images).view(self._places, size, *images.shape[1:])
+            for run, own in zip(self.members, inputs, strict=False):
+                if run.loader.transform is not None:
+                    own.copy_(run.loader.transform(own))
             self._step(inputs, labels[:, rows], losses, correct, step, total)
             seen += size
             step += 1
@@ -492,18 +507,29 @@ class _Stack:
         tensors = {name: tensor.detach() for name, tensor in {**self.weights, **self.buffers}.items()}
         for name, tortoise in self.tortoises.items():
             tensors[name] = _stacked([*tortoise, *tensors[name][self._following :]])
-        count = len(first.test_images)
+        count = len(first.tested.images)
+        alike = all(run.stream[run.phase].plain for run in self.members)
         losses = torch.zeros(self._places, dtype=torch.float64, device=first.device)
         correct = torch.zeros(self._places, dtype=torch.int64, device=first.device)
         with torch.no_grad():
             for start in range(0, count, _TESTED_AT_ONCE):
                 some = slice(start, start + _TESTED_AT_ONCE)
-                batch = first.normalise.in_two_steps(first.test_images[some]).to(self.rates.dtype)
-                labels = first.test_labels[some].expand(self._places, -1)
-                outputs = self._network(tensors, batch.expand(self._places, *batch.shape), training=False)
+                if alike:
+                    batch = self._test_batch(first, some)
+                    labels = first.tested.labels[some].expand(self._places, -1)
+                    batch = batch.expand(self._places, *batch.shape)
+                else:
+                    tested = [*self.members, *[first] * (self._places - len(self.members))]
+                    batch = torch.stack([self._test_batch(run, some) for run in tested])
+                    labels = torch.stack([run.tested.labels[some] for run in tested])
+                outputs = self._network(tensors, batch, training=False)
                 losses += functional.cross_entropy(outputs.transpose(1, 2), labels, reduction="none").sum(1)
                 correct += _right(outputs, labels)
         return [
             Evaluation(loss / count, right / count)
             for loss, right in zip(losses.tolist(), correct.tolist(), strict=True)
         ]
+
+    def _test_batch(self, run: TrainingRun, some: slice) -> Tensor:
+        batch = run.normalise.in_two_steps(run.tested.images[some]).to(self.rates.dtype)
+        return batch if run.tested.transform is None else run.tested.transform(batch)
