@@ -29,12 +29,13 @@ from ht_ray.vision import (
     StreamConfig,
     TrainingConfig,
     TrainingRun,
-    fit,
     load_data,
     make_stream,
+    obstacle_to_packing,
     plasticity,
     stream_config,
 )
+from ht_ray.vision.training.fit import train_phase
 
 METHODS = {
     "plain": MethodConfig("plain"),
@@ -56,6 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stream", choices=["permuted", "random_labels", "bit_flipping"])
     parser.add_argument("--data", default="mnist")
+    parser.add_argument("--data-root")
     parser.add_argument("--tasks", type=int, default=300)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--samples", type=int, default=500)
@@ -71,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     training = TrainingConfig(given.batch, given.rate, 0.0, warmup_ratio=0.0, clip=None, fresh_optimizer=False)
     runs: dict[str, list[TrainingRun]] = {name: [] for name in METHODS}
-    whole = None if isinstance(config, BitFlippingConfig) else load_data(DataConfig(given.data))
+    whole = None if isinstance(config, BitFlippingConfig) else load_data(DataConfig(given.data, root=given.data_root))
     if whole is not None:
         some = slice(given.tested)
         whole = replace(whole, test_images=whole.test_images[some], test_labels=whole.test_labels[some])
@@ -87,15 +89,15 @@ def main(arguments: list[str] | None = None) -> int:
                 )
             )
     every = [run for own in runs.values() for run in own]
-    if isinstance(config, BitFlippingConfig):
-        for name, own in runs.items():
-            for run in own:
-                run.rows = fit(
-                    run.model, run.data, run.stream, method=METHODS[name], training=training, seed=run.seed,
-                    evaluate_every=given.epochs,
-                )  # fmt: skip
-    else:
-        pack = Pack(every)
+    packed = []
+    for run in every:
+        if config.not_packed or obstacle_to_packing(run.model, run.method, run.config):
+            while not run.done:
+                train_phase(run)
+        else:
+            packed.append(run)
+    if packed:
+        pack = Pack(packed)
         while pack.runs:
             pack.train_phase()
     figure, axes = plt.subplots(figsize=(8, 4.5))
