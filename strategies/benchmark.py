@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ht_ray._checks import check_choice
+from ht_ray.errors import SettingError
 from ht_ray.vision.data.augment import random_crop_flip
 from ht_ray.vision.data.dataset import ImageData
 from ht_ray.vision.data.loader import Normalise
@@ -125,9 +126,14 @@ def stream_benchmark(data: ImageData, stream: Stream, *, augment: str = "none") 
     Raises
     ------
     SettingError
-        If the augmentation is unknown.
+        If the augmentation is unknown, or a phase is more than indices and labels (``stream.plain``).
     """
     check_choice("stream_benchmark: augment", augment, AUGMENTATIONS)
+    if not stream.plain:
+        raise SettingError(
+            f"stream_benchmark: stream = {stream.name!r}: its tasks have inputs, tests or outputs of their own, which "
+            "a benchmark of one test set has not: accepted is ht_ray.vision.fit, or a study."
+        )
     train = ImagePool(data.train_images, data.mean, data.std)
     test = ImagePool(data.test_images, data.mean, data.std)
     everything = torch.arange(len(data.test_labels))

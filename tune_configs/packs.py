@@ -85,6 +85,8 @@ def packed(
 
 def _obstacle(spec: TrialSpec, shape: tuple[int, ...], num_classes: int, *, asked: bool) -> str:
     config = trial_config(spec.config)
+    if config.stream.not_packed:
+        return config.stream.not_packed
     model = make_model(config.model, shape=shape, num_classes=num_classes, seed=0)
     training = config.method.training(config.training, shape)
     if reason := obstacle_to_packing(model, config.method.build(model), training):

@@ -316,8 +316,8 @@ class VisionSettings(_Flags, StudySettings):
 
         The first phase of a warm start is a means, not an end.
         """
-        metric = "average_accuracy" if self.stream == "continual" else "final_accuracy"
-        return validation_metric(metric) if getattr(self, "validation", None) else metric
+        metric = "final_accuracy" if self.stream == "warm_start" else "average_accuracy"
+        return validation_metric(metric) if self.validation else metric
 
     @property
     def method_defaults(self) -> dict[str, Any]:

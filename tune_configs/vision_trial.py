@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ht_ray._device import check_device
 from ht_ray.diagnostics import IndicatorConfig
-from ht_ray.errors import SettingWarning
+from ht_ray.errors import Interrupted, SettingWarning
 from ht_ray.sweep import Report
 from ht_ray.vision import (
     ImageData,
@@ -23,10 +23,12 @@ from ht_ray.vision import (
     TrainingConfig,
     load_checkpoint,
     make_model,
+    plasticity,
     save_checkpoint,
     stream_config,
     summarise,
 )
+from ht_ray.vision.training.fit import train_phase
 from ht_ray.vision.training.pack import Pack
 from ht_ray.vision.training.run import TrainingRun
 
@@ -76,11 +78,12 @@ def stream_of(config: dict[str, Any], labels: Tensor, num_classes: int) -> Strea
     return trial_config(config).stream.make(labels, num_classes, seed=config["seed"])
 
 
-def _report(rows: list[Row], phase: int, progress: float, samples: int) -> Report:
-    """Return the report of a phase, from 1, that has been trained."""
+def _report(rows: list[Row], phase: int, progress: float, samples: int, *, tasks: bool = False) -> Report:
+    """Return the report of a phase, from 1, that has been trained; of `tasks` with what they tell of plasticity."""
     new = [dict(row) for row in rows if row["phase"] == phase]
     end = {**new[-1], "step": phase}
-    return Report(curves={"epoch": new, "phase": [end]}, summary=summarise(rows), progress=progress, samples=samples)
+    summary = {**summarise(rows), **(plasticity(rows) if tasks and phase > 1 else {})}
+    return Report(curves={"epoch": new, "phase": [end]}, summary=summary, progress=progress, samples=samples)
 
 
 class VisionPack:
@@ -133,7 +136,8 @@ class VisionPack:
     @staticmethod
     def _reported(run: TrainingRun) -> Report:
         samples = run.stream[run.phase - 1].epochs * sum(size for _, size in run.loader.batches())
-        return _report(run.rows, run.phase, 1.0 if run.done else run.progress, samples)
+        progress = 1.0 if run.done else run.progress
+        return _report(run.rows, run.phase, progress, samples, tasks=not run.stream.plain)
 
     def interrupt(self) -> None:
         """Ask `advance` to raise `Interrupted` after the epoch that runs, or runs next, unless it is a phase's last."""
@@ -157,6 +161,8 @@ class VisionPack:
 class VisionTrial:
     """Train a network on a stream with a method, and report after every phase.
 
+    An Avalanche strategy trains it; where a phase is more than indices and labels, the plain loop does.
+
     Parameters
     ----------
     config
@@ -169,12 +175,27 @@ class VisionTrial:
     pack = VisionPack
 
     def __init__(self, config: dict[str, Any], shared: Any) -> None:
-        from strategies import make_strategy, stream_benchmark  # avalanche takes seconds to import
-
         self.data = ImageData.from_arrays(shared)
         seed, parts = config["seed"], trial_config(config)
         self.stream = parts.stream.make(self.data.train_labels, self.data.num_classes, seed=seed)
         device = check_device("VisionTrial: device", config["device"])
+        self.run: TrainingRun | None = None
+        self._stopped = False
+        if not self.stream.plain:
+            self.run = TrainingRun(
+                make_model(parts.model, shape=self.data.shape, num_classes=self.data.num_classes, seed=seed),
+                self.data,
+                self.stream,
+                method=parts.method,
+                training=parts.training,
+                seed=seed,
+                device=device,
+                indicators=parts.indicators,
+                evaluate_every=config["evaluate_every"],
+            )
+            return
+        from strategies import make_strategy, stream_benchmark  # avalanche takes seconds to import
+
         self.strategy = make_strategy(
             make_model(
                 parts.model,
@@ -197,7 +218,7 @@ class VisionTrial:
     @property
     def rows(self) -> list[Row]:
         """What was measured so far, a row for each epoch that was tested."""
-        return self.strategy.measured
+        return self.strategy.measured if self.run is None else self.run.rows
 
     def advance(self) -> Report:
         """Train the next phase, or what an interruption has left of it.
@@ -207,6 +228,13 @@ class VisionTrial:
         ht_ray.errors.Diverged
             If the training loss is no longer finite: that is the trial's result.
         """
+        if self.run is not None:
+            try:
+                samples = train_phase(self.run, between=self._between)
+            finally:
+                self._stopped = False
+            progress = 1.0 if self.run.done else self.run.progress
+            return _report(self.rows, self.run.phase, progress, samples, tasks=True)
         phase = self.stream[self.phase]
         self.strategy.train_epochs = phase.epochs
         self.strategy.train(self.benchmark.train_stream[phase.index], eval_streams=[])
@@ -216,14 +244,26 @@ class VisionTrial:
 
     def interrupt(self) -> None:
         """Ask `advance` to raise `Interrupted` after the epoch that runs, or runs next, unless it is a phase's last."""
-        self.strategy.interrupt()
+        if self.run is None:
+            self.strategy.interrupt()
+        self._stopped = True
+
+    def _between(self) -> None:
+        if self._stopped:
+            raise Interrupted("between two epochs")
 
     def save(self, directory: Path) -> None:
         """Write tensors and counters."""
+        if self.run is not None:
+            save_checkpoint(self.run.state_dict(), directory / _STATE)
+            return
         save_checkpoint({"phase": self.phase, "strategy": self.strategy.training_state()}, directory / _STATE)
 
     def load(self, directory: Path) -> None:
         """Continue from what `save` wrote."""
         state = load_checkpoint(directory / _STATE)
+        if self.run is not None:
+            self.run.load_state_dict(state, directory / _STATE)
+            return
         self.phase = state["phase"]
         self.strategy.load_training_state(state["strategy"])

@@ -24,9 +24,21 @@ from ht_ray.vision.data.streams import (
     stream_config,
     warm_start,
 )
+from ht_ray.vision.data.task_streams import (
+    BinaryConfig,
+    BitFlippingConfig,
+    ClassIncrementalConfig,
+    DriftingConfig,
+    FivePlusOneConfig,
+    GrowingConfig,
+    PermutedConfig,
+    RandomLabelsConfig,
+    ShuffledClassesConfig,
+    TaskStreamConfig,
+)
 from ht_ray.vision.models import ModelConfig, Network, make_model
 from ht_ray.vision.training.evaluate import Evaluation, evaluate, evaluating
-from ht_ray.vision.training.fit import Diverged, Row, fit, load_checkpoint, save_checkpoint, summarise
+from ht_ray.vision.training.fit import Diverged, Row, fit, load_checkpoint, plasticity, save_checkpoint, summarise
 from ht_ray.vision.training.indicators import make_indicators
 from ht_ray.vision.training.optimizer import TrainingConfig, make_optimizer, set_learning_rate, warmup_factor
 from ht_ray.vision.training.pack import Pack, obstacle_to_packing
@@ -37,10 +49,16 @@ __all__ = [
     "DATA_SETS",
     "METHODS",
     "STREAMS",
+    "BinaryConfig",
+    "BitFlippingConfig",
+    "ClassIncrementalConfig",
     "ContinualConfig",
     "DataConfig",
     "Diverged",
+    "DriftingConfig",
     "Evaluation",
+    "FivePlusOneConfig",
+    "GrowingConfig",
     "ImageData",
     "InMemoryLoader",
     "Interrupted",
@@ -49,11 +67,15 @@ __all__ = [
     "Network",
     "Normalise",
     "Pack",
+    "PermutedConfig",
     "Phase",
+    "RandomLabelsConfig",
     "Reservoir",
     "Row",
+    "ShuffledClassesConfig",
     "Stream",
     "StreamConfig",
+    "TaskStreamConfig",
     "TrainingConfig",
     "TrainingRun",
     "WarmStartConfig",
@@ -75,6 +97,7 @@ __all__ = [
     "noisy_labels",
     "obstacle_to_packing",
     "parse_method",
+    "plasticity",
     "random_crop_flip",
     "register_stream",
     "save_checkpoint",

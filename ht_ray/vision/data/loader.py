@@ -12,6 +12,7 @@ from ht_ray._checks import check_choice, check_number
 from ht_ray.errors import SettingError
 from ht_ray.mechanisms import generator
 from ht_ray.vision.data.augment import AUGMENTATIONS, crop_flip_places, draw_places
+from ht_ray.vision.data.transforms import InputTransform
 
 __all__ = ["InMemoryLoader", "Normalise"]
 
@@ -96,6 +97,8 @@ class InMemoryLoader:
         Position of the draws, see `ht_ray.mechanisms.generator`.
     channels_last
         Whether batches come in that memory format.
+    transform
+        Of the phase's task, applied to each batch after `normalise`; None leaves it as it is.
 
     Raises
     ------
@@ -115,6 +118,7 @@ class InMemoryLoader:
         seed: int = 0,
         phase: int = 0,
         channels_last: bool = False,
+        transform: InputTransform | None = None,
     ) -> None:
         check_number("InMemoryLoader: batch_size", batch_size, low=1, integer=True)
         check_choice("InMemoryLoader: augment", augment, AUGMENTATIONS)
@@ -131,6 +135,7 @@ class InMemoryLoader:
         self.seed = seed
         self.phase = phase
         self.channels_last = channels_last
+        self.transform = None if transform is None else transform.prepared(images.shape[1:], images.device)
         #: The epoch that the next iteration is, from 1.
         self.epoch = 1
 
@@ -171,6 +176,8 @@ class InMemoryLoader:
         if places is not None:
             images = crop_flip_places(images, places, flip=self.augment == "crop_flip")
         batch = images if self.normalise is None else self.normalise(images)
+        if self.transform is not None:
+            batch = self.transform(batch)
         if self.channels_last:
             batch = batch.contiguous(memory_format=torch.channels_last)
         return batch, labels

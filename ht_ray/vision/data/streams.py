@@ -18,6 +18,7 @@ from ht_ray._checks import check_choice, check_number
 from ht_ray.errors import SettingError
 from ht_ray.mechanisms import generator
 from ht_ray.vision.data.reservoir import Reservoir
+from ht_ray.vision.data.transforms import InputTransform
 
 __all__ = [
     "STREAMS",
@@ -60,6 +61,22 @@ class Phase:
         Share of the labels that were redrawn.
     new
         How many of the samples are new in this phase.
+    transform
+        What the task does to its inputs, in training and when it is tested, see `ht_ray.vision.data.transforms`; None
+        leaves them as they are.
+    relabel
+        The label that each class of the data set has in this task, int64 of shape ``(K,)``; -1 for a class that does
+        not count when the task is tested. None leaves labels as they are.
+    outputs
+        Which of the network's outputs count, a mask, bool of shape ``(K,)``: the others are left out of the loss and of
+        the prediction. None counts all.
+    reset_head
+        Whether the last layer is set to zero as the phase begins.
+    tested_on
+        ``"test"``: the test set; ``"own"``: the samples of the phase with its labels, which a network memorizes.
+
+    `labels` of a floating type are targets of a regression: the loss is the mean squared error of the first output,
+    and what is reported as accuracy is R2, the share of the targets' variance that is explained.
     """
 
     index: int
@@ -68,6 +85,18 @@ class Phase:
     labels: Tensor
     noise: float
     new: int
+    transform: InputTransform | None = None
+    relabel: Tensor | None = None
+    outputs: Tensor | None = None
+    reset_head: bool = False
+    tested_on: Literal["test", "own"] = "test"
+
+    @property
+    def plain(self) -> bool:
+        """Whether the phase is indices and labels alone, tested on the whole test set."""
+        tasks = (self.transform, self.relabel, self.outputs)
+        own = self.reset_head or self.tested_on == "own" or self.labels.is_floating_point()
+        return not own and all(part is None for part in tasks)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -88,6 +117,11 @@ class Stream:
 
     def __getitem__(self, index: int) -> Phase:
         return self.phases[index]
+
+    @property
+    def plain(self) -> bool:
+        """Whether all phases are indices and labels alone, tested on the whole test set."""
+        return all(phase.plain for phase in self.phases)
 
     @property
     def epochs(self) -> int:
@@ -116,6 +150,9 @@ class StreamConfig(ABC):
 
     name: ClassVar[str]
     """The stream's name in `STREAMS`, given by `register_stream`."""
+
+    not_packed: ClassVar[str] = ""
+    """Why a `Pack` cannot train its phases; nothing where it can."""
 
     @abstractmethod
     def make(self, labels: Tensor, num_classes: int, *, seed: int) -> Stream:

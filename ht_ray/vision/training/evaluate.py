@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ht_ray.vision.data.loader import Normalise
+from ht_ray.vision.data.transforms import InputTransform
 from ht_ray.vision.training import precision
+from ht_ray.vision.training.objective import counted, explained, task_loss
 
 __all__ = ["Evaluation", "evaluate", "evaluating"]
 
@@ -48,8 +49,13 @@ def evaluate(
     batch_size: int = 1000,
     autocast: torch.dtype | None = None,
     channels_last: bool = False,
+    transform: InputTransform | None = None,
+    outputs: Tensor | None = None,
 ) -> Evaluation:
     """Return loss and accuracy of `model` on `images` (uint8, ``(n, C, H, W)``) with true `labels`.
+
+    The inputs go through `transform`, and only `outputs` (a mask, bool ``(K,)``) count, where these are given. With
+    `labels` of a floating type, the loss is the mean squared error and the accuracy R2.
 
     Nothing random is drawn; modes, gradients and BatchNorm statistics are as before afterwards.
     """
@@ -58,13 +64,16 @@ def evaluate(
     with evaluating(model):
         for start in range(0, len(images), batch_size):
             batch = normalise(images[start : start + batch_size])
+            if transform is not None:
+                batch = transform(batch)
             if channels_last:
                 batch = batch.contiguous(memory_format=torch.channels_last)
             target = labels[start : start + batch_size]
             with precision.autocast(images.device, autocast):
-                logits = model(batch)
-            loss += functional.cross_entropy(
-                logits.to(torch.promote_types(logits.dtype, torch.float32)), target, reduction="sum"
-            )
+                logits = counted(model(batch), outputs)
+            loss += task_loss(logits.to(torch.promote_types(logits.dtype, torch.float32)), target, reduction="sum")
             correct += (logits.argmax(1) == target).sum()
-    return Evaluation(loss.item() / len(images), correct.item() / len(images))
+    mean = loss.item() / len(images)
+    if labels.is_floating_point():
+        return Evaluation(mean, explained(mean, labels))
+    return Evaluation(mean, correct.item() / len(images))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from ht_ray.vision.training.optimizer import TrainingConfig
 from ht_ray.vision.training.run import Row, TrainingRun
 from ht_ray.vision.training.training_step import TrainingStep, obstacle
 
-__all__ = ["Diverged", "Row", "fit", "load_checkpoint", "save_checkpoint", "summarise"]
+__all__ = ["Diverged", "Row", "fit", "load_checkpoint", "plasticity", "save_checkpoint", "summarise", "train_phase"]
 
 
 def save_checkpoint(state: Mapping[str, Any], path: Path) -> None:
@@ -80,6 +81,88 @@ def summarise(rows: list[Row]) -> dict[str, float]:
             f"first_{part}accuracy": next(iter(ends.values())),
         }
     return {**summary, "final_train_accuracy": rows[-1]["train_accuracy"]}
+
+
+def plasticity(rows: list[Row]) -> dict[str, float]:
+    """Return what a stream of tasks tells of plasticity, from the rows of a run's epochs.
+
+    ``average_online_accuracy`` is the mean over tasks of the accuracy on each batch before it is trained on (Kumar et
+    al. 2023, section 4.1), over those epochs that have a row. ``plasticity_slope`` is the slope of a line through the
+    tasks' values, per task, by least squares: below 0 plasticity is lost, if tasks are equally difficult. It is NaN for
+    one task.
+
+    Examples
+    --------
+    >>> plasticity([{"phase": 1, "train_accuracy": 0.9}, {"phase": 2, "train_accuracy": 0.7}])
+    {'average_online_accuracy': 0.8, 'plasticity_slope': -0.2}
+    """
+    tasks: dict[float, list[float]] = {}
+    for row in rows:
+        tasks.setdefault(row["phase"], []).append(row["train_accuracy"])
+    values = [math.fsum(own) / len(own) for own in tasks.values()]
+    mean, middle = math.fsum(values) / len(values), math.fsum(tasks) / len(tasks)
+    spread = math.fsum((place - middle) ** 2 for place in tasks)
+    along = math.fsum((place - middle) * (value - mean) for place, value in zip(tasks, values, strict=True))
+    slope = along / spread if spread else math.nan
+    return {"average_online_accuracy": round(mean, 12), "plasticity_slope": round(slope, 12)}
+
+
+def train_phase(
+    run: TrainingRun,
+    *,
+    forward: Callable[[Tensor], Tensor] | None = None,
+    graph: bool = False,
+    optional: bool = False,
+    on_epoch: Callable[[Row], None] | None = None,
+    between: Callable[[], None] | None = None,
+) -> int:
+    """Train the next phase of `run`, or what is left of it, and return how many samples it saw.
+
+    Parameters
+    ----------
+    run
+        The run, which is not done.
+    forward, on_epoch
+        As in `fit`.
+    graph, optional
+        As in `ht_ray.vision.training.training_step.TrainingStep`.
+    between
+        Called between two epochs, once one has been trained in this call; it may raise `Interrupted`.
+    """
+    first, samples = run.epoch, 0
+    run.begin_phase()
+    step = TrainingStep(
+        run.model,
+        run.loader,
+        run.optimizer,
+        run.method,
+        run.config,
+        epochs=run.epochs,
+        forward=forward,
+        graph=graph,
+        outputs=run.tested.outputs,
+        optional=optional,
+    )
+    while run.epoch < run.epochs:
+        if between is not None and run.epoch > first:
+            between()
+        run.model.train()
+        step.begin_epoch()
+        with isolated_rng(derive_seed(run.seed, "dropout", run.phase, run.epoch + 1)):
+            step.run()
+        samples += step.seen
+        if run.end_epoch(step.loss_sum.item(), step.seen):
+            row = run.record(step.correct.item() / step.seen, *run.evaluate())
+            if on_epoch is not None:
+                on_epoch(row)
+    run.end_phase()
+    return samples
+
+
+def _stop_between(run: TrainingRun, stop: Callable[[], bool], path: Path) -> None:
+    if stop():
+        save_checkpoint(run.state_dict(), path)
+        raise Interrupted(f"after epoch {run.epoch} of phase {run.phase + 1}")
 
 
 def fit(
@@ -187,32 +270,8 @@ def fit(
         if path.exists():
             run.load_state_dict(load_checkpoint(path), path)
     while not run.done:
-        first = run.epoch
-        run.begin_phase()
-        step = TrainingStep(
-            model,
-            run.loader,
-            run.optimizer,
-            run.method,
-            run.config,
-            epochs=run.epochs,
-            forward=forward,
-            graph=captured,
-            optional=graph == "auto",
-        )
-        while run.epoch < run.epochs:
-            if stop is not None and path is not None and run.epoch > first and stop():
-                save_checkpoint(run.state_dict(), path)
-                raise Interrupted(f"after epoch {run.epoch} of phase {run.phase + 1}")
-            model.train()
-            step.begin_epoch()
-            with isolated_rng(derive_seed(seed, "dropout", run.phase, run.epoch + 1)):
-                step.run()
-            if run.end_epoch(step.loss_sum.item(), step.seen):
-                row = run.record(step.correct.item() / step.seen, *run.evaluate())
-                if on_epoch is not None:
-                    on_epoch(row)
-        run.end_phase()
+        before = None if stop is None or path is None else partial(_stop_between, run, stop, path)
+        train_phase(run, forward=forward, graph=captured, optional=graph == "auto", on_epoch=on_epoch, between=before)
         if path is not None:
             save_checkpoint(run.state_dict(), path)
     return run.rows

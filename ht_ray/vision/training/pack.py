@@ -19,6 +19,7 @@ from ht_ray.methods import Composition, Method
 from ht_ray.methods.packed import PackedMethod, by_row, pack_obstacle
 from ht_ray.vision.data.augment import crop_flip_places
 from ht_ray.vision.data.loader import EpochDraws
+from ht_ray.vision.data.streams import Stream
 from ht_ray.vision.training.evaluate import Evaluation
 from ht_ray.vision.training.optimizer import TrainingConfig, set_learning_rate, warmup_factor
 from ht_ray.vision.training.run import TrainingRun
@@ -53,11 +54,22 @@ def obstacle_to_packing(model: nn.Module, method: Composition, training: Trainin
     return stacked_obstacle(model) or next(iter(reasons), "")
 
 
+def _obstacle_of_stream(stream: Stream) -> str:
+    for phase in stream:
+        if phase.labels.is_floating_point():
+            return "the stream's tasks are regressions"
+        if phase.outputs is not None or phase.reset_head:
+            return "a phase of its stream has a head of its own"
+        if phase.relabel is not None and bool((phase.relabel < 0).any()):
+            return "a phase of its stream is tested on some of the classes"
+    return ""
+
+
 def pack_key(run: TrainingRun) -> tuple[Any, ...]:
     """Return what runs of one pack must have in common: network, data, sizes of batches, phases and epochs."""
     tensors = [(name, tensor.dtype) for name, tensor in run.model.state_dict().items()]
     config = run.config
-    phases = tuple((len(phase), phase.epochs) for phase in run.stream)
+    phases = tuple((len(phase), phase.epochs, phase.tested_on) for phase in run.stream)
     return (
         repr(run.model),
         tensors,
@@ -115,7 +127,7 @@ class Pack:
         if not runs:
             raise SettingError("Pack: runs = []: accepted is at least one.")
         for number, run in enumerate(runs):
-            if reason := obstacle_to_packing(run.model, run.method, run.config):
+            if reason := obstacle_to_packing(run.model, run.method, run.config) or _obstacle_of_stream(run.stream):
                 raise SettingError(f"Pack: run {number} cannot be packed: {reason}.")
             if pack_key(run) != pack_key(runs[0]):
                 raise SettingError(
@@ -481,6 +493,9 @@ class _Stack:
         if places is not None:
             images = crop_flip_places(images, places.reshape(-1), flip=first.config.augment == "crop_flip")
         inputs = first.normalise.in_two_steps(images).view(self._places, size, *images.shape[1:])
+        for run, own in zip(self.members, inputs, strict=False):
+            if run.loader.transform is not None:
+                own.copy_(run.loader.transform(own))
         return inputs.to(self._losses.dtype), labels
 
     def _step(self, size: int, start: int = 0, step: int = 0, total: int = 0) -> dict[str, Tensor]:
@@ -579,26 +594,38 @@ class _Stack:
 
     def _evaluate(self) -> list[list[Evaluation]]:
         """Test the network that predicts of each member on the test set, and on the validation part if there is one."""
-        first = self.members[0]
         tensors = {name: tensor.detach() for name, tensor in {**self.weights, **self.buffers}.items()}
         for name, tortoise in self.tortoises.items():
             tensors[name] = _stacked([*tortoise, *tensors[name][self._following :]])
-        sets = [(first.test_images, first.test_labels), *([first.validation] if first.validation else [])]
-        return [self._evaluate_on(tensors, images, labels) for images, labels in sets]
+        alike = all(run.stream[run.phase].plain for run in self.members)
+        return [self._evaluate_on(tensors, number, alike) for number in range(len(self.members[0].tests))]
 
-    def _evaluate_on(self, tensors: Mapping[str, Tensor], images: Tensor, targets: Tensor) -> list[Evaluation]:
-        first, count = self.members[0], len(images)
+    def _evaluate_on(self, tensors: Mapping[str, Tensor], number: int, alike: bool) -> list[Evaluation]:
+        """Test on one of the members' sets; `alike` says that all are tested on the same."""
+        first = self.members[0]
+        count = len(first.tests[number].images)
         losses = torch.zeros(self._places, dtype=torch.float64, device=first.device)
         correct = torch.zeros(self._places, dtype=torch.int64, device=first.device)
         with torch.no_grad():
             for start in range(0, count, _TESTED_AT_ONCE):
                 some = slice(start, start + _TESTED_AT_ONCE)
-                batch = first.normalise.in_two_steps(images[some]).to(self.rates.dtype)
-                labels = targets[some].expand(self._places, -1)
-                outputs = self._network(tensors, batch.expand(self._places, *batch.shape), training=False)
+                if alike:
+                    batch = self._test_batch(first, number, some)
+                    labels = first.tests[number].labels[some].expand(self._places, -1)
+                    batch = batch.expand(self._places, *batch.shape)
+                else:
+                    tested = [*self.members, *[first] * (self._places - len(self.members))]
+                    batch = torch.stack([self._test_batch(run, number, some) for run in tested])
+                    labels = torch.stack([run.tests[number].labels[some] for run in tested])
+                outputs = self._network(tensors, batch, training=False)
                 losses += functional.cross_entropy(outputs.transpose(1, 2), labels, reduction="none").sum(1)
                 correct += _right(outputs, labels)
         return [
             Evaluation(loss / count, right / count)
             for loss, right in zip(losses.tolist(), correct.tolist(), strict=True)
         ]
+
+    def _test_batch(self, run: TrainingRun, number: int, some: slice) -> Tensor:
+        test = run.tests[number]
+        batch = run.normalise.in_two_steps(test.images[some]).to(self.rates.dtype)
+        return batch if test.transform is None else test.transform(batch)

@@ -7,23 +7,25 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ht_ray._checks import check_number
 from ht_ray._device import check_device
 from ht_ray.diagnostics import IndicatorConfig
 from ht_ray.errors import Diverged
-from ht_ray.mechanisms import load_optimizer_state
+from ht_ray.mechanisms import clear_optimizer_state, find_head, load_optimizer_state
 from ht_ray.methods import Composition, Method, MethodConfig, Phase
 from ht_ray.vision.data.dataset import ImageData
 from ht_ray.vision.data.loader import InMemoryLoader, Normalise
+from ht_ray.vision.data.streams import Phase as Task
 from ht_ray.vision.data.streams import Stream
+from ht_ray.vision.data.transforms import InputTransform
 from ht_ray.vision.training.evaluate import Evaluation, evaluate
 from ht_ray.vision.training.indicators import make_indicators
+from ht_ray.vision.training.objective import counted, explained, task_loss
 from ht_ray.vision.training.optimizer import TrainingConfig, fitting, make_optimizer
 from ht_ray.vision.training.precision import autocast
 
@@ -33,9 +35,19 @@ __all__ = ["Row", "TrainingRun"]
 Row = dict[str, float]
 
 
-def _sizes(stream: Stream) -> list[list[int]]:
+def _sizes(stream: Stream) -> list[list[Any]]:
     # What tells one stream from another: plain data, and short.
-    return [[len(phase), phase.epochs, int(phase.indices.sum()), int(phase.labels.sum())] for phase in stream]
+    def sizes(phase: Task) -> list[Any]:
+        task: list[Any] = []
+        if not phase.plain:
+            places = torch.arange(1, len(phase) + 1, dtype=torch.float64)
+            task = [float(phase.labels.double() @ places), phase.tested_on, phase.reset_head]
+            task += [None if part is None else part.tolist() for part in (phase.relabel, phase.outputs)]
+            if phase.transform is not None:
+                task += [type(phase.transform).__name__, *phase.transform.checksum()]
+        return [len(phase), phase.epochs, int(phase.indices.sum()), int(phase.labels.sum()), *task]
+
+    return [sizes(phase) for phase in stream]
 
 
 def _last_inputs(loader: InMemoryLoader, epoch: int, count: int) -> list[Tensor]:
@@ -45,6 +57,15 @@ def _last_inputs(loader: InMemoryLoader, epoch: int, count: int) -> list[Tensor]
     for loader.epoch in range(max(1, epoch - count), epoch):
         inputs.extend(images for images, _ in loader)
     return list(inputs)
+
+
+class TaskTest(NamedTuple):
+    """What a phase's task is tested on: images, their labels, what becomes of the inputs, the outputs that count."""
+
+    images: Tensor
+    labels: Tensor
+    transform: InputTransform | None
+    outputs: Tensor | None
 
 
 class TrainingRun:
@@ -152,12 +173,20 @@ class TrainingRun:
             seed=self.seed,
             phase=phase.index,
             channels_last=self.config.channels_last,
+            transform=phase.transform,
         )
+        self.tested = self._task_test(phase, self.test_images, self.test_labels, own=phase.tested_on == "own")
+        #: What the present phase is tested on: the test set, and the validation part if there is one.
+        self.tests = [self.tested]
+        if self.validation is not None:
+            self.tests.append(self._task_test(phase, *self.validation, own=False))
         if self.epoch:
             self.method.resume(partial(_last_inputs, self.loader, self.epoch + 1))
         else:
             if self.config.fresh_optimizer:
                 self.optimizer = make_optimizer(self.model.parameters(), self.config)
+            if phase.reset_head:
+                self._reset_head()
             begun = Phase(phase.index, phase.epochs, len(self.loader), losses=self._losses)
             self.method.before_phase(begun, self.optimizer)
         self.loader.epoch = self.epoch + 1
@@ -168,7 +197,35 @@ class TrainingRun:
         for batch, labels in self.loader:
             with autocast(self.device, torch.bfloat16 if self.config.precision == "bf16" else None):
                 logits = network(batch)
-            yield functional.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels)
+            outputs = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            yield task_loss(counted(outputs, self.tested.outputs), labels)
+
+    def _task_test(self, phase: Task, images: Tensor, labels: Tensor, *, own: bool) -> TaskTest:
+        """Return what the phase's task makes of images to test on; with `own`, the phase's samples in their place."""
+        if own:
+            images = self.images.index_select(0, self.loader.indices)
+            labels = self.loader.labels
+        else:
+            if phase.relabel is not None:
+                labels = phase.relabel.to(self.device)[labels]
+                if (labels < 0).any():
+                    images, labels = images[labels >= 0], labels[labels >= 0]
+        outputs = None if phase.outputs is None else phase.outputs.to(self.device)
+        return TaskTest(images, labels, self.loader.transform, outputs)
+
+    @torch.no_grad()
+    def _reset_head(self) -> None:
+        head = self.model.get_submodule(find_head(self.model))
+        last = [part for part in head.modules() if isinstance(part, nn.Linear)][-1]
+        names = {id(tensor): name for name, tensor in self.model.named_parameters()}
+        tortoise = self.method.tortoise
+        for parameter in last.parameters():
+            parameter.zero_()
+            if tortoise is not None:
+                tortoise.weights[names[id(parameter)]].zero_()
+        if tortoise is not None:
+            tortoise.weights_were_set()
+        clear_optimizer_state(self.optimizer, list(last.parameters()))
 
     def end_epoch(self, loss_sum: float, seen: int) -> bool:
         """End an epoch with this sum of losses over so many samples, and return whether it is to be tested.
@@ -190,18 +247,19 @@ class TrainingRun:
 
     def evaluate(self) -> tuple[Evaluation, ...]:
         """Test the network that predicts on the test set, and on the validation part if there is one."""
-        sets = [(self.test_images, self.test_labels), *([self.validation] if self.validation else [])]
         with self.method.predict():
             return tuple(
                 evaluate(
                     self.model,
-                    images,
-                    labels,
+                    test.images,
+                    test.labels,
                     self.normalise,
                     autocast=torch.bfloat16 if self.config.precision == "bf16" else None,
                     channels_last=self.config.channels_last,
+                    transform=test.transform,
+                    outputs=test.outputs,
                 )
-                for images, labels in sets
+                for test in self.tests
             )
 
     def record(self, accuracy: float, tested: Evaluation, validated: Evaluation | None = None) -> Row:
@@ -210,10 +268,12 @@ class TrainingRun:
         Parameters
         ----------
         accuracy : float
-            In training.
+            In training; in a regression R2 is put in its place, which the loss tells.
         tested, validated : Evaluation
             On the test set, and on the validation part if there is one.
         """
+        if self.loader.labels.is_floating_point():
+            accuracy = explained(self._train_loss, self.loader.labels)
         row: Row = {
             "step": self._epochs,
             "phase": self.phase + 1,

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.optim import Optimizer
 
 from ht_ray.cuda_graph import Captured
@@ -14,6 +13,7 @@ from ht_ray.mechanisms.weights.structure import HeldParameters
 from ht_ray.methods import Composition
 from ht_ray.vision.data.loader import EpochDraws, InMemoryLoader
 from ht_ray.vision.training.epoch_sums import EpochSums
+from ht_ray.vision.training.objective import counted, task_loss
 from ht_ray.vision.training.optimizer import TrainingConfig, set_learning_rate, warmup_factor
 from ht_ray.vision.training.precision import autocast
 
@@ -60,6 +60,8 @@ class TrainingStep:
         Called in place of `model`.
     graph : bool, default False
         Whether to capture (see `ht_ray.cuda_graph`).
+    outputs : Tensor, optional
+        Which of the network's outputs count in the phase: a mask, bool ``(K,)``. Default: all.
     optional : bool, default False
         Whether a step that torch cannot capture is launched as without a graph, with a warning.
 
@@ -85,6 +87,7 @@ class TrainingStep:
         forward: Callable[[Tensor], Tensor] | None = None,
         graph: bool = False,
         optional: bool = False,
+        outputs: Tensor | None = None,
     ) -> None:
         self.model = model
         self.loader = loader
@@ -94,6 +97,7 @@ class TrainingStep:
         self.forward = model if forward is None else forward
         device = loader.images.device
         self._device = device
+        self._outputs = None if outputs is None else outputs.to(device)
         self._autocast = torch.bfloat16 if config.precision == "bf16" else None
         self._total = len(loader) * epochs
         self._steps = len(loader) * (loader.epoch - 1)
@@ -187,7 +191,7 @@ class TrainingStep:
             with self.method.watch():
                 logits = self.forward(batch)
         outputs = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        loss = functional.cross_entropy(outputs, labels)
+        loss = task_loss(counted(outputs, self._outputs), labels)
         self.method.loss(loss, outputs).backward()  # type: ignore[no-untyped-call,unused-ignore]
         if self.config.clip is not None:
             nn.utils.clip_grad_norm_(self._parameters(self.model), self.config.clip)
@@ -197,9 +201,9 @@ class TrainingStep:
         if self._on_device:
             with torch.no_grad():
                 self.loss_sum += loss.detach() * size
-                self.correct += (logits.detach().argmax(1) == labels).sum()
+                self.correct += (counted(logits.detach(), self._outputs).argmax(1) == labels).sum()
         else:
-            self._sums.add(loss, logits, labels)
+            self._sums.add(loss, counted(logits, self._outputs), labels)
         return {"batch": batch.detach()}
 
 
