@@ -221,6 +221,8 @@ def check_same(saved: StudySettings, asked: StudySettings) -> None:
         If one of those that are asked for differs.
     """
     for one in fields(saved):
+        if not one.metadata.get("flag", True):  # recorded when the study begins, and looked at by `prepare`
+            continue
         value, kept = getattr(asked, one.name), getattr(saved, one.name)
         if value != kept:
             why = ": the study that is resumed has {kept!r} and keeps it; start a new study for other settings."

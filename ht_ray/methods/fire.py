@@ -59,7 +59,7 @@ def nearest_isometry(weight: Tensor, iterations: int) -> Tensor:
     tall = tall / norm
     for _ in range(iterations):
         tall = 1.5 * tall - 0.5 * tall @ (tall.mT @ tall)
-    polar = tall.mT if inputs > outputs else tall
+    polar: Tensor = tall.mT if inputs > outputs else tall
     return (math.sqrt(outputs / inputs) / positions * polar).permute(1, 2, 0).reshape(weight.shape)
 
 

@@ -118,9 +118,11 @@ class NormalizeAndProject(Method):
         """Project the network's weights."""
         if not self.settings.strength:
             return
-        if weights := list(self._weights.values()):
+        weights: list[Tensor] = list(self._weights.values())
+        if weights:
             present, norms = torch.stack(torch._foreach_norm(weights)), torch.stack(list(self.norms.values()))
-            torch._foreach_mul_(weights, list(_factors(present, norms, self.settings.strength).unbind(0)))
+            factors = _factors(present, norms, self.settings.strength).unbind(0)
+            torch._foreach_mul_(weights, factors)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the initial weights."""

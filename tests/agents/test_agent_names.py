@@ -113,10 +113,11 @@ def test_an_agent_is_one_registered_class(monkeypatch: pytest.MonkeyPatch) -> No
         register_agent("drq", AGENTS["bbf"].agent, {})
     with pytest.raises(SettingError, match=r"called 'drq\+ht' already"):
         register_agent("mine", AGENTS["drq"].agent, {"drq+ht": DrQConfig()})
-    assert list(AGENTS) == ["drq", "bbf"]
+    assert list(AGENTS) == ["drq", "bbf", "dqn"]
     assert [(kind.agent.__name__, kind.config.__name__) for kind in AGENTS.values()] == [
         ("DrQAgent", "DrQConfig"),
         ("BBFAgent", "BBFConfig"),
+        ("DQNAgent", "DQNConfig"),
     ]
-    with pytest.raises(SettingError, match="ReplayConfig: accepted are settings of drq, bbf"):
+    with pytest.raises(SettingError, match="ReplayConfig: accepted are settings of drq, bbf, dqn"):
         make_agent(ReplayConfig(), shape=(4, 84, 84), num_actions=3)  # type: ignore[arg-type]

@@ -193,7 +193,8 @@ def task_stream_config(name: str, **settings: Any) -> TaskStreamConfig:
     known = [field.name for field in fields(config)]
     for setting in settings:
         check_choice(f"{config.__name__}: setting", setting, known)
-    return config(**{name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()})
+    given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
+    return config(**given)
 
 
 @register_task_stream("control")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 __all__ = ["Environment", "EnvironmentConfig"]
 
-_Frame = NDArray[np.uint8]
+# Frames of bytes, or vectors in floating point.
+_Frame = NDArray[Any]
 
 
 class Environment(Protocol):

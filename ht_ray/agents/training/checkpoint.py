@@ -24,8 +24,12 @@ def save_checkpoint(path: Path, settings: Mapping[str, Any], state: Mapping[str,
     write_file({"settings": dict(settings), "state": dict(state)}, path)
 
 
-def load_checkpoint(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+def load_checkpoint(
+    path: Path, settings: Mapping[str, Any], *, defaults: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Read the state that `save_checkpoint` wrote; nothing but tensors and plain data is accepted.
+
+    A setting that the file lacks, as it is newer than the file, had its value in `defaults`.
 
     Raises
     ------
@@ -38,7 +42,7 @@ def load_checkpoint(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
         raise CheckpointError(f"{path} is no checkpoint to continue from: {error}") from error
     if saved.keys() != {"settings", "state"}:
         raise CheckpointError(f"{path} is no checkpoint to continue from, but another file of ht_ray")
-    there, here = _flat(saved["settings"]), _flat(settings)
+    there, here = {**_flat(defaults or {}), **_flat(saved["settings"])}, _flat(settings)
     differing = [
         f"{name} = {there.get(name)!r} there, {here.get(name)!r} here"
         for name in sorted(there.keys() | here.keys())

@@ -13,7 +13,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -289,7 +289,8 @@ class TrainingRun:
         CheckpointError
             If the file is damaged, or of a run with other settings.
         """
-        state = load_checkpoint(path, self._settings)
+        defaults = {"config": _defaults(self.config), "env": _defaults(self.env)}
+        state = load_checkpoint(path, self._settings, defaults=defaults)
         self.agent.load_state_dict(state["agent"])
         self.collector.load_state_dict(state["collector"])
         self._loss_sum.copy_(state["loss_sum"])
@@ -300,6 +301,10 @@ class TrainingRun:
         if games := state.get("evaluation"):  # earlier versions saved between evaluations only
             self._evaluation = self._new_evaluation(len(games["scores"]))
             self._evaluation.load_state_dict(games)
+
+
+def _defaults(config: Any) -> dict[str, Any]:
+    return {one.name: one.default for one in fields(config) if one.default is not MISSING}
 
 
 def train(
