@@ -17,7 +17,7 @@ from ht_ray.agents.drq.agent import DrQAgent
 from ht_ray.agents.drq.config import DrQConfig, drq_variant
 from ht_ray.agents.envs.atari import AtariConfig
 from ht_ray.agents.replay.packing import read_file
-from ht_ray.agents.training.checkpoint import CheckpointError
+from ht_ray.agents.training.checkpoint import CheckpointError, save_checkpoint
 from ht_ray.agents.training.train import Diverged, TrainingRun, main, train
 from ht_ray.errors import SettingError
 
@@ -112,7 +112,7 @@ def test_the_record_tells_what_was_done(tmp_path: Path) -> None:
     assert [played.step for played in seen] == [10, 20, 26] and seen == record.evaluations
     assert record.final_score == seen[-1].score == seen[-1].scores[0]
     assert [(game["step"], game["steps"]) for game in record.games] == [(10, 10), (20, 10)]
-    assert json.loads(json.dumps(asdict(record)))["config"] == asdict(config)
+    assert json.loads(json.dumps(asdict(record)))["config"] == record.config == json.loads(json.dumps(asdict(config)))
 
 
 def test_losses_are_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,6 +192,13 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(CheckpointError, match=said):
             other.load(path)
+    older = {"game": "Pong", "seed": 0, "config": {**asdict(config)}, "env": asdict(AtariConfig()), "precision": "fp32"}
+    for name in ("published_shift", "reset_only"):  # settings that are newer than the file
+        del older["config"][name]
+    save_checkpoint(path.with_name("older.bin"), older, read_file(path)["state"])
+    TrainingRun("Pong", config).load(path.with_name("older.bin"))
+    with pytest.raises(CheckpointError, match=r"config\.published_shift = False there, True here$"):
+        TrainingRun("Pong", replace(config, published_shift=True)).load(path.with_name("older.bin"))
     run.collector.replay.save(tmp_path / "replay.bin")
     with pytest.raises(CheckpointError, match="but another file of ht_ray"):
         run.load(tmp_path / "replay.bin")

@@ -6,7 +6,6 @@ import functools
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +119,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("given", "said"), REFUSED, ids=[str(next(iter(given.items())))[:40] for given, _ in REFUSED])
+@pytest.mark.parametrize(
+    ("given", "said"), REFUSED, ids=[f"{next(iter(given))}-{number}" for number, (given, _) in enumerate(REFUSED)]
+)
 def test_what_cannot_work_is_refused_when_the_object_is_made(given: dict[str, Any], said: str) -> None:
     with pytest.raises(SettingError, match=said):
         Study(**given)
@@ -223,14 +224,9 @@ def test_kinds_are_the_modules() -> None:
     }
 
 
-@dataclass(frozen=True)
-class _HoldingOut(AblationSettings):
-    validation: float | None = 0.1
-
-
 def test_with_validation_data_everything_is_compared_by_them() -> None:
     """The progress lines' best, ASHA, PBT and Optuna take the study's metric."""
     assert AblationSettings().metric == "average_accuracy"
-    assert _HoldingOut().metric == "average_val_accuracy"
-    assert _HoldingOut(stream="warm_start").metric == "final_val_accuracy"
-    assert _HoldingOut(validation=None).metric == "average_accuracy"
+    assert AblationSettings(validation=0.1).metric == "average_val_accuracy"
+    assert AblationSettings(validation=0.1, stream="warm_start").metric == "final_val_accuracy"
+    assert AblationSettings(validation=0.0).metric == "average_accuracy"

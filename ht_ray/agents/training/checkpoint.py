@@ -58,5 +58,8 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     # So that a message names the one setting that differs, not the group that it is in.
     flat: dict[str, Any] = {}
     for name, value in settings.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:  # a file has lists only
+            flat[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
     return flat

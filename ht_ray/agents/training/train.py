@@ -152,7 +152,9 @@ class TrainingRun:
         self._indicators = None
         if indicators_interval is not None:
             self._indicators = AgentIndicators(self.agent, self.collector.replay, indicators_interval)
-        self.record = TrainingRecord(self.collector.env.game, seed, asdict(self.config))
+        # As a file has it, so that a record that was read back is the same.
+        plain = json.loads(json.dumps(asdict(self.config)))
+        self.record = TrainingRecord(self.collector.env.game, seed, plain)
         self._settings = {
             "game": self.record.game,
             "seed": seed,
@@ -492,7 +494,8 @@ def main(arguments: list[str] | None = None) -> int:
             length: dict[str, Any] = {"training_steps": given["steps"]}
             config = replace(config, **length)
         if path is not None:
-            known = {"game": game_name(game), "seed": given["seed"], "config": asdict(config)}
+            # As a file has it.
+            known = json.loads(json.dumps({"game": game_name(game), "seed": given["seed"], "config": asdict(config)}))
             _check_record(path, checkpoint_dir=given["checkpoint_dir"], **known)
         # A published variant plays as it was published.
         record = train(game, config, env=PUBLISHED_PROTOCOLS.get(variant), on_evaluation=show, **given)
