@@ -116,8 +116,7 @@ class AgentConfig(ABC):
     reinitialize_tortoise: bool = True
     #: Whether the target network chooses the actions, in training and in evaluation.
     act_with_tortoise: bool = False
-    #: More methods, joined by "+": redo, continual_backprop, l2, regenerative, upgd, weight_clipping, optimizer_reset,
-    #: or "package.module:Class".
+    #: More methods, joined by "+": those of `METHODS` that are for agents, as "redo+l2", or "package.module:Class".
     methods: str = ""
     #: Their settings by name, as ``redo_interval``; intervals count gradient steps.
     method_settings: Mapping[str, Any] | None = field(default=None, hash=False)

@@ -230,7 +230,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     arguments = ["--game", "pong", "--variant", "drq+ht", "--steps", "5", "--evaluation-episodes", "0"]
     assert main([*arguments, "--record", str(path)]) == 0
     assert capsys.readouterr().out == "Pong, drq+ht: 5 steps, 0 updates, 0 games\n"
-    assert json.loads(path.read_text())["config"] == asdict(drq_variant("drq+ht"))
+    assert json.loads(path.read_text())["config"] == json.loads(json.dumps(asdict(drq_variant("drq+ht"))))
 
 
 def test_the_command_line_refuses_before_it_trains(
