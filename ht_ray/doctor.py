@@ -20,6 +20,7 @@ from ht_ray._checks import check_number, did_you_mean
 from ht_ray._device import check_device
 from ht_ray.diagnostics import diagnose
 from ht_ray.errors import SettingError
+from ht_ray.mechanisms import derive_seed, generator, isolated_rng
 
 __all__ = ["main"]
 
@@ -81,7 +82,8 @@ def _diagnosis(chosen: argparse.Namespace) -> str:
     device = check_device("--device", chosen.device)
     inputs, labels, num_classes = _batch(chosen.data, chosen.data_root, chosen.samples, chosen.seed)
     make = _factory(chosen.model, tuple(inputs.shape[1:]), num_classes)
-    model = make()
+    with isolated_rng(derive_seed(chosen.seed, "doctor: network")):
+        model = make()
     if chosen.checkpoint is not None:
         _load(model, chosen.checkpoint)
     try:
@@ -114,7 +116,6 @@ def _batch(data: str, root: str | None, samples: int, seed: int) -> tuple[Tensor
         inputs, labels = _read(data)
         classes = None if labels.is_floating_point() else int(labels.max()) + 1
         return inputs, labels, classes
-    from ht_ray.mechanisms import generator
     from ht_ray.vision import DATA_SETS, DataConfig, Normalise, load_data
 
     if data not in DATA_SETS:

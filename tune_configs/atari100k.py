@@ -317,7 +317,10 @@ class AtariSettings(DrQConfig, _AtariStudy):
     kind: ClassVar[str] = "drq"
     having: ClassVar[_Having] = {
         "momentum": lambda own: own.momentum is not None,
+        "momentum_warmup": lambda own: own.momentum is not None,
         "reset_interval": _resets,
+        "reset_only": _resets,
+        "reset_schedule": _resets,
         "optimizer_state": _resets,
         "act_with_tortoise": lambda own: own.momentum is not None,
         "shrink_perturb_interval": lambda own: own.shrink_perturb_interval is not None,
@@ -385,6 +388,8 @@ class BBFSettings(BBFConfig, _AtariStudy):
     kind: ClassVar[str] = "bbf"
     having: ClassVar[_Having] = {
         "reset_interval": _resets,
+        "reset_only": _resets,
+        "reset_schedule": _resets,
         "optimizer_state": _resets,
         "spr_weight": lambda own: own.spr_weight > 0,
         "spr_steps": lambda own: own.spr_weight > 0,

@@ -190,6 +190,9 @@ def _entry(flag: Flag, value: Any) -> list[str]:
         left = f"  {flag_name(flag.name)}, {flag_name(f'no_{flag.name}')}"
     else:
         left = f"  {flag_name(flag.name)} {_metavar(flag)}"
+        if len(left) > _WIDTH:  # the choices get lines of their own
+            left = f"  {flag_name(flag.name)} NAME"
+            help_ += f" One of {_metavar(flag).strip('{}').replace(',', ', ')}."
     text = textwrap.wrap(f"{help_} (default: {_shown(value)})", _WIDTH - _COLUMN, break_on_hyphens=False)
     beside = [text.pop(0)] if len(left) < _COLUMN - 1 else []
     return [(left.ljust(_COLUMN) + "".join(beside)).rstrip(), *(" " * _COLUMN + line for line in text)]

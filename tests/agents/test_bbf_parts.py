@@ -12,6 +12,7 @@ import torch
 from ht_ray.agents.bbf.config import BBF_VARIANTS, BBFConfig, bbf_variant
 from ht_ray.agents.bbf.horizon import HorizonSchedule
 from ht_ray.agents.bbf.spr import spr_loss
+from ht_ray.agents.dqn.config import DQN_VARIANTS
 from ht_ray.agents.drq.config import VARIANTS
 from ht_ray.agents.registry import AGENT_VARIANTS, agent_variant
 from ht_ray.agents.replay import make_replay
@@ -108,14 +109,16 @@ def test_a_replay_too_small_to_ever_draw_from_is_refused(longest: str) -> None:
 
 def test_variants() -> None:
     names = ["bbf", "bbf-spr0", "bbf-spr0+ht"]
-    assert list(BBF_VARIANTS) == names + [f"{name}@rr8" for name in names]
-    for name, config in BBF_VARIANTS.items():
+    names += [f"{name}@rr8" for name in names]
+    assert list(BBF_VARIANTS) == [*names, "bbf-published-2023", "bbf-published-2025"]  # those: test_published.py
+    for name in names:
+        config = BBF_VARIANTS[name]
         assert config.spr_weight == (0 if "spr0" in name else 5)
         assert config.reset_interval == (4000 if "+ht" in name else None)
         assert config.updates_per_step == (8 if name.endswith("@rr8") else 2)
         # As the published code does when it is run.
         assert config.restart_optimizer_state == ("keep" if "spr0" in name else "clear")
-    assert set(AGENT_VARIANTS) == {*VARIANTS, *BBF_VARIANTS}
+    assert set(AGENT_VARIANTS) == {*VARIANTS, *BBF_VARIANTS, *DQN_VARIANTS}
     assert agent_variant("bbf", learning_rate=0.5, restart_optimizer_state="keep") == BBFConfig(learning_rate=0.5)
     with pytest.raises(SettingError, match="Did you mean 'bbf-spr0'"):
         agent_variant("bbf_spr0")

@@ -155,8 +155,6 @@ def test_crelu_keeps_the_number_of_features() -> None:
 @pytest.mark.parametrize("method", [*FOR_AGENTS, "crelu", "layer_norm", "hare_tortoise+redo"])
 def test_every_method_acts_on_the_agent(method: str) -> None:
     config = with_methods(DQNConfig(**SMALL), method, interval=30)
-    if method == "optimizer_reset":
-        config = with_methods(DQNConfig(**SMALL), f"{method}:optimizer_reset_interval=30", interval=30)
     weights = finished(small_run(config)).agent.network.state_dict()
     plain = finished(small_run()).agent.network.state_dict()
     changed = weights.keys() != plain.keys() or any(

@@ -154,7 +154,15 @@ def test_shrink_and_perturb_with_fresh_weights() -> None:
 
 
 def test_variants_are_the_papers() -> None:
-    assert list(VARIANTS) == ["drq", "drq+sp", "drq+ht", "drq+hr20k", "drq+hr40k", "drq+hr40k+ht"]
+    assert list(VARIANTS) == [
+        "drq",
+        "drq+sp",
+        "drq+ht",
+        "drq+hr20k",
+        "drq+hr40k",
+        "drq+hr40k+ht",
+        "drq-published",
+    ]
     changed = {
         name: {key: value for key, value in vars(config).items() if value != getattr(DrQConfig(), key)}
         for name, config in VARIANTS.items()
@@ -167,6 +175,7 @@ def test_variants_are_the_papers() -> None:
         "drq+hr20k": {"head_reset_interval": 20_000},
         "drq+hr40k": {"head_reset_interval": 40_000},
         "drq+hr40k+ht": {"head_reset_interval": 40_000, **tortoise},
+        "drq-published": {"padding": "same", "published_shift": True},
     }
 
 

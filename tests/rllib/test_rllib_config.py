@@ -218,7 +218,7 @@ def test_table_of_settings_is_true() -> None:
     page = Path(__file__).resolve().parents[2] / "docs" / "rllib.md"
     rows = re.findall(r"^\| `(\w+)` \| `(.+?)` \|", page.read_text(encoding="utf-8"), re.MULTILINE)
     config, buffer = HTDQNConfig(), inspect.signature(NStepEpisodeReplayBuffer).parameters
-    assert len(rows) == 15 + 6
+    assert len(rows) == 18 + 6
     for name, value in rows:
         default = buffer[name].default if name in buffer else getattr(config, name)
         assert default == ast.literal_eval(value), name

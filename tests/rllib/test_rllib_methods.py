@@ -53,6 +53,8 @@ OFTEN = {
     "l2_strength": 1e-2,
     "weight_clipping_factor": 0.5,
     "fire_interval": 5,
+    "regrama_interval": 3,
+    "regrama_threshold": 0.7,
 }
 
 

@@ -241,6 +241,9 @@ def test_settings_of_a_method_reach_its_plugins() -> None:
             "reset_at_phase_end": False,
             "recalibrate_batchnorm": 3,
             "average_buffers": (),
+            "momentum_warmup": 0.0,
+            "reset_only": (),
+            "reset_schedule": (),
         }
         assert (shrink.settings.ratio, shrink.settings.noise, shrink.settings.toward) == (0.25, 0.5, "fresh")
         assert (head.settings.toward, head.seed, shrink.seed) == ("fresh", 9, 9)

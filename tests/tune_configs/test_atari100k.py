@@ -115,6 +115,9 @@ OTHER = {
     "reset_interval": 10,
     "shrink_perturb_interval": 10,
     "head_reset_interval": 10,
+    "momentum_warmup": 0.5,
+    "reset_only": ("head",),
+    "reset_schedule": (5, 10),
     "methods": "redo",
     "method_settings": {"redo_interval": 500},
 }

@@ -80,6 +80,8 @@ def another(setting: str) -> Any:
     default = getattr(BBFConfig, setting)
     given = {"updates_per_step": 4, "batches_per_sample": 1, "reset_interval": 10, "restart_interval": None}
     given |= {"optimizer_state": "clear", "restart_optimizer_state": "clear", "discount_start": 0.5, "epsilon": 0.5}
+    given |= {"momentum_warmup": 0.5, "reset_only": ("head",), "reset_schedule": (5, 10)}
+    given |= {"priorities": "published", "restarts": (10, 20)}
     given |= {"methods": "redo", "method_settings": {"redo_interval": 500}}
     if setting in given:
         return given[setting]

@@ -75,7 +75,7 @@ def test_permuted_inputs_are_those_of_one_order_of_pixels_in_training_and_in_the
     run.begin_phase()
     by_hand = torch.stack([normalise(data.test_images).flatten(2)[:, :, k] for k in run.loader.transform.order], 2)  # type: ignore[union-attr]
     logits = run.model.eval()(by_hand.view(30, 1, 4, 6))
-    tested = run.evaluate()
+    tested = run.evaluate()[0]
     assert tested.accuracy == pytest.approx((logits.argmax(1) == data.test_labels).double().mean().item())
     assert tested.loss == pytest.approx(functional.cross_entropy(logits, data.test_labels).item(), rel=1e-5)
 
@@ -111,7 +111,7 @@ def test_classes_arrive_and_the_head_grows(data: ImageData) -> None:
     seen = sorted(order[:2])
     logits = run.model.eval()(Normalise(data.mean, data.std)(run.tested.images))[:, seen]
     target = torch.tensor([seen.index(k) for k in run.tested.labels.tolist()])
-    assert run.evaluate().loss == pytest.approx(functional.cross_entropy(logits, target).item(), rel=1e-5)
+    assert run.evaluate()[0].loss == pytest.approx(functional.cross_entropy(logits, target).item(), rel=1e-5)
     head = copy.deepcopy(run.model.head.state_dict())  # type: ignore[union-attr, operator]
     model = run.model
     fit(model, data, Stream("one", stream.phases[:1]), training=TrainingConfig(weight_decay=0, batch_size=16))
@@ -159,7 +159,7 @@ def test_binary_tasks_have_two_classes_and_a_head_of_zeros(data: ImageData) -> N
     run = run_of(data, stream, method="hare_tortoise", momentum=0.9, reset_interval=1)
     run.begin_phase()
     assert not run.model.head[0].weight.any() and not run.model.head[0].bias.any()  # type: ignore[index, union-attr]
-    assert run.evaluate().loss == pytest.approx(torch.tensor(2.0).log().item())
+    assert run.evaluate()[0].loss == pytest.approx(torch.tensor(2.0).log().item())
     assert set(run.tested.labels.tolist()) == {0, 1}
     assert run.method.tortoise is not None and not run.method.tortoise.weights["head.0.weight"].any()
 

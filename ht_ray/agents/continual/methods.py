@@ -45,8 +45,8 @@ def with_methods(config: AgentConfig, text: str, *, interval: int) -> AgentConfi
         Names joined by ``+``, and settings behind a colon, as in `ht_ray.methods.parse_method`. ``crelu`` and
         ``layer_norm`` are forms of the network.
     interval : int
-        Gradient steps from one reset of Hare & Tortoise, Shrink & Perturb or Head Reset to the next, and from one
-        ReDo to the next, unless the text says otherwise.
+        Gradient steps from one reset of Hare & Tortoise, Shrink & Perturb, Head Reset, ReDo, ReGraMa, FIRE or the
+        optimiser to the next, unless the text says otherwise.
 
     Raises
     ------
@@ -77,8 +77,9 @@ def with_methods(config: AgentConfig, text: str, *, interval: int) -> AgentConfi
             changes["layer_norm"] = True
         else:
             others.append(part)
-    if "redo" in others:
-        given.setdefault("redo_interval", interval)
+    for part in ("redo", "regrama", "fire", "optimizer_reset"):
+        if part in others:
+            given.setdefault(f"{part}_interval", interval)
     for key in changes:
         if key not in config.__dataclass_fields__:
             raise SettingError(

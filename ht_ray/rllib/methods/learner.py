@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -72,6 +71,14 @@ _COUNTS: Mapping[str, Mapping[str, str]] = {
 }
 # Counters of all methods, which say nothing of what a method does.
 _CLOCKS = ("seed", "steps", "epochs")
+
+
+class _Together(list[Any]):
+    """Optimizers that step one after the other, with the parameter groups of all of them."""
+
+    @property
+    def param_groups(self) -> list[Any]:
+        return [group for optimizer in self for group in optimizer.param_groups]
 
 
 class TargetNetwork(Tortoise):
@@ -283,8 +290,7 @@ class MethodLearner(TorchLearner):
     def _before_step(self, module_id: str, held: ModuleMethods) -> Iterator[None]:
         # RLlib hands all gradients to their parameters, and then calls one optimizer after the other.
         optimizers = self._optimizers(module_id)
-        groups = SimpleNamespace(param_groups=[group for optimizer in optimizers for group in optimizer.param_groups])
-        whole = optimizers[0] if len(optimizers) == 1 else groups
+        whole = optimizers[0] if len(optimizers) == 1 else _Together(optimizers)
         handle = optimizers[0].register_step_pre_hook(lambda *_: held.composition.before_step(whole))
         try:
             yield

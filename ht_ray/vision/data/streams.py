@@ -199,10 +199,10 @@ def stream_config(name: str, **settings: Any) -> StreamConfig:
     --------
     >>> stream_config("warm_start", epochs=20, fresh=True).epochs
     20
-    >>> stream_config("warmstart")
+    >>> stream_config("warmstart")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ...
-    ht_ray.errors.SettingError: stream = 'warmstart': accepted are 'continual', 'warm_start'. Did you mean 'warm_start'?
+    ht_ray.errors.SettingError: stream = 'warmstart': accepted are 'continual', ... Did you mean 'warm_start'?
     """
     config = STREAMS[check_choice("stream", name, STREAMS)]
     for setting in settings:
