@@ -16,7 +16,7 @@ from ht_ray.report.run_history import RunHistory
 from ht_ray.report.style.formats import describe, humanize
 from ht_ray.report.style.tables import Table
 
-__all__ = ["GENERATOR", "StudyReport", "html_page"]
+__all__ = ["GENERATOR", "StudyReport", "html_page", "page_of_tables"]
 
 #: The line by which a page is recognised as a report's.
 GENERATOR = '<meta name="generator" content="ht_ray.report">'
@@ -121,6 +121,25 @@ def html_page(
         body += _study(report, f"study-{number}", f"{name} ({heading})" if several else heading)
     body.append("<h2>This report</h2>")
     body.append(f"<p>Made by</p><pre>{_text(shlex.join(command))}</pre>")
+    return _page(title, body)
+
+
+def page_of_tables(
+    title: str, tables: Sequence[Table], figures: Sequence[Path], made_with: Sequence[str], commands: Sequence[str]
+) -> str:
+    """Return a page of tables and figures that are no study's own.
+
+    Parameters
+    ----------
+    made_with, commands : sequence of str
+        Versions and machines, and the command lines that made what the tables show.
+    """
+    body = [f"<h1>{_text(title)}</h1>", *(_figure(path, title) for path in figures), *map(_table, tables)]
+    body += ["<h2>How it was made</h2>", *(f"<p>{_text(line)}</p>" for line in made_with)]
+    return _page(title, [*body, f"<pre>{_text(chr(10).join(commands))}</pre>"])
+
+
+def _page(title: str, body: Sequence[str]) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

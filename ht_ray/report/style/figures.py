@@ -93,16 +93,18 @@ class ColourScale:
     ----------
     low, high : float
         The ends of the values, in the unit of the colour bar; the scale has a margin beyond them.
+    colours : str, default "viridis"
+        Matplotlib's name of the colours.
     """
 
-    def __init__(self, low: float, high: float) -> None:
+    def __init__(self, low: float, high: float, colours: str = "viridis") -> None:
         from matplotlib import colormaps
         from matplotlib.cm import ScalarMappable
         from matplotlib.colors import Normalize
 
         margin = 0.02 * (high - low) or 0.005 * abs(high) or 0.005
         self.low, self.high = low - margin, high + margin
-        self.mappable = ScalarMappable(Normalize(self.low, self.high), colormaps["viridis"])
+        self.mappable = ScalarMappable(Normalize(self.low, self.high), colormaps[colours])
 
     def __call__(self, value: float) -> tuple[float, ...]:
         """Return the colour of a value."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
@@ -23,8 +23,8 @@ class MLP(nn.Module):
         Features that each hidden layer passes on. With none, the features are the pixels.
     dropout
         Probability of dropping a feature, after each activation.
-    layer_norm
-        Whether LayerNorm takes BatchNorm's place.
+    norm
+        The class of the layers that normalise, called with their number of features; None for none.
     crelu
         Whether each hidden layer has half as many units, rounded up, and CReLU, which doubles them.
 
@@ -45,7 +45,7 @@ class MLP(nn.Module):
         *,
         hidden: Sequence[int] = (100, 100),
         dropout: float = 0.0,
-        layer_norm: bool = False,
+        norm: Callable[[int], nn.Module] | None = nn.BatchNorm1d,
         crelu: bool = False,
     ) -> None:
         super().__init__()
@@ -53,8 +53,8 @@ class MLP(nn.Module):
         features = math.prod(shape)
         for wanted in hidden:
             units = math.ceil(wanted / 2) if crelu else wanted
-            norm = nn.LayerNorm(units) if layer_norm else nn.BatchNorm1d(units)
-            self.layers.extend([nn.Linear(features, units), norm, CReLU() if crelu else nn.ReLU()])
+            normalised = [norm(units)] if norm is not None else []
+            self.layers.extend([nn.Linear(features, units), *normalised, CReLU() if crelu else nn.ReLU()])
             if dropout:
                 self.layers.append(nn.Dropout(dropout))
             features = 2 * units if crelu else units

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 
 from torch import Tensor, nn
@@ -27,6 +28,12 @@ _PAPER_DROPOUT = {"vit_tiny": 0.1}
 _PAPER_HEAD = {"vgg16": (1024, 1024)}
 # CReLU replaces an activation: heads that have none get a hidden layer as wide as the published features.
 _CRELU_HEAD = {"vgg16": (1024, 1024), "resnet18": (512,), "vit_tiny": (192,)}
+# Of the mlp, by `ModelConfig.normalisation`.
+_NORMS: Mapping[str, Callable[[int], nn.Module] | None] = {
+    "published": nn.BatchNorm1d,
+    "layer": nn.LayerNorm,
+    "none": None,
+}
 
 
 class Network(nn.Module):
@@ -108,9 +115,9 @@ Did you mean 'resnet18'?
     and ``head_hidden=None`` they get a hidden layer of 512 (as the authors' code has for CIFAR-10) and 192 features;
     the same network with ReLU has ``head_hidden=(512,)`` or ``(192,)``."""
     normalisation: str = "published"
-    """published (BatchNorm; LayerNorm in vit_tiny), or layer: LayerNorm in BatchNorm's places. That of resnet18 and
-    vgg16 is over all channels and positions of a sample, with one weight and bias per channel (a GroupNorm of one
-    group). For vit_tiny only published is accepted."""
+    """published (BatchNorm; LayerNorm in vit_tiny), or layer: LayerNorm in BatchNorm's places; for the mlp also none.
+    That of resnet18 and vgg16 is over all channels and positions of a sample, with one weight and bias per channel (a
+    GroupNorm of one group). For vit_tiny only published is accepted."""
     head: str | None = None
     """Of a network of your own: the name of its head, as classifier.2; None looks for one."""
 
@@ -150,7 +157,8 @@ Did you mean 'resnet18'?
                 reason=f": a linear head has no activation; accepted for {self.name} is a {{ModelConfig.head_hidden}} "
                 f"with layers, or None for {_CRELU_HEAD[self.name]}.",
             )
-        check_choice("ModelConfig.normalisation", self.normalisation, ("published", "layer"))
+        known = ("published", "layer", "none") if self.name == "mlp" else ("published", "layer")
+        check_choice("ModelConfig.normalisation", self.normalisation, known)
         if self.normalisation == "layer" and self.name == "vit_tiny":
             raise SettingError(
                 owner="ModelConfig",
@@ -223,7 +231,8 @@ def make_model(config: ModelConfig, *, shape: tuple[int, ...], num_classes: int,
     with isolated_rng(derive_seed(seed, "init")):
         if config.name == "mlp":
             hidden = [_scaled(units, config.width) for units in config.hidden]
-            backbone = MLP(shape, hidden=hidden, dropout=dropout, layer_norm=layer_norm, crelu=crelu)
+            norm = _NORMS[config.normalisation]
+            backbone = MLP(shape, hidden=hidden, dropout=dropout, norm=norm, crelu=crelu)
         elif config.name == "resnet18":
             backbone = ResNet18(shape[0], base=base, dropout=dropout, layer_norm=layer_norm)
         elif config.name == "vgg16":
