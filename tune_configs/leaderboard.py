@@ -224,7 +224,10 @@ def main(arguments: Sequence[str] | None = None, program: str = "ht-ray leaderbo
     """Run the command line; return 0, 1 if runs are missing, 2 for settings that cannot work, 130 if interrupted."""
     try:
         given = make_parser().parse_args(arguments)
-        return _run(given, _command(given))
+        with warnings.catch_warnings():
+            # Of many settings some do not suit a stream: that is what tuning finds.
+            warnings.simplefilter("ignore", SettingWarning)
+            return _run(given, _command(given))
     except (SettingError, RayStartError, OSError) as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         return 2
@@ -381,9 +384,7 @@ class _Round:
 
 def _seconds(config: dict[str, Any], shared: Any) -> float:
     """Return the processor time of a trial's first two phases; infinity where it diverges."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SettingWarning)  # the study has said them
-        run = VisionPack({"": {**config, "device": "cpu"}}, shared).runs[""]
+    run = VisionPack({"": {**config, "device": "cpu"}}, shared).runs[""]
     started = time.process_time()
     try:
         for _ in range(2):

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from sweep_trials import spec, study
 
+from ht_ray.records import TrialStatus
 from ht_ray.sweep import SweepConfig, run_study
 from ht_ray.sweep.records.progress import Console
+from ht_ray.sweep.records.prometheus import StudyMetrics
 
 
 def scrape() -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -61,3 +63,9 @@ def test_numbers_of_a_study_reach_the_metrics_port(cluster: str, tmp_path: Path)
     best = value("best_metric", metric="average")
     assert best is not None
     assert 0 < best < 1
+
+
+def test_labels_of_any_letters_are_measured() -> None:
+    metrics = StudyMetrics("études", "accuracy")
+    metrics.samples("Adam ε=0.0001 β=(0.9, 0.9)", 3)
+    metrics.status({TrialStatus.FINISHED: 1}, 1.0, 2.0)

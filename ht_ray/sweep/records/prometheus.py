@@ -18,6 +18,11 @@ __all__ = ["StudyMetrics"]
 _Metric = TypeVar("_Metric", Gauge, Counter)
 
 
+def _tag(text: str) -> str:
+    # Ray 2.60 ends the study with a UnicodeEncodeError at any other text, as "Adam ε=0.0001".
+    return text.encode("ascii", "backslashreplace").decode("ascii")
+
+
 class StudyMetrics:
     """The numbers of one study.
 
@@ -44,7 +49,7 @@ class StudyMetrics:
     def __init__(self, study: str, metric: str) -> None:
         def named(kind: type[_Metric], name: str, description: str, *tags: str) -> _Metric:
             made: _Metric = kind(f"ht_ray_{name}", description=description, tag_keys=("study", *tags))
-            made.set_default_tags({"study": study, **({"metric": metric} if "metric" in tags else {})})
+            made.set_default_tags({"study": _tag(study), **({"metric": _tag(metric)} if "metric" in tags else {})})
             return made
 
         self._trials = named(Gauge, "trials", "Trials of a study, by status.", "status")
@@ -56,7 +61,7 @@ class StudyMetrics:
     def samples(self, label: str, samples: int) -> None:
         """Count what a part of a trial was trained on; nothing where its number of samples means nothing."""
         if samples:
-            self._samples.inc(samples, tags={"label": label})
+            self._samples.inc(samples, tags={"label": _tag(label)})
 
     def fault(self, kind: FaultKind) -> None:
         """Count a fault."""
