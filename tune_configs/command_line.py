@@ -46,6 +46,7 @@ from ht_ray.vision.models.own import check_network, is_own_model
 from ht_ray.vision.training.optimizer import fitting
 from tune_configs.flags import current_flags, flag_name, flags_of, help_page, parse_flags
 from tune_configs.packs import packed
+from tune_configs.published import published_settings
 from tune_configs.settings import RENAMED, StudySettings, VisionSettings, with_methods
 from tune_configs.vision_trial import stream_of, trial_config
 
@@ -411,7 +412,11 @@ def prepare_vision(settings: VisionSettings, planned: tuple[TrialSpec, ...]) -> 
             raise error.of("VisionSettings", "validation") from error
     check_streams(planned, data.train_labels, data.num_classes)
     check_networks(planned, data.shape, data.num_classes)
-    said = [*unused_settings(settings, planned), *method_warnings(planned, data.shape, data.num_classes)]
+    said = [
+        *unpublished(settings, planned),
+        *unused_settings(settings, planned),
+        *method_warnings(planned, data.shape, data.num_classes),
+    ]
     said += schedule_warnings(planned, data.train_labels, data.num_classes)
     said += size_warnings(settings, len(data.train_labels))
     pack = partial(packed, settings, shape=data.shape, num_classes=data.num_classes)
@@ -644,6 +649,19 @@ def size_warnings(settings: VisionSettings, images: int) -> list[str]:
         for name, what in means.items()
         if (value := getattr(settings, name)) is not None and value > images
     ]
+
+
+def unpublished(settings: VisionSettings, planned: Sequence[TrialSpec]) -> list[str]:
+    """Return a sentence on the methods that have their defaults where published settings were asked for."""
+    if settings.settings != "published":
+        return []
+    parts = dict.fromkeys(part for spec in planned for part in trial_config(spec.config).method.parts)
+    without = [
+        part for part in parts if setting_names([part]) and not published_settings(part, settings.data, settings.stream)
+    ]
+    return (
+        [f"--settings published: none are known of {', '.join(without)}, which have their defaults."] if without else []
+    )
 
 
 def unused_settings(settings: VisionSettings, planned: Sequence[TrialSpec]) -> list[str]:

@@ -13,6 +13,7 @@ from ht_ray._parts import is_path_of_part
 from ht_ray.diagnostics import INDICATOR_GROUPS, IndicatorConfig
 from ht_ray.errors import SettingError
 from ht_ray.methods import registry
+from ht_ray.methods.registry import split_methods
 from ht_ray.records.checked_json import Damaged, check_form, form_of
 from ht_ray.report.data.selection import validation_metric
 from ht_ray.sweep import Search, TrialSpec
@@ -27,6 +28,7 @@ from ht_ray.vision import (
     parse_method,
 )
 from tune_configs.flags import default_of, help_texts
+from tune_configs.published import PUBLISHED, published_settings
 from tune_configs.vision_trial import plain_method, trial_config
 
 __all__ = [
@@ -254,6 +256,9 @@ class VisionSettings(_Flags, StudySettings):
     next to the test data: what is chosen is chosen on it. 0 holds none out."""
     versions: tuple[str, ...] = field(default=(), metadata={"flag": False})
     """Of the network and the data that are a user's own: hashes of them when the study began."""
+    settings: str = field(default="default", metadata={"choices": ("default", "published")})
+    """Of the methods: default, or published: where a flag has its default, what the method's paper or FIRE's comparison
+    used on this data set with its network."""
     pack: str = "auto"
     """Many small networks are trained as one program, which takes a fraction of the time: auto packs where that
     profits, a number packs up to so many trials wherever it is possible, off trains each alone."""
@@ -269,6 +274,12 @@ class VisionSettings(_Flags, StudySettings):
                 raise SettingError(owner=owner, field="pack", value=self.pack, accepted="auto, off, or a number")
             check_number(f"{owner}.pack", int(self.pack), low=2, high=MOST_PACKED, integer=True)
         check_choice(f"{owner}.device", self.device, ["auto", "cpu", "cuda"])
+        check_choice(f"{owner}.settings", self.settings, ["default", "published"])
+        if self.settings == "published" and PUBLISHED.get(self.data) != self._preset("model"):
+            known = ", ".join(f"{data} with {model}" for data, model in PUBLISHED.items())
+            why = ": none are known for {data} = {given!r} with {model} = {network!r}; accepted with it are {known}."
+            told = {"given": self.data, "network": self._preset("model"), "known": known}
+            raise self.refused("settings", why, **told)
         self.data_config()
         check_number(f"{owner}.seeds", self._preset("seeds"), low=1, high=MOST_SEEDS, integer=True)
         self._model_config()
@@ -339,7 +350,13 @@ class VisionSettings(_Flags, StudySettings):
         Settings behind the name, as in ``"l2:l2_strength=0.01"``, go before `settings`, and those before the study's.
         """
         name, own = parse_method(name)
-        return MethodConfig(name, **{**self.method_defaults, **settings, **own})
+        values = self.method_defaults
+        if self.settings == "published":
+            usual = {one.name: one.default for one in fields(self)}
+            for part in split_methods(name)[0]:
+                known = published_settings(part, self.data, self.stream)
+                values |= {setting: value for setting, value in known.items() if values[setting] == usual[setting]}
+        return MethodConfig(name, **{**values, **settings, **own})
 
     def trial_config(self, method: MethodConfig, access: str, seed: int, **stream: Any) -> dict[str, Any]:
         """Return what a trial is made from, as plain data; `stream` are settings of its stream that go before these."""
