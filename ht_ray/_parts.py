@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ht_ray._checks import did_you_mean
+from ht_ray._checks import did_you_mean, refused
 from ht_ray.errors import SettingError
 
 __all__ = ["is_path_of_part", "load_part", "version_of_part"]
@@ -46,7 +46,7 @@ def load_part(owner: str, field: str, path: str) -> Any:
     module, _, name = path.partition(":")
 
     def refused(reason: str, **told: Any) -> SettingError:
-        return SettingError(owner=owner, field=field, value=path, reason=reason, **told)
+        return refused(f"{owner}.{field}", path, reason, **told)
 
     try:
         found = importlib.import_module(module)
@@ -83,5 +83,5 @@ def version_of_part(owner: str, field: str, path: str) -> str:
         file = None
     file = file or getattr(module, "__file__", None)
     if file is None:
-        raise SettingError(owner=owner, field=field, value=path, reason=": its module has no source file.")
+        raise refused(f"{owner}.{field}", path, ": its module has no source file.")
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
