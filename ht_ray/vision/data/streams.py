@@ -409,10 +409,8 @@ def continual(labels: Tensor, num_classes: int, config: ContinualConfig, *, seed
     ratio = config.chunk_ratio if config.chunk_ratio is not None else 1 / config.phases
     bounds = [min(total, round(k * ratio * total)) for k in range(config.phases + 1)]
     if any(high == low for low, high in pairwise(bounds)):
-        why = (
-            f" of a share of {ratio:g} each: the training set of {total} samples is too small, a phase would be empty."
-        )
-        raise refused("ContinualConfig.phases", config.phases, why)
+        why = f" of a share of {ratio:g} each: the training set of {total} samples is too small, a phase would be "
+        raise refused("ContinualConfig.phases", config.phases, f"{why}empty.")
     order = torch.randperm(total, generator=generator(seed, "order of arrival"))
     memory = Reservoir(config.buffer_size, seed=seed)
     phases = []
