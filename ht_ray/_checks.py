@@ -8,10 +8,11 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable
+from typing import Any
 
 from ht_ray.errors import SettingError
 
-__all__ = ["check_choice", "check_number", "did_you_mean"]
+__all__ = ["check_choice", "check_number", "did_you_mean", "owner_and_field", "refused"]
 
 
 # Of float32 (the smallest: with all its digits), and of an index.
@@ -47,6 +48,18 @@ def owner_and_field(where: str) -> tuple[str | None, str]:
     """
     owner, _, field = where.replace(": ", ".").rpartition(".")
     return owner or None, field
+
+
+def refused(where: str, value: object, reason: str | None = None, **more: Any) -> SettingError:
+    """Return the error of a setting that is called as in `check_choice`; `reason` and more are those of `SettingError`.
+
+    Examples
+    --------
+    >>> str(refused("DataConfig.root", "here", " does not exist."))
+    "DataConfig.root = 'here' does not exist."
+    """
+    owner, field = owner_and_field(where)
+    return SettingError(owner=owner, field=field, value=value, reason=reason, **more)
 
 
 def check_choice(where: str, value: object, options: Iterable[str]) -> str:

@@ -6,11 +6,11 @@ import hashlib
 import importlib
 import inspect
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ht_ray._checks import did_you_mean
-from ht_ray.errors import SettingError
+from ht_ray._checks import did_you_mean, refused
 
 __all__ = ["is_path_of_part", "load_part", "version_of_part"]
 
@@ -44,10 +44,7 @@ def load_part(owner: str, field: str, path: str) -> Any:
         If the module cannot be imported, or has nothing of this name.
     """
     module, _, name = path.partition(":")
-
-    def refused(reason: str, **told: Any) -> SettingError:
-        return SettingError(owner=owner, field=field, value=path, reason=reason, **told)
-
+    refuse = partial(refused, f"{owner}.{field}", path)
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -55,14 +52,14 @@ def load_part(owner: str, field: str, path: str) -> Any:
             why = (
                 ": there is no module {missing!r}; accepted is 'package.module:name', with a module that Python finds "
             )
-            raise refused(why + "here and on every node.", missing=error.name) from error
-        raise refused(": importing {module} failed: {error}.", module=module, error=str(error)) from error
+            raise refuse(why + "here and on every node.", missing=error.name) from error
+        raise refuse(": importing {module} failed: {error}.", module=module, error=str(error)) from error
     except Exception as error:  # of a user's own code, whatever it raises
         text = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise refused(": importing {module} failed: {text}.", module=module, text=text) from error
+        raise refuse(": importing {module} failed: {text}.", module=module, text=text) from error
     if not hasattr(found, name):
         hint = did_you_mean(name, [one for one in vars(found) if not one.startswith("_")])
-        raise refused(": the module {module} has no {name}.{near}", module=module, name=name, near=hint)
+        raise refuse(": the module {module} has no {name}.{near}", module=module, name=name, near=hint)
     return getattr(found, name)
 
 
@@ -83,5 +80,5 @@ def version_of_part(owner: str, field: str, path: str) -> str:
         file = None
     file = file or getattr(module, "__file__", None)
     if file is None:
-        raise SettingError(owner=owner, field=field, value=path, reason=": its module has no source file.")
+        raise refused(f"{owner}.{field}", path, ": its module has no source file.")
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]

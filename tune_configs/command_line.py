@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ht_ray._checks import refused
 from ht_ray._parts import is_path_of_part, version_of_part
 from ht_ray._storage import StorageError, is_uri
 from ht_ray.diagnostics import IndicatorConfig
@@ -205,9 +206,7 @@ def _parse(
     try:
         saved = saved_settings(settings_class, config.resume)
     except SettingError as error:
-        raise SettingError(
-            owner="SweepConfig", field="resume", value=config.resume, reason=": {why}", why=error
-        ) from error
+        raise refused("SweepConfig.resume", config.resume, ": {why}", why=error) from error
     # With the study's settings as defaults, a flag that was given is told from one that was not.
     check_same(saved, type(saved)(**{**asdict(saved), **parse(**asdict(saved))[0]}).resolved())
     return saved, config
@@ -483,17 +482,15 @@ def check_this_machine(run: SweepConfig) -> None:
         return
     found = torch.cuda.device_count()
     if run.gpus_per_trial > found:
-        raise SettingError(
-            owner="SweepConfig",
-            field="gpus_per_trial",
-            value=run.gpus_per_trial,
-            reason=f": PyTorch finds {found or 'no'} GPU{'' if found == 1 else 's'} on this machine. Leave it out, or "
-            "name a cluster that has more with {SweepConfig.address}.",
+        why = (
+            f": PyTorch finds {found or 'no'} GPU{'' if found == 1 else 's'} on this machine. Leave it out, or "
+            "name a cluster that has more with {SweepConfig.address}."
         )
+        raise refused("SweepConfig.gpus_per_trial", run.gpus_per_trial, why)
     for name, amount in {"cpus_per_trial": os.cpu_count() or 1, "memory_per_trial": _memory() / GIB}.items():
         value = getattr(run, name)
         if value is not None and value > amount:
-            raise SettingError(owner="SweepConfig", field=name, value=value, reason=f": this machine has {amount:.3g}.")
+            raise refused(f"SweepConfig.{name}", value, f": this machine has {amount:.3g}.")
 
 
 def check_memory(owner: str, name: str, value: Any, needed: int, more: str = "") -> None:
@@ -515,7 +512,7 @@ def check_memory(owner: str, name: str, value: Any, needed: int, more: str = "")
     """
     if needed > _memory():
         takes = f": that takes {needed / GIB:.3g} GiB of memory; this machine has {_memory() / GIB:.3g}."
-        raise SettingError(owner=owner, field=name, value=value, reason=more + takes)
+        raise refused(f"{owner}.{name}", value, more + takes)
 
 
 def _memory() -> int:

@@ -8,7 +8,7 @@ from dataclasses import Field, asdict, dataclass, field, fields, make_dataclass,
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, get_type_hints
 
-from ht_ray._checks import check_choice, check_number
+from ht_ray._checks import check_choice, check_number, refused
 from ht_ray._parts import is_path_of_part
 from ht_ray.diagnostics import INDICATOR_GROUPS, IndicatorConfig
 from ht_ray.errors import SettingError
@@ -162,7 +162,7 @@ class StudySettings(ABC):
     def refused(self, name: str, reason: str, value: Any = None, **told: Any) -> SettingError:
         """Return the refusal of a setting, of all its value or of `value` in it; see `SettingError`."""
         given = getattr(self, name) if value is None else value
-        return SettingError(owner=type(self).__name__, field=name, value=given, reason=reason, **told)
+        return refused(f"{type(self).__name__}.{name}", given, reason, **told)
 
     @abstractmethod
     def resolved(self) -> Self:
@@ -271,7 +271,7 @@ class VisionSettings(_Flags, StudySettings):
         check_number(f"{owner}.evaluate_every", self.evaluate_every, low=1, integer=True)
         if self.pack not in ("auto", "off"):
             if not self.pack.isdecimal():
-                raise SettingError(owner=owner, field="pack", value=self.pack, accepted="auto, off, or a number")
+                raise refused(f"{owner}.pack", self.pack, accepted="auto, off, or a number")
             check_number(f"{owner}.pack", int(self.pack), low=2, high=MOST_PACKED, integer=True)
         check_choice(f"{owner}.device", self.device, ["auto", "cpu", "cuda"])
         check_choice(f"{owner}.settings", self.settings, ["default", "published"])
@@ -434,13 +434,13 @@ def check_distinct(
 ) -> None:
     """Raise `SettingError` unless there are `values` of a setting, of which no two are the `same`."""
     if not values:
-        raise SettingError(owner=owner, field=name, value=(), accepted="at least one value")
+        raise refused(f"{owner}.{name}", (), accepted="at least one value")
     seen: dict[Hashable, Any] = {}
     for value in values:
         if same(value) in seen:
             first = seen[same(value)]
             twice = "is given twice" if first == value else f"is the same as {first!r}"
-            raise SettingError(owner=owner, field=name, value=value, reason=": it {twice}.", twice=twice)
+            raise refused(f"{owner}.{name}", value, ": it {twice}.", twice=twice)
         seen[same(value)] = value
 
 

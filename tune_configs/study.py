@@ -14,7 +14,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, get_args, get_origin, get_type_hints
 
-from ht_ray._checks import check_choice, did_you_mean
+from ht_ray._checks import check_choice, did_you_mean, refused
 from ht_ray._storage import Storage, is_uri
 from ht_ray.errors import SettingError, SettingWarning
 from ht_ray.methods import find_method, setting_names
@@ -465,6 +465,6 @@ def _typed(config: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
             check_form(list(value) if isinstance(value, tuple) else value, form_of(kind), name)
         except Damaged as error:
             accepted = str(error).rpartition("should be ")[2]
-            raise SettingError(owner=config.__name__, field=name, value=value, accepted=accepted) from error
+            raise refused(f"{config.__name__}.{name}", value, accepted=accepted) from error
         found[name] = value
     return found

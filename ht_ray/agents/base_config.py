@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, TypeVar
 
-from ht_ray._checks import check_choice, check_number
+from ht_ray._checks import check_choice, check_number, refused
 from ht_ray._deprecated import current_names, old_names
 from ht_ray.agents.epsilon import EpsilonSchedule
 from ht_ray.agents.methods import named_by_path, read_methods
@@ -149,9 +149,7 @@ class AgentConfig(ABC):
         self._check("momentum_warmup", low=0)
         check_patterns(f"{self.owner}.reset_only", self.reset_only)
         if not isinstance(self.reset_schedule, tuple):
-            raise SettingError(
-                owner=self.owner, field="reset_schedule", value=self.reset_schedule, accepted="a tuple of numbers"
-            )
+            raise refused(f"{self.owner}.reset_schedule", self.reset_schedule, accepted="a tuple of numbers")
         for interval in self.reset_schedule:
             check_number(f"{self.owner}.reset_schedule", interval, low=1, integer=True)
         if self.reset_schedule and self.reset_interval is None:

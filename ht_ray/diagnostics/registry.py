@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ht_ray._checks import check_choice, check_number
+from ht_ray._checks import check_choice, check_number, refused
 from ht_ray.diagnostics._measuring import Loss, measuring, run
 from ht_ray.diagnostics.curvature import HessianEigenvalues, hessian_eigenvalues
 from ht_ray.diagnostics.features import Ranks, feature_recorder, ranks, zero_activation_ratio
@@ -155,12 +155,8 @@ class IndicatorConfig:
         for name in self.names:
             check_choice("IndicatorConfig.names", name, INDICATOR_GROUPS)
         if not self.names or len(set(self.names)) < len(self.names):
-            raise SettingError(
-                owner="IndicatorConfig",
-                field="names",
-                value=self.names,
-                reason=": accepted are one or more different groups; {IndicatorConfig.every} = 0 measures nothing.",
-            )
+            why = ": accepted are one or more different groups; {IndicatorConfig.every} = 0 measures nothing."
+            raise refused("IndicatorConfig.names", self.names, why)
         check_number("IndicatorConfig.srank_delta", self.srank_delta, low=0, high=1, low_open=True, high_open=True)
         check_number("IndicatorConfig.dormant_threshold", self.dormant_threshold, low=0)
         check_number("IndicatorConfig.eigenvalues", self.eigenvalues, low=1, high=_MOST_EIGENVALUES, integer=True)

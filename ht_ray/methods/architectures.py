@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ht_ray.errors import SettingError
+from ht_ray._checks import refused
 from ht_ray.mechanisms.units.crelu import CReLU
 from ht_ray.methods.method import Method
 from ht_ray.methods.registry import register
@@ -26,13 +26,11 @@ class _Architecture(Method):
     def __init__(self, module: nn.Module, settings: Any = None, *, seed: int = 0, **changes: Any) -> None:
         super().__init__(module, settings, seed=seed, **changes)
         if not any(isinstance(part, self.kinds) for part in module.modules()):
-            raise SettingError(
-                owner="MethodConfig",
-                field="name",
-                value=self.name,
-                reason=f": the network has no {self.kinds[0].__name__}; build it with "
-                "make_model(method.model(ModelConfig(...)), ...).",
+            why = (
+                f": the network has no {self.kinds[0].__name__}; build it with "
+                "make_model(method.model(ModelConfig(...)), ...)."
             )
+            raise refused("MethodConfig.name", self.name, why)
 
 
 @register
@@ -67,10 +65,6 @@ class LayerNormNetwork(_Architecture):
             If the network has LayerNorm as published.
         """
         if config.name == "vit_tiny":
-            raise SettingError(
-                owner="MethodConfig",
-                field="name",
-                value=cls.name,
-                reason=": it is LayerNorm in BatchNorm's places, and vit_tiny has it as published; leave it out.",
-            )
+            why = ": it is LayerNorm in BatchNorm's places, and vit_tiny has it as published; leave it out."
+            raise refused("MethodConfig.name", cls.name, why)
         return replace(config, normalisation="layer")

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ht_ray._checks import did_you_mean
+from ht_ray._checks import did_you_mean, refused
 from ht_ray._deprecated import current_names
 from ht_ray.errors import SettingError
 from ht_ray.methods.method import Composition
@@ -288,7 +288,7 @@ def parse_method(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _refused(text: str, reason: str, **told: Any) -> SettingError:
-    return SettingError(owner="MethodConfig", field="name", value=text, reason=reason, **told)
+    return refused("MethodConfig.name", text, reason, **told)
 
 
 def parse_value(text: str) -> Any:

@@ -10,20 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ht_ray.mechanisms.units.find_units import (
-    HiddenUnits,
-    Layers,
-    UnitMap,
-    recyclable_units,
-    sum_of_magnitudes,
-    watch_activations,
-)
+from ht_ray.mechanisms.units.find_units import HiddenUnits, Layers, sum_of_magnitudes, watch_activations
 from ht_ray.mechanisms.units.recycle import recycle
-from ht_ray.mechanisms.units.step_counts import RecycledSteps
 from ht_ray.mechanisms.weights.fresh import fresh_weights
 from ht_ray.mechanisms.weights.optimizer_state import Optimizers
 from ht_ray.mechanisms.weights.rng import derive_seed
-from ht_ray.methods.method import Method
+from ht_ray.methods.recycling import Recycling
 from ht_ray.methods.registry import register
 from ht_ray.methods.settings import MethodSettings, recycled_steps, setting, treats_tortoise
 from ht_ray.methods.tortoise import Tortoise
@@ -43,7 +35,7 @@ def _grown(old: Tensor | None, units: int, dtype: torch.dtype) -> Tensor:
 
 
 @register
-class ContinualBackprop(Method):
+class ContinualBackprop(Recycling):
     """Continual backprop (Dohare et al., Nature 632, 2024, algorithm 1; arXiv 2306.13812).
 
     After every optimiser step, in every layer of hidden units: all ages grow by 1; the utility of unit ``i`` becomes
@@ -124,10 +116,8 @@ class ContinualBackprop(Method):
     def __init__(
         self, module: nn.Module, settings: Any = None, *, seed: int = 0, layers: Layers | None = None, **changes: Any
     ) -> None:
-        super().__init__(module, settings, seed=seed, **changes)
-        self.layers = layers
-        #: Steps, and how many units were replaced in them.
-        self.steps = 0
+        super().__init__(module, settings, seed=seed, layers=layers, **changes)
+        #: How many units were replaced.
         self.replacements = 0
         #: By activation: utility of each unit, its age in steps (on the CPU), units to replace.
         self.utilities: dict[str, Tensor] = {}
@@ -137,20 +127,13 @@ class ContinualBackprop(Method):
         self.draws: dict[str, int] = {}
         self.used: dict[str, Tensor] = {}
         self._drawn: dict[str, dict[str, Tensor]] = {}
-        self.step_counts = RecycledSteps(self.settings.step_count)
-        self._units: UnitMap | None = None
         self._seen: dict[str, Tensor] = {}
         self._follow()
-
-    @property
-    def hidden(self) -> tuple[HiddenUnits, ...]:
-        """The units that take part, as found at the start of the phase."""
-        return self._units.hidden if self._units is not None else ()
 
     def _follow(self) -> None:
         if self.settings.replacement_rate == 0:
             return
-        self._units = recyclable_units("ContinualBackprop", self.module, self.layers, before=self._units)
+        self._find()
         self.utilities = {h.name: _grown(self.utilities.get(h.name), h.units, torch.float32) for h in self.hidden}
         self.ages = {h.name: _grown(self.ages.get(h.name), h.units, torch.int64) for h in self.hidden}
         self.due = {h.name: self.due.get(h.name, 0.0) for h in self.hidden}
@@ -172,10 +155,6 @@ class ContinualBackprop(Method):
     def _see(self, hidden: HiddenUnits, activation: Tensor) -> None:
         samples = activation.numel() // (hidden.halves * hidden.units)
         self._seen[hidden.name] = sum_of_magnitudes(hidden, activation) / samples
-
-    def before_step(self, optimizer: Any) -> None:
-        """Let replaced weights count their own steps, if they do."""
-        self.step_counts.before_step(self.module, optimizer)
 
     @torch.no_grad()
     def after_step(self, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:

@@ -270,6 +270,10 @@ class Method:
 
     _warned = False
 
+    def _check_not_predicting(self, tortoise: Tortoise | None) -> None:
+        if tortoise is not None and tortoise.predicting:
+            raise RuntimeError(f"{type(self).__name__}.apply while the tortoise predicts: stop predicting first")
+
     def _due(self, unit: str, count: int) -> bool:
         """Return whether the settings' interval ends at this count of epochs or steps."""
         own = self.settings

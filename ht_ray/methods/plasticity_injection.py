@@ -277,8 +277,7 @@ class PlasticityInjection(Method):
         ValueError
             If the head shares tensors with other parts by now.
         """
-        if tortoise is not None and tortoise.predicting:
-            raise RuntimeError("PlasticityInjection.apply while the tortoise predicts: stop predicting first")
+        self._check_not_predicting(tortoise)
         if self.settings.times is not None and self.applications >= self.settings.times:
             return
         self._refuse_shared()

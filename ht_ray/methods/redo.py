@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,17 +15,14 @@ from ht_ray.mechanisms.units.find_units import (
     HiddenUnits,
     Layers,
     UnitMap,
-    recyclable_units,
     sum_of_magnitudes,
     watch_activations,
 )
-from ht_ray.mechanisms.units.recycle import recycle
-from ht_ray.mechanisms.units.step_counts import RecycledSteps
-from ht_ray.mechanisms.weights.fresh import fresh_weights
 from ht_ray.mechanisms.weights.optimizer_state import Optimizers
-from ht_ray.mechanisms.weights.rng import derive_seed, isolated_rng
-from ht_ray.methods.method import FIRST, Inputs, Method, Phase
+from ht_ray.mechanisms.weights.rng import isolated_rng
+from ht_ray.methods.method import FIRST, Inputs, Phase
 from ht_ray.methods.packed import Separately
+from ht_ray.methods.recycling import IntervalRecycling
 from ht_ray.methods.registry import register
 from ht_ray.methods.settings import MethodSettings, recycled_steps, setting, treats_tortoise
 from ht_ray.methods.tortoise import Tortoise
@@ -45,7 +41,7 @@ class _Packed(Separately):
 
 
 @register
-class ReDo(Method):
+class ReDo(IntervalRecycling):
     """Recycling of dormant units (Sokar et al. 2023, arXiv 2302.12902; arXiv 2406.02596, appendix A.4).
 
     The score of a unit is its mean ``|activation|`` over samples and positions, divided by the mean of that over its
@@ -93,7 +89,6 @@ class ReDo(Method):
     title = "ReDo"
     rank = 5
     packed = _Packed
-    agent_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({"interval": 1000, "unit": "steps"})
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(MethodSettings):
@@ -117,22 +112,9 @@ class ReDo(Method):
     def __init__(
         self, module: nn.Module, settings: Any = None, *, seed: int = 0, layers: Layers | None = None, **changes: Any
     ) -> None:
-        super().__init__(module, settings, seed=seed, **changes)
-        self.layers = layers
+        super().__init__(module, settings, seed=seed, layers=layers, **changes)
         self.batches: deque[Inputs] = deque(maxlen=self.settings.batches)
-        #: Epochs ended in this phase, steps, how often units were looked for, and how many were recycled.
-        self.epochs = 0
-        self.steps = 0
-        self.applications = 0
-        self.recycled = 0
-        self.step_counts = RecycledSteps(self.settings.step_count)
-        self._units: UnitMap | None = None
-        if self.settings.interval is not None:
-            self._find()
-
-    def _find(self) -> UnitMap:
-        self._units = recyclable_units("ReDo", self.module, self.layers, before=self._units)
-        return self._units
+        self.grown()
 
     @property
     def units(self) -> UnitMap:
@@ -141,14 +123,8 @@ class ReDo(Method):
 
     def before_phase(self, phase: Phase = FIRST, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
         """Forget the batches, and count epochs from 0."""
-        self._warn_of_interval(self.settings.interval, self.settings.unit, phase)
-        self.epochs = 0
+        super().before_phase(phase, optimizer, tortoise)
         self.batches.clear()
-
-    def grown(self) -> None:
-        """Find the network's units."""
-        if self.settings.interval is not None:
-            self._find()
 
     def resume(self, batches: Callable[[int], Iterable[Inputs]]) -> None:
         """Make the batches again that are to be scored: images are not part of the state."""
@@ -163,28 +139,6 @@ class ReDo(Method):
         """Keep the batch, to be scored."""
         if self.settings.interval is not None:
             self.batches.append(inputs)
-
-    def before_step(self, optimizer: Any) -> None:
-        """Let recycled weights count their own steps, if they do."""
-        self.step_counts.before_step(self.module, optimizer)
-
-    def after_step(self, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
-        """Call after the optimiser's step: recycle if that is due in steps.
-
-        Raises
-        ------
-        RuntimeError
-            If it is due and no batch was seen, or while the tortoise predicts.
-        """
-        self.steps += 1
-        if self._due("steps", self.steps):
-            self._apply_due(optimizer, tortoise)
-
-    def end_epoch(self, optimizer: Any = None, tortoise: Tortoise | None = None, *, last: bool = False) -> None:
-        """Call after each epoch, before evaluation: recycle if that is due in epochs; raises as `after_step`."""
-        self.epochs += 1
-        if self._due("epochs", self.epochs):
-            self._apply_due(optimizer, tortoise)
 
     def _apply_due(self, optimizer: Any, tortoise: Tortoise | None) -> None:
         if not self.batches:
@@ -248,26 +202,5 @@ class ReDo(Method):
         RuntimeError
             While the tortoise predicts: its values are in the network then.
         """
-        if tortoise is not None and tortoise.predicting:
-            raise RuntimeError("ReDo.apply while the tortoise predicts: stop predicting first")
-        dormant = {name: mask.cpu() for name, mask in self.dormant(batches).items()}
-        counts = {name: int(mask.sum()) for name, mask in dormant.items()}
-        for hidden in self.units.hidden:
-            if counts[hidden.name]:
-                draw = derive_seed(self.seed, f"redo: fresh units of {hidden.name}", self.applications)
-                fresh = fresh_weights(self.module.get_submodule(hidden.incoming), seed=draw)
-                recycle(self.module, hidden, dormant[hidden.name], fresh, tortoise, optimizer, self.step_counts)
-        self.applications += 1
-        self.recycled += sum(counts.values())
-        return counts
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the counters and tensors to continue from; settings are not part of it."""
-        counters = {name: getattr(self, name) for name in ("epochs", "steps", "applications", "recycled")}
-        return {**counters, "step_counts": self.step_counts.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`."""
-        for name in ("epochs", "steps", "applications", "recycled"):
-            setattr(self, name, int(state[name]))
-        self.step_counts.load_state_dict(state["step_counts"])
+        self._check_not_predicting(tortoise)
+        return self._recycle(self.dormant(batches), optimizer, tortoise)

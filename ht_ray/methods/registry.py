@@ -11,7 +11,7 @@ from dataclasses import fields
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from ht_ray._checks import did_you_mean
+from ht_ray._checks import did_you_mean, refused
 from ht_ray.errors import SettingError, SettingWarning
 from ht_ray.methods.settings import SettingInfo, declared
 
@@ -169,14 +169,11 @@ def find_method(name: str) -> type[Method]:
         return aliases[wanted]
     known = [*METHODS, *aliases]
     hint = did_you_mean(name, known)
-    raise SettingError(
-        owner="MethodConfig",
-        field="name",
-        value=name,
-        reason=f": accepted are {', '.join(map(repr, known))}.{hint} A method of your own is given as "
-        "'package.module:Class', or registered with @ht_ray.methods.register.",
-        hint=hint.strip(),
+    why = (
+        f": accepted are {', '.join(map(repr, known))}.{hint} A method of your own is given as "
+        "'package.module:Class', or registered with @ht_ray.methods.register."
     )
+    raise refused("MethodConfig.name", name, why, hint=hint.strip())
 
 
 def split_methods(text: str) -> tuple[list[str], str | None]:
@@ -226,7 +223,7 @@ def method_parts(name: str) -> tuple[str, ...]:
     elif "ema" in parts and "self_distillation" in parts:
         why = ": the teacher of 'self_distillation' is an EMA already; leave 'ema' out."
     if why is not None:
-        raise SettingError(owner="MethodConfig", field="name", value=name, reason=why)
+        raise refused("MethodConfig.name", name, why)
     return parts
 
 

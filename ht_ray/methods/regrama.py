@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ht_ray.mechanisms.units.find_units import HiddenUnits, Layers, UnitMap, recyclable_units
-from ht_ray.mechanisms.units.recycle import recycle
-from ht_ray.mechanisms.units.step_counts import RecycledSteps
-from ht_ray.mechanisms.weights.fresh import fresh_weights
+from ht_ray.mechanisms.units.find_units import HiddenUnits, Layers
 from ht_ray.mechanisms.weights.optimizer_state import Optimizers
-from ht_ray.mechanisms.weights.rng import derive_seed
-from ht_ray.methods.method import FIRST, Method, Phase
+from ht_ray.methods.method import FIRST, Phase
+from ht_ray.methods.recycling import IntervalRecycling
 from ht_ray.methods.registry import register
 from ht_ray.methods.settings import MethodSettings, recycled_steps, setting, treats_tortoise
 from ht_ray.methods.tortoise import Tortoise
@@ -26,7 +22,7 @@ __all__ = ["ReGraMa"]
 
 
 @register
-class ReGraMa(Method):
+class ReGraMa(IntervalRecycling):
     """Resets guided by the magnitude of gradients (GraMa: Liu et al. 2025, arXiv 2505.24061).
 
     The score of a unit is the mean absolute gradient of the loss with respect to its pre-activation, over samples and
@@ -69,7 +65,6 @@ class ReGraMa(Method):
     name = "regrama"
     title = "ReGraMa"
     rank = 5.5
-    agent_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({"interval": 1000, "unit": "steps"})
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(MethodSettings):
@@ -92,38 +87,24 @@ class ReGraMa(Method):
     def __init__(
         self, module: nn.Module, settings: Any = None, *, seed: int = 0, layers: Layers | None = None, **changes: Any
     ) -> None:
-        super().__init__(module, settings, seed=seed, **changes)
-        self.layers = layers
-        #: Epochs ended in this phase, steps, how often units were looked for, and how many were reset.
-        self.epochs = 0
-        self.steps = 0
-        self.applications = 0
-        self.recycled = 0
-        self.step_counts = RecycledSteps(self.settings.step_count)
-        self._units: UnitMap | None = None
+        super().__init__(module, settings, seed=seed, layers=layers, **changes)
         self._gradients: dict[str, Tensor] = {}
         self.grown()
 
-    def grown(self) -> None:
-        """Find the network's units."""
-        if self.settings.interval is not None:
-            self._units = recyclable_units("ReGraMa", self.module, self.layers, before=self._units)
-
     def before_phase(self, phase: Phase = FIRST, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
         """Count epochs from 0."""
-        self._warn_of_interval(self.settings.interval, self.settings.unit, phase)
-        self.epochs = 0
+        super().before_phase(phase, optimizer, tortoise)
         self._gradients.clear()
 
     def watch(self) -> AbstractContextManager[Any]:
         """Return a context around the training forward pass, whose backward pass shows the gradients."""
-        return nullcontext() if self._units is None else self._watching(self._units)
+        return nullcontext() if self._units is None else self._watching()
 
     @contextmanager
-    def _watching(self, units: UnitMap) -> Iterator[None]:
+    def _watching(self) -> Iterator[None]:
         self._gradients.clear()
         behind: dict[nn.Module, list[HiddenUnits]] = {}
-        for hidden in units.hidden:
+        for hidden in self.hidden:
             behind.setdefault(self.module.get_submodule(hidden.watched), []).append(hidden)
         calls = dict.fromkeys(behind, 0)
 
@@ -164,7 +145,7 @@ class ReGraMa(Method):
         RuntimeError
             If no gradient was seen of some units.
         """
-        names = [hidden.name for hidden in self._units.hidden] if self._units is not None else []
+        names = [hidden.name for hidden in self.hidden]
         if unseen := [name for name in names if name not in self._gradients]:
             raise RuntimeError(
                 f"ReGraMa: no gradient of {', '.join(unseen)} was seen: compute the training batch inside watch()"
@@ -172,27 +153,8 @@ class ReGraMa(Method):
         sums = {name: self._gradients[name] for name in names}
         return {name: total <= self.settings.threshold * total.mean() for name, total in sums.items()}
 
-    def before_step(self, optimizer: Any) -> None:
-        """Let recycled weights count their own steps, if they do."""
-        self.step_counts.before_step(self.module, optimizer)
-
-    def after_step(self, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
-        """Call after the optimiser's step: reset units if that is due in steps.
-
-        Raises
-        ------
-        RuntimeError
-            If it is due and no gradient was seen, or while the tortoise predicts.
-        """
-        self.steps += 1
-        if self._due("steps", self.steps):
-            self.apply(optimizer, tortoise)
-
-    def end_epoch(self, optimizer: Any = None, tortoise: Tortoise | None = None, *, last: bool = False) -> None:
-        """Call after each epoch, before evaluation: reset units if that is due in epochs; raises as `after_step`."""
-        self.epochs += 1
-        if self._due("epochs", self.epochs):
-            self.apply(optimizer, tortoise)
+    def _apply_due(self, optimizer: Any, tortoise: Tortoise | None) -> None:
+        self.apply(optimizer, tortoise)
 
     def apply(self, optimizer: Optimizers | None = None, tortoise: Tortoise | None = None) -> dict[str, int]:
         """Reset the units that the last training batch's loss hardly reached.
@@ -207,26 +169,5 @@ class ReGraMa(Method):
         RuntimeError
             As `dormant`, and while the tortoise predicts: its values are in the network then.
         """
-        if tortoise is not None and tortoise.predicting:
-            raise RuntimeError("ReGraMa.apply while the tortoise predicts: stop predicting first")
-        dormant = {name: mask.cpu() for name, mask in self.dormant().items()}
-        counts = {name: int(mask.sum()) for name, mask in dormant.items()}
-        for hidden in self._units.hidden if self._units is not None else ():
-            if counts[hidden.name]:
-                draw = derive_seed(self.seed, f"regrama: fresh units of {hidden.name}", self.applications)
-                fresh = fresh_weights(self.module.get_submodule(hidden.incoming), seed=draw)
-                recycle(self.module, hidden, dormant[hidden.name], fresh, tortoise, optimizer, self.step_counts)
-        self.applications += 1
-        self.recycled += sum(counts.values())
-        return counts
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the counters and tensors to continue from; settings are not part of it."""
-        counters = {name: getattr(self, name) for name in ("epochs", "steps", "applications", "recycled")}
-        return {**counters, "step_counts": self.step_counts.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`."""
-        for name in ("epochs", "steps", "applications", "recycled"):
-            setattr(self, name, int(state[name]))
-        self.step_counts.load_state_dict(state["step_counts"])
+        self._check_not_predicting(tortoise)
+        return self._recycle(self.dormant(), optimizer, tortoise)

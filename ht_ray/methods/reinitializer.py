@@ -91,8 +91,7 @@ class Reinitializer(Method):
         RuntimeError
             While the tortoise predicts: its values are in the hare then.
         """
-        if tortoise is not None and tortoise.predicting:
-            raise RuntimeError(f"{type(self).__name__}.apply while the tortoise predicts: stop predicting first")
+        self._check_not_predicting(tortoise)
         self.grown()
         if tortoise is not None:
             tortoise.weights.sync(self.module)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from ht_ray._checks import check_choice, check_number, did_you_mean
+from ht_ray._checks import check_choice, check_number, did_you_mean, refused
 from ht_ray.errors import SettingError
 
 __all__ = ["MethodSettings", "SettingInfo", "declared", "recycled_steps", "setting", "treats_tortoise"]
@@ -156,19 +156,14 @@ def _check(where: str, value: Any, kind: Any, bounds: Mapping[str, Any]) -> None
         check_choice(where, value, get_args(kind))
     elif kind is bool:
         if not isinstance(value, bool):
-            _refuse(where, value, "True or False")
+            raise refused(where, value, accepted="True or False")
     elif kind in (int, float):
         check_number(where, value, integer=kind is int, **bounds)
     elif get_origin(kind) is tuple and (float in get_args(kind) or int in get_args(kind)):
         wanted = len(get_args(kind))
         if not isinstance(value, (tuple, list)) or (Ellipsis not in get_args(kind) and len(value) != wanted):
-            _refuse(where, value, "two numbers" if wanted == 2 else "a tuple of numbers")
+            raise refused(where, value, accepted="two numbers" if wanted == 2 else "a tuple of numbers")
         for one in value:
             check_number(where, one, integer=int in get_args(kind), **bounds)
     elif kind is str and not isinstance(value, str):
-        _refuse(where, value, "a text")
-
-
-def _refuse(where: str, value: Any, accepted: str) -> None:
-    owner, _, name = where.rpartition(": ")
-    raise SettingError(owner=owner, field=name, value=value, accepted=accepted)
+        raise refused(where, value, accepted="a text")

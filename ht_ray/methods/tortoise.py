@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from ht_ray._checks import check_number
+from ht_ray._checks import check_number, refused
 from ht_ray.errors import SettingError, SettingWarning
 from ht_ray.mechanisms.weights.batchnorm import recalibrate_batchnorm
 from ht_ray.mechanisms.weights.buffers import check_buffers_named, check_patterns
@@ -93,12 +93,10 @@ def matching_tensors(where: str, patterns: Collection[str], module: nn.Module) -
     for pattern in patterns:
         found = {name for name in names if fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")}
         if not found:
-            owner, _, field = where.rpartition(": ")
             parts = sorted({name.partition(".")[0] for name in names})
-            raise SettingError(
-                owner=owner,
-                field=field,
-                value=pattern,
+            raise refused(
+                where,
+                pattern,
                 accepted=f"the name of a part or tensor of the network, with wildcards; its parts are {parts}",
             )
         chosen |= found

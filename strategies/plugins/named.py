@@ -2,29 +2,7 @@
 
 from __future__ import annotations
 
-from ht_ray.methods import (
-    DASH,
-    EMA,
-    FIRE,
-    L2,
-    UPGD,
-    ContinualBackprop,
-    HareTortoise,
-    HeadReset,
-    NormalizeAndProject,
-    OptimizerReset,
-    Parseval,
-    PlasticityInjection,
-    ReDo,
-    Regenerative,
-    ReGraMa,
-    SelfDistillation,
-    ShrinkPerturb,
-    SpectralDecoupling,
-    SpectralRegularization,
-    Wasserstein,
-    WeightClipping,
-)
+from ht_ray import methods
 
 from .method import named_plugin
 
@@ -52,24 +30,24 @@ __all__ = [
     "WeightClippingPlugin",
 ]
 
-ContinualBackpropPlugin = named_plugin(ContinualBackprop)
-EMAPlugin = named_plugin(EMA)
-HareTortoisePlugin = named_plugin(HareTortoise)
-HeadResetPlugin = named_plugin(HeadReset)
-L2Plugin = named_plugin(L2)
-OptimizerResetPlugin = named_plugin(OptimizerReset)
-PlasticityInjectionPlugin = named_plugin(PlasticityInjection)
-ReDoPlugin = named_plugin(ReDo)
-ReGraMaPlugin = named_plugin(ReGraMa)
-RegenerativePlugin = named_plugin(Regenerative)
-SelfDistillationPlugin = named_plugin(SelfDistillation)
-ShrinkPerturbPlugin = named_plugin(ShrinkPerturb)
-SpectralDecouplingPlugin = named_plugin(SpectralDecoupling)
-UPGDPlugin = named_plugin(UPGD)
-WeightClippingPlugin = named_plugin(WeightClipping)
-DASHPlugin = named_plugin(DASH)
-FIREPlugin = named_plugin(FIRE)
-ParsevalPlugin = named_plugin(Parseval)
-SpectralRegularizationPlugin = named_plugin(SpectralRegularization)
-WassersteinPlugin = named_plugin(Wasserstein)
-NormalizeAndProjectPlugin = named_plugin(NormalizeAndProject)
+ContinualBackpropPlugin = named_plugin(methods.ContinualBackprop)
+DASHPlugin = named_plugin(methods.DASH)
+EMAPlugin = named_plugin(methods.EMA)
+FIREPlugin = named_plugin(methods.FIRE)
+HareTortoisePlugin = named_plugin(methods.HareTortoise)
+HeadResetPlugin = named_plugin(methods.HeadReset)
+L2Plugin = named_plugin(methods.L2)
+NormalizeAndProjectPlugin = named_plugin(methods.NormalizeAndProject)
+OptimizerResetPlugin = named_plugin(methods.OptimizerReset)
+ParsevalPlugin = named_plugin(methods.Parseval)
+PlasticityInjectionPlugin = named_plugin(methods.PlasticityInjection)
+ReDoPlugin = named_plugin(methods.ReDo)
+ReGraMaPlugin = named_plugin(methods.ReGraMa)
+RegenerativePlugin = named_plugin(methods.Regenerative)
+SelfDistillationPlugin = named_plugin(methods.SelfDistillation)
+ShrinkPerturbPlugin = named_plugin(methods.ShrinkPerturb)
+SpectralDecouplingPlugin = named_plugin(methods.SpectralDecoupling)
+SpectralRegularizationPlugin = named_plugin(methods.SpectralRegularization)
+UPGDPlugin = named_plugin(methods.UPGD)
+WassersteinPlugin = named_plugin(methods.Wasserstein)
+WeightClippingPlugin = named_plugin(methods.WeightClipping)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from ht_ray._checks import refused
 from ht_ray.agents.base_config import AgentConfig
-from ht_ray.errors import SettingError
 from ht_ray.methods import parse_method
 
 __all__ = ["with_methods"]
@@ -82,16 +82,10 @@ def with_methods(config: AgentConfig, text: str, *, interval: int) -> AgentConfi
             given.setdefault(f"{part}_interval", interval)
     for key in changes:
         if key not in config.__dataclass_fields__:
-            raise SettingError(
-                owner=type(config).__name__, field="methods", value=text, reason=f": this agent has no {key}."
-            )
+            raise refused(f"{type(config).__name__}.methods", text, f": this agent has no {key}.")
     if others:
         changes |= {"methods": "+".join(others), "method_settings": given}
     elif given:
-        raise SettingError(
-            owner=type(config).__name__,
-            field="methods",
-            value=text,
-            reason=f": {next(iter(given))!r} is no setting of these methods that the agent has.",
-        )
+        why = f": {next(iter(given))!r} is no setting of these methods that the agent has."
+        raise refused(f"{type(config).__name__}.methods", text, why)
     return replace(config, **changes)

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar, Literal
 
-from ht_ray._checks import check_choice
+from ht_ray._checks import check_choice, refused
 from ht_ray.agents.drq.config import DrQConfig
-from ht_ray.errors import SettingError
 
 __all__ = ["DQN_VARIANTS", "DQNConfig"]
 
@@ -66,16 +65,11 @@ class DQNConfig(DrQConfig):
         check_choice("DQNConfig.activation", self.activation, ["relu", "crelu"])
         for name in ("shift", "intensity"):
             if getattr(self, name):
-                raise SettingError(
-                    owner=self.owner,
-                    field=name,
-                    value=getattr(self, name),
-                    reason=": accepted is 0: a vector is not augmented.",
+                raise refused(
+                    f"{self.owner}.{name}", getattr(self, name), ": accepted is 0: a vector is not augmented."
                 )
         if self.padding != "valid":
-            raise SettingError(
-                owner=self.owner, field="padding", value=self.padding, reason=": there are no convolutions."
-            )
+            raise refused(f"{self.owner}.padding", self.padding, ": there are no convolutions.")
 
     @property
     def batches_per_sample(self) -> int:

@@ -15,9 +15,8 @@ import torch
 from ale_py import roms
 from numpy.typing import NDArray
 
-from ht_ray._checks import check_choice, check_number
+from ht_ray._checks import check_choice, check_number, refused
 from ht_ray.agents.envs.games import game_name, rom_name
-from ht_ray.errors import SettingError
 from ht_ray.mechanisms.weights.rng import derive_seed
 
 __all__ = ["PUBLISHED_PROTOCOLS", "AtariConfig", "AtariGame"]
@@ -328,9 +327,7 @@ class AtariGame(gymnasium.Env[Frame, np.int64]):
                 continue
             if value not in known():
                 listed = ", ".join(map(str, known()))
-                raise SettingError(
-                    owner="AtariConfig", field=name, value=value, accepted=f"one of {listed} for {self.game}"
-                )
+                raise refused(f"AtariConfig.{name}", value, accepted=f"one of {listed} for {self.game}")
             turn(value)
             self._ale.reset_game()  # the switch is read then
 

@@ -10,8 +10,7 @@ import numpy as np
 from gymnasium.envs.classic_control import AcrobotEnv, CartPoleEnv, MountainCarEnv
 from numpy.typing import NDArray
 
-from ht_ray._checks import check_choice, check_number
-from ht_ray.errors import SettingError
+from ht_ray._checks import check_choice, check_number, refused
 from ht_ray.mechanisms.weights.rng import derive_seed
 
 __all__ = ["CONTROL", "ControlConfig", "ControlGame"]
@@ -85,12 +84,12 @@ Did you mean 'length'?
         for value in (self.dynamics or {}).values():
             check_number("ControlConfig.dynamics: a factor", value, low=0, low_open=True)
         if self.reward_sign not in (1, -1):
-            raise SettingError(owner="ControlConfig", field="reward_sign", value=self.reward_sign, accepted="1 or -1")
+            raise refused("ControlConfig.reward_sign", self.reward_sign, accepted="1 or -1")
         for name in ("order", "signs"):
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, tuple(value))
         if any(sign not in (1, -1) for sign in self.signs or ()):
-            raise SettingError(owner="ControlConfig", field="signs", value=self.signs, accepted="1 and -1")
+            raise refused("ControlConfig.signs", self.signs, accepted="1 and -1")
 
     @property
     def size(self) -> int:
@@ -152,12 +151,10 @@ class ControlGame:
             self._env.polemass_length = self._env.masspole * self._env.length
         order = self.config.order or tuple(range(size))
         if sorted(order) != list(range(size)):
-            raise SettingError(
-                owner="ControlConfig", field="order", value=order, accepted=f"each of 0 to {size - 1} once for {game}"
-            )
+            raise refused("ControlConfig.order", order, accepted=f"each of 0 to {size - 1} once for {game}")
         signs = self.config.signs or (1,) * size
         if len(signs) != size:
-            raise SettingError(owner="ControlConfig", field="signs", value=signs, accepted=f"{size} of them for {game}")
+            raise refused("ControlConfig.signs", signs, accepted=f"{size} of them for {game}")
         self._order = np.array(order)
         self._middle = np.array(problem.middle, np.float32)[self._order]
         self._factors = (np.array(signs) / np.array(problem.scale)[self._order]).astype(np.float32)

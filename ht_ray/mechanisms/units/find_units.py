@@ -590,7 +590,7 @@ def recyclable_units(where: str, module: nn.Module, layers: Layers | None, *, be
                 f"{where}: no hidden units of {type(module).__name__} can be recycled any more ({found.reasons()}): it "
                 "does nothing from here on.",
                 SettingWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
         return found
     if not found.hidden:
@@ -603,7 +603,7 @@ def recyclable_units(where: str, module: nn.Module, layers: Layers | None, *, be
             f"{where}: units of {len(found.skipped)} of {len(found.skipped) + len(found.hidden)} activations cannot be "
             f"recycled and are left alone ({found.reasons()}).",
             SettingWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     return found
 

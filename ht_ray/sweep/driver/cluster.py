@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ht_ray._checks import refused
 from ht_ray._storage import is_uri
-from ht_ray.errors import SettingError
 from ht_ray.sweep.driver.local_ray import local_ray
 from ht_ray.sweep.records.progress import Console
 from ht_ray.sweep.storage.location import StudyLocation
@@ -73,14 +73,11 @@ def running_ray(config: SweepConfig, console: Console, keep_logs: Callable[[], b
     try:
         ray.init(address=address, log_to_driver=False, **settings)
     except ConnectionError as error:
-        raise SettingError(
-            owner="SweepConfig",
-            field="address",
-            value=address,
-            reason=": no Ray cluster can be used there ({error}). A cluster that asks for a token needs "
-            "RAY_AUTH_MODE=token, here and there.",
-            error=error,
-        ) from error
+        why = (
+            ": no Ray cluster can be used there ({error}). A cluster that asks for a token needs "
+            "RAY_AUTH_MODE=token, here and there."
+        )
+        raise refused("SweepConfig.address", address, why, error=error) from error
     try:
         yield _slots(config, ray.nodes())
     finally:
@@ -112,16 +109,16 @@ def _slots(config: SweepConfig, nodes: Sequence[dict[str, Any]]) -> int:
         labels = "".join(f", label {name}={value}" for name, value in config.label_selector.items())
         had = [node for node in nodes if node["Alive"]]
         count = f"{len(had)} node{'s' if len(had) > 1 else ''}"
-        raise SettingError(
-            owner="SweepConfig",
-            field="cpus_per_trial",
-            value=config.cpus_per_trial,
-            reason=", {gpus_per_trial} = {gpus!r}: no node of the cluster has what a trial needs ({needed}). It has "
-            "{nodes}. A cluster that adds nodes when trials wait: {SweepConfig.autoscaling}.",
-            gpus=config.gpus_per_trial,
-            needed=needed + labels,
-            nodes=f"{count} with {'; '.join(_describe(config, node) for node in had)}",
+        why = (
+            ", {gpus_per_trial} = {gpus!r}: no node of the cluster has what a trial needs ({needed}). It has "
+            "{nodes}. A cluster that adds nodes when trials wait: {SweepConfig.autoscaling}."
         )
+        told = {
+            "gpus": config.gpus_per_trial,
+            "needed": needed + labels,
+            "nodes": f"{count} with {'; '.join(_describe(config, node) for node in had)}",
+        }
+        raise refused("SweepConfig.cpus_per_trial", config.cpus_per_trial, why, **told)
     return min(fitting, config.max_concurrent or fitting)
 
 
@@ -157,14 +154,11 @@ def check_shared(config: SweepConfig, location: StudyLocation, console: Console)
     for name in silent:
         console.say(f"{name} does not answer, and is taken for lost")
     if blind:
-        raise SettingError(
-            owner="SweepConfig",
-            field="results_dir",
-            value=location.name,
-            reason=": trials would run on {nodes}, where that directory is not seen. Give one on a file system that "
-            "all nodes share, or a URI.",
-            nodes=", ".join(blind),
+        why = (
+            ": trials would run on {nodes}, where that directory is not seen. Give one on a file system that "
+            "all nodes share, or a URI."
         )
+        raise refused("SweepConfig.results_dir", location.name, why, nodes=", ".join(blind))
 
 
 def _nodes_without(

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from ht_ray._checks import check_choice, check_number, did_you_mean
+from ht_ray._checks import check_choice, check_number, did_you_mean, refused
 from ht_ray.errors import SettingError
 
 __all__ = ["Parameter", "Search", "SearchConfig", "Values", "draw_distinct", "random_stream", "with_values"]
@@ -224,7 +224,7 @@ class SearchConfig:
             raise self._refused("search_seed", why + "{scheduler} = 'pbt'.")
 
     def _refused(self, name: str, reason: str) -> SettingError:
-        return SettingError(owner="SearchConfig", field=name, value=getattr(self, name), reason=reason)
+        return refused(f"SearchConfig.{name}", getattr(self, name), reason)
 
     @property
     def draws(self) -> bool:

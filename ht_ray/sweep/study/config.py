@@ -9,11 +9,10 @@ import tempfile
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from ht_ray._checks import check_choice, check_number, owner_and_field
+from ht_ray._checks import check_choice, check_number, refused
 from ht_ray._storage import PASSING, Storage, StorageError, is_uri
-from ht_ray.errors import SettingError
 from ht_ray.sweep.study.plan import PROBE, is_free, is_study, load_study_settings
 
 __all__ = ["GIB", "SweepConfig", "check_before_ray", "ray_address"]
@@ -86,7 +85,7 @@ class SweepConfig:
         for name in ("cpus_per_trial", "gpus_per_trial"):
             value = getattr(self, name)
             if value > 1 and value != int(value):
-                raise _refused(f"SweepConfig.{name}", value, ": accepted above 1 are whole numbers only.")
+                raise refused(f"SweepConfig.{name}", value, ": accepted above 1 are whole numbers only.")
         if self.max_concurrent is not None:
             check_number("SweepConfig.max_concurrent", self.max_concurrent, low=1, integer=True)
         check_number("SweepConfig.max_failures", self.max_failures, low=0, integer=True)
@@ -101,18 +100,18 @@ class SweepConfig:
         check_number("SweepConfig.storage_minutes", self.storage_minutes, low=0, high=_MOST_MINUTES)
         if self.gpu_memory_per_trial is not None and not self.gpus_per_trial:
             why = ": trials have no GPU; give them a share with {SweepConfig.gpus_per_trial}."
-            raise _refused("SweepConfig.gpu_memory_per_trial", self.gpu_memory_per_trial, why)
+            raise refused("SweepConfig.gpu_memory_per_trial", self.gpu_memory_per_trial, why)
         _ = self.custom_resources, self.label_selector
         locations = ("results_dir", "resume", "resume_or_start")
         for name in (*locations, "address"):
             if getattr(self, name) == "":
-                raise _refused(f"SweepConfig.{name}", "", ": accepted is a name, or leave it out.")
+                raise refused(f"SweepConfig.{name}", "", ": accepted is a name, or leave it out.")
         given = [name for name in locations if getattr(self, name) is not None]
         if len(given) > 1:
             first, second = given[:2]
             one, other = getattr(self, first), getattr(self, second)
             why = ": a study has one location, and a resumed one goes on in its own; give one of the two."
-            raise _refused(f"SweepConfig.{first}", one, f" and {{{second}}} = {{other!r}}{why}", other=other)
+            raise refused(f"SweepConfig.{first}", one, f" and {{{second}}} = {{other!r}}{why}", other=other)
 
     @property
     def custom_resources(self) -> dict[str, float]:
@@ -140,7 +139,7 @@ class SweepConfig:
         try:
             there = is_study(_absolute(where))
         except OSError as error:
-            raise _refused(
+            raise refused(
                 "SweepConfig.resume_or_start", where, ": it cannot be read ({error}).", error=error
             ) from error
         if there:
@@ -152,7 +151,7 @@ class SweepConfig:
         for text in getattr(self, field):
             name, _, value = text.partition("=")
             if not name or not value or name in pairs:
-                raise _refused(f"SweepConfig.{field}", text, f": accepted is {form}, each name once.")
+                raise refused(f"SweepConfig.{field}", text, f": accepted is {form}, each name once.")
             pairs[name] = value
         return pairs
 
@@ -160,13 +159,11 @@ class SweepConfig:
         where = f"SweepConfig.resources, {name!r}"
         if name in ("CPU", "GPU", "memory"):
             own = {"CPU": "cpus_per_trial", "GPU": "gpus_per_trial", "memory": "memory_per_trial"}[name]
-            raise _refused(
-                "SweepConfig.resources", f"{name}={text}", f": that one is given with {{SweepConfig.{own}}}."
-            )
+            raise refused("SweepConfig.resources", f"{name}={text}", f": that one is given with {{SweepConfig.{own}}}.")
         try:
             amount = float(text)
         except ValueError as error:
-            raise _refused(where, text, ": accepted is a number above 0.") from error
+            raise refused(where, text, ": accepted is a number above 0.") from error
         check_number(where, amount, low=_GRAIN)
         return amount
 
@@ -214,21 +211,16 @@ def check_before_ray(config: SweepConfig, study_name: str = "study") -> str:
             ": that is Ray's temporary copy of the job's working directory, which is deleted after the job. Give an "
             "absolute path outside it."
         )
-        raise _refused(where, location, why)
+        raise refused(where, location, why)
     try:
         free = is_free(location)
         advice = "To continue it: {resume}={location!r}." if is_study(location) else "Give a new directory."
     except OSError as error:
-        raise _refused(where, location, ": it cannot be read ({error}).", error=error) from error
+        raise refused(where, location, ": it cannot be read ({error}).", error=error) from error
     if not free:
-        raise _refused(where, location, f": it exists and nothing is ever overwritten. {advice}", location=location)
+        raise refused(where, location, f": it exists and nothing is ever overwritten. {advice}", location=location)
     _try_writing(where, location)
     return location
-
-
-def _refused(where: str, value: Any, reason: str, **told: Any) -> SettingError:
-    owner, field = owner_and_field(where)
-    return SettingError(owner=owner, field=field, value=value, reason=reason, **told)
 
 
 def ray_address(config: SweepConfig) -> str:
@@ -247,11 +239,11 @@ def _check_address(address: str) -> None:
             ": accepted are 'auto', 'local' and HOST:PORT, the port being that of Ray itself (usually 6379). "
             "To use a cluster from outside it, submit the study as a job: ray job submit."
         )
-        raise _refused(where, address, why)
+        raise refused(where, address, why)
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except OSError as error:
-        raise _refused(where, address, ": no Ray cluster answers there ({error}).", error=error) from error
+        raise refused(where, address, ": no Ray cluster answers there ({error}).", error=error) from error
 
 
 def _absolute(location: str) -> str:
@@ -267,7 +259,7 @@ def _unused(root: str, study_name: str) -> str:
         while storage.exists(name := stem if number == 1 else f"{stem}-{number}"):
             number += 1
     except OSError as error:
-        raise _refused("HT_RAY_RESULTS", root, ": it cannot be read ({error}).", error=error) from error
+        raise refused("HT_RAY_RESULTS", root, ": it cannot be read ({error}).", error=error) from error
     return storage.child(name).location
 
 
@@ -277,7 +269,7 @@ def _try_writing(where: str, location: str) -> None:
             Storage(location).write(PROBE, b"")
             Storage(location).remove(PROBE)
         except OSError as error:
-            raise _refused(where, location, ": it cannot be written ({error}).", error=error) from error
+            raise refused(where, location, ": it cannot be written ({error}).", error=error) from error
         return
     directory = Path(location)
     missing = [parent for parent in (directory, *directory.parents) if not parent.exists()]
@@ -289,7 +281,7 @@ def _try_writing(where: str, location: str) -> None:
         if error.errno in PASSING:
             raise StorageError(f"{where} = {str(directory)!r}: it cannot be written ({error}).") from error
         why = ": a directory that can be written is needed, and this one cannot ({error})."
-        raise _refused(where, str(directory), why, error=error) from error
+        raise refused(where, str(directory), why, error=error) from error
     finally:
         for created in missing:
             if created.is_dir() and not any(created.iterdir()):

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ht_ray._checks import check_choice, check_number, did_you_mean
+from ht_ray._checks import check_choice, check_number, did_you_mean, refused
 from ht_ray.errors import SettingError
 from ht_ray.mechanisms.weights.rng import generator
 from ht_ray.vision.data import cache as _cache
@@ -95,15 +95,13 @@ class DataConfig:
         for field, default in {"label": None, "test_ratio": DataConfig.test_ratio}.items():
             if not own and getattr(self, field) != default:
                 why = ": it has no meaning for {DataConfig.name} = {name!r}, only for data of your own."
-                raise SettingError(
-                    owner="DataConfig", field=field, value=getattr(self, field), reason=why, name=self.name
-                )
+                raise refused(f"DataConfig.{field}", getattr(self, field), why, name=self.name)
         for field in ("root", "cache"):
             value = getattr(self, field)
             if value is not None and not (isinstance(value, str) and value.strip()):
-                raise SettingError(owner="DataConfig", field=field, value=value, accepted="a path as text, or None")
+                raise refused(f"DataConfig.{field}", value, accepted="a path as text, or None")
         if not isinstance(self.download, bool):
-            raise SettingError(owner="DataConfig", field="download", value=self.download, accepted="True or False")
+            raise refused("DataConfig.download", self.download, accepted="True or False")
         for field in ("train_limit", "test_limit"):
             value = getattr(self, field)
             if value is not None:
@@ -285,13 +283,8 @@ def _root(config: DataConfig) -> Path:
     root = Path(config.root).expanduser()
     if not root.exists():
         siblings = [p.name for p in root.parent.iterdir()] if root.parent.is_dir() else []
-        raise SettingError(
-            owner="DataConfig",
-            field="root",
-            value=config.root,
-            reason=" does not exist.{hint_of_folder} Leave it out to use the default folder.",
-            hint_of_folder=did_you_mean(root.name, siblings),
-        )
+        why = " does not exist.{hint_of_folder} Leave it out to use the default folder."
+        raise refused("DataConfig.root", config.root, why, hint_of_folder=did_you_mean(root.name, siblings))
     return root
 
 
@@ -340,12 +333,7 @@ def hold_out(data: ImageData, fraction: float, seed: int = 0) -> tuple[ImageData
     left = torch.bincount(labels[~held], minlength=data.num_classes)
     if count < 1 or bool(((left == 0) & (sizes > 0)).any()):
         why = "the validation part would be empty" if count < 1 else "a class would have no sample left to train on"
-        raise SettingError(
-            owner="hold_out",
-            field="fraction",
-            value=fraction,
-            reason=f" of {len(labels)} training samples: {why}.",
-        )
+        raise refused("hold_out: fraction", fraction, f" of {len(labels)} training samples: {why}.")
     images = data.train_images[~held]
     mean, std = _statistics(images)
     rest: dict[str, Any] = {"train_images": images, "train_labels": labels[~held], "mean": mean, "std": std}
@@ -405,12 +393,8 @@ def _own(config: DataConfig) -> ImageSets:
         return ImageSets(images, labels, *sets.test, sets.classes)
     held = _held_out(labels, len(sets.classes), config.test_ratio, generator(0, "data: test part"))
     if not bool(held.any()) or len(labels[~held].unique()) < len(labels.unique()):
-        raise SettingError(
-            owner="DataConfig",
-            field="test_ratio",
-            value=config.test_ratio,
-            reason=f" of {len(labels)} samples: a part would be empty, or have no sample of a class.",
-        )
+        why = f" of {len(labels)} samples: a part would be empty, or have no sample of a class."
+        raise refused("DataConfig.test_ratio", config.test_ratio, why)
     return ImageSets(images[~held], labels[~held], images[held], labels[held], sets.classes)
 
 
@@ -487,11 +471,8 @@ def _limit(
     if limit is None:
         return images, labels
     if limit > len(labels):
-        raise SettingError(
-            owner="DataConfig",
-            field=f"{split}_limit",
-            value=limit,
-            reason=f": the set has {len(labels)} {split} images; accepted is None for all.",
+        raise refused(
+            f"DataConfig.{split}_limit", limit, f": the set has {len(labels)} {split} images; accepted is None for all."
         )
     chosen = _balanced_order(labels, classes, split)[:limit].sort().values
     return images[chosen], labels[chosen]

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ht_ray._checks import did_you_mean
+from ht_ray._checks import did_you_mean, refused
 from ht_ray._parts import is_path_of_part, load_part
 from ht_ray.errors import SettingError
 from ht_ray.vision.data.sources import ARCHIVES
@@ -87,7 +87,7 @@ def kind_of(name: str) -> str:
 
 
 def _refused(name: str, reason: str, **told: Any) -> SettingError:
-    return SettingError(owner="DataConfig", field="name", value=name, reason=reason, **told)
+    return refused("DataConfig.name", name, reason, **told)
 
 
 def read_own(name: str, *, root: Path | None, download: bool, label: str | None) -> OwnSets:
@@ -230,7 +230,7 @@ def _from_table(name: str, table: Any, label: str | None) -> Arrays:
     if label is not None and label not in columns:
         why = ": {name} has no such column; it has {has}.{near}"
         told = {"name": name, "has": ", ".join(columns[:20]), "near": did_you_mean(label, columns)}
-        raise SettingError(owner="DataConfig", field="label", value=label, reason=why, **told)
+        raise refused("DataConfig.label", label, why, **told)
     target = label or next((one for one in _LABELS if one in columns), None)
     if target is None:
         why = ": it has no column called {names}; it has {has}. Name that of the labels with {DataConfig.label}."

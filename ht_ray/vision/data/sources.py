@@ -29,6 +29,7 @@ from typing import IO, Any, Literal, NamedTuple, Self, cast
 import numpy as np
 import torch
 
+from ht_ray._checks import refused
 from ht_ray.errors import SettingError
 
 __all__ = ["ARCHIVES", "ImageSets", "Source", "decode", "encoding", "find_source", "fingerprint", "read_torchvision"]
@@ -133,7 +134,7 @@ def find_source(name: str, root: Path, download: bool) -> Source:
 
 
 def _refused(root: Path, reason: str, **told: Any) -> SettingError:
-    return SettingError(owner="DataConfig", field="root", value=str(root), reason=reason, **told)
+    return refused("DataConfig.root", str(root), reason, **told)
 
 
 def fingerprint(source: Source) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from ht_ray._checks import check_choice, check_number
+from ht_ray._checks import check_choice, check_number, refused
 from ht_ray.errors import SettingError
 from ht_ray.mechanisms import generator
 from ht_ray.vision.data.reservoir import Reservoir
@@ -296,11 +296,8 @@ def noise_schedule(noise: str | Sequence[float], phases: int) -> tuple[float, ..
     if len(values) == 1:
         values *= phases
     if len(values) != phases:
-        raise SettingError(
-            owner="ContinualConfig",
-            field="noise",
-            value=noise,
-            reason=f": accepted are one number, or one for each of the {phases} phases.",
+        raise refused(
+            "ContinualConfig.noise", noise, f": accepted are one number, or one for each of the {phases} phases."
         )
     for value in values:
         check_number("ContinualConfig: noise", value, low=0, high=1)
@@ -412,13 +409,8 @@ def continual(labels: Tensor, num_classes: int, config: ContinualConfig, *, seed
     ratio = config.chunk_ratio if config.chunk_ratio is not None else 1 / config.phases
     bounds = [min(total, round(k * ratio * total)) for k in range(config.phases + 1)]
     if any(high == low for low, high in pairwise(bounds)):
-        raise SettingError(
-            owner="ContinualConfig",
-            field="phases",
-            value=config.phases,
-            reason=f" of a share of {ratio:g} each: the training set of {total} samples is too small, a phase would be "
-            "empty.",
-        )
+        why = f" of a share of {ratio:g} each: the training set of {total} samples is too small, a phase would be "
+        raise refused("ContinualConfig.phases", config.phases, f"{why}empty.")
     order = torch.randperm(total, generator=generator(seed, "order of arrival"))
     memory = Reservoir(config.buffer_size, seed=seed)
     phases = []

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ht_ray._checks import check_choice, check_number
+from ht_ray._checks import check_choice, check_number, refused
 from ht_ray.errors import SettingError
 from ht_ray.mechanisms import derive_seed, generator
 from ht_ray.vision.data.dataset import ImageData
@@ -203,12 +203,8 @@ class ClassIncrementalConfig(TaskStreamConfig):
         most = -(-num_classes // self.classes_per_task)
         tasks = most if self.tasks is None else self.tasks
         if tasks > most:
-            raise SettingError(
-                owner="ClassIncrementalConfig",
-                field="tasks",
-                value=tasks,
-                reason=f": {num_classes} classes, {self.classes_per_task} in each, are {most} tasks at most.",
-            )
+            why = f": {num_classes} classes, {self.classes_per_task} in each, are {most} tasks at most."
+            raise refused("ClassIncrementalConfig.tasks", tasks, why)
         return Stream(self.name, tuple(self.task(index, labels, num_classes, seed) for index in range(tasks)))
 
     def task(self, index: int, labels: Tensor, num_classes: int, seed: int) -> Phase:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 
 from torch import Tensor, nn
 
-from ht_ray._checks import check_choice, check_number
+from ht_ray._checks import check_choice, check_number, refused
 from ht_ray.errors import SettingError
 from ht_ray.mechanisms.units.crelu import CReLU
 from ht_ray.mechanisms.weights.rng import derive_seed, isolated_rng
@@ -127,22 +127,17 @@ Did you mean 'resnet18'?
             return
         check_choice("ModelConfig.name", self.name, _NAMES)
         if self.head is not None:
-            raise SettingError(
-                owner="ModelConfig",
-                field="head",
-                value=self.head,
-                reason=f": accepted for a network of your own; {self.name} has its head.",
+            raise refused(
+                "ModelConfig.head", self.head, f": accepted for a network of your own; {self.name} has its head."
             )
         for units in self.hidden:
             check_number("ModelConfig.hidden", units, low=1, high=_MOST_UNITS, integer=True)
         if self.name != "mlp" and tuple(self.hidden) != ModelConfig.hidden:
-            raise SettingError(
-                owner="ModelConfig",
-                field="hidden",
-                value=self.hidden,
-                reason=f": accepted for {{ModelConfig.name}} = 'mlp' only; narrow or widen {self.name} with "
-                "{ModelConfig.width}.",
+            why = (
+                f": accepted for {{ModelConfig.name}} = 'mlp' only; narrow or widen {self.name} with "
+                "{ModelConfig.width}."
             )
+            raise refused("ModelConfig.hidden", self.hidden, why)
         check_number("ModelConfig.width", self.width, low=0.001, high=100)
         if self.dropout is not None:
             check_number("ModelConfig.dropout", self.dropout, low=0, high=1, high_open=True)
@@ -150,29 +145,23 @@ Did you mean 'resnet18'?
             check_number("ModelConfig.head_hidden", units, low=1, high=_MOST_UNITS, integer=True)
         check_choice("ModelConfig.activation", self.activation, ("relu", "crelu"))
         if self.activation == "crelu" and self.head_hidden == () and self.name != "mlp":
-            raise SettingError(
-                owner="ModelConfig",
-                field="activation",
-                value=self.activation,
-                reason=f": a linear head has no activation; accepted for {self.name} is a {{ModelConfig.head_hidden}} "
-                f"with layers, or None for {_CRELU_HEAD[self.name]}.",
+            why = (
+                f": a linear head has no activation; accepted for {self.name} is a {{ModelConfig.head_hidden}} "
+                f"with layers, or None for {_CRELU_HEAD[self.name]}."
             )
+            raise refused("ModelConfig.activation", self.activation, why)
         known = ("published", "layer", "none") if self.name == "mlp" else ("published", "layer")
         check_choice("ModelConfig.normalisation", self.normalisation, known)
         if self.normalisation == "layer" and self.name == "vit_tiny":
-            raise SettingError(
-                owner="ModelConfig",
-                field="normalisation",
-                value=self.normalisation,
-                reason=": accepted for vit_tiny is 'published', which is LayerNorm.",
-            )
+            why = ": accepted for vit_tiny is 'published', which is LayerNorm."
+            raise refused("ModelConfig.normalisation", self.normalisation, why)
 
     def _check_own(self) -> None:
         for one in fields(self):
             value = getattr(self, one.name)
             if one.name not in ("name", "head") and value != one.default:
                 why = ": it has no meaning for {ModelConfig.name} = {name!r}, which is made as it is."
-                raise SettingError(owner="ModelConfig", field=one.name, value=value, reason=why, name=self.name)
+                raise refused(f"ModelConfig.{one.name}", value, why, name=self.name)
 
 
 def make_model(config: ModelConfig, *, shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
@@ -215,12 +204,8 @@ def make_model(config: ModelConfig, *, shape: tuple[int, ...], num_classes: int,
         with isolated_rng(derive_seed(seed, "init")):
             return make_own_network(config.name, config.head, tuple(shape), num_classes)
     if len(shape) == 1 and config.name != "mlp":
-        raise SettingError(
-            owner="ModelConfig",
-            field="name",
-            value=config.name,
-            reason=": it takes images, and the data are a table; accepted is 'mlp', or a network of your own.",
-        )
+        why = ": it takes images, and the data are a table; accepted is 'mlp', or a network of your own."
+        raise refused("ModelConfig.name", config.name, why)
     dropout = _PAPER_DROPOUT.get(config.name, 0.0) if config.dropout is None else config.dropout
     crelu, layer_norm = config.activation == "crelu", config.normalisation == "layer"
     paper_head = (_CRELU_HEAD if crelu else _PAPER_HEAD).get(config.name, ())

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ht_ray._checks import did_you_mean
+from ht_ray._checks import did_you_mean, refused
 from ht_ray._parts import is_path_of_part, load_part
 from ht_ray.errors import SettingError
 from ht_ray.mechanisms.weights.fresh import find_head
@@ -24,7 +24,7 @@ def is_own_model(name: str) -> bool:
 
 
 def _refused(name: str, reason: str, **told: Any) -> SettingError:
-    return SettingError(owner="ModelConfig", field="name", value=name, reason=reason, **told)
+    return refused("ModelConfig.name", name, reason, **told)
 
 
 def _timm(name: str) -> Callable[..., Any]:
@@ -89,9 +89,7 @@ def _head_of(network: nn.Module, head: str | None, num_classes: int) -> str | No
         return find_head(network, head)
     except ValueError as error:
         if head is not None:
-            raise SettingError(
-                owner="ModelConfig", field="head", value=head, reason=": {text}", text=str(error).partition(": ")[2]
-            ) from error
+            raise refused("ModelConfig.head", head, ": {text}", text=str(error).partition(": ")[2]) from error
     last = [
         name for name, part in network.named_modules() if name and any(True for _ in part.parameters(recurse=False))
     ]

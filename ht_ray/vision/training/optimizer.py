@@ -9,8 +9,7 @@ from typing import Literal
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from ht_ray._checks import check_choice, check_number
-from ht_ray.errors import SettingError
+from ht_ray._checks import check_choice, check_number, refused
 from ht_ray.vision.data.augment import AUGMENTATIONS
 
 __all__ = ["AUGMENTATIONS", "TrainingConfig", "fitting", "make_optimizer", "set_learning_rate", "warmup_factor"]
@@ -63,9 +62,7 @@ class TrainingConfig:
         for beta in self.betas:
             check_number("TrainingConfig: betas", beta, low=0, high=1, high_open=True)
         if len(self.betas) != 2:
-            raise SettingError(
-                owner="TrainingConfig", field="betas", value=self.betas, reason=": accepted are two numbers."
-            )
+            raise refused("TrainingConfig.betas", self.betas, ": accepted are two numbers.")
         check_number("TrainingConfig: eps", self.eps, low=0)
         check_number("TrainingConfig: warmup_ratio", self.warmup_ratio, low=0, high=1)
         if self.clip is not None:
@@ -86,12 +83,8 @@ def fitting(config: TrainingConfig, shape: Sequence[int]) -> TrainingConfig:
         return config
     for field, off in (("augment", "none"), ("channels_last", False)):
         if getattr(config, field) != off:
-            raise SettingError(
-                owner="TrainingConfig",
-                field=field,
-                value=getattr(config, field),
-                reason=f": the data are a table, not images; accepted is {off!r}.",
-            )
+            why = f": the data are a table, not images; accepted is {off!r}."
+            raise refused(f"TrainingConfig.{field}", getattr(config, field), why)
     return config
 
 

@@ -1,0 +1,131 @@
+"""Recycling: the base of methods that make hidden units anew, and that of methods that do so at an interval."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from ht_ray.mechanisms.units.find_units import HiddenUnits, Layers, UnitMap, recyclable_units
+from ht_ray.mechanisms.units.recycle import recycle
+from ht_ray.mechanisms.units.step_counts import RecycledSteps
+from ht_ray.mechanisms.weights.fresh import fresh_weights
+from ht_ray.mechanisms.weights.optimizer_state import Optimizers
+from ht_ray.mechanisms.weights.rng import derive_seed
+from ht_ray.methods.method import FIRST, Method, Phase
+from ht_ray.methods.tortoise import Tortoise
+
+__all__ = ["IntervalRecycling", "Recycling"]
+
+
+class Recycling(Method):
+    """Base of methods that recycle hidden units; `Settings` has a `step_count`.
+
+    Parameters
+    ----------
+    module
+        The network.
+    settings, seed, **changes
+        As in `Method`; the seed is that of the new weights.
+    layers
+        The units, for networks that cannot be traced (see `ht_ray.mechanisms.find_units`).
+    """
+
+    def __init__(
+        self, module: nn.Module, settings: Any = None, *, seed: int = 0, layers: Layers | None = None, **changes: Any
+    ) -> None:
+        super().__init__(module, settings, seed=seed, **changes)
+        self.layers = layers
+        #: Optimiser steps so far.
+        self.steps = 0
+        self.step_counts = RecycledSteps(self.settings.step_count)
+        self._units: UnitMap | None = None
+
+    @property
+    def hidden(self) -> tuple[HiddenUnits, ...]:
+        """The units that take part, as found at the start of the phase."""
+        return self._units.hidden if self._units is not None else ()
+
+    def _find(self) -> UnitMap:
+        self._units = recyclable_units(type(self).__name__, self.module, self.layers, before=self._units)
+        return self._units
+
+    def before_step(self, optimizer: Any) -> None:
+        """Let recycled weights count their own steps, if they do."""
+        self.step_counts.before_step(self.module, optimizer)
+
+
+class IntervalRecycling(Recycling):
+    """Base of methods that recycle what is dormant every so many epochs or steps; `Settings` has `interval` and `unit`.
+
+    Epochs are counted from 1 within a phase, steps from 1 over the whole run.
+    """
+
+    agent_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({"interval": 1000, "unit": "steps"})
+
+    def __init__(
+        self, module: nn.Module, settings: Any = None, *, seed: int = 0, layers: Layers | None = None, **changes: Any
+    ) -> None:
+        super().__init__(module, settings, seed=seed, layers=layers, **changes)
+        #: Epochs ended in this phase, how often units were looked for, and how many were recycled.
+        self.epochs = self.applications = self.recycled = 0
+
+    def grown(self) -> None:
+        """Find the network's units."""
+        if self.settings.interval is not None:
+            self._find()
+
+    def before_phase(self, phase: Phase = FIRST, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
+        """Count epochs from 0."""
+        self._warn_of_interval(self.settings.interval, self.settings.unit, phase)
+        self.epochs = 0
+
+    def after_step(self, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
+        """Call after the optimiser's step: recycle if that is due in steps.
+
+        Raises
+        ------
+        RuntimeError
+            If it is due and nothing to score by was seen, or while the tortoise predicts.
+        """
+        self.steps += 1
+        if self._due("steps", self.steps):
+            self._apply_due(optimizer, tortoise)
+
+    def end_epoch(self, optimizer: Any = None, tortoise: Tortoise | None = None, *, last: bool = False) -> None:
+        """Call after each epoch, before evaluation: recycle if that is due in epochs; raises as `after_step`."""
+        self.epochs += 1
+        if self._due("epochs", self.epochs):
+            self._apply_due(optimizer, tortoise)
+
+    @abstractmethod
+    def _apply_due(self, optimizer: Any, tortoise: Tortoise | None) -> None:
+        """Recycle what is dormant by what was seen last."""
+
+    def _recycle(
+        self, dormant: Mapping[str, Tensor], optimizer: Optimizers | None, tortoise: Tortoise | None
+    ) -> dict[str, int]:
+        masks = {name: mask.cpu() for name, mask in dormant.items()}
+        counts = {name: int(mask.sum()) for name, mask in masks.items()}
+        for hidden in self.hidden:
+            if counts[hidden.name]:
+                draw = derive_seed(self.seed, f"{self.name}: fresh units of {hidden.name}", self.applications)
+                fresh = fresh_weights(self.module.get_submodule(hidden.incoming), seed=draw)
+                recycle(self.module, hidden, masks[hidden.name], fresh, tortoise, optimizer, self.step_counts)
+        self.applications += 1
+        self.recycled += sum(counts.values())
+        return counts
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the counters and tensors to continue from; settings are not part of it."""
+        counters = {name: getattr(self, name) for name in ("epochs", "steps", "applications", "recycled")}
+        return {**counters, "step_counts": self.step_counts.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`."""
+        for name in ("epochs", "steps", "applications", "recycled"):
+            setattr(self, name, int(state[name]))
+        self.step_counts.load_state_dict(state["step_counts"])
