@@ -34,8 +34,9 @@ class PosthocEMA(Method):
     snapshot. It is no name of the studies: give it to ``fit`` as a method over the network, with others by ``+``, or to
     ``MethodPlugin`` as a class.
 
-    Snapshots are taken after every `interval` epochs, counted from 1 in each phase, or steps over the whole run, and
-    lie in memory and in checkpoints: each is two networks. The network must keep its form.
+    Snapshots are taken after every `interval` epochs, counted from 1 in each phase, and a phase's last, or after every
+    so many steps of the whole run. They lie in memory and in checkpoints: each is two networks. The network must keep
+    its form.
 
     Parameters
     ----------
@@ -87,7 +88,7 @@ class PosthocEMA(Method):
             check=_check_lengths,
         )
         interval: int | None = setting(
-            1, "A snapshot is kept after every so many epochs or steps; None keeps none.", low=1
+            1, "A snapshot is kept after every so many epochs, and a phase's last, or steps; None keeps none.", low=1
         )
         unit: Literal["epochs", "steps"] = setting(
             "epochs", "Unit of the interval: epochs, counted from 1 in each phase, or steps over the whole run."
@@ -109,7 +110,6 @@ class PosthocEMA(Method):
 
     def before_phase(self, phase: Phase = FIRST, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
         """Count epochs from 0."""
-        self._warn_of_interval(self.settings.interval, self.settings.unit, phase)
         self.epochs = 0
 
     def grown(self) -> None:
@@ -124,9 +124,10 @@ class PosthocEMA(Method):
             self.averages.take_snapshot()
 
     def end_epoch(self, optimizer: Any = None, tortoise: Tortoise | None = None, *, last: bool = False) -> None:
-        """Keep a snapshot if that is due in epochs."""
+        """Keep a snapshot if that is due in epochs, or the phase's last."""
         self.epochs += 1
-        if self._due("epochs", self.epochs):
+        own = self.settings
+        if self._due("epochs", self.epochs) or (last and own.unit == "epochs" and own.interval is not None):
             self.averages.take_snapshot()
 
     @torch.no_grad()

@@ -186,3 +186,22 @@ def test_the_strategy_and_the_pack_keep_the_same_snapshots() -> None:
         for name, value in values(one.network(0.2)).items():
             assert torch.allclose(value, expected[name], rtol=1e-2, atol=1e-3), name
     assert copy.deepcopy(method).averages.steps == method.averages.steps
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({"interval": 2}, [2, 3, 5, 6]),  # of phases of three epochs, a step each
+        ({"interval": 9}, [3, 6]),
+        ({"interval": 4, "unit": "steps"}, [4]),
+        ({"interval": None}, []),
+    ],
+)
+def test_when_snapshots_are_kept(settings: dict[str, Any], kept: list[int]) -> None:
+    method = PosthocEMA(nn.Linear(1, 1), **settings)
+    for _ in range(2):
+        method.before_phase()
+        for epoch in range(1, 4):
+            method.after_step()
+            method.end_epoch(last=epoch == 3)
+    assert list(method.averages.snapshots) == kept
