@@ -404,6 +404,10 @@ def prepare_vision(settings: VisionSettings, planned: tuple[TrialSpec, ...]) -> 
             if f"{name} {version}" not in settings.versions:
                 why = ": it is not what it was when the study began; put that back, or start a new study."
                 raise settings.refused(name, why)
+    several = [spec.label for spec in planned if trial_config(spec.config).method.flat.get("tortoise_momenta")]
+    if several and not settings.validation:
+        why = f": {several[0]} has several tortoises, of which one is chosen on validation data: hold some out."
+        raise settings.refused("validation", why)
     if settings.validation:
         try:
             data = hold_out(data, settings.validation)[0]

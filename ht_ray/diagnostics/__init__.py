@@ -22,6 +22,7 @@ from ht_ray.diagnostics.gradients import (
     LossGradients,
     gradient_covariance,
     gradient_norm,
+    local_redundancy,
     loss_gradients,
     zero_gradient_ratio,
 )
@@ -36,7 +37,14 @@ from ht_ray.diagnostics.registry import (
     Measurement,
     register_indicator,
 )
-from ht_ray.diagnostics.units import ACTIVATIONS, ActivationRecord, activation_recorder, dormant_ratios
+from ht_ray.diagnostics.units import (
+    ACTIVATIONS,
+    ActivationRecord,
+    activation_recorder,
+    dormant_ratios,
+    grama_ratios,
+    unit_gradient_recorder,
+)
 from ht_ray.diagnostics.weights import weight_distance, weight_magnitude
 
 __all__ = [
@@ -67,8 +75,10 @@ __all__ = [
     "feature_recorder",
     "gradient_covariance",
     "gradient_norm",
+    "grama_ratios",
     "hessian_eigenvalues",
     "hessian_vector_product",
+    "local_redundancy",
     "loss_gradients",
     "plasticity_probe",
     "probe_loss",
@@ -76,6 +86,7 @@ __all__ = [
     "register_indicator",
     "srank",
     "stable_rank",
+    "unit_gradient_recorder",
     "weight_distance",
     "weight_magnitude",
     "zero_activation_ratio",

@@ -1,4 +1,4 @@
-"""Gradients of the loss: how large, how many are zero, and whether samples pull in the same direction."""
+"""Gradients of the loss: how large, how many are zero, on random labels, and whether samples pull the same way."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from ht_ray.diagnostics._measuring import (
     widened,
 )
 from ht_ray.diagnostics.features import feature_recorder
+from ht_ray.mechanisms.weights.rng import generator
 from ht_ray.methods.method import Inputs
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "LossGradients",
     "gradient_covariance",
     "gradient_norm",
+    "local_redundancy",
     "loss_gradients",
     "zero_gradient_ratio",
 ]
@@ -113,6 +115,77 @@ def gradient_norm(
     """Return the norm of the gradient with respect to the trainable parameters: see `loss_gradients`."""
     # The whole network as its backbone: it need not be divided into backbone and head.
     return loss_gradients(module, inputs, labels, backbone=module, loss=loss, chunk_size=chunk_size).norm
+
+
+def local_redundancy(
+    module: nn.Module,
+    inputs: Inputs,
+    *,
+    num_classes: int,
+    draws: int = 8,
+    seed: int = 0,
+    loss: Loss = cross_entropy,
+    chunk_size: int = 256,
+) -> Tensor:
+    """Return the expected squared norm of the gradient on a task that can only be memorized, in evaluation mode.
+
+    Cheng (2026) defines local redundancy as the worst-case redundancy of the models in an infinitesimal neighbourhood
+    of the network along gradient directions, and proves that the expected squared gradient norm on a synthetic
+    memorization task bounds it from below; that bound is what this returns. More is said to be more plastic.
+
+    Only the paper's abstract was at hand. Ours are: the task, which is to give the inputs labels that are drawn
+    uniformly and independently of them; the gradient, which is that of the mean loss of all inputs with respect to all
+    trainable parameters; and the expectation, which is the mean over `draws` sets of labels.
+
+    Parameters
+    ----------
+    module
+        The network.
+    inputs
+        What gets the labels.
+    num_classes
+        Of the labels; at most the network's number of outputs.
+    draws
+        Sets of labels; a backward pass each. Default 8.
+    seed
+        Of the labels.
+    loss
+        Maps outputs and labels to the mean loss of a batch.
+    chunk_size
+        Samples computed at a time.
+
+    Returns
+    -------
+    Tensor
+        Of shape ``()``.
+
+    Raises
+    ------
+    SettingError
+        If a number is not accepted.
+
+    References
+    ----------
+    Cheng (2026). Local redundancy: an information-theoretic measure of plasticity from synthetic memorization. ICML,
+    PMLR 306.
+
+    Examples
+    --------
+    >>> net = nn.Linear(1, 2, bias=False)
+    >>> with torch.no_grad():
+    ...     _ = net.weight.zero_()  # whatever the label, the gradient is 0.5 and -0.5
+    >>> round(local_redundancy(net, torch.ones(1, 1), num_classes=2).item(), 6)
+    0.5
+    """
+    check_number("local_redundancy: num_classes", num_classes, low=1, integer=True)
+    check_number("local_redundancy: draws", draws, low=1, integer=True)
+    device = (inputs[0] if isinstance(inputs, tuple) else inputs).device
+    generated = generator(seed, "local redundancy: labels")
+    total = torch.zeros((), dtype=accumulator(device), device=device)
+    for _ in range(draws):
+        labels = torch.randint(num_classes, (count(inputs),), generator=generated).to(device)
+        total += gradient_norm(module, inputs, labels, loss=loss, chunk_size=chunk_size).square()
+    return total / draws
 
 
 class GradientCovariance(NamedTuple):

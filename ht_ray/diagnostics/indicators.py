@@ -70,7 +70,7 @@ class Indicators:
     >>> values = indicators.measure()
     >>> list(values)  # doctest: +NORMALIZE_WHITESPACE
     ['weight_magnitude', 'weight_distance', 'zero_activation_ratio', 'srank', 'effective_rank', 'stable_rank',
-     'dormant_ratio', 'dead_unit_ratio', 'zero_gradient_ratio', 'gradient_norm']
+     'dormant_ratio', 'dead_unit_ratio', 'zero_gradient_ratio', 'gradient_norm', 'grama_ratio']
     >>> values["weight_distance"]
     0.0
     """

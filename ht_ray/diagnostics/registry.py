@@ -20,9 +20,15 @@ from ht_ray._checks import check_choice, check_number, refused
 from ht_ray.diagnostics._measuring import Loss, measuring, run
 from ht_ray.diagnostics.curvature import HessianEigenvalues, hessian_eigenvalues
 from ht_ray.diagnostics.features import Ranks, feature_recorder, ranks, zero_activation_ratio
-from ht_ray.diagnostics.gradients import GradientCovariance, LossGradients, gradient_covariance, loss_gradients
+from ht_ray.diagnostics.gradients import (
+    GradientCovariance,
+    LossGradients,
+    gradient_covariance,
+    local_redundancy,
+    loss_gradients,
+)
 from ht_ray.diagnostics.probe import OptimizerMaker, probe_loss
-from ht_ray.diagnostics.units import activation_recorder
+from ht_ray.diagnostics.units import activation_recorder, unit_gradient_recorder
 from ht_ray.diagnostics.weights import weight_distance, weight_magnitude
 from ht_ray.errors import SettingError
 from ht_ray.methods.method import Inputs
@@ -121,7 +127,7 @@ class IndicatorConfig:
     Traceback (most recent call last):
     ...
     ht_ray.errors.SettingError: IndicatorConfig.names = 'feature': accepted are 'weights', 'features', 'units', \
-'gradients', 'curvature', 'covariance', 'probe'. Did you mean 'features'?
+'gradients', 'curvature', 'covariance', 'redundancy', 'probe'. Did you mean 'features'?
     """
 
     every: int = 0
@@ -131,11 +137,14 @@ class IndicatorConfig:
     names: tuple[str, ...] = ("weights", "features", "units", "gradients")
     """Groups of indicators: weights, features, units, gradients; and, at a higher price: curvature (at most
     `hessian_iterations` products, each a few times the price of a training step on the fixed batch, and as many copies
-    of the network held), covariance (of single samples' gradients), probe (`probe_steps` of training)."""
+    of the network held), covariance (of single samples' gradients), redundancy (eight backward passes), probe
+    (`probe_steps` of training)."""
     srank_delta: float = 0.01
     """Share of the sum of singular values that srank leaves out."""
     dormant_threshold: float = 0.025
     """A unit is dormant whose activity is at most this share of its layer's average."""
+    grama_threshold: float = 0.01
+    """A unit is inactive whose gradient is at most this share of its layer's average."""
     eigenvalues: int = 5
     """Largest eigenvalues of the Hessian."""
     hessian_iterations: int = 50
@@ -159,6 +168,7 @@ class IndicatorConfig:
             raise refused("IndicatorConfig.names", self.names, why)
         check_number("IndicatorConfig.srank_delta", self.srank_delta, low=0, high=1, low_open=True, high_open=True)
         check_number("IndicatorConfig.dormant_threshold", self.dormant_threshold, low=0)
+        check_number("IndicatorConfig.grama_threshold", self.grama_threshold, low=0)
         check_number("IndicatorConfig.eigenvalues", self.eigenvalues, low=1, high=_MOST_EIGENVALUES, integer=True)
         check_number("IndicatorConfig.hessian_iterations", self.hessian_iterations, low=self.eigenvalues, integer=True)
         check_number("IndicatorConfig.covariance_samples", self.covariance_samples, low=2, integer=True)
@@ -200,6 +210,7 @@ class Measurement:
             if "features" in config.names:
                 recorded["features"] = stack.enter_context(feature_recorder(self.module, self.backbone))
             if "gradients" in config.names:
+                recorded["unit gradients"] = stack.enter_context(unit_gradient_recorder(self.module))
                 recorded["gradients"] = loss_gradients(
                     self.module,
                     self.inputs,
@@ -233,6 +244,13 @@ class Measurement:
         return ratios
 
     @property
+    def grama_ratio(self) -> Tensor:
+        """The share of units that the loss hardly reaches, at the configured threshold."""
+        threshold = self.config.grama_threshold
+        ratio: Tensor = self._one_pass["unit gradients"].dormant_ratios((threshold,))[threshold]["all"]
+        return ratio
+
+    @property
     def gradients(self) -> LossGradients:
         """What the gradients of the batch's loss say."""
         gradients: LossGradients = self._one_pass["gradients"]
@@ -262,6 +280,18 @@ class Measurement:
         """The cosines between the gradients of single samples."""
         return gradient_covariance(
             self.module, self.inputs, self.labels, samples=self.config.covariance_samples, loss=self.loss
+        )
+
+    @property
+    def local_redundancy(self) -> Tensor:
+        """The expected squared norm of the gradient on random labels."""
+        return local_redundancy(
+            self.module,
+            self.inputs,
+            num_classes=self.num_classes,
+            seed=self.seed,
+            loss=self.loss,
+            chunk_size=self.config.chunk_size,
         )
 
     @cached_property
@@ -387,6 +417,15 @@ for _indicator in (
         measure=lambda m: m.gradients.norm,
     ),
     Indicator(
+        name="grama_ratio",
+        title="units with hardly any gradient (GraMa, share)",
+        group="gradients",
+        definition="share of units whose mean absolute gradient is at most 0.01 of their layer's average",
+        plastic="less",
+        source="Liu et al. 2025, arXiv 2505.24061",
+        measure=lambda m: m.grama_ratio,
+    ),
+    Indicator(
         name="hessian_max",
         title="largest Hessian eigenvalue",
         group="curvature",
@@ -444,6 +483,15 @@ for _indicator in (
         plastic="unclear",
         source=_LYLE,
         measure=lambda m: m.covariance.interference,
+    ),
+    Indicator(
+        name="local_redundancy",
+        title="local redundancy (squared gradient norm on random labels)",
+        group="redundancy",
+        definition="mean over eight draws of random labels of the squared norm of the gradient of the mean loss",
+        plastic="more",
+        source="Cheng 2026, ICML, PMLR 306; details ours",
+        measure=lambda m: m.local_redundancy,
     ),
     Indicator(
         name="probe_loss",

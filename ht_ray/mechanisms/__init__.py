@@ -10,6 +10,7 @@ from ht_ray.mechanisms.units.find_units import HiddenUnits, UnitMap, find_units
 from ht_ray.mechanisms.weights.batchnorm import recalibrate_batchnorm
 from ht_ray.mechanisms.weights.fresh import HEAD_NAMES, find_head, fresh_weights
 from ht_ray.mechanisms.weights.optimizer_state import clear_optimizer_state, load_optimizer_state
+from ht_ray.mechanisms.weights.power_averages import PowerAverages, posthoc_coefficients, power_exponent
 from ht_ray.mechanisms.weights.rng import derive_seed, generator, isolated_rng
 from ht_ray.mechanisms.weights.weight_copy import WeightCopy, named_tensors
 
@@ -17,6 +18,7 @@ __all__ = [
     "HEAD_NAMES",
     "CReLU",
     "HiddenUnits",
+    "PowerAverages",
     "SettingError",
     "SettingWarning",
     "UnitMap",
@@ -30,5 +32,7 @@ __all__ = [
     "isolated_rng",
     "load_optimizer_state",
     "named_tensors",
+    "posthoc_coefficients",
+    "power_exponent",
     "recalibrate_batchnorm",
 ]

@@ -20,6 +20,7 @@ from ht_ray.methods.optimizer_reset import OptimizerReset
 from ht_ray.methods.parseval import Parseval
 from ht_ray.methods.plain import Plain
 from ht_ray.methods.plasticity_injection import InjectedHead, PlasticityInjection
+from ht_ray.methods.posthoc_ema import PosthocEMA
 from ht_ray.methods.redo import ReDo
 from ht_ray.methods.regenerative import Regenerative
 from ht_ray.methods.registry import METHODS, display_name, find_method, flat_names, method_parts, register
@@ -60,6 +61,7 @@ __all__ = [
     "Phase",
     "Plain",
     "PlasticityInjection",
+    "PosthocEMA",
     "ReDo",
     "ReGraMa",
     "Regenerative",

@@ -298,6 +298,11 @@ def _overrides(method: Method, moment: str) -> bool:
     return getattr(type(method), moment) is not getattr(Method, moment)
 
 
+def _refused_momenta(tortoise: Tortoise, reason: str, **told: Any) -> SettingError:
+    momenta = tortoise.settings.momenta
+    return SettingError(owner="MethodConfig", field="tortoise_momenta", value=momenta, reason=reason, **told)
+
+
 class Composition:
     """Methods over one network, called by a training loop at each moment, which act in one fixed order.
 
@@ -318,7 +323,13 @@ class Composition:
     Raises
     ------
     SettingError
-        If there is more than one tortoise.
+        If there is more than one tortoise, or one of several speeds with a method that re-initialises one alone.
+
+    Attributes
+    ----------
+    validate : callable or None
+        Returns how good the network is on validation data: a number, or a tuple of numbers, of which the largest is
+        best. A loop sets it. None: there is no validation data.
 
     Examples
     --------
@@ -338,6 +349,15 @@ class Composition:
             raise SettingError(f"methods: a network takes one tortoise; it has {named}.")
         self._module = module
         self.tortoise: Tortoise | None = tortoises[0] if tortoises else None
+        self.validate: Callable[[], Any] | None = None
+        self._several = next((one for one in tortoises if len(one.copies) > 1), None)
+        treating = [one.name for one in methods if getattr(one.settings, "reinitialize_tortoise", False)]
+        if self._several is not None and treating:
+            raise _refused_momenta(
+                self._several,
+                ": {named} re-initialises one tortoise: accepted is {MethodConfig.reinitialize_tortoise} = False.",
+                named=" and ".join(treating),
+            )
         self._methods = tuple(methods)
         ordered = sorted(methods, key=lambda method: method.rank)
         self._ordered = tuple(ordered)
@@ -400,11 +420,27 @@ class Composition:
             config = method.configure_training(method.settings, config, shape)
         return config
 
+    def _validation(self) -> Any:
+        if self._several is not None and self.validate is None:
+            raise _refused_momenta(
+                self._several,
+                ": which tortoise predicts is chosen on validation data, and there is none: hold some out (hold_out; "
+                "--validation in a study), or give one momentum.",
+            )
+        return self.validate
+
     def _treated(self, method: Method) -> Tortoise | None:
         return self.tortoise if getattr(method.settings, "reinitialize_tortoise", True) else None
 
     def before_phase(self, phase: Phase, optimizer: Optimizers | None = None) -> None:
-        """Call before the first epoch of a phase."""
+        """Call before the first epoch of a phase.
+
+        Raises
+        ------
+        SettingError
+            If several tortoises are to be chosen from, and there is no validation data.
+        """
+        self._validation()
         # What changes the network acts before what looks at it.
         for method in sorted(self._ordered, key=lambda method: method.rank < 0):
             method.before_phase(phase, optimizer, self._treated(method))
@@ -481,6 +517,8 @@ class Composition:
 
     def end_epoch(self, optimizer: Any, *, last: bool) -> None:
         """Call after every epoch, before evaluation."""
+        if self._several is not None:
+            self._several.choose(self._validation())
         for method in sorted(self._ordered, key=lambda method: method.rank < 0):
             method.end_epoch(optimizer, self._treated(method), last=last)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -45,6 +45,14 @@ def momentum_of_half_life(steps: float) -> float:
     return float(0.5 ** (1.0 / steps))
 
 
+def _check_momenta(where: str, value: Any) -> None:
+    owner, _, name = where.rpartition(": ")
+    if not isinstance(value, (tuple, list)) or len(value) == 1 or len(set(value)) < len(value):
+        raise SettingError(owner=owner, field=name, value=value, accepted="two or more different numbers, or none")
+    for one in value:
+        check_number(where, one, low=0, high=1, high_open=True)
+
+
 _RESET_HELP = "The hare is set back to the tortoise after every so many epochs or steps; None means never."
 
 
@@ -64,6 +72,13 @@ class _Average(MethodSettings):
         "follow at once; 1: a plain mean until the momentum is reached; 0: none.",
         shared="momentum_warmup",
         low=0,
+    )
+    momenta: tuple[float, ...] = setting(
+        (),
+        "Momenta of several tortoises in place of the one's: the best on validation data predicts, and is what the "
+        "hare is set back to.",
+        shared="tortoise_momenta",
+        check=_check_momenta,
     )
     recalibrate_batchnorm: int = setting(
         0,
@@ -119,10 +134,12 @@ class Tortoise(Method):
 
     Epochs for the reset are counted from 1 within a phase (`begin_phase`), steps from 1 over the whole run.
 
-    Three options, all off by default, go beyond the paper. `momentum_warmup` caps the momentum at ``1 - n ** -power``
+    Four options, all off by default, go beyond the paper. `momentum_warmup` caps the momentum at ``1 - n ** -power``
     at the n-th update of the run, which makes the average forget its start (the decay warm-up of timm's ``ModelEmaV3``
     and of ema-pytorch with ``inv_gamma=1``; both after K. Crowson). `reset_only` resets only some tensors of the hare,
-    and clears only their optimiser state. `reset_schedule` has intervals of different lengths.
+    and clears only their optimiser state. `reset_schedule` has intervals of different lengths. `momenta` makes several
+    tortoises at different speeds, of which one at a time is `weights`: it predicts, and the hare is set back to it.
+    Which one is decided by `choose`, after every epoch and before a reset that is due there.
 
     Parameters
     ----------
@@ -139,7 +156,8 @@ class Tortoise(Method):
     Raises
     ------
     SettingError
-        If a setting is out of its range, or one of `average_buffers` matches nothing.
+        If a setting is out of its range, one of `average_buffers` matches nothing, or several tortoises are to be one
+        `target`.
     ValueError
         If `target` is not of the hare's structure.
 
@@ -241,6 +259,14 @@ class Tortoise(Method):
                 f"{type(self).__name__}: reset_schedule = {self.reset_schedule!r} changes nothing: reset_interval is "
                 "None, which means never."
             )
+        if own.momenta:
+            if target is not None:
+                raise SettingError(
+                    f"{type(self).__name__}: momenta = {own.momenta!r} and a target: accepted is one of the two, as a "
+                    "target network is one tortoise."
+                )
+            self.momentum = float(own.momenta[0])
+            self.capturable = False
         if own.momentum_warmup:
             # Its momentum is another one at each step, and a graph would keep the first.
             self.capturable = False
@@ -253,7 +279,11 @@ class Tortoise(Method):
         self.updates = 0
         self.resets = 0
         self.epochs = 0
-        self.weights = WeightCopy(module, target, average_buffers=own.average_buffers)
+        #: All tortoises, in the order of `momenta`; one without. `weights` is the one that predicts.
+        self.copies = [
+            WeightCopy(module, target, average_buffers=own.average_buffers) for _ in own.momenta or (self.momentum,)
+        ]
+        self.weights = self.copies[0]
         self._inputs: deque[Inputs] = deque(maxlen=own.recalibrate_batchnorm)
 
     @property
@@ -269,15 +299,17 @@ class Tortoise(Method):
     def before_phase(self, phase: Phase = FIRST, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
         """Start a phase: follow growth, count epochs from 0, and warn of settings that cannot work in it."""
         self.stop_predicting()
-        self.weights.sync(self.hare)
+        self.grown()
         self.epochs = 0
         self._inputs.clear()
-        if phase.steps_per_epoch is not None and phase.begins:
+        # Of several tortoises some may well be too slow or too fast: that is why there are several.
+        if phase.steps_per_epoch is not None and phase.begins and len(self.copies) == 1:
             self._warn(phase.steps_per_epoch, phase.epochs)
 
     def grown(self) -> None:
         """Follow what the network has grown."""
-        self.weights.sync(self.hare)
+        for copy in self.copies:
+            copy.sync(self.hare)
 
     def see(self, inputs: Inputs) -> None:
         """Keep a training batch, for BatchNorm statistics that are recomputed after the epoch."""
@@ -355,10 +387,11 @@ class Tortoise(Method):
     @property
     def next_momentum(self) -> float:
         """The momentum of the next update: less than the setting where it is still warming up."""
+        return self._warmed(self.momentum)
+
+    def _warmed(self, momentum: float) -> float:
         power: float = self.settings.momentum_warmup
-        if not power:
-            return self.momentum
-        return min(self.momentum, 1.0 - float((self.updates + 1) ** -power))
+        return min(momentum, 1.0 - float((self.updates + 1) ** -power)) if power else momentum
 
     def follow(self) -> None:
         """Move the tortoise towards the hare by one step of the average, and count it."""
@@ -367,7 +400,38 @@ class Tortoise(Method):
 
     def average(self) -> None:
         """Move the tortoise towards the hare by one step of the average, and count nothing."""
-        self.weights.lerp_from(self.hare, 1.0 - self.next_momentum)
+        for copy, momentum in zip(self.copies, self.settings.momenta or (self.momentum,), strict=True):
+            copy.lerp_from(self.hare, 1.0 - self._warmed(momentum))
+
+    def choose(self, validate: Callable[[], Any]) -> int:
+        """Let the best of several tortoises predict from now on, and return its place in `momenta`.
+
+        `Composition.end_epoch` calls it; a loop of your own does where it wants to.
+
+        Parameters
+        ----------
+        validate
+            Returns how good the network is on validation data, with the weights that it has when it is called: a
+            number, or a tuple of numbers. The largest is best, the first of equals.
+        """
+        self.stop_predicting()
+        scores = []
+        for place in range(len(self.copies)):
+            self._set_chosen(place)
+            with self.predict():
+                scores.append(validate())
+        self._set_chosen(max(range(len(scores)), key=scores.__getitem__))
+        return self.chosen
+
+    @property
+    def chosen(self) -> int:
+        """The place in `momenta` of the tortoise that predicts; 0 for one alone."""
+        return next(place for place, copy in enumerate(self.copies) if copy is self.weights)
+
+    def _set_chosen(self, place: int) -> None:
+        self.weights = self.copies[place]
+        if self.settings.momenta:
+            self.momentum = float(self.settings.momenta[place])
 
     def reset(self, optimizer: Optimizers | None = None) -> None:
         """Set the hare back to the tortoise.
@@ -460,12 +524,15 @@ class Tortoise(Method):
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and counters to continue from; settings are not part of it."""
-        return {
+        state = {
             "weights": self.weights.state_dict(),
             "updates": self.updates,
             "resets": self.resets,
             "epochs": self.epochs,
         }
+        if len(self.copies) > 1:
+            state |= {"copies": [copy.state_dict() for copy in self.copies], "chosen": self.chosen}
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`; the hare is loaded by its owner.
@@ -477,8 +544,10 @@ class Tortoise(Method):
         """
         updates, resets, epochs = (int(state[name]) for name in ("updates", "resets", "epochs"))
         self.stop_predicting()
-        self.weights.sync(self.hare)
-        self.weights.load_state_dict(state["weights"])
+        self.grown()
+        for copy, held in zip(self.copies, state.get("copies", [state["weights"]]), strict=True):
+            copy.load_state_dict(held)
+        self._set_chosen(state.get("chosen", 0))
         self.updates, self.resets, self.epochs = updates, resets, epochs
 
     def _warn(self, steps_per_epoch: int, epochs: int | None) -> None:

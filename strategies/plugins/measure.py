@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -96,6 +97,11 @@ class MeasurePlugin(SupervisedPlugin, supports_distributed=True):  # type: ignor
         self.epochs = last if epochs is None else epochs
         self.samples = samples
 
+    def before_training(self, strategy: Any, **kwargs: Any) -> None:
+        host = MethodPlugin.host(strategy)
+        if host is not None and self.validation is not None:
+            host.validate = partial(self._validated, strategy)
+
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         self.samples = 0
 
@@ -146,6 +152,11 @@ class MeasurePlugin(SupervisedPlugin, supports_distributed=True):  # type: ignor
         self.rows.append(row)
         if self.on_epoch is not None:
             self.on_epoch(row)
+
+    def _validated(self, strategy: Any) -> tuple[float, float]:
+        assert self.validation is not None
+        tested = self._evaluate(strategy, *self.validation)
+        return tested.accuracy, -tested.loss
 
     def _evaluate(self, strategy: Any, pool: ImagePool, labels: Tensor) -> Evaluation:
         images, normalise = pool.on(strategy.device)

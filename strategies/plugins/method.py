@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext, suppress
 from functools import partial
 from typing import Any, ClassVar
@@ -113,6 +113,8 @@ class MethodPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore
         self.experiences = 0
         #: The loss of the batch without what methods add to it.
         self.plain_loss: Tensor | None = None
+        #: Returns how good the model is on validation data, for several tortoises (see `ht_ray.methods.Composition`).
+        self.validate: Callable[[], Any] | None = None
         self._acting: Composition | None = None
         self._ended = True
         self._warned = False
@@ -125,7 +127,7 @@ class MethodPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore
 
     def __getstate__(self) -> dict[str, Any]:
         # Between batches, where alone a strategy can be saved, nothing is on the stack.
-        return {**self.__dict__, "_watching": ExitStack(), "_acting": None, "plain_loss": None}
+        return {**self.__dict__, "_watching": ExitStack(), "_acting": None, "plain_loss": None, "validate": None}
 
     @property
     def method(self) -> Method | None:
@@ -195,6 +197,7 @@ class MethodPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore
                 plugin.attach(strategy.model)
             methods = [method for plugin in plugins for method in plugin.methods.values()]
             self._acting = Composition(strategy.model, methods)
+            self._acting.validate = self.validate
         return self._acting
 
     def resume(self, strategy: Any) -> None:

@@ -10,8 +10,15 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from ht_ray.diagnostics import gradient_covariance, gradient_norm, loss_gradients, zero_gradient_ratio
+from ht_ray.diagnostics import (
+    gradient_covariance,
+    gradient_norm,
+    local_redundancy,
+    loss_gradients,
+    zero_gradient_ratio,
+)
 from ht_ray.errors import SettingError
+from ht_ray.mechanisms import generator
 from ht_ray.vision.models import ModelConfig, make_model
 
 
@@ -64,6 +71,29 @@ def test_gradients_that_are_not_finite():
     measured = loss_gradients(net, torch.tensor([[float("nan")]]), torch.tensor([0]))
     assert torch.isnan(measured.zero_ratio)
     assert torch.isnan(measured.norm)
+
+
+def test_local_redundancy_is_that_of_numpy_for_a_linear_layer():
+    weight = np.random.default_rng(0).normal(size=(3, 4))
+    x = np.random.default_rng(1).normal(size=(6, 4))
+    net = nn.Linear(4, 3, bias=False).double()
+    with torch.no_grad():
+        net.weight.copy_(torch.from_numpy(weight))
+    likely = np.exp(x @ weight.T)
+    likely /= likely.sum(1, keepdims=True)
+
+    def squared_norm(labels: np.ndarray) -> float:
+        return float((((likely - np.eye(3)[labels]).T @ x / len(x)) ** 2).sum())
+
+    # Over all labels there are, of which the draws are a sample.
+    every = np.mean([squared_norm(np.array(labels)) for labels in np.ndindex(*(3,) * 6)])
+    found = local_redundancy(net, torch.from_numpy(x), num_classes=3, draws=400, chunk_size=4).item()
+    assert found == pytest.approx(every, rel=0.05)
+    one = local_redundancy(net, torch.from_numpy(x), num_classes=3, draws=1, seed=7).item()
+    drawn = torch.randint(3, (6,), generator=generator(7, "local redundancy: labels")).numpy()
+    assert one == pytest.approx(squared_norm(drawn), rel=1e-9)
+    with pytest.raises(SettingError, match="draws = 0"):
+        local_redundancy(net, torch.from_numpy(x), num_classes=3, draws=0)
 
 
 def test_no_trainable_parameter():

@@ -19,7 +19,9 @@ from ht_ray.diagnostics import (
     feature_matrix,
     gradient_covariance,
     gradient_norm,
+    grama_ratios,
     hessian_eigenvalues,
+    local_redundancy,
     plasticity_probe,
     zero_gradient_ratio,
 )
@@ -146,6 +148,8 @@ _MEASURES: dict[str, Callable[[nn.Module, torch.Tensor, torch.Tensor], object]] 
     "norm": lambda net, x, y: gradient_norm(net, x, y, chunk_size=3),
     "covariance": lambda net, x, y: gradient_covariance(net, x, y, samples=6, chunk_size=2),
     "curvature": lambda net, x, y: hessian_eigenvalues(net, x, y, chunk_size=3),
+    "unit gradients": lambda net, x, y: grama_ratios(net, x, y, chunk_size=3),
+    "redundancy": lambda net, x, y: local_redundancy(net, x, num_classes=4, chunk_size=3),
     "probe": lambda net, x, y: plasticity_probe(net, torch.optim.SGD, x, num_classes=4),
 }
 

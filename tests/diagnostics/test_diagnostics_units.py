@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from ht_ray.diagnostics import activation_recorder, dormant_ratios
+from ht_ray.diagnostics import activation_recorder, dormant_ratios, grama_ratios
 from ht_ray.errors import SettingError
 from ht_ray.mechanisms.units.crelu import CReLU
+from ht_ray.methods import ReGraMa
 
 
 def _scaling(factors: list[float], activation: nn.Module) -> nn.Sequential:
@@ -112,3 +113,57 @@ def test_hooks_are_taken_off_after_an_error():
     with pytest.raises(RuntimeError, match="shapes"):
         dormant_ratios(net, torch.ones(1, 3))
     assert all(not part._forward_hooks and not part._forward_pre_hooks for part in net.modules())
+
+
+@pytest.mark.parametrize("chunk_size", [4, 256])
+def test_grama_is_the_share_that_numpy_finds(chunk_size):
+    draws = torch.Generator().manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4, bias=False), nn.ReLU(), nn.Linear(4, 2))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=draws))
+        net[0].bias[1], net[2].weight[0] = 20.0, 0.0  # one saturated, one that is always zero
+        net[2].weight[:, 3] *= 1e-3
+    inputs, labels = torch.randn(10, 3, generator=draws), torch.randint(2, (10,), generator=draws)
+    w0, b0, w1, w2, b2 = (parameter.detach().double().numpy() for parameter in net.parameters())
+    x = inputs.double().numpy()
+    hidden = np.tanh(x @ w0.T + b0)
+    second = hidden @ w1.T
+    logits = np.maximum(second, 0) @ w2.T + b2
+    likely = np.exp(logits - logits.max(1, keepdims=True))
+    by_logits = likely / likely.sum(1, keepdims=True) - np.eye(2)[labels.numpy()]
+    by_second = (by_logits @ w2) * (second > 0)
+    by_first = (by_second @ w1) * (1 - hidden**2)
+    shares = {}
+    for threshold in (0.0, 0.01, 0.3):
+        inactive = [np.abs(g).mean(0) <= threshold * np.abs(g).mean() for g in (by_first, by_second)]
+        shares[threshold] = {"1": inactive[0].mean(), "3": inactive[1].mean(), "all": np.concatenate(inactive).mean()}
+    assert len({share["all"] for share in shares.values()}) == 3
+    found = grama_ratios(net, inputs, labels, tuple(shares), chunk_size=chunk_size)
+    for threshold, share in shares.items():
+        assert {name: ratio.item() for name, ratio in found[threshold].items()} == pytest.approx(share)
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(inplace=True), nn.GELU(), CReLU(1)])
+def test_grama_counts_the_units_that_regrama_resets(activation):
+    doubled = 2 if isinstance(activation, CReLU) else 1
+    net = nn.Sequential(nn.Conv2d(1, 6, 3), activation, nn.Flatten(), nn.Linear(6 * doubled * 16, 3))
+    with torch.no_grad():
+        net[0].bias[:2] = torch.tensor([-50.0, 50.0])
+        net[3].weight[:, 16:32] = net[3].weight[:, (6 * doubled - 5) * 16 : (6 * doubled - 4) * 16] = 0.0
+    inputs, labels = torch.randn(8, 1, 6, 6), torch.arange(8) % 3
+    method = ReGraMa(net, threshold=0.05)
+    with method.watch():
+        loss = nn.functional.cross_entropy(net(inputs), labels)
+    loss.backward()
+    expected = torch.cat(list(method.dormant().values())).float().mean().item()
+    assert 0 < expected < 1
+    assert grama_ratios(net, inputs, labels, (0.05,))[0.05]["all"].item() == pytest.approx(expected)
+
+
+def test_grama_without_a_unit_that_is_trained():
+    net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
+    net[0].requires_grad_(False)
+    assert torch.isnan(grama_ratios(net, torch.ones(4, 2), torch.zeros(4, dtype=torch.long))[0.01]["all"])
+    with pytest.raises(SettingError, match="thresholds"):
+        grama_ratios(net.requires_grad_(True), torch.ones(4, 2), torch.zeros(4, dtype=torch.long), (-1.0,))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ht_ray.mechanisms import SettingError, SettingWarning, named_tensors, recalibrate_batchnorm
-from ht_ray.methods import Phase, Tortoise, half_life, momentum_of_half_life
+from ht_ray.methods import MethodConfig, Phase, Tortoise, half_life, momentum_of_half_life
 
 
 def network(seed: int = 0) -> nn.Sequential:
@@ -674,3 +674,62 @@ def test_a_schedule_has_one_interval_after_the_other(schedule: list[int], length
 def test_a_schedule_without_resets_is_refused() -> None:
     with pytest.raises(SettingError, match=r"reset_schedule = .* changes nothing: reset_interval is None"):
         Tortoise(network(), reset_schedule=(1, 2))
+
+
+def test_several_tortoises_each_follow_as_one_alone() -> None:
+    momenta = (0.5, 0.9, 0.99)
+    hare = network()
+    several = Tortoise(hare, momenta=momenta, momentum_warmup=2.0, momentum=0.3)
+    alone = [Tortoise(hare, momentum=momentum, momentum_warmup=2.0) for momentum in momenta]
+    optimizer = adam(hare)
+    train(hare, optimizer, 7, lambda: [one.follow() for one in (several, *alone)])
+    for copied, one in zip(several.copies, alone, strict=True):
+        assert_same(dict(copied.tensors), dict(one.weights.tensors))
+    assert not several.capturable
+
+
+def test_the_best_of_several_predicts_and_is_what_the_hare_is_set_back_to() -> None:
+    hare = network()
+    tortoise = Tortoise(hare, momenta=(0.5, 0.9, 0.99), reset_interval=1)
+    train(hare, adam(hare), 5, tortoise.follow)
+    before = values_of(hare)
+    seen, scores = [], iter([(0.5, -1.0), (0.7, -3.0), (0.7, -2.0)])
+
+    def validate() -> tuple[float, float]:
+        seen.append(values_of(hare))
+        return next(scores)
+
+    assert tortoise.choose(validate) == tortoise.chosen == 2
+    assert tortoise.next_momentum == tortoise.momentum == 0.99
+    assert_same(values_of(hare), before)
+    for values, copied in zip(seen, tortoise.copies, strict=True):
+        assert_same(values, dict(copied.tensors))
+    with tortoise.predict():
+        assert_same(values_of(hare), seen[2])
+    assert tortoise.end_epoch()
+    assert_same(values_of(hare), seen[2])
+    other = Tortoise(hare, momenta=(0.5, 0.9, 0.99))
+    other.load_state_dict(copy.deepcopy(tortoise.state_dict()))
+    assert other.chosen == 2
+    for left, right in zip(other.copies, tortoise.copies, strict=True):
+        assert_same(dict(left.tensors), dict(right.tensors))
+    assert tortoise.choose(lambda: 1.0) == 0  # the first of equals
+
+
+def test_several_tortoises_that_cannot_be() -> None:
+    hare = network()
+    for momenta in ((0.9,), (0.9, 0.9), 0.9):
+        with pytest.raises(SettingError, match=r"momenta = .*: accepted is two or more different numbers"):
+            Tortoise(hare, momenta=momenta)
+    with pytest.raises(SettingError, match=r"momenta = 1.0: accepted is a number with 0 <= momenta < 1"):
+        Tortoise(hare, momenta=(0.9, 1.0))
+    with pytest.raises(SettingError, match="a target network is one tortoise"):
+        Tortoise(hare, momenta=(0.9, 0.99), target=copy.deepcopy(hare))
+    with pytest.raises(SettingError, match=r"redo re-initialises one tortoise: accepted is .*reinitialize_tort"):
+        MethodConfig("hare_tortoise+redo", tortoise_momenta=(0.9, 0.99)).build(network())
+    MethodConfig("hare_tortoise+redo", tortoise_momenta=(0.9, 0.99), reinitialize_tortoise=False).build(network())
+    methods = MethodConfig("ema", tortoise_momenta=(0.9, 0.99)).build(hare)
+    with pytest.raises(SettingError, match=r"tortoise_momenta = \(0.9, 0.99\): .* validation data, and there is none"):
+        methods.before_phase(Phase())
+    with pytest.raises(SettingError, match="validation data, and there is none"):  # of a run that goes on without it
+        methods.end_epoch(None, last=False)

@@ -242,6 +242,7 @@ def test_settings_of_a_method_reach_its_plugins() -> None:
             "recalibrate_batchnorm": 3,
             "average_buffers": (),
             "momentum_warmup": 0.0,
+            "momenta": (),
             "reset_only": (),
             "reset_schedule": (),
         }

@@ -56,6 +56,7 @@ CASES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "buffer": ("continual", "--buffer-size 0", ("--buffer-size = 0",)),
     "noise": ("ablation", "--noise 0.5,0", ("--noise = '0.5,0'", "10 phases")),
     "noise of the other stream": ("ablation", "--label-noise 0.1", ("--label-noise = 0.1", "--stream = 'continual'")),
+    "several tortoises": ("continual", "--tortoise-momenta 0.9 0.99", ("--validation = 0.0", "has several tortoises")),
     "perturbation": ("ablation", "--shrink-perturb-perturb -1", ("--shrink-perturb-perturb = -1.0",)),
     "noise of the weights": ("ablation", "--shrink-perturb-noise -1", ("--shrink-perturb-noise = -1.0",)),
     "batch": ("ablation", "--batch-size 1", ("--batch-size = 1",)),

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from ht_ray.errors import SettingError
+from ht_ray.errors import Interrupted, SettingError
 from ht_ray.vision import (
     ContinualConfig,
     DataConfig,
     ImageData,
+    MethodConfig,
     ModelConfig,
     Normalise,
     Pack,
@@ -166,3 +168,71 @@ def test_a_feature_that_is_no_number(table: ImageData, value: float) -> None:
     features[7, 2] = value
     with pytest.raises(SettingError, match="feature 2 of sample 7"):
         replace(table, train_images=features)
+
+
+SEVERAL = MethodConfig("hare_tortoise", tortoise_momenta=(0.999, 0.9, 0.5), reset_interval=1)
+
+
+def made(data: ImageData) -> tuple[torch.nn.Module, Any]:
+    stream = make_stream(data.train_labels, data.num_classes, ContinualConfig(phases=2, epochs=3), seed=0)
+    return make_model(ModelConfig(), shape=data.shape, num_classes=data.num_classes, seed=0), stream
+
+
+def test_the_tortoise_that_validates_best_predicts(digits: ImageData) -> None:
+    data, _ = hold_out(digits, 0.1)
+    model, stream = made(data)
+    methods = SEVERAL.build(model)
+    chosen: list[int] = []
+    rows = fit(
+        model,
+        data,
+        stream,
+        method=methods,
+        training=TRAINING,
+        on_epoch=lambda row: chosen.append(methods.tortoise.chosen),
+    )
+    assert 0 not in chosen  # with a half-life of many epochs
+    # As chosen by hand at the end: none is better on validation data.
+    run = TrainingRun(model, data, stream, training=TRAINING)
+    run.begin_phase()
+    tested = []
+    for copied in methods.tortoise.copies:
+        copied.copy_to(model)
+        tested.append(run.evaluate()[1])
+    assert rows[-1]["val_accuracy"] == max(one.accuracy for one in tested) == tested[chosen[-1]].accuracy
+    assert rows[-1]["val_loss"] == tested[chosen[-1]].loss
+
+
+def test_several_tortoises_go_on_and_are_the_strategys(digits: ImageData, tmp_path: Path) -> None:
+    from strategies import make_strategy, stream_benchmark
+
+    data, _ = hold_out(digits, 0.1)
+    model, stream = made(data)
+    whole = fit(model, data, stream, method=SEVERAL, training=TRAINING)
+    again, _ = made(data)
+    for _ in range(4):
+        with pytest.raises(Interrupted):
+            fit(again, data, stream, method=SEVERAL, training=TRAINING, checkpoint=tmp_path / "x.pt", stop=lambda: True)
+        again, _ = made(data)
+    # Each call trains an epoch at least, and a whole phase's last without asking.
+    rows = fit(again, data, stream, method=SEVERAL, training=TRAINING, checkpoint=tmp_path / "x.pt")
+    assert rows == whole
+    model, _ = made(data)
+    strategy = make_strategy(model, data, method=SEVERAL, training=TRAINING, epochs=3)
+    for experience in stream_benchmark(data, stream).train_stream:
+        strategy.train(experience, eval_streams=[])
+    assert strategy.measured == whole
+
+
+def test_several_tortoises_without_validation_data_or_in_a_pack(digits: ImageData) -> None:
+    from strategies import make_strategy, stream_benchmark
+
+    model, stream = made(digits)
+    with pytest.raises(SettingError, match="validation data, and there is none"):
+        fit(model, digits, stream, method=SEVERAL, training=TRAINING)
+    strategy = make_strategy(made(digits)[0], digits, method=SEVERAL, training=TRAINING, epochs=3)
+    with pytest.raises(SettingError, match="validation data, and there is none"):
+        strategy.train(stream_benchmark(digits, stream).train_stream[0], eval_streams=[])
+    data, _ = hold_out(digits, 0.1)
+    with pytest.raises(SettingError, match="several tortoises are validated one after the other"):
+        Pack([TrainingRun(made(data)[0], data, stream, method=SEVERAL, training=TRAINING)])

@@ -50,6 +50,8 @@ def obstacle_to_packing(model: nn.Module, method: Composition, training: Trainin
         return "the network has spectral norm"
     if method.tortoise is not None and method.tortoise.weights.target is not None:
         return "the tortoise is a module of its own"
+    if method.tortoise is not None and len(method.tortoise.copies) > 1:
+        return "several tortoises are validated one after the other"
     reasons = [reason for part in method.methods if (reason := pack_obstacle(part))]
     return stacked_obstacle(model) or next(iter(reasons), "")
 

@@ -133,6 +133,7 @@ class TrainingRun:
         self.validation: tuple[Tensor, Tensor] | None = None
         if data.val_images is not None and data.val_labels is not None:
             self.validation = data.val_images.to(self.device), data.val_labels.to(self.device)
+            self.method.validate = self._validated
         self.normalise = Normalise(data.mean, data.std, self.device, table=data.is_table)
         self.optimizer = make_optimizer(model.parameters(), self.config)
         self.measuring = make_indicators(
@@ -221,8 +222,8 @@ class TrainingRun:
         tortoise = self.method.tortoise
         for parameter in last.parameters():
             parameter.zero_()
-            if tortoise is not None:
-                tortoise.weights[names[id(parameter)]].zero_()
+            for copy in tortoise.copies if tortoise is not None else ():
+                copy[names[id(parameter)]].zero_()
         if tortoise is not None:
             tortoise.weights_were_set()
         clear_optimizer_state(self.optimizer, list(last.parameters()))
@@ -248,19 +249,23 @@ class TrainingRun:
     def evaluate(self) -> tuple[Evaluation, ...]:
         """Test the network that predicts on the test set, and on the validation part if there is one."""
         with self.method.predict():
-            return tuple(
-                evaluate(
-                    self.model,
-                    test.images,
-                    test.labels,
-                    self.normalise,
-                    autocast=torch.bfloat16 if self.config.precision == "bf16" else None,
-                    channels_last=self.config.channels_last,
-                    transform=test.transform,
-                    outputs=test.outputs,
-                )
-                for test in self.tests
-            )
+            return tuple(map(self._test, self.tests))
+
+    def _validated(self) -> tuple[float, float]:
+        tested = self._test(self.tests[-1])
+        return tested.accuracy, -tested.loss
+
+    def _test(self, test: TaskTest) -> Evaluation:
+        return evaluate(
+            self.model,
+            test.images,
+            test.labels,
+            self.normalise,
+            autocast=torch.bfloat16 if self.config.precision == "bf16" else None,
+            channels_last=self.config.channels_last,
+            transform=test.transform,
+            outputs=test.outputs,
+        )
 
     def record(self, accuracy: float, tested: Evaluation, validated: Evaluation | None = None) -> Row:
         """Return the epoch's row, with this accuracy on its batches as they were trained on, and keep it.
