@@ -730,7 +730,9 @@ class Learner:
             config = DrQConfig(**({"batch_size": 4, "hidden": 16} if tiny else {}), **chosen)
         else:
             config = BBFConfig(**({"batch_size": 2, "width": 0.25, "hidden": 16} if tiny else {}), **chosen)
-        agent = kind(config, shape=OBSERVATION, num_actions=6, seed=0, device=device, **settings)
+        # What is compared with a CPU is in float32, whatever the agent's default on a GPU.
+        how = {"precision": "fp32", **settings}
+        agent = kind(config, shape=OBSERVATION, num_actions=6, seed=0, device=device, **how)
         graph = {"graph": settings["graph"]} if "graph" in settings else {}
         replay = make_replay(
             config.replay_config(stack=OBSERVATION[0], device=str(device), **graph), frame_shape=OBSERVATION[1:], seed=0

@@ -26,7 +26,7 @@ from torch import nn
 
 from ht_ray._checks import check_choice, check_number
 from ht_ray._deprecated import old_names
-from ht_ray.agents.base_config import MOST, AgentConfig
+from ht_ray.agents.base_config import MOST, PRECISIONS, AgentConfig, Precision
 from ht_ray.agents.bbf.config import BBFConfig
 from ht_ray.agents.drq.config import DrQConfig
 from ht_ray.agents.envs.atari import PUBLISHED_PROTOCOLS, AtariConfig
@@ -82,10 +82,12 @@ class _StudyFields(StudySettings):
     """Steps from one checkpoint to the next; an evaluation is followed by one, too."""
     max_steps: int = 27_000
     """Steps of the agent after which a game is cut off."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 is autocast."""
+    precision: Precision = "fp32"
+    """bf16 is autocast; auto, BBF's default, is bf16 for BBF on a GPU and fp32 otherwise."""
     compile: bool = False
     """Whether the networks run through torch.compile."""
+    overlap: bool = False
+    """Whether the game makes its step while the updates that follow it run, which lack that step then."""
     indicators_interval: int | None = None
     """Gradient steps from one measurement of plasticity indicators to the next; by default there is none."""
     seeds: int = 5
@@ -161,7 +163,8 @@ class _AtariStudy(_StudyFields):
                     f"{self.steps}, and there is an evaluation at the end of a run anyhow."
                 )
                 raise self.refused("evaluate_every", why)
-        check_choice(f"{where}.precision", self.precision, ["fp32", "bf16"])
+        self._check_numerics()
+        check_choice(f"{where}.precision", self.precision, PRECISIONS)
         check_choice(f"{where}.device", self.device, ["auto", "cpu", "cuda"])
         for game in self.games:
             self._game(game)
@@ -261,8 +264,8 @@ class _AtariStudy(_StudyFields):
         """What is not as in the protocol, and the same for all agents; steps and episodes are told elsewhere."""
         changed = {name: value for name, value in self._changed().items() if name not in self.having}
         usual = {name: getattr(self._config, name) for name in changed}
-        for name in ("max_steps", "precision"):
-            if getattr(self, name) != getattr(_StudyFields, name):
+        for name in ("max_steps", "precision", "overlap"):
+            if getattr(self, name) not in (getattr(_StudyFields, name), "auto"):
                 changed[name], usual[name] = getattr(self, name), getattr(_StudyFields, name)
         return [f"{name} = {value} instead of {usual[name]}" for name, value in changed.items()]
 
@@ -285,6 +288,8 @@ class _AtariStudy(_StudyFields):
             "differs": self.differs,
             # Absent where there are none: studies of before there were any go on.
             **({"indicators_interval": self.indicators_interval} if self.indicators_interval else {}),
+            **({"overlap": True} if self.overlap else {}),
+            **self.numerics,
         }
 
 
@@ -402,6 +407,8 @@ class BBFSettings(BBFConfig, _AtariStudy):
 
     agent: str = field(default="bbf", metadata={"choices": ("drq", "bbf")})
     """The agent; the others' flags: --agent drq --help-all."""
+    precision: Precision = "auto"
+    """bf16 is autocast; auto is bf16 on a GPU, fp32 on a CPU."""
     reset_interval: int | None = None
     """Of Hare & Tortoise, in gradient steps; by default 4000. See --reset-intervals."""
     restart_optimizer_state: Literal["keep", "clear"] | None = None  # type: ignore[assignment]

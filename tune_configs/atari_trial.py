@@ -12,6 +12,7 @@ from ht_ray.agents.registry import agent_from_dict
 from ht_ray.agents.training.train import Evaluation, TrainingRun
 from ht_ray.report.atari.reference import human_normalized
 from ht_ray.sweep import Report
+from tune_configs.trial_numerics import computed_as_set
 
 __all__ = ["AtariTrial"]
 
@@ -40,11 +41,13 @@ class AtariTrial:
             device=config["device"],
             precision=config["precision"],
             compile=config["compile"],
+            overlap=config.get("overlap", False),
             indicators_interval=config.get("indicators_interval"),
         )
         #: Steps and updates that were made before the present part.
         self.before = {"steps": 0, "updates": 0}
 
+    @computed_as_set
     def advance(self) -> Report:
         """Train up to the next evaluation or checkpoint, and evaluate where it is due.
 

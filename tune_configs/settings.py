@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self, get_type_hints
+from typing import Any, ClassVar, NamedTuple, Self, get_args, get_type_hints
 
 from ht_ray._checks import check_choice, check_number, refused
 from ht_ray._parts import is_path_of_part
@@ -14,6 +14,7 @@ from ht_ray.diagnostics import INDICATOR_GROUPS, IndicatorConfig
 from ht_ray.errors import SettingError
 from ht_ray.methods import registry
 from ht_ray.methods.registry import split_methods
+from ht_ray.numerics import TF32
 from ht_ray.records.checked_json import Damaged, check_form, form_of
 from ht_ray.report.data.selection import validation_metric
 from ht_ray.sweep import Search, TrialSpec
@@ -158,6 +159,24 @@ class StudySettings(ABC):
 
     device: str = field(default="auto", metadata={"choices": ("auto", "cpu", "cuda")})
     """Where a trial runs: auto is its GPU, if it has one."""
+    tf32: TF32 = "convolutions"
+    """Where a GPU may round float32 products to TF32: none, convolutions (as torch has it), or all."""
+    cudnn_benchmark: bool = False
+    """Whether cuDNN times its kernels at the start and keeps the fastest."""
+    deterministic: bool = False
+    """Whether a GPU gives the same bits in every run; an operation that cannot is an error. A CPU does so anyhow."""
+
+    def _check_numerics(self) -> None:
+        check_choice(f"{type(self).__name__}.tf32", self.tf32, get_args(TF32))
+        if self.cudnn_benchmark and self.deterministic:
+            raise self.refused("cudnn_benchmark", " with {deterministic} = True: accepted is one of the two.")
+
+    @property
+    def numerics(self) -> dict[str, Any]:
+        """What a trial's configuration says of a GPU's numerics: nothing where they are torch's own."""
+        chosen = {"tf32": self.tf32, "benchmark": self.cudnn_benchmark, "deterministic": self.deterministic}
+        usual = {"tf32": StudySettings.tf32, "benchmark": False, "deterministic": False}
+        return {} if chosen == usual else {"numerics": chosen}
 
     def refused(self, name: str, reason: str, value: Any = None, **told: Any) -> SettingError:
         """Return the refusal of a setting, of all its value or of `value` in it; see `SettingError`."""
@@ -265,6 +284,7 @@ class VisionSettings(_Flags, StudySettings):
 
     def __post_init__(self) -> None:
         owner = "VisionSettings"
+        self._check_numerics()
         check_choice(f"{owner}.stream", self.stream, STREAMS)
         check_number(f"{owner}.first_seed", self.first_seed, low=0, high=LAST_SEED, integer=True)
         check_number(f"{owner}.validation", self.validation, low=0, high=0.5)
@@ -370,6 +390,7 @@ class VisionSettings(_Flags, StudySettings):
             "method": plain_method(method),
             "device": self.device,
             "seed": seed,
+            **self.numerics,
         }
 
     def trial_settings(self, method: MethodConfig, access: str, seed: int) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from ht_ray.vision import (
 from ht_ray.vision.training.fit import train_phase
 from ht_ray.vision.training.pack import Pack
 from ht_ray.vision.training.run import TrainingRun
+from tune_configs.trial_numerics import computed_as_set
 
 __all__ = ["TrialConfig", "VisionPack", "VisionTrial", "plain_method", "stream_of", "trial_config"]
 
@@ -99,6 +100,8 @@ class VisionPack:
 
     def __init__(self, configs: Mapping[str, dict[str, Any]], shared: Any) -> None:
         data = ImageData.from_arrays(shared)
+        #: Of one of them: what is not said for each is the same for all.
+        self.config = next(iter(configs.values()))
         self.runs: dict[str, TrainingRun] = {}
         for name, config in configs.items():
             parts, seed = trial_config(config), config["seed"]
@@ -117,6 +120,7 @@ class VisionPack:
         self._pack: Pack | None = None
         self._interrupted = False
 
+    @computed_as_set
     def advance(self) -> dict[str, Report | Exception]:
         """Train those that are furthest behind to the end of their phase.
 
@@ -175,6 +179,7 @@ class VisionTrial:
     pack = VisionPack
 
     def __init__(self, config: dict[str, Any], shared: Any) -> None:
+        self.config = config
         self.data = ImageData.from_arrays(shared)
         seed, parts = config["seed"], trial_config(config)
         self.stream = parts.stream.make(self.data.train_labels, self.data.num_classes, seed=seed)
@@ -220,6 +225,7 @@ class VisionTrial:
         """What was measured so far, a row for each epoch that was tested."""
         return self.strategy.measured if self.run is None else self.run.rows
 
+    @computed_as_set
     def advance(self) -> Report:
         """Train the next phase, or what an interruption has left of it.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ht_ray._checks import check_choice, check_number
 from ht_ray._device import check_device
 from ht_ray.agents.augmentation import augment_with, draw_augmentation, to_unit
-from ht_ray.agents.base_config import AgentConfig
+from ht_ray.agents.base_config import PRECISIONS, AgentConfig, Precision
 from ht_ray.agents.replay.batch import Batch
 from ht_ray.agents.values import Value
 from ht_ray.cuda_graph import Captured, use_graph
@@ -77,8 +77,9 @@ class Agent(ABC):
         Seed of every draw.
     device : torch.device or str, default "cpu"
         Where the networks are; batches have to be there.
-    precision : {"fp32", "bf16"}, default "fp32"
-        ``"bf16"`` is autocast; weights, average and losses stay in 32 bits.
+    precision : {"auto", "fp32", "bf16"}, default "auto"
+        ``"bf16"`` is autocast; weights, average and losses stay in 32 bits. ``"auto"``: on a GPU the config's
+        `AgentConfig.gpu_precision` (BBF: bf16), elsewhere fp32; and what a state that is loaded was begun with.
     compile : bool, default False
         Whether the networks run through ``torch.compile``.
     graph : {"auto", "on", "off"}, default "auto"
@@ -118,7 +119,7 @@ class Agent(ABC):
         num_actions: int,
         seed: int = 0,
         device: torch.device | str = "cpu",
-        precision: Literal["fp32", "bf16"] = "fp32",
+        precision: Precision = "auto",
         compile: bool = False,
         graph: Literal["auto", "on", "off"] = "auto",
         network: nn.Module | None = None,
@@ -126,13 +127,17 @@ class Agent(ABC):
     ) -> None:
         name = type(self).__name__
         check_number(f"{name}: seed", seed, integer=True)
-        check_choice(f"{name}: precision", precision, ["fp32", "bf16"])
+        check_choice(f"{name}: precision", precision, PRECISIONS)
         config = config or self.config_class()
         self.config = config
         self.num_actions = num_actions
         self.seed = seed
         self.device = check_device(f"{name}: device", device)
-        self.precision = precision
+        self._any_precision = precision == "auto"
+        if precision == "auto":
+            precision = config.gpu_precision if self.device.type == "cuda" else "fp32"
+        #: In which networks compute: "fp32" or "bf16".
+        self.precision: str = precision
         # On a GPU half-precision convolutions want channels last; on a CPU results are compared bit for bit.
         self._memory_format = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
         #: Gradient steps so far.
@@ -263,7 +268,7 @@ class Agent(ABC):
             If the batch lacks the observations that follow, and SPR needs them.
         """
         rates = (group["lr"] for group in self.optimizer.param_groups)
-        measured = self._step(*rates, **batch.columns(), draws=upload(self._draws(batch), self.device))
+        measured = self._step(self.precision, *rates, **batch.columns(), draws=upload(self._draws(batch), self.device))
         self.updates += 1
         self.method.after_update(self.optimizer)
         return measured
@@ -287,8 +292,8 @@ class Agent(ABC):
         )
         return torch.cat(list(drawn), dim=1)
 
-    def _gradient_step(self, *_rates: float, draws: Tensor, **columns: Tensor) -> dict[str, Tensor]:
-        # All that an update does on the device. By the learning rates one captured step is told from another.
+    def _gradient_step(self, *_fixed: Hashable, draws: Tensor, **columns: Tensor) -> dict[str, Tensor]:
+        # All that an update does on the device. By precision and learning rates one captured step is told from another.
         measured = self._measure(Batch(**columns), draws)
         self.optimizer.zero_grad()
         measured["loss"].backward()
@@ -341,9 +346,9 @@ class Agent(ABC):
         return random if bool(explore.all()) else torch.where(explore, random, self._greedy(observations))
 
     def _greedy(self, observations: Tensor) -> Tensor:
-        return self._choose(observations=upload(observations, self.device))["actions"].cpu()
+        return self._choose(self.precision, observations=upload(observations, self.device))["actions"].cpu()
 
-    def _choices(self, *, observations: Tensor) -> dict[str, Tensor]:
+    def _choices(self, *_fixed: Hashable, observations: Tensor) -> dict[str, Tensor]:
         forward = self._forward
         if self.config.act_with_tortoise and self._forward_target is not None:
             forward = self._forward_target
@@ -380,6 +385,7 @@ class Agent(ABC):
             "recent": list(self._recent),
             "updates": self.updates,
             "explorations": self.explorations,
+            "precision": self.precision,
         }
         if not weights:
             del state["network"]
@@ -401,4 +407,6 @@ class Agent(ABC):
         self._recent.clear()
         self._recent.extend(observations.to(self.device) for observations in state["recent"])
         self.method.resume(lambda count: list(self._recent)[-count:])
+        if self._any_precision:
+            self.precision = state.get("precision", "fp32")  # as it was everywhere before it was noted
         self.updates, self.explorations = int(state["updates"]), int(state["explorations"])

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 from ht_ray._checks import check_choice, check_number, refused
 from ht_ray._deprecated import current_names, old_names
@@ -17,7 +17,11 @@ from ht_ray.errors import SettingError
 from ht_ray.mechanisms.weights.buffers import check_patterns
 from ht_ray.methods import MethodConfig
 
-__all__ = ["MOST", "OLD_NAMES", "AgentConfig", "changed_variant"]
+__all__ = ["MOST", "OLD_NAMES", "PRECISIONS", "AgentConfig", "Precision", "changed_variant"]
+
+#: In which an agent's networks compute; see `ht_ray.agents.base.Agent`.
+Precision = Literal["auto", "fp32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 #: The most of what takes memory or time; beyond are typing errors.
 MOST = {
@@ -57,6 +61,8 @@ class AgentConfig(ABC):
     owner: ClassVar[str]
     #: Methods that the agent has settings of its own for, and which those are.
     own_methods: ClassVar[Mapping[str, str]]
+    #: The precision in which the agent is trained on a GPU by default.
+    gpu_precision: ClassVar[Literal["fp32", "bf16"]] = "fp32"
 
     #: Adam's learning rate.
     learning_rate: float = 1e-4

@@ -4,9 +4,20 @@
 all of them next to the numbers of arXiv 2406.02596.
 """
 
-from ht_ray.reproduce.cells import Cell, Run, all_cells, plan
+from ht_ray.reproduce.cells import AtariCell, Cell, Run, all_cells, plan
 from ht_ray.reproduce.page import ledger_page
 from ht_ray.reproduce.records import read_records, write_record
 from ht_ray.reproduce.run import Clock, run_once
 
-__all__ = ["Cell", "Clock", "Run", "all_cells", "ledger_page", "plan", "read_records", "run_once", "write_record"]
+__all__ = [
+    "AtariCell",
+    "Cell",
+    "Clock",
+    "Run",
+    "all_cells",
+    "ledger_page",
+    "plan",
+    "read_records",
+    "run_once",
+    "write_record",
+]

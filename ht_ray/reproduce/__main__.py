@@ -17,14 +17,16 @@ from ht_ray._checks import check_choice, check_number
 from ht_ray._device import check_device
 from ht_ray.errors import SettingError
 from ht_ray.report.data.files import print_line as say
-from ht_ray.reproduce.cells import SEEDS, Cell, Run, all_cells, plan
+from ht_ray.reproduce.cells import SEEDS, AtariCell, Cell, Run, all_cells, plan
 from ht_ray.reproduce.page import write_page
-from ht_ray.reproduce.records import Record, file_name, read_records, write_record
+from ht_ray.reproduce.records import Record, file_name, is_atari, read_records, write_record
 from ht_ray.reproduce.run import Bench, Clock, DataSets, Timings, choose, forget, run_once
 from ht_ray.vision import Diverged
 from ht_ray.vision.data.dataset import user_cache
 
 __all__ = ["main", "make_parser"]
+
+_AnyCell = Cell | AtariCell
 
 FOLDER = Path("docs") / "reproduction"
 
@@ -44,6 +46,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=8.0, help="stop after so many minutes (default: 8)")
     parser.add_argument("--only", nargs="+", metavar="CELL", help="these cells, in this order; see --list")
     parser.add_argument("--list", action="store_true", help="print the cells in the order of their worth, run nothing")
+    parser.add_argument(
+        "--add", metavar="STUDY", help="add the finished runs of an Atari study's directory, run nothing; see --machine"
+    )
+    parser.add_argument("--machine", help="kind of machine that the study of --add ran on, as 'x86_64 cpu'")
     parser.add_argument("--page", action="store_true", help="make the page from the records, run nothing")
     parser.add_argument(
         "--data-root",
@@ -82,7 +88,11 @@ def _run(chosen: argparse.Namespace) -> int:
     if chosen.list:
         _list(cells, records)
         return 0
-    if chosen.page:
+    if (chosen.add is None) != (chosen.machine is None):
+        raise SettingError("--add and --machine: accepted are both, or none.")
+    if chosen.add is not None:
+        _add(chosen.add, chosen.machine, cells, records, out)
+    if chosen.page or chosen.add is not None:
         say(f"wrote {write_page(out)}")
         return 0
     checkpoints = chosen.checkpoints or user_cache("--checkpoints") / "reproduce"
@@ -92,7 +102,7 @@ def _run(chosen: argparse.Namespace) -> int:
     return 128 + signals[0] if signals else int(diverged)
 
 
-def _work(cells: Sequence[Cell], bench: Bench, out: Path) -> bool:
+def _work(cells: Sequence[_AnyCell], bench: Bench, out: Path) -> bool:
     timings = Timings(bench)
     failed: set[str] = set()
     while bench.clock.left:
@@ -116,25 +126,47 @@ def _work(cells: Sequence[Cell], bench: Bench, out: Path) -> bool:
         path = write_record(out, record)
         forget(run, bench)
         write_page(out)
-        results = record["results"]
-        say(f"{path}: test {results['final_accuracy']:.4f}, training {results['final_train_accuracy']:.4f}")
+        say(f"{path}: {_told(record)}")
     return bool(failed)
 
 
-def _found(cells: Sequence[Cell], out: Path) -> Iterator[tuple[Cell, Record]]:
+def _told(record: Record) -> str:
+    results = record["results"]
+    if is_atari(record):
+        return f"score {results['score']:g}, human-normalised {results['human_normalised']:.3f}"
+    return f"test {results['final_accuracy']:.4f}, training {results['final_train_accuracy']:.4f}"
+
+
+def _add(study: str, machine: str, cells: Sequence[_AnyCell], records: Sequence[Record], out: Path) -> None:
+    games = [cell for cell in cells if isinstance(cell, AtariCell)]
+    for cell in games[:1]:
+        cell.check_available()
+    from ht_ray.reproduce.atari import study_records
+
+    there = {file_name(record) for record in records}
+    for found in study_records(study, machine, games):
+        if isinstance(found, str):
+            say(f"left out: {found}")
+        elif file_name(found) in there:
+            say(f"left out: {out / file_name(found)} is there already")
+        else:
+            say(f"{write_record(out, found)}: {_told(found)}")
+
+
+def _found(cells: Sequence[_AnyCell], out: Path) -> Iterator[tuple[_AnyCell, Record]]:
     by_id = {cell.id: cell for cell in cells}
     for record in read_records(out):
         if record["cell"] in by_id:
             yield by_id[record["cell"]], record
 
 
-def _list(cells: Sequence[Cell], records: Sequence[Record]) -> None:
+def _list(cells: Sequence[_AnyCell], records: Sequence[Record]) -> None:
     for cell in cells:
         seeds = [record["seed"] for record in records if record["cell"] == cell.id]
         say(f"{cell.id:50s} {len(seeds)} of {SEEDS[cell.data]} seeds")
 
 
-def _cells(only: Sequence[str] | None) -> tuple[Cell, ...]:
+def _cells(only: Sequence[str] | None) -> tuple[_AnyCell, ...]:
     cells = {cell.id: cell for cell in all_cells()}
     if only is None:
         return tuple(cells.values())
@@ -154,13 +186,13 @@ def _out(folder: Path | None, *, reads: bool) -> Path:
 
 @contextmanager
 def _asked_to_stop(clock: Clock) -> Iterator[list[int]]:
-    """Let Ctrl-C and SIGTERM end training after the epoch that runs; a second one ends the process as usual."""
+    """Let Ctrl-C and SIGTERM end training after the epoch or step that runs; a second one ends the process as usual."""
     seen: list[int] = []
     handled = (signal.SIGINT, signal.SIGTERM)
 
     def ask(number: int, frame: FrameType | None) -> None:
         seen.append(number)
-        clock.asked = True
+        clock.ask()
         for one in handled:
             signal.signal(one, before[one])
 

@@ -4,14 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import torch
 
+from ht_ray.errors import SettingError
+from ht_ray.report.atari.reference import AGENT_STEPS, EVALUATION_EPISODES, atari_games
 from ht_ray.report.data.paper import METHODS_AT, OPTIMISER, SETTINGS
 from ht_ray.vision import ContinualConfig, MethodConfig, ModelConfig, TrainingConfig, WarmStartConfig
 
-__all__ = ["ACCESS", "COMPARED", "CONTINUAL", "IMAGES", "NOISES", "RATIOS", "SEEDS", "Cell", "Run", "all_cells", "plan"]
+if TYPE_CHECKING:
+    from ht_ray.agents import AgentConfig, AtariConfig
+
+__all__ = [
+    "ACCESS",
+    "COMPARED",
+    "CONTINUAL",
+    "IMAGES",
+    "NOISES",
+    "RATIOS",
+    "SEEDS",
+    "TABLE_1",
+    "AtariCell",
+    "Cell",
+    "Run",
+    "all_cells",
+    "plan",
+]
 
 #: The network that the paper trains on each data set, in the order of its columns.
 NETWORKS = dict(SETTINGS.keys())
@@ -23,7 +42,7 @@ IMAGES = {
     "tiny-imagenet": (100_000, 10_000),
 }
 #: Seeds of the paper.
-SEEDS = {"mnist": 5, "cifar10": 5, "cifar100": 5, "tiny-imagenet": 3}
+SEEDS = {"mnist": 5, "cifar10": 5, "cifar100": 5, "tiny-imagenet": 3, "atari100k": 5}
 RATIOS = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 NOISES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 #: Methods at ratio 0.1 and noise 0.5, by worth: those of appendix B.3, and those of which the paper has figures only.
@@ -48,6 +67,18 @@ COMPARED = (
 #: Methods and access to older data of figure 6.
 CONTINUAL = ("plain", "hare_tortoise", "shrink_perturb", "head_reset", "ema")
 ACCESS: tuple[Literal["full", "buffer"], ...] = ("full", "buffer")
+#: The agents of table 1 by their variants here, in its order.
+TABLE_1 = {
+    "drq": "DrQ",
+    "drq+sp": "DrQ + S&P",
+    "drq+ht": "DrQ + H&T",
+    "drq+hr20k": "DrQ + HR 20k",
+    "drq+hr40k": "DrQ + HR 40k",
+    "drq+hr40k+ht": "DrQ + HR 40k + H&T",
+    "bbf-spr0": "BBF without SPR",
+    "bbf-spr0+ht": "BBF without SPR + H&T",
+    "bbf": "BBF",
+}
 
 
 @dataclass(frozen=True)
@@ -100,10 +131,65 @@ class Cell:
         )
 
 
+@dataclass(frozen=True)
+class AtariCell:
+    """One agent on one game of Atari-100k, by its protocol: what table 1 is an aggregate of.
+
+    Attributes
+    ----------
+    id
+        As in `Cell`.
+    variant
+        Of `ht_ray.agents.AGENT_VARIANTS`, with its settings.
+    steps, episodes
+        Steps of the agent in training, and whole games that its score is the mean of.
+
+    Examples
+    --------
+    >>> cell = next(cell for cell in all_cells() if isinstance(cell, AtariCell))
+    >>> cell.id, cell.game, cell.variant
+    ('atari100k-RoadRunner-drq', 'RoadRunner', 'drq')
+    """
+
+    data: ClassVar[str] = "atari100k"
+
+    id: str
+    game: str
+    variant: str
+    steps: int = AGENT_STEPS
+    episodes: int = EVALUATION_EPISODES
+
+    # Imported where they are used: they need what a machine with torch alone lacks.
+    @property
+    def agent(self) -> AgentConfig:
+        """The agent's settings."""
+        from ht_ray.agents import agent_variant
+
+        return agent_variant(self.variant)
+
+    @property
+    def env(self) -> AtariConfig:
+        """The protocol of the games."""
+        from ht_ray.agents import AtariConfig
+
+        return AtariConfig()
+
+    def precision(self, device: torch.device) -> str:
+        """Return the precision in which the agent is trained on `device`: its own default there."""
+        return self.agent.gpu_precision if device.type == "cuda" else "fp32"
+
+    def check_available(self) -> None:
+        """Raise `SettingError` unless games can be played here."""
+        try:
+            _ = self.env
+        except ImportError as error:
+            raise SettingError(f"{self.data}: games need gymnasium, ale_py and cv2 ({error}).") from error
+
+
 class Run(NamedTuple):
     """One seed of a cell."""
 
-    cell: Cell
+    cell: Cell | AtariCell
     seed: int
 
     @property
@@ -139,8 +225,15 @@ def _continual(data: str) -> Iterator[Cell]:
             yield Cell(f"{data}-{access}-{method}", data, NETWORKS[data], stream, method, 1)
 
 
-def all_cells() -> tuple[Cell, ...]:
-    """Return every cell of tables 4 and 5, appendix B.3 and figure 6, the most valuable first.
+def _games(*variants: str) -> Iterator[AtariCell]:
+    # What this repository's own figures are of goes first.
+    for game in sorted(atari_games(), key=lambda name: name != "RoadRunner"):
+        for variant in variants:
+            yield AtariCell(f"atari100k-{game}-{variant.replace('+', '-')}", game, variant)
+
+
+def all_cells() -> tuple[Cell | AtariCell, ...]:
+    """Return every cell of tables 1, 4 and 5, appendix B.3 and figure 6, the most valuable first.
 
     Examples
     --------
@@ -148,16 +241,18 @@ def all_cells() -> tuple[Cell, ...]:
     ['cifar10-r0.1-n0.5-plain', 'cifar10-fresh', 'cifar10-r0.1-n0.5-shrink_perturb',
      'cifar10-r0.1-n0.5-hare_tortoise']
     """
-    cells: list[Cell] = [_compared("cifar10", method) for method in COMPARED]
+    compared = [_compared("cifar10", method) for method in COMPARED]
+    cells: list[Cell | AtariCell] = [*compared[:4], *_games("drq", "drq+ht"), *compared[4:]]
     cells += [*_grid("mnist"), *_grid("cifar10"), *_continual("cifar10")]
     for data in ("cifar100", "tiny-imagenet"):
         cells += [_compared(data, method) for method in COMPARED]
         cells += [*_grid(data), *_continual(data)]
-    # Plain warm-starting at ratio 0.1 and noise 0.5 is a cell of all three tables.
+    cells += _games(*TABLE_1)
+    # Plain warm-starting at ratio 0.1 and noise 0.5 is a cell of all three tables; DrQ's first cells stand above.
     return tuple({cell.id: cell for cell in cells}.values())
 
 
-def plan(cells: Sequence[Cell], finished: Iterable[str]) -> tuple[Run, ...]:
+def plan(cells: Sequence[Cell | AtariCell], finished: Iterable[str]) -> tuple[Run, ...]:
     """Return the runs that are missing: the first seed of every cell in the given order, then the second, and so on.
 
     Parameters

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ht_ray.report import estimate, grid_value, method_value, paper_scores
+from ht_ray.report.atari.reference import AGENT_STEPS, EVALUATION_EPISODES, atari_games, reference_scores
+from ht_ray.report.atari.scores import METRICS as ATARI_METRICS
+from ht_ray.report.atari.scores import aggregate_scores
 from ht_ray.report.data.files import write_text
 from ht_ray.report.data.paper import PAPER, PaperValue
 from ht_ray.report.style.formats import PUBLISHED_NAMES, format_mean_sd, format_value
-from ht_ray.reproduce.cells import ACCESS, COMPARED, CONTINUAL, NETWORKS, NOISES, RATIOS, Cell, all_cells
-from ht_ray.reproduce.records import Record, file_name, read_records
+from ht_ray.reproduce.cells import (
+    ACCESS,
+    COMPARED,
+    CONTINUAL,
+    NETWORKS,
+    NOISES,
+    RATIOS,
+    TABLE_1,
+    AtariCell,
+    Cell,
+    all_cells,
+)
+from ht_ray.reproduce.records import Record, file_name, is_atari, read_records
 from ht_ray.vision import METHODS
 
 __all__ = ["ledger_page", "write_page"]
@@ -47,7 +61,7 @@ def ledger_page(records: Sequence[Record]) -> str:
         *(_grid(ledger, metric) for metric in (TEST, TRAIN)),
         _methods(ledger),
         _continual(ledger),
-        _atari(),
+        _atari(ledger),
         _runs(records),
     ]
     return "\n".join(sections)
@@ -64,28 +78,29 @@ class _Ledger:
     """Records by cell, and what a table shows of a cell."""
 
     def __init__(self, records: Iterable[Record]) -> None:
-        self.cells = {cell.id: cell for cell in all_cells()}
+        self.cells: dict[str, Cell | AtariCell] = {cell.id: cell for cell in all_cells()}
         self.records: dict[str, list[Record]] = {}
         for record in records:
             self.records.setdefault(record["cell"], []).append(record)
 
     def summary(self) -> str:
         runs = [record for found in self.records.values() for record in found]
-        lossy = sorted({_encoding(record) for record in runs} - {""})
+        images = [record for record in runs if not is_atari(record)]
+        lossy = sorted({_encoding(record) for record in images} - {""})
         parts = [f"{len(self.records)} of {len(self.cells)} cells have a run, {len(runs)} runs in all."]
         for encoding in lossy:
-            names = sorted({_name(record["data"]["name"]) for record in runs if _encoding(record) == encoding})
+            names = sorted({_name(record["data"]["name"]) for record in images if _encoding(record) == encoding})
             parts.append(
                 f"{' and '.join(names)} was at hand as {encoding} only, which costs some accuracy: such values are "
                 "marked †."
             )
         return "\n".join(parts) + "\n"
 
-    def cell(self, data: str, method: str, *, ratio: float = 0.1, noise: float = 0.5) -> Cell:
+    def cell(self, data: str, method: str, *, ratio: float = 0.1, noise: float = 0.5) -> Cell | AtariCell:
         name = method.replace("+", "-")
         return self.cells[f"{data}-{name}" if "fresh" in method else f"{data}-r{ratio:g}-n{noise:g}-{name}"]
 
-    def ours(self, cell: Cell, metric: str) -> str:
+    def ours(self, cell: Cell | AtariCell, metric: str) -> str:
         """Return ``"97.67 ± 0.16, n=5"``; "to do" without a run."""
         found = self.records.get(cell.id, [])
         if not found:
@@ -94,7 +109,7 @@ class _Ledger:
         mark = "†" if any(_encoding(record) for record in found) else ""
         return f"{format_mean_sd(metric, own.mean, own.sd)}{mark}, n={own.n}"
 
-    def difference(self, cell: Cell, metric: str, paper: PaperValue | None) -> str:
+    def difference(self, cell: Cell | AtariCell, metric: str, paper: PaperValue | None) -> str:
         found = self.records.get(cell.id, [])
         if not found or paper is None:
             return ""
@@ -165,19 +180,49 @@ def _continual(ledger: _Ledger) -> str:
     )
 
 
-def _atari() -> str:
-    heads = ["agent", "IQM", "paper", "median", "paper", "mean", "paper", "optimality gap", "paper"]
-    rows = [
-        [name, *(text for value in (own.iqm, own.median, own.mean, own.optimality_gap) for text in (TO_DO, f"{value}"))]
-        for name, own in paper_scores().items()
+def _atari(ledger: _Ledger) -> str:
+    cells = [cell for cell in ledger.cells.values() if isinstance(cell, AtariCell)]
+    by_variant: dict[str, dict[str, list[Record]]] = {variant: {} for variant in TABLE_1}
+    for cell in cells:
+        if found := ledger.records.get(cell.id):
+            by_variant[cell.variant][cell.game] = found
+    heads = ["agent", "IQM", "paper", "median", "paper", "mean", "paper", "optimality gap", "paper", "games"]
+    rows = []
+    for variant, name in TABLE_1.items():
+        played, paper = by_variant[variant], paper_scores()[name]
+        shown = [name]
+        whole = len(played) == len(atari_games())
+        own = aggregate_scores(_scores(played)) if whole else None
+        for metric in ATARI_METRICS:
+            shown += [TO_DO if own is None else f"{getattr(own, metric).value:.3f}", f"{getattr(paper, metric)}"]
+        rows.append([*shown, f"{len(played)} of {len(atari_games())}"])
+    parts = [
+        "## Table 1: Atari-100k\n",
+        f"Human-normalised scores over {len(atari_games())} games; the aggregates of an agent need all of them.\n",
+        _table(heads, rows),
+        "### Scores by game\n",
+        f"Mean score of {EVALUATION_EPISODES} games after {AGENT_STEPS:,} steps of the agent (human-normalised), of "
+        "the agents that have a run.\nThe paper has the aggregates alone.\n",
     ]
-    return "\n".join(
-        [
-            "## Table 1: Atari-100k\n",
-            "Human-normalised scores over 26 games. No agent has been run at its full length yet.\n",
-            _table(heads, rows),
-        ]
-    )
+    agents = [variant for variant, played in by_variant.items() if played]
+    lines = [
+        [game, f"{random:g}", f"{human:g}", *(_game(by_variant[agent].get(game)) for agent in agents)]
+        for game, (random, human) in reference_scores().items()
+    ]
+    return "\n".join([*parts, _table(["game", "random", "human", *(TABLE_1[agent] for agent in agents)], lines)])
+
+
+def _scores(played: Mapping[str, Sequence[Record]]) -> dict[str, list[float]]:
+    return {game: [record["results"]["human_normalised"] for record in found] for game, found in played.items()}
+
+
+def _game(records: Sequence[Record] | None) -> str:
+    if records is None:
+        return TO_DO
+    own = estimate(record["results"]["score"] for record in records)
+    spread = "" if own.n == 1 else f" ± {own.sd:.1f}"
+    normalized = estimate(record["results"]["human_normalised"] for record in records)
+    return f"{own.mean:.1f}{spread} ({normalized.mean:.3f}), n={own.n}"
 
 
 def _runs(records: Sequence[Record]) -> str:
@@ -185,19 +230,26 @@ def _runs(records: Sequence[Record]) -> str:
     for record in records:
         calls, training = record["calls"], record["settings"]["training"]
         seconds = [call["seconds"] for call in calls]
+        atari = is_atari(record)
+        own = (
+            f"{record['results']['score']:.1f} ({record['results']['human_normalised']:.3f})"
+            if atari
+            else format_value(TEST, record["results"][TEST]) + ("†" if _encoding(record) else "")
+        )
+        steps = record["protocol"]["steps"] if atari else sum(phase["steps"] for phase in record["protocol"]["phases"])
         rows.append(
             [
                 f"[{record['cell']}]({file_name(record)})",
                 str(record["seed"]),
-                format_value(TEST, record["results"][TEST]) + ("†" if _encoding(record) else ""),
+                own,
                 _joined(call["device"] for call in calls),
                 _joined(call["torch"] for call in calls),
                 training["precision"],
-                str(sum(phase["steps"] for phase in record["protocol"]["phases"])),
+                str(steps),
                 "–" if None in seconds else f"{sum(seconds):.0f}",
             ]
         )
-    heads = ["cell", "seed", "test", "device", "torch", "precision", "steps", "seconds"]
+    heads = ["cell", "seed", "test or score", "device", "torch", "precision", "steps", "seconds"]
     note = "Seconds are of the clock, whatever else the machine did.\n"
     return "\n".join(["## Runs\n", note, _table(heads, rows)] if rows else ["## Runs\n", "None yet.\n"])
 

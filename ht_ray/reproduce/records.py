@@ -11,13 +11,24 @@ from ht_ray.errors import SettingError
 from ht_ray.report.data.files import write_text
 from ht_ray.vision import Row
 
-__all__ = ["Record", "columns", "read_records", "write_record"]
+__all__ = ["Record", "columns", "file_name", "is_atari", "read_records", "write_record"]
 
 Record = dict[str, Any]
-"""What a file holds: plain data, see `SCHEMA`."""
+"""What a file holds: plain data, see `SCHEMA` and `ATARI_SCHEMA`."""
 
 FORMAT = 1
 _NUMBER = (int, float)
+_CALLS = [
+    {
+        "device": str,
+        "ht_ray": str,
+        "torch": str,
+        "python": str,
+        "graph": str,
+        "started": str,
+        "seconds": (*_NUMBER, type(None)),
+    }
+]
 #: Fields and their types; a list of one schema stands for a list of such items, a tuple for alternatives.
 SCHEMA: Mapping[str, Any] = {
     "format": int,
@@ -29,17 +40,7 @@ SCHEMA: Mapping[str, Any] = {
         "phases": [{"samples": int, "epochs": int, "steps": int, "label_noise": _NUMBER}],
         "evaluate_every": int,
     },
-    "calls": [
-        {
-            "device": str,
-            "ht_ray": str,
-            "torch": str,
-            "python": str,
-            "graph": str,
-            "started": str,
-            "seconds": (*_NUMBER, type(None)),
-        }
-    ],
+    "calls": _CALLS,
     "results": {
         "final_accuracy": _NUMBER,
         "final_train_accuracy": _NUMBER,
@@ -57,6 +58,20 @@ SCHEMA: Mapping[str, Any] = {
         "test_accuracy": [_NUMBER],
     },
 }
+#: The same of an agent on a game.
+ATARI_SCHEMA: Mapping[str, Any] = {
+    "format": int,
+    "cell": str,
+    "seed": int,
+    "game": str,
+    "settings": {"agent": dict, "env": dict, "training": {"precision": str}},
+    "protocol": {"steps": int, "episodes": int},
+    "calls": _CALLS,
+    "results": {"score": _NUMBER, "human_normalised": _NUMBER, "updates": int},
+    "curve": {"step": [int], "score": [_NUMBER], "human_normalised": [_NUMBER]},
+    "training_games": {"step": [int], "score": [_NUMBER]},
+}
+_CURVES = ("curve", "training_games")
 
 
 def columns(rows: Sequence[Row]) -> dict[str, list[float]]:
@@ -80,9 +95,10 @@ def read_records(folder: Path) -> tuple[Record, ...]:
             record = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise SettingError(f"{path} cannot be read as JSON ({error}).") from error
-        _check(str(path), record, SCHEMA)
-        if len({len(column) for column in record["curve"].values()}) > 1:
-            raise SettingError(f"{path}: curve: the columns have different lengths.")
+        _check(str(path), record, _schema(record))
+        for name in _CURVES:
+            if len({len(column) for column in record.get(name, {}).values()}) > 1:
+                raise SettingError(f"{path}: {name}: the columns have different lengths.")
         if record["format"] != FORMAT:
             raise SettingError(f"{path}: format = {record['format']}: accepted is {FORMAT}.")
         if path.name != file_name(record):
@@ -100,7 +116,7 @@ def write_record(folder: Path, record: Record) -> Path:
         If it is no record, or cannot be written.
     """
     path = folder / file_name(record)
-    _check(str(path), record, SCHEMA)
+    _check(str(path), record, _schema(record))
     write_text(path, _json(record))
     return path
 
@@ -108,6 +124,15 @@ def write_record(folder: Path, record: Record) -> Path:
 def file_name(record: Record) -> str:
     """Return the name of a record's file."""
     return f"{record['cell']}-seed{record['seed']}.json"
+
+
+def is_atari(record: Record) -> bool:
+    """Return whether it is the record of an agent on a game, and not of a network on images."""
+    return "game" in record
+
+
+def _schema(record: object) -> Mapping[str, Any]:
+    return ATARI_SCHEMA if isinstance(record, dict) and is_atari(record) else SCHEMA
 
 
 def _json(record: Record) -> str:

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import platform
 import shutil
+import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-import ht_ray
-from ht_ray.cuda_graph import GraphMode
 from ht_ray.errors import Interrupted, SettingError, SettingWarning
-from ht_ray.report.data.files import write_text
-from ht_ray.reproduce.cells import IMAGES, Cell, Run
+from ht_ray.reproduce.calls import GRAPH, noted_call
+from ht_ray.reproduce.cells import IMAGES, AtariCell, Cell, Run
 from ht_ray.reproduce.records import FORMAT, Record, columns
 from ht_ray.vision import (
     DataConfig,
@@ -37,14 +34,24 @@ from ht_ray.vision import (
     summarise,
 )
 
-__all__ = ["Bench", "Clock", "DataSets", "Estimate", "Timings", "choose", "forget", "run_once"]
+__all__ = [
+    "Bench",
+    "Clock",
+    "DataSets",
+    "Estimate",
+    "Timings",
+    "choose",
+    "forget",
+    "run_once",
+]
 
 #: A test of an image takes this share of a training step on it.
 TEST_SHARE = 1 / 3
 #: What a run takes beyond its steps and tests: shuffling, the start of its kernels.
 MARGIN = 1.1
-#: Whether steps are captured as CUDA graphs.
-GRAPH: GraphMode = "auto"
+#: Of games: an evaluation takes as long as so many steps of training, and fewer than so many are not begun.
+EVALUATION_STEPS = 10_000
+AT_LEAST = 100
 
 
 class Clock:
@@ -59,8 +66,31 @@ class Clock:
     def __init__(self, seconds: float) -> None:
         self._deadline = time.monotonic() + seconds
         self._asked_at = math.nan
-        #: Set from a signal handler: stop after the epoch that runs.
+        self._interrupt: Callable[[], None] | None = None
+        #: Whether to stop after the epoch that runs.
         self.asked = False
+
+    def ask(self) -> None:
+        """Ask to stop; may be called from a signal handler."""
+        self.asked = True
+        if self._interrupt is not None:
+            self._interrupt()
+
+    @contextmanager
+    def interrupting(self, interrupt: Callable[[], None], *, margin: float) -> Iterator[None]:
+        """Call `interrupt` when only `margin` seconds are left, or once it is asked for, while the block runs.
+
+        It is called from another thread, or from a signal handler.
+        """
+        timer = threading.Timer(max(0.0, self.left - margin), interrupt)
+        timer.daemon = True
+        self._interrupt = interrupt
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            self._interrupt = None
 
     @property
     def left(self) -> float:
@@ -137,7 +167,16 @@ class Bench:
 
     def folder(self, run: Run) -> Path:
         """Return where what is underway of `run` lies; one trained in another precision is another run."""
-        return self.checkpoints / f"{run.id}-{run.cell.training(self.device).precision}"
+        cell = run.cell
+        precision = cell.precision(self.device) if isinstance(cell, AtariCell) else cell.training(self.device).precision
+        return self.checkpoints / f"{run.id}-{precision}"
+
+    def check(self, cell: Cell | AtariCell) -> None:
+        """Raise `SettingError` unless what the cell is trained on is there."""
+        if isinstance(cell, AtariCell):
+            cell.check_available()
+        else:
+            self.data(cell.data)
 
 
 class Estimate(NamedTuple):
@@ -160,8 +199,14 @@ class Timings:
         self._bench = bench
         self._step_seconds: dict[tuple[str, str], float] = {}
 
-    def __call__(self, cell: Cell) -> Estimate:
+    def __call__(self, cell: Cell | AtariCell) -> Estimate:
         """Return how long a run of `cell` takes."""
+        if isinstance(cell, AtariCell):
+            from ht_ray.reproduce.atari import step_seconds
+
+            if (key := (cell.data, cell.variant)) not in self._step_seconds:
+                self._step_seconds[key] = step_seconds(cell, self._bench.device)
+            return Estimate(*(self._step_seconds[key] * steps for steps in (cell.steps + EVALUATION_STEPS, AT_LEAST)))
         data, _ = self._bench.data(cell.data)
         batch = cell.training(self._bench.device).batch_size
         if (key := (cell.data, cell.model)) not in self._step_seconds:
@@ -203,7 +248,7 @@ def _steps(phase: Phase, batch: int) -> int:
 
 
 def choose(
-    runs: Sequence[Run], bench: Bench, timings: Callable[[Cell], Estimate], say: Callable[[str], None]
+    runs: Sequence[Run], bench: Bench, timings: Callable[[Cell | AtariCell], Estimate], say: Callable[[str], None]
 ) -> Run | None:
     """Return the run to go on with; None if there is none of which an epoch fits the time left.
 
@@ -216,7 +261,7 @@ def choose(
         if run.cell.data in refused:
             continue
         try:
-            bench.data(run.cell.data)
+            bench.check(run.cell)
         except SettingError as error:
             refused.add(run.cell.data)
             say(f"left out: {error}")
@@ -247,28 +292,26 @@ def run_once(run: Run, bench: Bench) -> Record | None:
         If the training loss is no longer finite.
     """
     cell = run.cell
+    if isinstance(cell, AtariCell):
+        from ht_ray.reproduce.atari import play_once
+
+        return play_once(cell, run.seed, device=bench.device, folder=bench.folder(run), clock=bench.clock)
     data, described = bench.data(cell.data)
     stream = make_stream(data.train_labels, data.num_classes, cell.stream, seed=run.seed)
     folder = bench.folder(run)
     state = folder / "state.pt"
     resumed = state.exists()
-    calls_file = folder / "calls.json"
-    calls: list[dict[str, Any]] = json.loads(calls_file.read_text()) if calls_file.exists() else []
-    calls.append(_call(bench.device))
-    write_text(calls_file, json.dumps(calls))
-    started = time.monotonic()
     bench.clock.begin()
     rows: list[Row] | None
-    try:
-        rows = _fit(cell, run.seed, data, stream, bench, checkpoint=state, stop=bench.clock.stop)
-    except Interrupted:
-        rows = None
-    except ValueError as error:
-        if not resumed:
-            raise
-        raise SettingError(f"{run.id} cannot go on: {error}. Remove {folder} to begin it again.") from error
-    calls[-1]["seconds"] = round(time.monotonic() - started, 1)
-    write_text(calls_file, json.dumps(calls))
+    with noted_call(folder, bench.device) as calls:
+        try:
+            rows = _fit(cell, run.seed, data, stream, bench, checkpoint=state, stop=bench.clock.stop)
+        except Interrupted:
+            rows = None
+        except ValueError as error:
+            if not resumed:
+                raise
+            raise SettingError(f"{run.id} cannot go on: {error}. Remove {folder} to begin it again.") from error
     if rows is None:
         return None
     method, training = cell.method_config, cell.method_config.training(cell.training(bench.device), data.shape)
@@ -320,17 +363,3 @@ def _fit(cell: Cell, seed: int, data: ImageData, stream: Stream, bench: Bench, *
         evaluate_every=cell.evaluate_every,
         **chosen,
     )
-
-
-def _call(device: torch.device) -> dict[str, Any]:
-    """Return where and with what a call of this process trains; ``seconds`` stay None if it is killed."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} {device.type}"
-    return {
-        "device": name,
-        "ht_ray": ht_ray.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "graph": GRAPH,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": None,
-    }

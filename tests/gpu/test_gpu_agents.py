@@ -28,7 +28,7 @@ def make_learner(name: str, device: torch.device | str) -> Learner:
         agent = DrQAgent(config, shape=SHAPE, num_actions=6, device=device)
     else:
         config = BBFConfig(batch_size=2, width=0.25, hidden=16, replay_capacity=500)
-        agent = BBFAgent(config, shape=SHAPE, num_actions=6, device=device)
+        agent = BBFAgent(config, shape=SHAPE, num_actions=6, device=device, precision="fp32")
     replay = make_replay(config.replay_config(stack=4, device=str(device)), frame_shape=SHAPE[1:], seed=0)
     draw = np.random.default_rng(0)
     replay.start(draw.integers(0, 255, SHAPE[1:], dtype=np.uint8))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections import Counter
 
 import pytest
+import torch
 from simulated_cuda import simulated_cuda
-from small_runs import train, train_pack
+from small_runs import make_data, make_runs, train, train_pack
 
 from ht_ray.vision import METHODS, MethodConfig
 
@@ -86,3 +89,20 @@ def test_a_step_of_a_pack_waits_for_nothing(config: MethodConfig) -> None:
     for few, more in zip(*found, strict=True):
         assert few.total() > 0
         assert not more - few
+
+
+def test_runs_on_a_device_share_one_copy_of_the_data_while_one_of_them_is_there() -> None:
+    copied = []
+    for seeds in ((0, 1), (0, 1, 2, 3)):
+        with simulated_cuda() as counts:
+            runs = make_runs("cuda", seeds=seeds)
+            copied.append(sum(n for place, n in counts.unpinned.items() if "data/dataset.py" in place))
+            assert all(run.images is runs[0].images for run in runs)
+            assert all(run.test_images is runs[0].test_images for run in runs)
+            held = weakref.ref(runs[0]._held)
+            del runs
+            gc.collect()
+            assert held() is None
+    assert copied == [3, 3]
+    data = make_data()
+    assert data.on(torch.device("cpu")).train_images is data.train_images

@@ -54,6 +54,9 @@ class BBFConfig(AgentConfig):
         dict.fromkeys(("shrink_perturb", "head_reset"), "a restart does both: set restart_interval")
     )
 
+    #: Products in float32 without TF32 bound BBF's updates there: see docs/gpu.md.
+    gpu_precision: ClassVar[Literal["fp32", "bf16"]] = "bf16"
+
     #: AdamW's weight decay, of parameters that are not 1-D; a step takes ``learning_rate * weight_decay`` of them.
     weight_decay: float = 0.1
     #: Gradient steps after each step of the agent, once learning has started: its replay ratio.

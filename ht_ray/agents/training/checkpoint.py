@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,14 @@ def save_checkpoint(path: Path, settings: Mapping[str, Any], state: Mapping[str,
 
 
 def load_checkpoint(
-    path: Path, settings: Mapping[str, Any], *, defaults: Mapping[str, Any] | None = None
+    path: Path, settings: Mapping[str, Any], *, defaults: Mapping[str, Any] | None = None, open: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Read the state that `save_checkpoint` wrote; nothing but tensors and plain data is accepted.
+    """Read the state that `save_checkpoint` wrote, with the settings in ``"settings"``.
 
-    A setting that the file lacks, as it is newer than the file, had its value in `defaults`.
+    Nothing but tensors and plain data is accepted.
+
+    A setting that the file lacks, as it is newer than the file, had its value in `defaults`. Those named in `open` may
+    be any.
 
     Raises
     ------
@@ -46,12 +49,11 @@ def load_checkpoint(
     differing = [
         f"{name} = {there.get(name)!r} there, {here.get(name)!r} here"
         for name in sorted(there.keys() | here.keys())
-        if there.get(name) != here.get(name)
+        if name not in open and there.get(name) != here.get(name)
     ]
     if differing:
         raise CheckpointError(f"{path} is the checkpoint of a run with other settings: {'; '.join(differing)}")
-    state: dict[str, Any] = saved["state"]
-    return state
+    return {**saved["state"], "settings": saved["settings"]}
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

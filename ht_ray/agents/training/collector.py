@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import torch
@@ -42,8 +43,11 @@ class Collector:
         #: Steps so far.
         self.steps = 0
         self._observation: Any = None
+        self._thread: ThreadPoolExecutor | None = None
 
-    def step(self, act: Callable[[Tensor, float], Tensor]) -> Game | None:
+    def step(
+        self, act: Callable[[Tensor, float], Tensor], *, meanwhile: Callable[[], None] | None = None
+    ) -> Game | None:
         """Make one step; the next episode, if it ended this one, is started at once.
 
         Parameters
@@ -51,6 +55,9 @@ class Collector:
         act : callable
             From observations ``(1, stack, size, size)``, uint8, and the probability of a random action to an action,
             ``(1,)``.
+        meanwhile : callable or None, default None
+            Called while the game makes the step in a thread of its own; what it samples has not got the step yet, and
+            `steps` counts it already.
 
         Returns
         -------
@@ -60,9 +67,18 @@ class Collector:
         if self._observation is None:
             self._start()
         action = int(act(torch.from_numpy(self._observation).unsqueeze(0), self.epsilon(self.steps)))
-        self._observation, reward, terminated, truncated, info = self.env.step(action)
-        self.replay.add(action, reward, self._observation[-1], terminated=terminated, truncated=truncated)
         self.steps += 1
+        if meanwhile is None:
+            made = self.env.step(action)
+        else:
+            self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="game")
+            stepping = self._thread.submit(self.env.step, action)
+            try:
+                meanwhile()
+            finally:
+                made = stepping.result()
+        self._observation, reward, terminated, truncated, info = made
+        self.replay.add(action, reward, self._observation[-1], terminated=terminated, truncated=truncated)
         if terminated or truncated:
             self._start()
         if "score" not in info:

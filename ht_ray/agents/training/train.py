@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ht_ray._checks import check_number
 from ht_ray._device import check_device
-from ht_ray.agents.base_config import MOST, AgentConfig
+from ht_ray.agents.base_config import MOST, PRECISIONS, AgentConfig, Precision
 from ht_ray.agents.drq.config import DrQConfig
 from ht_ray.agents.envs.atari import PUBLISHED_PROTOCOLS, AtariConfig
 from ht_ray.agents.envs.base import EnvironmentConfig
@@ -106,6 +106,9 @@ class TrainingRun:
         The protocol, or another game's settings. Default: `AtariConfig`'s.
     device, precision, compile, graph
         See `Agent`; the replay is on the device too, with graphs of its own.
+    overlap : bool, default False
+        Whether the game makes its step in a thread while the updates that follow it run. They then lack the newest
+        transition; results depend on this setting, and not on which of the two takes longer.
     indicators_interval : int or None, default None
         Gradient steps from one measurement of plasticity indicators to the next; see `AgentIndicators`. Default: none.
 
@@ -129,9 +132,10 @@ class TrainingRun:
         seed: int = 0,
         env: EnvironmentConfig | None = None,
         device: torch.device | str = "cpu",
-        precision: Literal["fp32", "bf16"] = "fp32",
+        precision: Precision = "auto",
         compile: bool = False,
         graph: Literal["auto", "on", "off"] = "auto",
+        overlap: bool = False,
         indicators_interval: int | None = None,
     ) -> None:
         check_number("TrainingRun: seed", seed, integer=True)
@@ -160,8 +164,10 @@ class TrainingRun:
             "seed": seed,
             "config": self.record.config,
             "env": asdict(self.env),
-            "precision": precision,
+            "overlap": overlap,
         }
+        self._overlap = overlap
+        self._any_precision = precision == "auto"
         self._loss_sum = torch.zeros((), device=self.agent.device)
         self._loss_count = 0
         # A bare attribute: it is set from signal handlers, and who is interrupted may hold a lock.
@@ -213,11 +219,16 @@ class TrainingRun:
 
     def _step(self) -> None:
         collector, agent, record = self.collector, self.agent, self.record
-        ended = collector.step(agent.act)
+
+        def learn() -> None:
+            collector.learn(self.config, agent.sampling, self._update)
+
+        ended = collector.step(agent.act, meanwhile=learn if self._overlap else None)
         if ended is not None:
             record.games.append(ended)
         step = record.steps = collector.steps
-        collector.learn(self.config, agent.sampling, self._update)
+        if not self._overlap:
+            learn()
         record.updates = agent.updates
         if self._loss_count and step % _LOSS_STEPS == 0:
             record.losses.append({"step": step, "loss": self._mean_loss()})
@@ -281,19 +292,21 @@ class TrainingRun:
             "record": asdict(self.record),
             "evaluation": self._evaluation.state_dict() if self._evaluation is not None else {},
         }
-        save_checkpoint(path, self._settings, state)
+        save_checkpoint(path, {**self._settings, "precision": self.agent.precision}, state)
 
     def load(self, path: Path) -> None:
-        """Continue from what `save` wrote.
+        """Continue from what `save` wrote, in its precision if this run's is ``"auto"``.
 
         Raises
         ------
         CheckpointError
             If the file is damaged, or of a run with other settings.
         """
-        defaults = {"config": _defaults(self.config), "env": _defaults(self.env)}
-        state = load_checkpoint(path, self._settings, defaults=defaults)
+        defaults = {"config": _defaults(self.config), "env": _defaults(self.env), "overlap": False}
+        settings = self._settings if self._any_precision else {**self._settings, "precision": self.agent.precision}
+        state = load_checkpoint(path, settings, defaults=defaults, open=("precision",) if self._any_precision else ())
         self.agent.load_state_dict(state["agent"])
+        self.agent.precision = state["settings"]["precision"]  # of a file from before agents noted it, too
         self.collector.load_state_dict(state["collector"])
         self._loss_sum.copy_(state["loss_sum"])
         self._loss_count = state["loss_count"]
@@ -317,9 +330,10 @@ def train(
     seed: int = 0,
     env: EnvironmentConfig | None = None,
     device: torch.device | str = "cpu",
-    precision: Literal["fp32", "bf16"] = "fp32",
+    precision: Precision = "auto",
     compile: bool = False,
     graph: Literal["auto", "on", "off"] = "auto",
+    overlap: bool = False,
     indicators_interval: int | None = None,
     evaluate_every: int | None = None,
     evaluation_episodes: int = 100,
@@ -331,7 +345,7 @@ def train(
 
     Parameters
     ----------
-    game, config, seed, env, device, precision, compile, graph, indicators_interval
+    game, config, seed, env, device, precision, compile, graph, overlap, indicators_interval
         See `TrainingRun`.
     steps : int, default 100000
         Steps of the agent, four frames each. BBF's restarts go by ``BBFConfig.training_steps`` instead.
@@ -379,6 +393,7 @@ def train(
         precision=precision,
         compile=compile,
         graph=graph,
+        overlap=overlap,
         indicators_interval=indicators_interval,
     )
     path = None
@@ -447,7 +462,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=100_000, help="of the agent (default: 100000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
+    parser.add_argument(
+        "--precision", default="auto", choices=PRECISIONS, help="auto: bf16 for BBF on a GPU, else fp32 (default: auto)"
+    )
+    parser.add_argument("--overlap", action="store_true", help="the game makes its step while the updates run")
     parser.add_argument("--compile", action="store_true", help="run the networks through torch.compile")
     parser.add_argument(
         "--graph", default="auto", choices=("auto", "on", "off"), help="updates as CUDA graphs (default: on a GPU)"

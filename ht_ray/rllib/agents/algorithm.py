@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ht_ray._checks import check_choice, check_number, did_you_mean
 from ht_ray._deprecated import old_names
-from ht_ray.agents.base_config import AgentConfig, changed_variant
+from ht_ray.agents.base_config import PRECISIONS, AgentConfig, Precision, changed_variant
 from ht_ray.agents.envs.atari import AtariConfig
 from ht_ray.agents.envs.games import game_name
 from ht_ray.agents.registry import AGENTS
@@ -56,7 +56,7 @@ class AgentAlgorithmConfig(AlgorithmConfig):
         #: The agent's variant, and what is changed of it.
         self.variant: str = next(iter(AGENTS[self.kind].variants))
         self.agent_settings: dict[str, Any] = {}
-        self.precision: str = "fp32"
+        self.precision: Precision = "auto"
         self.compile: bool = False
         self.graph: Literal["auto", "on", "off"] = "auto"
         self.indicators_interval: int | None = None
@@ -72,7 +72,7 @@ class AgentAlgorithmConfig(AlgorithmConfig):
         self,
         *,
         variant: str = NotProvided,
-        precision: Literal["fp32", "bf16"] = NotProvided,
+        precision: Precision = NotProvided,
         compile: bool = NotProvided,
         graph: Literal["auto", "on", "off"] = NotProvided,
         indicators_interval: int | None = NotProvided,
@@ -154,7 +154,7 @@ class AgentAlgorithmConfig(AlgorithmConfig):
             raise SettingError(f"{where}: no game is set: accepted is .environment('Pong'), or another of Atari-100k.")
         game_name(self.env)
         check_choice(f"{where}.variant", self.variant, AGENTS[self.kind].variants)
-        check_choice(f"{where}.precision", self.precision, ["fp32", "bf16"])
+        check_choice(f"{where}.precision", self.precision, PRECISIONS)
         check_choice(f"{where}.graph", self.graph, ["auto", "on", "off"])
         _ = self.agent_config, self.atari_config
         for name in ("num_env_runners", "num_learners", "evaluation_num_env_runners"):

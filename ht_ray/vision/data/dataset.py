@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import numpy as np
 import torch
@@ -203,6 +204,19 @@ class ImageData:
         """Number of classes."""
         return len(self.classes)
 
+    def on(self, device: torch.device) -> DeviceData:
+        """Return what is trained and tested on, on `device`: one copy there for all in this process who hold it."""
+        copies = _ON_DEVICES.setdefault(self, WeakValueDictionary())
+        if (found := copies.get(device)) is None:
+            found = copies[device] = DeviceData(
+                self.train_images.to(device),
+                self.test_images.to(device),
+                self.test_labels.to(device),
+                None if self.val_images is None else self.val_images.to(device),
+                None if self.val_labels is None else self.val_labels.to(device),
+            )
+        return found
+
     def to_arrays(self) -> dict[str, Any]:
         """Return the set as NumPy arrays (views, nothing is copied) and plain data, for Ray's object store.
 
@@ -232,6 +246,21 @@ class ImageData:
         for field in ("classes", "mean", "std"):
             fields[field] = tuple(fields[field])
         return cls(**fields)
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceData:
+    """Images and labels of an `ImageData` on a device; labels to train on are the stream's."""
+
+    train_images: torch.Tensor
+    test_images: torch.Tensor
+    test_labels: torch.Tensor
+    val_images: torch.Tensor | None
+    val_labels: torch.Tensor | None
+
+
+# Freed with the last run that holds them.
+_ON_DEVICES: MutableMapping[ImageData, MutableMapping[torch.device, DeviceData]] = WeakKeyDictionary()
 
 
 def load_data(config: DataConfig) -> ImageData:

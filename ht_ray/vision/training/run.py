@@ -127,12 +127,12 @@ class TrainingRun:
         }
         if indicators is not None:
             self.settings["indicators"] = asdict(indicators)
-        self.images = data.train_images.to(self.device)
-        self.test_images, self.test_labels = data.test_images.to(self.device), data.test_labels.to(self.device)
+        self._held = held = data.on(self.device)  # which other runs on the device share
+        self.images, self.test_images, self.test_labels = held.train_images, held.test_images, held.test_labels
         #: Images and labels of the validation part, if there is one.
         self.validation: tuple[Tensor, Tensor] | None = None
-        if data.val_images is not None and data.val_labels is not None:
-            self.validation = data.val_images.to(self.device), data.val_labels.to(self.device)
+        if held.val_images is not None and held.val_labels is not None:
+            self.validation = held.val_images, held.val_labels
             self.method.validate = self._validated
         self.normalise = Normalise(data.mean, data.std, self.device, table=data.is_table)
         self.optimizer = make_optimizer(model.parameters(), self.config)
