@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, fields, replace
@@ -28,6 +29,8 @@ from ht_ray.methods.config import parse_value
 __all__ = ["main", "make_parser"]
 
 _STREAM = "stream_setting:"
+#: How a line of a record begins.
+_ROW = b'{"method": "'
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -95,19 +98,33 @@ def _agent(variant: str, settings: Sequence[str]) -> AgentConfig:
 
 
 def _done(path: Path | None, run: dict[str, Any]) -> set[tuple[str, int]]:
-    """Return method and seed of the runs in a record, which must be of the same comparison."""
+    """Return method and seed of the runs in a record, which must be of the same comparison.
+
+    A last line that a kill has cut short is taken off the file, so that the next one begins a line.
+    """
     if path is None or not path.exists():
         return set()
-    done = set()
-    for line in path.read_text(encoding="utf-8").splitlines():
+    done, whole = set(), 0
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
         try:
             saved = json.loads(line)
             there, method, seed = saved["run"], saved["method"], saved["seed"]
         except (ValueError, KeyError, TypeError) as error:
-            raise SettingError(f"--record {path}: it is no record of this command, and is kept as it is.") from error
+            if number == len(lines) and not line.endswith(b"\n") and line.startswith(_ROW[: len(line)]):
+                print(f"--record {path}: its last line was cut off: that run is done again.", file=sys.stderr)
+                os.truncate(path, whole)
+                break
+            raise SettingError(
+                f"--record {path}: line {number} is damaged, or no record of this command; the file is kept as it is."
+            ) from error
         if there != run:
             raise SettingError(f"--record {path}: it is of another comparison; give another name, or move it away.")
         done.add((method, seed))
+        whole += len(line)
+        if not line.endswith(b"\n"):
+            with path.open("ab") as file:
+                file.write(b"\n")
     return done
 
 
