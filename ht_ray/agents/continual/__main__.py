@@ -12,17 +12,15 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ht_ray.agents.base_config import AgentConfig
 from ht_ray.agents.continual.measures import measure
-from ht_ray.agents.continual.methods import with_methods
+from ht_ray.agents.continual.methods import agent_with, method_label, with_methods
 from ht_ray.agents.continual.run import ContinualRun
 from ht_ray.agents.continual.streams import TASK_STREAMS, TaskStreamConfig, task_stream_config
-from ht_ray.agents.registry import AGENT_VARIANTS, agent_variant
+from ht_ray.agents.registry import AGENT_VARIANTS
 from ht_ray.errors import Diverged, SettingError
 from ht_ray.methods.config import parse_value
 
@@ -87,16 +85,6 @@ def _stream(name: str, given: dict[str, str]) -> TaskStreamConfig:
     return task_stream_config(name, **{key: _parsed(known[key], v) if key in known else v for key, v in given.items()})
 
 
-def _agent(variant: str, settings: Sequence[str]) -> AgentConfig:
-    changes = {}
-    for text in settings:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise SettingError(f"--set {text}: accepted is NAME=VALUE.")
-        changes[name] = parse_value(value)
-    return agent_variant(variant, **changes)
-
-
 def _done(path: Path | None, run: dict[str, Any]) -> set[tuple[str, int]]:
     """Return method and seed of the runs in a record, which must be of the same comparison.
 
@@ -136,7 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = {name: given[name] for name in ("replay", "evaluation_episodes", "indicators")}
     try:
         stream = _stream(given["stream"], own)
-        base = _agent(given["variant"], given["set"])
+        base = agent_with(given["variant"], given["set"])
         interval = given["interval"] or stream.visit_steps * base.updates_per_step
         agents = {text: with_methods(base, text, interval=interval) for text in given["methods"]}
         seeds = range(given["first_seed"], given["first_seed"] + given["seeds"])
@@ -157,9 +145,9 @@ def main(arguments: list[str] | None = None) -> int:
                 shown = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in told.items())
                 print(f"{text}, seed {seed}: {shown}", flush=True)
                 if path is not None:
-                    row = {"method": text, "seed": seed, "run": run, "summary": told, "record": asdict(record)}
+                    row = {"method": text, "label": method_label(text), "seed": seed, "run": run, "summary": told}
                     with path.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(row) + "\n")
+                        file.write(json.dumps({**row, "record": asdict(record)}) + "\n")
     except SettingError as error:
         print(error, file=sys.stderr)
         return 2
