@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ht_ray.sweep import Report
 __all__ = ["ContinualRLTrial"]
 
 _STATE = "run.bin"
+_PART = "part.json"
 # What a visit's row has that is no indicator.
 _MEASURED = ("task", "cycle", "area", "start_return", "end_return")
 
@@ -40,6 +42,8 @@ class ContinualRLTrial:
             indicators=config["indicators"],
             device=config["device"],
         )
+        #: Updates that were made before the present part, which an interruption may have cut in two.
+        self.before = 0
 
     def advance(self) -> Report:
         """Train up to the end of the visit or the next checkpoint in it.
@@ -50,10 +54,10 @@ class ContinualRLTrial:
             If the weights are no longer finite: that is the trial's result.
         """
         run = self.run
-        visits, points, updates = len(run.record.visits), len(run.record.curve), run.agent.updates
+        visits, points = len(run.record.visits), len(run.record.curve)
         run.advance(self.config["checkpoint_every"])
         finished = run.record.visits[visits:]
-        return Report(
+        report = Report(
             curves={
                 "visit": [{"step": row["step"], **{name: row[name] for name in _MEASURED}} for row in finished],
                 "phase": [
@@ -65,8 +69,10 @@ class ContinualRLTrial:
             },
             summary={**run.measures().summary(), "updates": run.agent.updates},
             progress=run.steps / run.stream.steps,
-            samples=(run.agent.updates - updates) * run.config.batch_size,
+            samples=(run.agent.updates - self.before) * run.config.batch_size,
         )
+        self.before = run.agent.updates
+        return report
 
     def interrupt(self) -> None:
         """Ask `advance` to raise `Interrupted` after the step that runs, or runs next."""
@@ -75,7 +81,9 @@ class ContinualRLTrial:
     def save(self, directory: Path) -> None:
         """Write the agent, its replay, the game and the record."""
         self.run.save(directory / _STATE)
+        (directory / _PART).write_text(json.dumps({"updates": self.before}), encoding="utf-8")
 
     def load(self, directory: Path) -> None:
         """Continue from what `save` wrote."""
         self.run.load(directory / _STATE)
+        self.before = json.loads((directory / _PART).read_text(encoding="utf-8"))["updates"]

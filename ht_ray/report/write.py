@@ -19,7 +19,7 @@ from ht_ray.report.continual.maps import adam_map, has_adam_grid, heat_map
 from ht_ray.report.continual.method_bars import method_bars
 from ht_ray.report.continual.tables import choice_table, drops_table, summary_table
 from ht_ray.report.continual.warm_start_grid import grid_cells_table, grid_figure, grid_metrics, grid_table, is_grid
-from ht_ray.report.continual_rl.visits import is_continual_rl, visits_figure, visits_table
+from ht_ray.report.continual_rl.visits import is_continual_rl, losses_figure, visits_figure, visits_table
 from ht_ray.report.data.combine import combine
 from ht_ray.report.data.files import Log, storage_patience, write_text
 from ht_ray.report.data.load import load_study
@@ -64,8 +64,9 @@ def write_report(
     for TensorBoard. A study over subset ratio and label noise has ``grid.csv`` and figures of it, one that measured
     plasticity indicators ``indicators.csv`` and ``correlations.csv`` and their figures, one of Atari games (see
     `ht_ray.report.atari.study`) ``atari_aggregates.csv``, ``atari_improvement.csv``, ``atari_games.csv`` and figures of
-    them, without ``table.csv`` and ``drops.csv``. Where a study has both access modes, each has its own tables
-    (marked in the CSV column ``access``) and figures (marked at the end of their name).
+    them, without ``table.csv`` and ``drops.csv``, one of agents over streams of tasks (see
+    `ht_ray.report.continual_rl.visits`) ``visits.csv`` and figures of visits and losses. Where a study has both access
+    modes, each has its own tables (marked in the CSV column ``access``) and figures (marked at the end of their name).
     In the study's directory files of these names are replaced, each at once. No others are touched but the event
     files of trials that have ended: those that are damaged or gone are written again, unless the study is at work.
 
@@ -343,7 +344,8 @@ def _tables(part: StudyData) -> Iterator[tuple[str, Callable[[], Table], tuple[s
         yield "search", partial(search_table, [part]), both
     if part.indicator_names:
         yield "indicators", partial(indicator_table, part), both
-        yield "correlations", partial(correlation_table, part), both
+        if not is_continual_rl(part):  # which has no accuracy
+            yield "correlations", partial(correlation_table, part), both
 
 
 def _figures(part: StudyData) -> dict[str, Callable[..., None]]:
@@ -360,7 +362,7 @@ def _figures(part: StudyData) -> dict[str, Callable[..., None]]:
         draw["atari_games"] = partial(game_curves_figure, part)
     elif is_continual_rl(part):
         draw["visits"] = partial(visits_figure, part)
-        draw["methods"] = partial(method_bars, part, ["plasticity_loss", "average_return"])
+        draw["losses"] = partial(losses_figure, part)
     elif is_grid(part):
         draw |= {f"grid_{metric}": partial(grid_figure, part, metric=metric) for metric in grid_metrics(part)}
     elif has_adam_grid(part):
@@ -381,7 +383,8 @@ def _figures(part: StudyData) -> dict[str, Callable[..., None]]:
     if part.indicator_names:
         if not is_grid(part):
             draw["indicator_curves"] = partial(indicator_curves, part)
-        draw["indicator_scatter"] = partial(indicator_scatter, part)
+        if not is_continual_rl(part):
+            draw["indicator_scatter"] = partial(indicator_scatter, part)
     return draw
 
 

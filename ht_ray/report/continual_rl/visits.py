@@ -9,22 +9,25 @@ a curve ``visit`` with the columns ``step``, ``task``, ``cycle`` (from 0), ``are
 from __future__ import annotations
 
 import math
+import textwrap
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ht_ray.report.data.statistics import estimate, interval_name, mean_interval
-from ht_ray.report.data.study import MissingDataError, StudyData, TrialData
+from ht_ray.report.data.study import MissingDataError, StudyData, TrialData, seed_values
 from ht_ray.report.style.curve_lines import BASELINE, method_colour
 from ht_ray.report.style.figures import Figure, PathLike, add_grid, add_title, escape_math, write_figure
 from ht_ray.report.style.formats import format_seeds
 from ht_ray.report.style.tables import Cell, Column, Table, study_table
 
-__all__ = ["is_continual_rl", "visits_figure", "visits_table"]
+__all__ = ["is_continual_rl", "losses_figure", "visits_figure", "visits_table"]
 
 #: Panels in a row.
 ACROSS = 3
+#: Panels of `losses_figure`: summary numbers, and what is good.
+LOSSES = {"average_return": "Average return ↑", "plasticity_loss": "Loss of plasticity ↓", "forgetting": "Forgetting ↓"}
 
 Array = NDArray[np.float64]
 
@@ -66,7 +69,7 @@ def visits_figure(study: StudyData, *paths: PathLike) -> None:
                 draw_line(axis, found[plain], "black", "o", linewidth=1.1, linestyle="--")
             if label != plain:
                 draw_line(axis, found[label], method_colour(methods[label]), "s", linewidth=1.6)
-            axis.set_title(escape_math(label), fontsize=8.5, loc="left")
+            axis.set_title(escape_math(textwrap.fill(label, 38)), fontsize=8.5, loc="left")
             axis.tick_params(labelsize=7.5, labelbottom=index + across >= len(panels))
             axis.xaxis.get_major_locator().set_params(integer=True)
             add_grid(axis, "y")
@@ -81,6 +84,52 @@ def visits_figure(study: StudyData, *paths: PathLike) -> None:
         add_title(figure, "Return while learning, visit after visit to the same tasks", study, caption)
 
     write_figure(draw, (max(3.1 * across, 6.0), 2.1 * down + 1.5), paths)
+
+
+def losses_figure(study: StudyData, *paths: PathLike) -> None:
+    """Draw what each method got and lost: average return, loss of plasticity, forgetting; a row for each method.
+
+    Squares are means over the finished runs, whiskers the 95% interval, dots single runs.
+    """
+    values = {
+        metric: {label: [*seed_values(trials, metric).values()] for label, trials in study.by_label.items()}
+        for metric in LOSSES
+    }
+    if not any(own for by_label in values.values() for own in by_label.values()):
+        raise MissingDataError("losses_figure: no finished run has a summary.")
+    methods = {trial.label: trial.method for trial in study.trials}
+    names = [escape_math("\n".join(textwrap.wrap(label, 34))) for label in methods]
+
+    def draw(figure: Figure) -> None:
+        panels = figure.subplots(1, len(LOSSES), sharey=True)
+        for panel, (metric, title) in zip(panels, LOSSES.items(), strict=True):
+            for row, (label, own) in enumerate(values[metric].items()):
+                if not own:
+                    continue
+                colour, mean = method_colour(methods[label]), estimate(own).mean
+                low, high = mean_interval(own)
+                if math.isfinite(low):
+                    panel.plot([low, high], [row, row], color=colour, linewidth=1.8)
+                panel.plot(own, [row + 0.25] * len(own), linestyle="", marker="o", markersize=2.5, color="0.6")
+                panel.plot([mean], [row], linestyle="", marker="s", markersize=6, color=colour)
+            if metric != "average_return":
+                panel.axvline(0, color="0.4", linewidth=0.8, zorder=0)
+            panel.set_title(title, fontsize=9)
+            panel.tick_params(axis="y", length=0)
+            add_grid(panel, "x")
+        panels[0].set_yticks(range(len(names)), names, fontsize=8)
+        panels[0].set_ylim(len(names) - 0.4, -0.6)
+        caption = f"In the unit of the returns. Squares: mean over {format_seeds(study.seeds)}, of all tasks."
+        if len(study.seeds) > 1:
+            caption += f" Whiskers: {interval_name(len(study.seeds))}; dots: single seeds."
+        caption += (
+            " Loss of plasticity: area of the first cycle minus that of the last quarter of the cycles. Forgetting:"
+        )
+        caption += " Forgetting: return at the end of a visit minus that at the start of the next one to the same task."
+        add_title(figure, "Average return, loss of plasticity and forgetting by method", study, caption)
+
+    height = sum(0.17 * name.count("\n") + 0.3 for name in names)
+    write_figure(draw, (10.0, height + 1.8), paths)
 
 
 def visits_table(study: StudyData) -> Table:
