@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import Field, asdict, dataclass, field, fields, make_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_type_hints
 
@@ -33,7 +33,7 @@ from tune_configs.settings import LAST_SEED, MOST_SEEDS, StudySettings, check_di
 __all__ = ["ContinualRLSettings", "main", "trials"]
 
 
-def _stream_fields() -> list[tuple[str, Any, Field[Any]]]:
+def _stream_fields() -> list[tuple[str, Any, Any]]:
     """Return the settings of all streams; None means the stream's own default."""
     found: dict[str, tuple[Any, list[str]]] = {}
     for stream, config in TASK_STREAMS.items():
