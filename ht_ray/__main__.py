@@ -17,6 +17,7 @@ COMMANDS = {
     "continual": ("tune_configs.continual", "compare methods over the phases of a stream"),
     "warm-start": ("tune_configs.warm_start", "what training on a noisy part of the data first costs"),
     "atari100k": ("tune_configs.atari100k", "DrQ and BBF with Hare & Tortoise on Atari-100k"),
+    "continual-rl": ("tune_configs.continual_rl", "methods of an agent over a stream of tasks"),
     "leaderboard": ("tune_configs.leaderboard", "all methods on several streams, tuned on equal terms"),
     "report": ("ht_ray.report.__main__", "tables, figures and one page of studies that were run"),
     "reproduce": ("ht_ray.reproduce.__main__", "run the next missing cells of the paper's tables"),

@@ -29,7 +29,7 @@ from ht_ray.errors import SettingWarning
 from ht_ray.methods import METHODS, MethodConfig, Tortoise, display_name, flat_names, half_life, method_parts, registry
 from ht_ray.reproduce.__main__ import make_parser
 from ht_ray.sweep import SweepConfig
-from tune_configs import ablation, atari100k, command_line, continual, warm_start
+from tune_configs import ablation, atari100k, command_line, continual, continual_rl, warm_start
 from tune_configs.settings import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,6 +38,7 @@ STUDIES = {
     "tune_configs/ablation.py": (ablation, ablation.AblationSettings),
     "tune_configs/atari100k.py": (atari100k, atari100k.AtariSettings),
     "tune_configs/continual.py": (continual, continual.ContinualSettings),
+    "tune_configs/continual_rl.py": (continual_rl, continual_rl.ContinualRLSettings),
     "tune_configs/warm_start.py": (warm_start, warm_start.WarmStartSettings),
 }
 # Flags in running text that are not a study's: of ray, and --help.

@@ -12,7 +12,7 @@ from ht_ray.report.data.selection import best_label, chosen_on, selecting_metric
 from ht_ray.report.data.statistics import estimate, paired_difference
 from ht_ray.report.data.study import MissingDataError, StudyData, seed_values, split_by_access
 from ht_ray.report.style.curve_lines import BASELINE
-from ht_ray.report.style.formats import describe, format_mean_sd, humanize, metric_title
+from ht_ray.report.style.formats import RETURNS, describe, format_mean_sd, humanize, metric_title
 from ht_ray.report.style.tables import Cell, Column, Table, seeds_cell
 
 __all__ = ["MOST_ROWS", "summarize"]
@@ -96,7 +96,8 @@ def _labels(study: StudyData, parts: dict[str | None, StudyData]) -> Table:
     notes = []
     if compared:
         notes.append(f"minus Plain: {humanize(metric)}, paired by seed, mean ± half the 95% interval.")
-    note = f"* best {humanize(selecting_metric(study, metric))}, chosen on {chosen_on(study)} data"
+    note = f"* best {humanize(selecting_metric(study, metric))}"
+    note += f", chosen on {chosen_on(study)} data" * (metric not in RETURNS)
     note += f"; {left_out} more settings are in the report" * (left_out > 0)
     return Table(describe(study), tuple(columns), tuple(rows), (f"{note}.", *notes))
 

@@ -19,6 +19,7 @@ from ht_ray.report.continual.maps import adam_map, has_adam_grid, heat_map
 from ht_ray.report.continual.method_bars import method_bars
 from ht_ray.report.continual.tables import choice_table, drops_table, summary_table
 from ht_ray.report.continual.warm_start_grid import grid_cells_table, grid_figure, grid_metrics, grid_table, is_grid
+from ht_ray.report.continual_rl.visits import is_continual_rl, losses_figure, visits_figure, visits_table
 from ht_ray.report.data.combine import combine
 from ht_ray.report.data.files import Log, storage_patience, write_text
 from ht_ray.report.data.load import load_study
@@ -30,6 +31,7 @@ from ht_ray.report.run_history import summarize_history
 from ht_ray.report.search.figures import population_figure, search_figure, search_map
 from ht_ray.report.search.outcomes import is_population, is_search, search_source, search_table
 from ht_ray.report.style.curve_lines import BASELINE
+from ht_ray.report.style.formats import RETURNS
 from ht_ray.report.style.tables import Table
 from ht_ray.report.tensorboard import repair_trial_events, write_events
 
@@ -43,7 +45,7 @@ PAGE = "report.html"
 PATIENCE = 600.0
 TABLES = (
     *("atari_aggregates", "atari_improvement", "atari_games"),
-    *("search", "table", "choice", "grid", "cells", "drops", "indicators", "correlations"),
+    *("visits", "search", "table", "choice", "grid", "cells", "drops", "indicators", "correlations"),
 )
 
 
@@ -62,8 +64,9 @@ def write_report(
     for TensorBoard. A study over subset ratio and label noise has ``grid.csv`` and figures of it, one that measured
     plasticity indicators ``indicators.csv`` and ``correlations.csv`` and their figures, one of Atari games (see
     `ht_ray.report.atari.study`) ``atari_aggregates.csv``, ``atari_improvement.csv``, ``atari_games.csv`` and figures of
-    them, without ``table.csv`` and ``drops.csv``. Where a study has both access modes, each has its own tables
-    (marked in the CSV column ``access``) and figures (marked at the end of their name).
+    them, without ``table.csv`` and ``drops.csv``, one of agents over streams of tasks (see
+    `ht_ray.report.continual_rl.visits`) ``visits.csv`` and figures of visits and losses. Where a study has both access
+    modes, each has its own tables (marked in the CSV column ``access``) and figures (marked at the end of their name).
     In the study's directory files of these names are replaced, each at once. No others are touched but the event
     files of trials that have ended: those that are damaged or gone are written again, unless the study is at work.
 
@@ -97,7 +100,7 @@ def write_report(
     """
     study = study if isinstance(study, StudyData) else load_study(study)
     if study.source is not None and out is None:
-        raise SettingError(f"{study.source} is a study at a URI: name a directory for its report (--out).")
+        raise SettingError(f"{study.source} is no directory: name one for its report (--out).")
     root = study.directory if out is None else Path(out)
     if not _same(root, study.directory):
         _check_free(root, (PAGE, "table.md", *(f"{key}.csv" for key in TABLES), "figures", "report"))
@@ -322,6 +325,9 @@ def _tables(part: StudyData) -> Iterator[tuple[str, Callable[[], Table], tuple[s
         yield "atari_aggregates", partial(aggregates_table, part), both
         yield "atari_improvement", partial(improvement_table, part), both
         yield "atari_games", partial(games_table, part), both
+    elif is_continual_rl(part):
+        yield "table", partial(_summary, part), both
+        yield "visits", partial(visits_table, part), ("csv",)
     elif is_grid(part):
         metrics = grid_metrics(part)
         yield "table", partial(_summary, part), ("csv",)
@@ -338,7 +344,8 @@ def _tables(part: StudyData) -> Iterator[tuple[str, Callable[[], Table], tuple[s
         yield "search", partial(search_table, [part]), both
     if part.indicator_names:
         yield "indicators", partial(indicator_table, part), both
-        yield "correlations", partial(correlation_table, part), both
+        if not is_continual_rl(part):  # which has no accuracy
+            yield "correlations", partial(correlation_table, part), both
 
 
 def _figures(part: StudyData) -> dict[str, Callable[..., None]]:
@@ -353,6 +360,9 @@ def _figures(part: StudyData) -> dict[str, Callable[..., None]]:
         draw["atari_profiles"] = partial(profile_figure, part)
         draw["atari_efficiency"] = partial(efficiency_figure, part)
         draw["atari_games"] = partial(game_curves_figure, part)
+    elif is_continual_rl(part):
+        draw["visits"] = partial(visits_figure, part)
+        draw["losses"] = partial(losses_figure, part)
     elif is_grid(part):
         draw |= {f"grid_{metric}": partial(grid_figure, part, metric=metric) for metric in grid_metrics(part)}
     elif has_adam_grid(part):
@@ -373,7 +383,8 @@ def _figures(part: StudyData) -> dict[str, Callable[..., None]]:
     if part.indicator_names:
         if not is_grid(part):
             draw["indicator_curves"] = partial(indicator_curves, part)
-        draw["indicator_scatter"] = partial(indicator_scatter, part)
+        if not is_continual_rl(part):
+            draw["indicator_scatter"] = partial(indicator_scatter, part)
     return draw
 
 
@@ -389,7 +400,8 @@ def _plain_labels(part: StudyData) -> set[str]:
 def _metrics(study: StudyData) -> list[str]:
     """Return the usual metrics the study has, and the one it is ranked by."""
     known = study.summary_names
-    names = dict.fromkeys([*(WARM_METRICS if study.warm_start else METRICS), study.metric])
+    usual = RETURNS if is_continual_rl(study) else WARM_METRICS if study.warm_start else METRICS
+    names = dict.fromkeys([*usual, study.metric])
     return [name for name in names if name in known] or [study.metric]
 
 

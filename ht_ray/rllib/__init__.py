@@ -8,6 +8,7 @@ optimizer steps. `DrQ` and `BBF` are the agents of `ht_ray.agents` on Atari-100k
 from ht_ray.errors import SettingError, SettingWarning
 from ht_ray.rllib.agents.bbf import BBF, BBFAlgorithmConfig
 from ht_ray.rllib.agents.drq import DrQ, DrQAlgorithmConfig
+from ht_ray.rllib.continual import TaskCallback, TaskEnv, measure_results, over_stream
 from ht_ray.rllib.methods.act_with_tortoise import ActWithTortoise
 from ht_ray.rllib.methods.config import (
     HTDQN,
@@ -48,7 +49,11 @@ __all__ = [
     "SettingWarning",
     "ShrinkPerturbConfig",
     "ShrinkPerturbLearner",
+    "TaskCallback",
+    "TaskEnv",
+    "measure_results",
     "network_pair",
+    "over_stream",
     "with_hare_tortoise",
     "with_methods",
 ]

@@ -271,3 +271,24 @@ def test_the_command_compares_goes_on_and_refuses(tmp_path: Path, capsys: pytest
     assert main(["--games", "Pong"]) == 2 and "setting = 'games'" in capsys.readouterr().err
     assert main(["--set", "hiden=8"]) == 2 and "Did you mean 'hidden'" in capsys.readouterr().err
     assert main(["--methods", "redoo"]) == 2 and "Did you mean 'redo'" in capsys.readouterr().err
+
+
+def test_a_record_that_a_kill_cut_short_is_gone_on_with_and_a_damaged_one_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = tmp_path / "runs.jsonl"
+    given = ["--tasks", "1", "--cycles", "1", "--visit-steps", "30", "--set", "hidden=8", "learning_starts=10"]
+    given += ["--record", str(record), "--seeds", "2"]
+    assert main(given) == 0
+    whole = record.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    for kept in (len(whole) - 1, len(whole) - 100, len(whole) - len(lines[-1]) + 5):
+        record.write_bytes(whole[:kept])
+        capsys.readouterr()
+        assert main(given) == 0 and record.read_bytes() == whole
+        told = capsys.readouterr().err.splitlines()
+        assert len(told) == (kept < len(whole) - 1) and all("last line was cut off" in text for text in told)
+    for damaged in (lines[0] + lines[1][:50] + b"\n" + lines[2], b"a note of mine", lines[0] + b"\xff\xfe"):
+        record.write_bytes(damaged)
+        assert main(given) == 2 and record.read_bytes() == damaged
+        assert f"line {1 if damaged.startswith(b'a') else 2} is damaged" in capsys.readouterr().err

@@ -10,24 +10,25 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Sequence
 from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ht_ray.agents.base_config import AgentConfig
 from ht_ray.agents.continual.measures import measure
-from ht_ray.agents.continual.methods import with_methods
+from ht_ray.agents.continual.methods import agent_with, method_label, with_methods
 from ht_ray.agents.continual.run import ContinualRun
 from ht_ray.agents.continual.streams import TASK_STREAMS, TaskStreamConfig, task_stream_config
-from ht_ray.agents.registry import AGENT_VARIANTS, agent_variant
+from ht_ray.agents.registry import AGENT_VARIANTS
 from ht_ray.errors import Diverged, SettingError
 from ht_ray.methods.config import parse_value
 
 __all__ = ["main", "make_parser"]
 
 _STREAM = "stream_setting:"
+#: How a line of a record begins.
+_ROW = b'{"method": "'
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -84,30 +85,34 @@ def _stream(name: str, given: dict[str, str]) -> TaskStreamConfig:
     return task_stream_config(name, **{key: _parsed(known[key], v) if key in known else v for key, v in given.items()})
 
 
-def _agent(variant: str, settings: Sequence[str]) -> AgentConfig:
-    changes = {}
-    for text in settings:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise SettingError(f"--set {text}: accepted is NAME=VALUE.")
-        changes[name] = parse_value(value)
-    return agent_variant(variant, **changes)
-
-
 def _done(path: Path | None, run: dict[str, Any]) -> set[tuple[str, int]]:
-    """Return method and seed of the runs in a record, which must be of the same comparison."""
+    """Return method and seed of the runs in a record, which must be of the same comparison.
+
+    A last line that a kill has cut short is taken off the file, so that the next one begins a line.
+    """
     if path is None or not path.exists():
         return set()
-    done = set()
-    for line in path.read_text(encoding="utf-8").splitlines():
+    done, whole = set(), 0
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
         try:
             saved = json.loads(line)
             there, method, seed = saved["run"], saved["method"], saved["seed"]
         except (ValueError, KeyError, TypeError) as error:
-            raise SettingError(f"--record {path}: it is no record of this command, and is kept as it is.") from error
+            if number == len(lines) and not line.endswith(b"\n") and line.startswith(_ROW[: len(line)]):
+                print(f"--record {path}: its last line was cut off: that run is done again.", file=sys.stderr)
+                os.truncate(path, whole)
+                break
+            raise SettingError(
+                f"--record {path}: line {number} is damaged, or no record of this command; the file is kept as it is."
+            ) from error
         if there != run:
             raise SettingError(f"--record {path}: it is of another comparison; give another name, or move it away.")
         done.add((method, seed))
+        whole += len(line)
+        if not line.endswith(b"\n"):
+            with path.open("ab") as file:
+                file.write(b"\n")
     return done
 
 
@@ -119,7 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = {name: given[name] for name in ("replay", "evaluation_episodes", "indicators")}
     try:
         stream = _stream(given["stream"], own)
-        base = _agent(given["variant"], given["set"])
+        base = agent_with(given["variant"], given["set"])
         interval = given["interval"] or stream.visit_steps * base.updates_per_step
         agents = {text: with_methods(base, text, interval=interval) for text in given["methods"]}
         seeds = range(given["first_seed"], given["first_seed"] + given["seeds"])
@@ -140,9 +145,9 @@ def main(arguments: list[str] | None = None) -> int:
                 shown = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in told.items())
                 print(f"{text}, seed {seed}: {shown}", flush=True)
                 if path is not None:
-                    row = {"method": text, "seed": seed, "run": run, "summary": told, "record": asdict(record)}
+                    row = {"method": text, "label": method_label(text), "seed": seed, "run": run, "summary": told}
                     with path.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(row) + "\n")
+                        file.write(json.dumps({**row, "record": asdict(record)}) + "\n")
     except SettingError as error:
         print(error, file=sys.stderr)
         return 2

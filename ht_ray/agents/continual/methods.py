@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 from ht_ray._checks import refused
 from ht_ray.agents.base_config import AgentConfig
-from ht_ray.methods import parse_method
+from ht_ray.agents.registry import agent_variant
+from ht_ray.errors import SettingError
+from ht_ray.methods import display_name, parse_method
+from ht_ray.methods.config import parse_value
 
-__all__ = ["with_methods"]
+__all__ = ["agent_with", "method_label", "with_methods"]
 
 # What the agents have settings of their own for, by the names of the methods' settings.
 _OWN: dict[str, dict[str, str]] = {
@@ -32,6 +36,41 @@ _SWITCH = {
     "shrink_perturb": "shrink_perturb_interval",
     "head_reset": "head_reset_interval",
 }
+
+
+def agent_with(variant: str, settings: Iterable[str]) -> AgentConfig:
+    """Return the settings of a variant of an agent, changed by texts such as ``"learning_rate=3e-3"``.
+
+    Raises
+    ------
+    SettingError
+        If there is no such variant or setting, or a text is not ``NAME=VALUE``.
+
+    Examples
+    --------
+    >>> agent_with("dqn", ["hidden=32", "momentum=none"]).momentum is None
+    True
+    """
+    changes = {}
+    for text in settings:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise SettingError(f"--set {text}: accepted is NAME=VALUE.")
+        changes[name] = parse_value(value)
+    return agent_variant(variant, **changes)
+
+
+def method_label(text: str) -> str:
+    """Return what tables and figures call a method that `with_methods` takes.
+
+    Examples
+    --------
+    >>> method_label("hare_tortoise+redo:redo_interval=500")
+    'Hare & Tortoise + ReDo (redo_interval=500)'
+    """
+    name, own = parse_method(text)
+    told = ", ".join(f"{setting}={value}" for setting, value in own.items())
+    return display_name(name) + (f" ({told})" if told else "")
 
 
 def with_methods(config: AgentConfig, text: str, *, interval: int) -> AgentConfig:

@@ -165,6 +165,12 @@ class ContinualRun:
         """The visit that goes on, or the last one."""
         return self.stream[min(len(self.record.visits), len(self.stream) - 1)]
 
+    @property
+    def steps(self) -> int:
+        """Steps that were made, of all visits together."""
+        done = len(self.record.visits)
+        return self.record.steps + (self.collector.steps if done < len(self.stream) else 0)
+
     def measures(self) -> ContinualMeasures:
         """Return the measures of the visits that are finished."""
         return measure(self.record.visits, tasks=len(self.stream.tasks), cycles=self.stream.cycles)
@@ -173,8 +179,8 @@ class ContinualRun:
         """Ask `advance` to raise `Interrupted` after the step that runs or that runs next; may be called anywhere."""
         self._asked = True
 
-    def advance(self) -> bool:
-        """Go on to the end of the visit; return whether there is another.
+    def advance(self, steps: int | None = None) -> bool:
+        """Go on to the end of the visit, or to the next multiple of `steps` in it; return whether there is more.
 
         Raises
         ------
@@ -188,7 +194,8 @@ class ContinualRun:
         visit, collector = self.visit, self.collector
         if self._start_return is None:
             self._start_return = self._evaluate(visit, "start")
-        while collector.steps < visit.steps:
+        end = visit.steps if steps is None else min((collector.steps // steps + 1) * steps, visit.steps)
+        while collector.steps < end:
             ended = collector.step(self.agent.act)
             if ended is not None:
                 begun = max(collector.steps - int(ended["steps"]), 0)
@@ -197,6 +204,8 @@ class ContinualRun:
             if self._asked and collector.steps < visit.steps:
                 self._asked = False
                 raise Interrupted(f"after step {collector.steps} of visit {visit.index}")
+        if collector.steps < visit.steps:
+            return True
         if not all(bool(parameter.isfinite().all()) for parameter in self.agent.network.parameters()):
             raise Diverged(f"weights are not finite after visit {visit.index} of {self.stream.name}")
         self._leave(visit)

@@ -257,6 +257,7 @@ class AtariGamesConfig(TaskStreamConfig):
     """Games of Atari-100k one after the other, all with the 18 actions of the console."""
 
     visit_steps: int = 20_000
+    #: Games of Atari-100k.
     games: tuple[str, ...] = ("Pong", "Breakout", "Freeway")
 
     def __post_init__(self) -> None:
@@ -280,6 +281,7 @@ class AtariModesConfig(TaskStreamConfig):
     """
 
     visit_steps: int = 20_000
+    #: One of the games of Atari-100k.
     game: str = "Freeway"
     #: Modes of the game; see ``ale.getAvailableModes()``.
     modes: tuple[int, ...] = (0, 1, 4)

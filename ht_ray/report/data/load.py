@@ -21,6 +21,7 @@ from ht_ray.errors import SettingError
 from ht_ray.records.checked_json import Damaged, parse, sum_of
 from ht_ray.records.study_files import CONFIG, FORMAT, JOURNAL, PLAN, REPORT, SETTLED, STATUS
 from ht_ray.report.data.journal import load_journal
+from ht_ray.report.data.record import load_record
 from ht_ray.report.data.study import Curve, StudyData, TrialData
 
 __all__ = ["load_study", "redact"]
@@ -41,7 +42,8 @@ def load_study(directory: str | os.PathLike[str]) -> StudyData:
     Parameters
     ----------
     directory : path
-        The folder that holds ``config.json`` and ``trials.json``, or its URI (``s3://bucket/studies/first``).
+        The folder that holds ``config.json`` and ``trials.json``, or its URI (``s3://bucket/studies/first``); or a
+        record (``runs.jsonl``) of ``python -m ht_ray.agents.continual``.
 
     Raises
     ------
@@ -51,7 +53,8 @@ def load_study(directory: str | os.PathLike[str]) -> StudyData:
         If a URI's storage does not answer.
     """
     if not is_uri(os.fspath(directory)):
-        return _load_study(Path(directory))
+        path = Path(directory)
+        return load_record(path) if path.is_file() else _load_study(path)
     uri = os.fspath(directory)
     source = redact(uri)
     with _fetched(uri) as root:

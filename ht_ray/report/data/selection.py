@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 _REPORTED = ("average_accuracy", "final_accuracy")
-_MEASURE = re.compile(r"(average|final|online|first)_(val_)?(?=\w)")
+_MEASURE = re.compile(r"(average|final|online|first)_(val_)?(?!return)(?=\w)")
 
 
 def validation_metric(metric: str) -> str:

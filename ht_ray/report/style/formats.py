@@ -68,6 +68,9 @@ INDICATOR_TITLES = {
 # What the other indicators of its group already say: in a study's files and TensorBoard, but not in its report.
 DETAILS = {*(f"hessian_{rank}" for rank in range(2, 11)), "hessian_residual", "probe_loss", "probe_baseline"}
 
+#: Numbers of continual RL, in the unit of the games' returns.
+RETURNS = ("average_return", "first_area", "last_area", "plasticity_loss", "forgetting")
+
 NOTHING = "–"
 MOST_DECIMALS = 6
 
@@ -110,11 +113,12 @@ def display_unit(metric: str) -> tuple[float, str]:
 
 
 def format_value(metric: str, value: float, *, sign: bool = False) -> str:
-    """Return `value` in the digits shown: two decimals of a per cent, or four of any other number."""
+    """Return `value` in the digits shown: two decimals of a per cent, one of a return, four of any other number."""
     if not math.isfinite(value):
         return NOTHING
     factor, unit = display_unit(metric)
-    text = f"{factor * value:{'+' if sign else ''}.{2 if unit else 4}f}"
+    decimals = 1 if metric in RETURNS else 2 if unit else 4
+    text = f"{factor * value:{'+' if sign else ''}.{decimals}f}"
     # A difference that rounds to nothing has no sign.
     return text[1:] if sign and float(text) == 0 else text
 

@@ -1,0 +1,1 @@
+"""Tables and figures of agents over streams of tasks."""
