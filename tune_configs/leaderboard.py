@@ -211,6 +211,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--tuning-seeds", type=int, default=2, help=f"seeds of tuning, from {TUNING_SEED} (default: 2)")
     add("--out", type=Path, default=FOLDER, help=f"folder of the records and the page (default: {FOLDER})")
     add("--page", action="store_true", help="make the page from the records, run nothing")
+    add("--costs", action="store_true", help="measure the costs in the records again, on a quiet machine; run nothing")
     add("--studies", type=Path, help="folder of the studies (default: leaderboard in ~/ht-ray-results)")
     add("--data-root", default=os.environ.get("HT_RAY_DATA"), help="folder of the images (default: $HT_RAY_DATA)")
     add("--device", default="auto", help="auto (its GPU, if a trial has one), cpu, cuda")
@@ -258,6 +259,11 @@ def _run(given: argparse.Namespace, command: str) -> int:
                     f"{given.out}: {board.name}, {record['method']}: it was run by another protocol, or with "
                     f"{len(record['values'])} seeds; accepted is what --seeds {given.seeds} runs: take another --out."
                 )
+        if given.costs:
+            texts = [f"{method}:{record['settings']}".rstrip(":") for method, record in there.items()]
+            for record, cost in zip(there.values(), _Round("", board, texts, given, 2).costs(), strict=True):
+                write_record(given.out, {**record, "cost": cost})
+            continue
         missing = [method for method in methods if method not in there]
         if missing:
             say(f"{board.name}: {len(missing)} methods to run")
@@ -280,6 +286,7 @@ def _run_board(board: Board, methods: Sequence[str], given: argparse.Namespace, 
     means: dict[str, float | None] = {}
     if several:
         tuned = _Round(f"{round_name}-tuning", board, several, given, given.tuning_seeds, first_seed=TUNING_SEED)
+        tuned.run()
         for text in several:
             values = [trial.summary[by] for trial in tuned.trials(text) if trial.finished]
             # One that diverged is no choice.
@@ -289,12 +296,14 @@ def _run_board(board: Board, methods: Sequence[str], given: argparse.Namespace, 
         for method, texts in tried.items()
     }
     final = _Round(round_name, board, list(best.values()), given, given.seeds)
-    costs = dict(zip(methods, final.costs([final.specs[text][0].config for text in best.values()]), strict=True))
+    results = final.run()
+    costs = dict(zip(methods, final.costs(), strict=True))
+    device = str(check_device("--device", "cuda" if given.gpus_per_trial else "cpu"))
     complete = True
     for method, text in best.items():
         trials = final.trials(text)
         if any(trial.status not in ("finished", "diverged") for trial in trials):
-            say(f"{board.name}, {method}: not all trials ended; see {final.results.report}")
+            say(f"{board.name}, {method}: not all trials ended; see {results.report}")
             complete = False
             continue
         write_record(
@@ -319,7 +328,7 @@ def _run_board(board: Board, methods: Sequence[str], given: argparse.Namespace, 
                     "torch": torch.__version__,
                     "python": platform.python_version(),
                     "machine": platform.machine(),
-                    "device": final.device,
+                    "device": device,
                     "date": date.today().isoformat(),
                     "command": command,
                 },
@@ -329,7 +338,7 @@ def _run_board(board: Board, methods: Sequence[str], given: argparse.Namespace, 
 
 
 class _Round:
-    """A study of some methods on a board that has been run to its end, and where each method's trials are in it."""
+    """A study of some methods on a board: its plan, and once it has been run, where each method's trials are in it."""
 
     def __init__(
         self,
@@ -347,7 +356,7 @@ class _Round:
         if first_seed and board.validated:
             settings["validation"] = VALIDATION
         running = {"max_concurrent": given.max_concurrent, "address": given.address, "device": given.device}
-        study = Study(
+        self._study = study = Study(
             "continual",
             methods=texts,
             seeds=seeds,
@@ -358,28 +367,31 @@ class _Round:
             resume_or_start=str((given.studies or results / "leaderboard") / name),
             **{key: value for key, value in {**settings, **running}.items() if value is not None or key == "clip"},
         )
-        self.specs = {text: study.trials[number * seeds : (number + 1) * seeds] for number, text in enumerate(texts)}
-        self.device = str(check_device("--device", "cuda" if given.gpus_per_trial else "cpu"))
-        self._settings = study.settings
-        self.results: Results = study.run(quiet=True)
-        self._by_id = {trial.id: trial for trial in self.results.load().trials}
+        self._specs = {text: study.trials[number * seeds : (number + 1) * seeds] for number, text in enumerate(texts)}
+
+    def run(self) -> Results:
+        """Run what is missing of the study, and return its results."""
+        results = self._study.run(quiet=True)
+        self._by_id = {trial.id: trial for trial in results.load().trials}
+        return results
 
     def trials(self, text: str) -> list[Any]:
         """Return what came of a method's trials, by seed."""
-        return [self._by_id[spec.id] for spec in self.specs[text]]
+        return [self._by_id[spec.id] for spec in self._specs[text]]
 
-    def costs(self, configs: Sequence[dict[str, Any]]) -> Iterator[float | None]:
-        """Yield the processor time of each trial's first two phases, alone, as a multiple of plain training's.
+    def costs(self) -> Iterator[float | None]:
+        """Yield the processor time of each method's first two tasks, alone, as a multiple of plain training's.
 
-        The lesser of two, plain training's each time next to it; None where it diverges.
+        The least of three, plain training's each time next to it; None where a method diverges.
         """
-        shared = load_data(self._settings.data_config()).to_arrays()
-        plain = self._settings.trial_config(MethodConfig("plain"), "full", 0)
-        base = min(_seconds(plain, shared) for _ in range(3))
-        for config in configs:
-            least = min(_seconds(config, shared) for _ in range(2))
-            base = min(base, _seconds(plain, shared))
-            yield round(least / base, 3) if math.isfinite(least) else None
+        settings = self._study.settings
+        shared = load_data(settings.data_config()).to_arrays()
+        plain = settings.trial_config(MethodConfig("plain"), "full", 0)
+        _seconds(plain, shared)  # what is done once is done
+        for trials in self._specs.values():
+            pairs = [(_seconds(trials[0].config, shared), _seconds(plain, shared)) for _ in range(3)]
+            least, base = map(min, zip(*pairs, strict=True))
+            yield round(least / base, 2) if math.isfinite(least) else None
 
 
 def _seconds(config: dict[str, Any], shared: Any) -> float:
