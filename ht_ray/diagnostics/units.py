@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ht_ray._checks import check_number
 from ht_ray.diagnostics._measuring import accumulator, measuring, run
-from ht_ray.mechanisms.units.crelu import CReLU
+from ht_ray.mechanisms.units.crelu import Doubling
 from ht_ray.mechanisms.units.find_units import ACTIVATIONS
 from ht_ray.methods.method import Inputs
 
@@ -60,13 +60,13 @@ class ActivationRecord:
     def _add(self, name: str, part: nn.Module, activations: Tensor) -> None:
         self._calls[name] = self._calls.get(name, 0) + 1
         layer = name if self._calls[name] == 1 else f"{name}#{self._calls[name]}"
-        if isinstance(part, CReLU):
+        if isinstance(part, Doubling):
             dim = part.dim
         else:
             dim = -1 if activations.dim() in (1, 3) else 1
         by_unit = activations.detach().movedim(dim, 0).reshape(activations.shape[dim], -1)
         total = by_unit.abs().sum(1, dtype=accumulator(activations.device))
-        if isinstance(part, CReLU):
+        if isinstance(part, Doubling):
             # Both halves, relu(x) and relu(-x), are one unit's: together |x|.
             total = total.reshape(2, -1).mean(0)
         self._sums[layer] = self._sums[layer] + total if layer in self._sums else total

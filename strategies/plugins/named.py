@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ht_ray.methods import (
+    AID,
     DASH,
     EMA,
     FIRE,
@@ -11,6 +12,7 @@ from ht_ray.methods import (
     ContinualBackprop,
     HareTortoise,
     HeadReset,
+    Muon,
     NormalizeAndProject,
     OptimizerReset,
     Parseval,
@@ -19,6 +21,7 @@ from ht_ray.methods import (
     Regenerative,
     ReGraMa,
     SelfDistillation,
+    SelfNormalizedResets,
     ShrinkPerturb,
     SpectralDecoupling,
     SpectralRegularization,
@@ -29,6 +32,7 @@ from ht_ray.methods import (
 from .method import named_plugin
 
 __all__ = [
+    "AIDPlugin",
     "ContinualBackpropPlugin",
     "DASHPlugin",
     "EMAPlugin",
@@ -36,6 +40,7 @@ __all__ = [
     "HareTortoisePlugin",
     "HeadResetPlugin",
     "L2Plugin",
+    "MuonPlugin",
     "NormalizeAndProjectPlugin",
     "OptimizerResetPlugin",
     "ParsevalPlugin",
@@ -44,6 +49,7 @@ __all__ = [
     "ReGraMaPlugin",
     "RegenerativePlugin",
     "SelfDistillationPlugin",
+    "SelfNormalizedResetsPlugin",
     "ShrinkPerturbPlugin",
     "SpectralDecouplingPlugin",
     "SpectralRegularizationPlugin",
@@ -73,3 +79,6 @@ ParsevalPlugin = named_plugin(Parseval)
 SpectralRegularizationPlugin = named_plugin(SpectralRegularization)
 WassersteinPlugin = named_plugin(Wasserstein)
 NormalizeAndProjectPlugin = named_plugin(NormalizeAndProject)
+MuonPlugin = named_plugin(Muon)
+AIDPlugin = named_plugin(AID)
+SelfNormalizedResetsPlugin = named_plugin(SelfNormalizedResets)
