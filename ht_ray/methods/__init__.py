@@ -33,6 +33,7 @@ from ht_ray.methods.snr import SelfNormalizedResets
 from ht_ray.methods.spectral_decoupling import SpectralDecoupling
 from ht_ray.methods.spectral_regularization import SpectralRegularization
 from ht_ray.methods.tortoise import EMA, HareTortoise, Tortoise, half_life, momentum_of_half_life
+from ht_ray.methods.trac import TRAC
 from ht_ray.methods.upgd import UPGD
 from ht_ray.methods.wasserstein import Wasserstein
 from ht_ray.methods.weight_clipping import WeightClipping
@@ -44,6 +45,7 @@ __all__ = [
     "FIRE",
     "L2",
     "METHODS",
+    "TRAC",
     "UPGD",
     "Adam",
     "Augment",

@@ -8,6 +8,7 @@ from ht_ray.methods import (
     EMA,
     FIRE,
     L2,
+    TRAC,
     UPGD,
     ContinualBackprop,
     HareTortoise,
@@ -53,6 +54,7 @@ __all__ = [
     "ShrinkPerturbPlugin",
     "SpectralDecouplingPlugin",
     "SpectralRegularizationPlugin",
+    "TRACPlugin",
     "UPGDPlugin",
     "WassersteinPlugin",
     "WeightClippingPlugin",
@@ -82,3 +84,4 @@ NormalizeAndProjectPlugin = named_plugin(NormalizeAndProject)
 MuonPlugin = named_plugin(Muon)
 AIDPlugin = named_plugin(AID)
 SelfNormalizedResetsPlugin = named_plugin(SelfNormalizedResets)
+TRACPlugin = named_plugin(TRAC)

@@ -83,7 +83,7 @@ PACKED = [
         **SETTINGS,
     ),
 ]
-ALONE = {"aid", "continual_backprop", "muon", "plasticity_injection", "regrama", "snr"}
+ALONE = {"aid", "continual_backprop", "muon", "plasticity_injection", "regrama", "snr", "trac"}
 
 
 def label(method: MethodConfig) -> str:
