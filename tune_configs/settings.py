@@ -91,7 +91,7 @@ _MODEL = _Section(
     "Network",
     ModelConfig,
     {"name": "model"},
-    {"name": ("mlp", "resnet18", "vit_tiny", "vgg16"), "activation": ("relu", "crelu")},
+    {"name": ("mlp", "resnet18", "vit_tiny", "vgg16"), "activation": ("relu", "crelu", "fourier")},
 )
 _TRAINING = _Section("Training", TrainingConfig, {}, {"augment": AUGMENTATIONS})
 _MEASURED = _Section("Indicators", IndicatorConfig, _INDICATORS, {"names": tuple(INDICATOR_GROUPS)})

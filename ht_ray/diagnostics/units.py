@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from ht_ray._checks import check_number
 from ht_ray.diagnostics._measuring import Loss, accumulator, measuring, run
 from ht_ray.diagnostics.gradients import loss_gradients
-from ht_ray.mechanisms.units.crelu import CReLU
+from ht_ray.mechanisms.units.crelu import Doubling
 from ht_ray.mechanisms.units.find_units import ACTIVATIONS
 from ht_ray.methods.method import Inputs
 
@@ -77,7 +77,7 @@ class ActivationRecord:
 
     @torch.no_grad()
     def _add(self, layer: str, part: nn.Module, values: Tensor, *, halves: int = 1) -> None:
-        dim = part.dim if isinstance(part, CReLU) else -1 if values.dim() in (1, 3) else 1
+        dim = part.dim if isinstance(part, Doubling) else -1 if values.dim() in (1, 3) else 1
         by_unit = values.detach().movedim(dim, 0).reshape(values.shape[dim], -1)
         total = by_unit.abs().sum(1, dtype=accumulator(values.device))
         if halves > 1:
@@ -117,7 +117,7 @@ def activation_recorder(
 
         def look(name: str, part: nn.Module, arguments: Any, output: Tensor) -> None:
             # Both halves of CReLU, relu(x) and relu(-x), are one unit's: together |x|.
-            record._add(record._layer(name), part, output, halves=2 if isinstance(part, CReLU) else 1)
+            record._add(record._layer(name), part, output, halves=2 if isinstance(part, Doubling) else 1)
 
         for name, part in module.named_modules():
             if isinstance(part, kinds):

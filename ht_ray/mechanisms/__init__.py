@@ -5,7 +5,7 @@ decided by the methods of `ht_ray.methods`.
 """
 
 from ht_ray.errors import SettingError, SettingWarning
-from ht_ray.mechanisms.units.crelu import CReLU
+from ht_ray.mechanisms.units.crelu import CReLU, Fourier
 from ht_ray.mechanisms.units.find_units import HiddenUnits, UnitMap, find_units
 from ht_ray.mechanisms.weights.batchnorm import recalibrate_batchnorm
 from ht_ray.mechanisms.weights.fresh import HEAD_NAMES, find_head, fresh_weights
@@ -17,6 +17,7 @@ from ht_ray.mechanisms.weights.weight_copy import WeightCopy, named_tensors
 __all__ = [
     "HEAD_NAMES",
     "CReLU",
+    "Fourier",
     "HiddenUnits",
     "PowerAverages",
     "SettingError",

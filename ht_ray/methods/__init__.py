@@ -6,7 +6,8 @@ method of one's own is a class derived from `Method`, with `register` before it,
 
 from ht_ray.errors import SettingError, SettingWarning
 from ht_ray.methods.adam import Adam
-from ht_ray.methods.architectures import CReLUNetwork, LayerNormNetwork
+from ht_ray.methods.aid import AID
+from ht_ray.methods.architectures import CReLUNetwork, DeepFourier, LayerNormNetwork
 from ht_ray.methods.augment import Augment
 from ht_ray.methods.config import MethodConfig, parse_method, setting_names
 from ht_ray.methods.continual_backprop import ContinualBackprop
@@ -15,6 +16,7 @@ from ht_ray.methods.fire import FIRE
 from ht_ray.methods.head_reset import HeadReset
 from ht_ray.methods.l2 import L2
 from ht_ray.methods.method import Composition, Inputs, Method, Phase
+from ht_ray.methods.muon import Muon, MuonAdamW
 from ht_ray.methods.normalize_and_project import NormalizeAndProject
 from ht_ray.methods.optimizer_reset import OptimizerReset
 from ht_ray.methods.parseval import Parseval
@@ -28,25 +30,30 @@ from ht_ray.methods.regrama import ReGraMa
 from ht_ray.methods.self_distillation import SelfDistillation
 from ht_ray.methods.settings import MethodSettings, setting
 from ht_ray.methods.shrink_perturb import ShrinkPerturb
+from ht_ray.methods.snr import SelfNormalizedResets
 from ht_ray.methods.spectral_decoupling import SpectralDecoupling
 from ht_ray.methods.spectral_regularization import SpectralRegularization
 from ht_ray.methods.tortoise import EMA, HareTortoise, Tortoise, half_life, momentum_of_half_life
+from ht_ray.methods.trac import TRAC
 from ht_ray.methods.upgd import UPGD
 from ht_ray.methods.wasserstein import Wasserstein
 from ht_ray.methods.weight_clipping import WeightClipping
 
 __all__ = [
+    "AID",
     "DASH",
     "EMA",
     "FIRE",
     "L2",
     "METHODS",
+    "TRAC",
     "UPGD",
     "Adam",
     "Augment",
     "CReLUNetwork",
     "Composition",
     "ContinualBackprop",
+    "DeepFourier",
     "HareTortoise",
     "HeadReset",
     "InjectedHead",
@@ -55,6 +62,8 @@ __all__ = [
     "Method",
     "MethodConfig",
     "MethodSettings",
+    "Muon",
+    "MuonAdamW",
     "NormalizeAndProject",
     "OptimizerReset",
     "Parseval",
@@ -66,6 +75,7 @@ __all__ = [
     "ReGraMa",
     "Regenerative",
     "SelfDistillation",
+    "SelfNormalizedResets",
     "SettingError",
     "SettingWarning",
     "ShrinkPerturb",

@@ -1,4 +1,4 @@
-"""Architectures as methods: CReLU and LayerNorm, with which the network is built."""
+"""Architectures as methods: CReLU, Fourier features and LayerNorm, with which the network is built."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from torch import nn
 
 from ht_ray._checks import refused
-from ht_ray.mechanisms.units.crelu import CReLU
+from ht_ray.mechanisms.units.crelu import CReLU, Fourier
 from ht_ray.methods.method import Method
 from ht_ray.methods.registry import register
 
-__all__ = ["CReLUNetwork", "LayerNormNetwork"]
+__all__ = ["CReLUNetwork", "DeepFourier", "LayerNormNetwork"]
 
 
 class _Architecture(Method):
@@ -43,8 +43,41 @@ class CReLUNetwork(_Architecture):
 
     @classmethod
     def configure_model(cls, settings: Any, config: Any) -> Any:
-        """Return `config` with CReLU."""
-        return replace(config, activation="crelu")
+        """Return `config` with CReLU.
+
+        Raises
+        ------
+        SettingError
+            If the network has another activation in place of ReLU.
+        """
+        return _with_activation(cls.name, config, "crelu")
+
+
+@register
+class DeepFourier(_Architecture):
+    """Sine and cosine in place of ReLU (Lewandowski et al. 2025, arXiv 2410.20634)."""
+
+    name = "deep_fourier"
+    title = "Deep Fourier Features"
+    kinds = (Fourier,)
+
+    @classmethod
+    def configure_model(cls, settings: Any, config: Any) -> Any:
+        """Return `config` with Fourier features.
+
+        Raises
+        ------
+        SettingError
+            If the network has another activation in place of ReLU.
+        """
+        return _with_activation(cls.name, config, "fourier")
+
+
+def _with_activation(name: str, config: Any, activation: str) -> Any:
+    if config.activation not in ("relu", activation):
+        why = f": the network has {config.activation} in place of ReLU already."
+        raise refused("MethodConfig.name", name, why)
+    return replace(config, activation=activation)
 
 
 @register

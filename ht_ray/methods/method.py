@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ht_ray._checks import check_number
 from ht_ray.errors import SettingError, SettingWarning
@@ -177,6 +178,21 @@ class Method:
             If the network does not come in that form.
         """
         return config
+
+    def configure_optimizer(self, optimizer: Optimizer) -> Optimizer:
+        """Return what trains the network in place of `optimizer`, which a loop has made over it, or that itself.
+
+        Parameters
+        ----------
+        optimizer : Optimizer
+            New, or one that this returned before.
+
+        Raises
+        ------
+        SettingError
+            If the method cannot do with it.
+        """
+        return optimizer
 
     # The moments.
 
@@ -428,6 +444,12 @@ class Composition:
                 "--validation in a study), or give one momentum.",
             )
         return self.validate
+
+    def configure_optimizer(self, optimizer: Optimizer) -> Optimizer:
+        """Return what trains the network in place of `optimizer`; see `Method.configure_optimizer`."""
+        for method in self._methods:
+            optimizer = method.configure_optimizer(optimizer)
+        return optimizer
 
     def _treated(self, method: Method) -> Tortoise | None:
         return self.tortoise if getattr(method.settings, "reinitialize_tortoise", True) else None

@@ -231,6 +231,7 @@ class MethodPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore
         if (methods := self.compose(strategy)) is None:
             return
         self._best.begin(strategy)
+        strategy.optimizer = methods.configure_optimizer(strategy.optimizer)
         experience = strategy.experience
         online = isinstance(experience, OnlineCLExperience)
         begins = True

@@ -7,6 +7,7 @@ from ht_ray import methods
 from .method import named_plugin
 
 __all__ = [
+    "AIDPlugin",
     "ContinualBackpropPlugin",
     "DASHPlugin",
     "EMAPlugin",
@@ -14,6 +15,7 @@ __all__ = [
     "HareTortoisePlugin",
     "HeadResetPlugin",
     "L2Plugin",
+    "MuonPlugin",
     "NormalizeAndProjectPlugin",
     "OptimizerResetPlugin",
     "ParsevalPlugin",
@@ -22,24 +24,22 @@ __all__ = [
     "ReGraMaPlugin",
     "RegenerativePlugin",
     "SelfDistillationPlugin",
+    "SelfNormalizedResetsPlugin",
     "ShrinkPerturbPlugin",
     "SpectralDecouplingPlugin",
     "SpectralRegularizationPlugin",
+    "TRACPlugin",
     "UPGDPlugin",
     "WassersteinPlugin",
     "WeightClippingPlugin",
 ]
 
 ContinualBackpropPlugin = named_plugin(methods.ContinualBackprop)
-DASHPlugin = named_plugin(methods.DASH)
 EMAPlugin = named_plugin(methods.EMA)
-FIREPlugin = named_plugin(methods.FIRE)
 HareTortoisePlugin = named_plugin(methods.HareTortoise)
 HeadResetPlugin = named_plugin(methods.HeadReset)
 L2Plugin = named_plugin(methods.L2)
-NormalizeAndProjectPlugin = named_plugin(methods.NormalizeAndProject)
 OptimizerResetPlugin = named_plugin(methods.OptimizerReset)
-ParsevalPlugin = named_plugin(methods.Parseval)
 PlasticityInjectionPlugin = named_plugin(methods.PlasticityInjection)
 ReDoPlugin = named_plugin(methods.ReDo)
 ReGraMaPlugin = named_plugin(methods.ReGraMa)
@@ -47,7 +47,15 @@ RegenerativePlugin = named_plugin(methods.Regenerative)
 SelfDistillationPlugin = named_plugin(methods.SelfDistillation)
 ShrinkPerturbPlugin = named_plugin(methods.ShrinkPerturb)
 SpectralDecouplingPlugin = named_plugin(methods.SpectralDecoupling)
-SpectralRegularizationPlugin = named_plugin(methods.SpectralRegularization)
 UPGDPlugin = named_plugin(methods.UPGD)
-WassersteinPlugin = named_plugin(methods.Wasserstein)
 WeightClippingPlugin = named_plugin(methods.WeightClipping)
+DASHPlugin = named_plugin(methods.DASH)
+FIREPlugin = named_plugin(methods.FIRE)
+ParsevalPlugin = named_plugin(methods.Parseval)
+SpectralRegularizationPlugin = named_plugin(methods.SpectralRegularization)
+WassersteinPlugin = named_plugin(methods.Wasserstein)
+NormalizeAndProjectPlugin = named_plugin(methods.NormalizeAndProject)
+MuonPlugin = named_plugin(methods.Muon)
+AIDPlugin = named_plugin(methods.AID)
+SelfNormalizedResetsPlugin = named_plugin(methods.SelfNormalizedResets)
+TRACPlugin = named_plugin(methods.TRAC)

@@ -152,7 +152,7 @@ def test_crelu_keeps_the_number_of_features() -> None:
     assert shapes == [(4, 4), (4, 8), (4, 8), (2, 8)]
 
 
-@pytest.mark.parametrize("method", [*FOR_AGENTS, "crelu", "layer_norm", "hare_tortoise+redo"])
+@pytest.mark.parametrize("method", [*FOR_AGENTS, "crelu", "deep_fourier", "layer_norm", "hare_tortoise+redo"])
 def test_every_method_acts_on_the_agent(method: str) -> None:
     config = with_methods(DQNConfig(**SMALL), method, interval=30)
     weights = finished(small_run(config)).agent.network.state_dict()
@@ -160,7 +160,7 @@ def test_every_method_acts_on_the_agent(method: str) -> None:
     changed = weights.keys() != plain.keys() or any(
         weights[name].shape != plain[name].shape or not torch.equal(weights[name], plain[name]) for name in weights
     )
-    assert changed == (method not in ("plain", "continual_backprop"))  # which waits for units to mature
+    assert changed == (method not in ("plain", "continual_backprop", "snr"))  # which wait for units to mature
 
 
 def test_areas_and_returns_are_those_of_the_games_that_were_played() -> None:

@@ -5,7 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ht_ray.mechanisms.units.crelu import CReLU
+from ht_ray.errors import SettingError
+from ht_ray.mechanisms.units.crelu import CReLU, Doubling, Fourier
+from ht_ray.methods import MethodConfig
+from ht_ray.vision import ModelConfig, make_model
 
 
 @settings(deadline=None, max_examples=40)
@@ -41,3 +44,27 @@ def test_default_dimension_is_that_of_features_and_channels() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_the_type_is_kept(dtype: torch.dtype) -> None:
     assert CReLU()(torch.ones(2, 3, dtype=dtype)).dtype == dtype
+
+
+@pytest.mark.parametrize("dim", [1, -1])
+def test_fourier_features_are_sine_and_cosine(dim: int) -> None:
+    x = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0)).double()
+    wanted = np.concatenate([np.sin(x.numpy()), np.cos(x.numpy())], axis=dim)
+    np.testing.assert_allclose(Fourier(dim)(x).numpy(), wanted, rtol=1e-12)
+
+
+@pytest.mark.parametrize("activation", ["crelu", "fourier"])
+def test_a_network_of_either_has_as_many_features_from_half_the_units(activation: str) -> None:
+    config = ModelConfig("mlp", hidden=(6, 5), head_hidden=(4,), activation=activation)
+    net = make_model(config, shape=(1, 2, 2), num_classes=3, seed=0)
+    shapes = [tuple(part.weight.shape) for part in net.modules() if isinstance(part, nn.Linear)]
+    assert shapes == [(3, 4), (3, 6), (2, 6), (3, 4)]
+    kinds = {type(part) for part in net.modules() if isinstance(part, (nn.ReLU, Doubling))}
+    assert kinds == {CReLU if activation == "crelu" else Fourier}
+
+
+def test_a_network_has_one_of_them() -> None:
+    with pytest.raises(SettingError, match="'deep_fourier': the network has crelu in place of ReLU already"):
+        MethodConfig("crelu+deep_fourier").model(ModelConfig("mlp"))
+    with pytest.raises(SettingError, match="the network has no Fourier"):
+        MethodConfig("deep_fourier").build(make_model(ModelConfig("mlp"), shape=(4,), num_classes=2, seed=0))

@@ -55,6 +55,7 @@ OFTEN = {
     "fire_interval": 5,
     "regrama_interval": 3,
     "regrama_threshold": 0.7,
+    "snr_longest": 2,
 }
 
 

@@ -58,6 +58,15 @@ METHODS = [
     MethodConfig("regrama", regrama_threshold=0.5, regrama_interval=3, regrama_unit="steps"),
     MethodConfig("crelu"),
     MethodConfig("crelu+redo", redo_threshold=0.7, redo_interval=1),
+    MethodConfig("deep_fourier"),
+    MethodConfig("aid"),
+    MethodConfig("aid+hare_tortoise+redo", aid_keep=0.7, momentum=0.8, reset_interval=1, redo_interval=1),
+    MethodConfig("snr+ema", snr_longest=20, snr_interval=2, momentum=0.8),
+    MethodConfig("snr", snr_longest=40, snr_interval=3, snr_unit="steps", snr_step_count="per_weight"),
+    MethodConfig("trac", trac_initial=0.01),
+    MethodConfig("muon"),
+    MethodConfig("muon", muon_learning_rate=0.02, muon_scale="original"),
+    MethodConfig("muon+redo+plasticity_injection", redo_threshold=0.7, redo_interval=1, redo_step_count="per_weight"),
     MethodConfig("layer_norm"),
     MethodConfig("self_distillation", momentum=0.8),
     MethodConfig("self_distillation", momentum=0.8, self_distillation_temperature=3.0, recalibrate_batchnorm=1),
@@ -82,7 +91,9 @@ METHODS = [
     MethodConfig(
         "upgd+redo+augment+self_distillation+l2+hare_tortoise+spectral_decoupling+head_reset+weight_clipping+adam"
         "+plasticity_injection+regenerative+optimizer_reset+shrink_perturb+continual_backprop+dash+fire+parseval"
-        "+spectral_regularization+wasserstein+normalize_and_project",
+        "+spectral_regularization+wasserstein+normalize_and_project+muon+aid+snr",
+        snr_longest=40,
+        snr_interval=2,
         momentum=0.8,
         reset_interval=1,
         redo_threshold=0.7,

@@ -35,13 +35,15 @@ SETTINGS: dict[str, Any] = {
     "shrink_perturb_noise": 0.01,
     "redo_threshold": 0.7,
     "redo_interval": 2,
+    "snr_longest": 40,
+    "snr_interval": 2,
     "continual_backprop_replacement_rate": 0.1,
     "continual_backprop_maturity": 2,
     "optimizer_reset_interval": 3,
     "optimizer_reset_unit": "steps",
 }
 EVERYTHING = MethodConfig(
-    "+".join(name for name in METHODS if name not in ("plain", "ema", "layer_norm")),
+    "+".join(name for name in METHODS if name not in ("plain", "ema", "layer_norm", "crelu", "deep_fourier")),
     injection_times=None,
     recalibrate_batchnorm=2,
     **SETTINGS,

@@ -69,6 +69,7 @@ PACKED = [
     MethodConfig("normalize_and_project", normalize_and_project_strength=0.5),
     MethodConfig("layer_norm"),
     MethodConfig("crelu"),
+    MethodConfig("deep_fourier"),
     MethodConfig("redo", redo_threshold=0.7, redo_interval=2),
     MethodConfig("redo", redo_threshold=0.7, redo_interval=3, redo_unit="steps"),
     MethodConfig("redo", redo_threshold=0.7, redo_interval=2, redo_step_count="reset"),
@@ -82,7 +83,7 @@ PACKED = [
         **SETTINGS,
     ),
 ]
-ALONE = {"continual_backprop", "regrama", "plasticity_injection"}
+ALONE = {"aid", "continual_backprop", "muon", "plasticity_injection", "regrama", "snr", "trac"}
 
 
 def label(method: MethodConfig) -> str:

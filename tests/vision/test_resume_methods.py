@@ -35,7 +35,7 @@ SETTINGS = {
     "optimizer_reset_interval": 3,
     "optimizer_reset_unit": "steps",
 }
-EVERYTHING = "+".join(name for name in METHODS if name not in ("plain", "ema", "layer_norm"))
+EVERYTHING = "+".join(name for name in METHODS if name not in ("plain", "ema", "layer_norm", "crelu", "deep_fourier"))
 
 
 class Killed(Exception):

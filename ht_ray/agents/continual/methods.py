@@ -36,6 +36,8 @@ _SWITCH = {
     "shrink_perturb": "shrink_perturb_interval",
     "head_reset": "head_reset_interval",
 }
+#: Which activation a form of the network is.
+_ACTIVATIONS = {"crelu": "crelu", "deep_fourier": "fourier"}
 
 
 def agent_with(variant: str, settings: Iterable[str]) -> AgentConfig:
@@ -81,8 +83,8 @@ def with_methods(config: AgentConfig, text: str, *, interval: int) -> AgentConfi
     config : AgentConfig
         The agent without them: a plain one has no resets.
     text : str
-        Names joined by ``+``, and settings behind a colon, as in `ht_ray.methods.parse_method`. ``crelu`` and
-        ``layer_norm`` are forms of the network.
+        Names joined by ``+``, and settings behind a colon, as in `ht_ray.methods.parse_method`. ``crelu``,
+        ``deep_fourier`` and ``layer_norm`` are forms of the network.
     interval : int
         Gradient steps from one reset of Hare & Tortoise, Shrink & Perturb, Head Reset, ReDo, ReGraMa, FIRE or the
         optimiser to the next, unless the text says otherwise.
@@ -110,13 +112,13 @@ def with_methods(config: AgentConfig, text: str, *, interval: int) -> AgentConfi
         if part in _OWN:
             changes[_SWITCH[part]] = interval
             changes |= {_OWN[part][key]: given.pop(key) for key in list(given) if key in _OWN[part]}
-        elif part == "crelu":
-            changes["activation"] = "crelu"
+        elif part in _ACTIVATIONS:
+            changes["activation"] = _ACTIVATIONS[part]
         elif part == "layer_norm":
             changes["layer_norm"] = True
         else:
             others.append(part)
-    for part in ("redo", "regrama", "fire", "optimizer_reset"):
+    for part in ("redo", "regrama", "snr", "fire", "optimizer_reset"):
         if part in others:
             given.setdefault(f"{part}_interval", interval)
     for key in changes:

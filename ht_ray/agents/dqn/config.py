@@ -46,8 +46,8 @@ class DQNConfig(DrQConfig):
     hidden: int = 64
     #: Hidden layers, that of the head included.
     layers: int = 2
-    #: "relu", or "crelu" with half the units in each layer.
-    activation: Literal["relu", "crelu"] = "relu"
+    #: "relu", or "crelu" or "fourier" with half the units in each layer.
+    activation: Literal["relu", "crelu", "fourier"] = "relu"
     dueling: bool = False
     #: Gradient steps after each step of the agent, once learning has started. Their batches are drawn together.
     updates_per_step: int = 1
@@ -62,7 +62,7 @@ class DQNConfig(DrQConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check("layers", low=1, integer=True)
-        check_choice("DQNConfig.activation", self.activation, ["relu", "crelu"])
+        check_choice("DQNConfig.activation", self.activation, ["relu", "crelu", "fourier"])
         for name in ("shift", "intensity"):
             if getattr(self, name):
                 raise refused(

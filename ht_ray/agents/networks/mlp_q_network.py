@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from ht_ray._checks import check_choice, check_number
 from ht_ray.agents.networks.layers import GlorotLinear
 from ht_ray.agents.networks.q_network import NetworkConfig, QHead
-from ht_ray.mechanisms.units.crelu import CReLU
+from ht_ray.mechanisms.units.crelu import CReLU, Fourier
 
 __all__ = ["MLPQNetwork"]
+
+_KINDS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "crelu": CReLU, "fourier": Fourier}
 
 
 class MLPQNetwork(nn.Module):
@@ -26,8 +28,8 @@ class MLPQNetwork(nn.Module):
         Shape of an observation, which is flattened.
     layers : int, default 2
         Hidden layers, the head's included.
-    activation : {"relu", "crelu"}, default "relu"
-        With ``"crelu"`` hidden layers have half the units, so that as many features leave them.
+    activation : {"relu", "crelu", "fourier"}, default "relu"
+        With ``"crelu"`` and ``"fourier"`` hidden layers have half the units, so that as many features leave them.
     bins : int, default 1
         Outputs for each action.
     config : NetworkConfig or None, default None
@@ -52,17 +54,17 @@ class MLPQNetwork(nn.Module):
         *,
         observation_shape: tuple[int, ...],
         layers: int = 2,
-        activation: Literal["relu", "crelu"] = "relu",
+        activation: Literal["relu", "crelu", "fourier"] = "relu",
         bins: int = 1,
         config: NetworkConfig | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("actions", actions), ("layers", layers), ("bins", bins)):
             check_number(f"MLPQNetwork: {name}", value, low=1, integer=True)
-        check_choice("MLPQNetwork: activation", activation, ["relu", "crelu"])
+        check_choice("MLPQNetwork: activation", activation, list(_KINDS))
         config = config or NetworkConfig()
-        kind: type[nn.Module] = CReLU if activation == "crelu" else nn.ReLU
-        units = config.hidden // 2 if activation == "crelu" else config.hidden
+        kind = _KINDS[activation]
+        units = config.hidden if activation == "relu" else config.hidden // 2
         parts: list[nn.Module] = [nn.Flatten()]
         features = math.prod(observation_shape)
         for _ in range(layers - 1):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ht_ray._checks import check_choice, check_number
 from ht_ray.agents.networks.layers import GlorotConv2d, GlorotLinear
-from ht_ray.mechanisms.units.crelu import CReLU
+from ht_ray.mechanisms.units.crelu import Doubling
 
 __all__ = ["NetworkConfig", "QHead", "QNetwork"]
 
@@ -133,7 +133,8 @@ def _encoder(observation_shape: tuple[int, int, int], config: NetworkConfig) -> 
 class QHead(nn.Module):
     """A hidden layer, and the values of all actions from it.
 
-    With CReLU in place of ReLU the hidden layer has half the units, so that as many features leave it.
+    With CReLU or Fourier features in place of ReLU the hidden layer has half the units, so that as many features leave
+    it.
     """
 
     def __init__(
@@ -141,7 +142,7 @@ class QHead(nn.Module):
     ) -> None:
         super().__init__()
         self.actions, self.bins = actions, bins
-        units = config.hidden // 2 if activation is CReLU else config.hidden
+        units = config.hidden // 2 if issubclass(activation, Doubling) else config.hidden
         self.hidden = GlorotLinear(features, units)
         self.norm = nn.LayerNorm(units) if config.layer_norm else nn.Identity()
         self.active = activation()  # a module, so that the indicators of units see it

@@ -24,7 +24,7 @@ from torch.nn.parameter import is_lazy
 
 from ht_ray._checks import did_you_mean
 from ht_ray.errors import SettingError, SettingWarning
-from ht_ray.mechanisms.units.crelu import CReLU
+from ht_ray.mechanisms.units.crelu import CReLU, Doubling, Fourier
 from ht_ray.mechanisms.weights.rng import isolated_rng
 
 __all__ = [
@@ -49,7 +49,7 @@ _LAYERS = (nn.Linear, *_CONVOLUTIONS)
 ACTIVATIONS: tuple[type[nn.Module], ...] = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.RReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh,
     nn.Sigmoid, nn.LogSigmoid, nn.Softplus, nn.Softsign, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Tanhshrink,
-    nn.Softshrink, nn.Hardshrink, nn.Threshold, CReLU,
+    nn.Softshrink, nn.Hardshrink, nn.Threshold, CReLU, Fourier,
 )  # fmt: skip
 # As fx names what is called, without underscores around it.
 _ACTIVATION_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
@@ -401,9 +401,9 @@ class _Finder:
             if not isinstance(between, _BatchNorm) or between.num_features != units:
                 raise _Refused(f"{norm} is no BatchNorm over the {units} units")
             self.check_weights(norm)
-        if isinstance(part, CReLU) and part.dim not in ((1,) if convolution else (1, -1)):
+        if isinstance(part, Doubling) and part.dim not in ((1,) if convolution else (1, -1)):
             raise _Refused(f"it doubles dimension {part.dim}, not the units")
-        halves = 2 if isinstance(part, CReLU) else 1
+        halves = 2 if isinstance(part, Doubling) else 1
         return HiddenUnits(
             name=seen.name,
             incoming=incoming,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from ht_ray.mechanisms.units.crelu import CReLU
+from ht_ray.mechanisms.units.crelu import Doubling
 
 __all__ = ["MLP"]
 
@@ -25,8 +25,8 @@ class MLP(nn.Module):
         Probability of dropping a feature, after each activation.
     norm
         The class of the layers that normalise, called with their number of features; None for none.
-    crelu
-        Whether each hidden layer has half as many units, rounded up, and CReLU, which doubles them.
+    activation
+        Class of the activations; where it doubles the units, each hidden layer has half as many, rounded up.
 
     References
     ----------
@@ -46,18 +46,19 @@ class MLP(nn.Module):
         hidden: Sequence[int] = (100, 100),
         dropout: float = 0.0,
         norm: Callable[[int], nn.Module] | None = nn.BatchNorm1d,
-        crelu: bool = False,
+        activation: type[nn.Module] = nn.ReLU,
     ) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Flatten())
         features = math.prod(shape)
+        doubles = issubclass(activation, Doubling)
         for wanted in hidden:
-            units = math.ceil(wanted / 2) if crelu else wanted
+            units = math.ceil(wanted / 2) if doubles else wanted
             normalised = [norm(units)] if norm is not None else []
-            self.layers.extend([nn.Linear(features, units), *normalised, CReLU() if crelu else nn.ReLU()])
+            self.layers.extend([nn.Linear(features, units), *normalised, activation()])
             if dropout:
                 self.layers.append(nn.Dropout(dropout))
-            features = 2 * units if crelu else units
+            features = 2 * units if doubles else units
         self.feature_size = features
 
     def forward(self, images: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ht_ray._checks import check_choice, check_number, refused
 from ht_ray.errors import SettingError
-from ht_ray.mechanisms.units.crelu import CReLU
+from ht_ray.mechanisms.units.crelu import CReLU, Doubling, Fourier
 from ht_ray.mechanisms.weights.rng import derive_seed, isolated_rng
 from ht_ray.vision.models.layers import TruncNormalLinear
 from ht_ray.vision.models.mlp import MLP
@@ -26,8 +26,9 @@ _MOST_UNITS = 1_000_000
 _NAMES = ("mlp", "resnet18", "vit_tiny", "vgg16")
 _PAPER_DROPOUT = {"vit_tiny": 0.1}
 _PAPER_HEAD = {"vgg16": (1024, 1024)}
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "crelu": CReLU, "fourier": Fourier}
 # CReLU replaces an activation: heads that have none get a hidden layer as wide as the published features.
-_CRELU_HEAD = {"vgg16": (1024, 1024), "resnet18": (512,), "vit_tiny": (192,)}
+_DOUBLED_HEAD = {"vgg16": (1024, 1024), "resnet18": (512,), "vit_tiny": (192,)}
 # Of the mlp, by `ModelConfig.normalisation`.
 _NORMS: Mapping[str, Callable[[int], nn.Module] | None] = {
     "published": nn.BatchNorm1d,
@@ -109,11 +110,11 @@ Did you mean 'resnet18'?
     """Units of each hidden layer of the head, () for a linear one; None is the paper's: (1024, 1024) for vgg16, () for
     the others (but see `activation`)."""
     activation: str = "relu"
-    """relu (as published; the blocks of vit_tiny have GELU), or crelu as in the paper's comparison: in the head, and in
-    the mlp everywhere. Each layer before a CReLU has half the units named here, rounded up, and so passes on as many
-    features. The published heads of resnet18 and vit_tiny are linear and have no activation to replace: with crelu
-    and ``head_hidden=None`` they get a hidden layer of 512 (as the authors' code has for CIFAR-10) and 192 features;
-    the same network with ReLU has ``head_hidden=(512,)`` or ``(192,)``."""
+    """relu (as published; the blocks of vit_tiny have GELU), crelu as in the paper's comparison, or fourier (sine and
+    cosine): in the head, and in the mlp everywhere. Each layer before the latter two has half the units named here,
+    rounded up, and so passes on as many features. The published heads of resnet18 and vit_tiny are linear and have no
+    activation to replace: with these and ``head_hidden=None`` they get a hidden layer of 512 (as the authors' code has
+    for CIFAR-10) and 192 features; the same network with ReLU has ``head_hidden=(512,)`` or ``(192,)``."""
     normalisation: str = "published"
     """published (BatchNorm; LayerNorm in vit_tiny), or layer: LayerNorm in BatchNorm's places; for the mlp also none.
     That of resnet18 and vgg16 is over all channels and positions of a sample, with one weight and bias per channel (a
@@ -143,11 +144,11 @@ Did you mean 'resnet18'?
             check_number("ModelConfig.dropout", self.dropout, low=0, high=1, high_open=True)
         for units in self.head_hidden or ():
             check_number("ModelConfig.head_hidden", units, low=1, high=_MOST_UNITS, integer=True)
-        check_choice("ModelConfig.activation", self.activation, ("relu", "crelu"))
-        if self.activation == "crelu" and self.head_hidden == () and self.name != "mlp":
+        check_choice("ModelConfig.activation", self.activation, _ACTIVATIONS)
+        if self.activation != "relu" and self.head_hidden == () and self.name != "mlp":
             why = (
                 f": a linear head has no activation; accepted for {self.name} is a {{ModelConfig.head_hidden}} "
-                f"with layers, or None for {_CRELU_HEAD[self.name]}."
+                f"with layers, or None for {_DOUBLED_HEAD[self.name]}."
             )
             raise refused("ModelConfig.activation", self.activation, why)
         known = ("published", "layer", "none") if self.name == "mlp" else ("published", "layer")
@@ -207,8 +208,9 @@ def make_model(config: ModelConfig, *, shape: tuple[int, ...], num_classes: int,
         why = ": it takes images, and the data are a table; accepted is 'mlp', or a network of your own."
         raise refused("ModelConfig.name", config.name, why)
     dropout = _PAPER_DROPOUT.get(config.name, 0.0) if config.dropout is None else config.dropout
-    crelu, layer_norm = config.activation == "crelu", config.normalisation == "layer"
-    paper_head = (_CRELU_HEAD if crelu else _PAPER_HEAD).get(config.name, ())
+    activation, layer_norm = _ACTIVATIONS[config.activation], config.normalisation == "layer"
+    doubles = issubclass(activation, Doubling)
+    paper_head = (_DOUBLED_HEAD if doubles else _PAPER_HEAD).get(config.name, ())
     head_hidden = paper_head if config.head_hidden is None else config.head_hidden
     base = _scaled(64, config.width)
     backbone: MLP | ResNet18 | VGG16 | VisionTransformer
@@ -217,7 +219,7 @@ def make_model(config: ModelConfig, *, shape: tuple[int, ...], num_classes: int,
         if config.name == "mlp":
             hidden = [_scaled(units, config.width) for units in config.hidden]
             norm = _NORMS[config.normalisation]
-            backbone = MLP(shape, hidden=hidden, dropout=dropout, norm=norm, crelu=crelu)
+            backbone = MLP(shape, hidden=hidden, dropout=dropout, norm=norm, activation=activation)
         elif config.name == "resnet18":
             backbone = ResNet18(shape[0], base=base, dropout=dropout, layer_norm=layer_norm)
         elif config.name == "vgg16":
@@ -231,11 +233,11 @@ def make_model(config: ModelConfig, *, shape: tuple[int, ...], num_classes: int,
         features = backbone.feature_size
         for wanted in head_hidden:
             wanted = _scaled(wanted, config.width)
-            units = math.ceil(wanted / 2) if crelu else wanted
-            head.extend([linear(features, units), CReLU() if crelu else nn.ReLU()])
+            units = math.ceil(wanted / 2) if doubles else wanted
+            head.extend([linear(features, units), activation()])
             if dropout:
                 head.append(nn.Dropout(dropout))
-            features = 2 * units if crelu else units
+            features = 2 * units if doubles else units
         head.append(linear(features, num_classes))
     return Network(backbone, head, backbone.feature_size)
 

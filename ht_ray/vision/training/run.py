@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ht_ray._checks import check_number
 from ht_ray._device import check_device
@@ -135,7 +136,7 @@ class TrainingRun:
             self.validation = held.val_images, held.val_labels
             self.method.validate = self._validated
         self.normalise = Normalise(data.mean, data.std, self.device, table=data.is_table)
-        self.optimizer = make_optimizer(model.parameters(), self.config)
+        self.optimizer = self._make_optimizer()
         self.measuring = make_indicators(
             indicators, model, data, training=self.config, normalise=self.normalise, seed=seed, device=self.device
         )
@@ -145,6 +146,9 @@ class TrainingRun:
         self._train_loss = math.nan
         self._indicated = False
         self.loader: InMemoryLoader
+
+    def _make_optimizer(self) -> Optimizer:
+        return self.method.configure_optimizer(make_optimizer(self.model.parameters(), self.config))
 
     @property
     def done(self) -> bool:
@@ -185,7 +189,7 @@ class TrainingRun:
             self.method.resume(partial(_last_inputs, self.loader, self.epoch + 1))
         else:
             if self.config.fresh_optimizer:
-                self.optimizer = make_optimizer(self.model.parameters(), self.config)
+                self.optimizer = self._make_optimizer()
             if phase.reset_head:
                 self._reset_head()
             begun = Phase(phase.index, phase.epochs, len(self.loader), losses=self._losses)
@@ -327,7 +331,7 @@ class TrainingRun:
             raise ValueError(f"{where} is the checkpoint of a run with another {' and '.join(differing)}")
         self.method.rebuild(state["method"])
         self.model.load_state_dict(state["model"])
-        self.optimizer = make_optimizer(self.model.parameters(), self.config)
+        self.optimizer = self._make_optimizer()
         load_optimizer_state(self.optimizer, state["optimizer"])
         self.method.load_state_dict(state["method"])
         if self.measuring is not None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from ht_ray.mechanisms import CReLU
+from ht_ray.mechanisms.units.crelu import Doubling
 from ht_ray.vision.models import Network
 from ht_ray.vision.models.mlp import MLP
 
@@ -122,8 +122,8 @@ def _relu(h: Tensor, tensors: Mapping[str, Tensor], training: bool) -> Tensor:
     return h.relu()
 
 
-def _crelu(h: Tensor, tensors: Mapping[str, Tensor], training: bool) -> Tensor:
-    return torch.cat([h.relu(), (-h).relu()], dim=1)
+def _doubled(h: Tensor, tensors: Mapping[str, Tensor], training: bool, *, layer: Doubling) -> Tensor:
+    return torch.cat(layer.halves(h), dim=1)
 
 
 def _stacked(name: str, layer: nn.Module) -> _Layer | None:
@@ -145,8 +145,8 @@ def _stacked(name: str, layer: nn.Module) -> _Layer | None:
         return partial(_layer_norm, name=name, layer=layer) if usual else None
     if kind is nn.ReLU:
         return _relu
-    if isinstance(layer, CReLU):
-        return _crelu if layer.dim == 1 else None
+    if isinstance(layer, Doubling):
+        return partial(_doubled, layer=layer) if layer.dim == 1 else None
     if isinstance(layer, nn.Dropout) and layer.p == 0:
         return lambda h, tensors, training: h
     return None
@@ -176,7 +176,7 @@ def stacked_obstacle(module: nn.Module) -> str:
 
 
 class StackedNetwork:
-    """Computes many networks of one architecture: chains of linear layers, normalisation and ReLU or CReLU.
+    """Computes many networks of one architecture: chains of linear layers, normalisation and an activation.
 
     Parameters
     ----------
