@@ -69,7 +69,6 @@ STREAM = {
     "`reset_schedule=(2, 3, 5)`": MethodConfig("hare_tortoise", reset_schedule=(2, 3, 5), **_PAIR),
     "`reset_schedule=(10, 5)`": MethodConfig("hare_tortoise", reset_schedule=(10, 5), **_PAIR),
     f"`tortoise_momenta={_SEVERAL}`": MethodConfig("hare_tortoise", tortoise_momenta=_SEVERAL, reset_interval=5),
-    f"`ema`, `tortoise_momenta={_SEVERAL}`": MethodConfig("ema", tortoise_momenta=_SEVERAL),
 }
 #: Its name in the table, and what else is done while it keeps its snapshots.
 POSTHOC = {"`plain`, post-hoc average": "`plain`", "`hare_tortoise`, post-hoc average": COMPARED}
@@ -91,14 +90,14 @@ def main() -> None:
         data = load_data(DataConfig(name, root=os.environ.get("HT_RAY_DATA")))
         began = time.process_time()
         if given.what == "stream":
-            said = stream(name, hold_out(data, 0.1)[0], given.seeds, given.phases, given.epochs or 20)
+            stream(name, hold_out(data, 0.1)[0], given.seeds, given.phases, given.epochs or 20)
         else:
-            said = first_phase(data, given.seeds, given.epochs or 10)
-        print(f"{name}: {given.seeds} seeds, {time.process_time() - began:.0f} s of processor time\n{said}")
+            first_phase(data, given.seeds, given.epochs or 10)
+        print(f"{name}: {given.seeds} seeds, {time.process_time() - began:.0f} s of processor time\n")
 
 
-def stream(name: str, data: ImageData, seeds: int, phases: int, epochs: int) -> str:
-    """Return the table of the options on the continual stream."""
+def stream(name: str, data: ImageData, seeds: int, phases: int, epochs: int) -> None:
+    """Train the options on the continual stream, and print a table."""
     preset = PRESETS[name]
     training = TrainingConfig(
         **{one: preset[one] for one in ("learning_rate", "weight_decay", "batch_size", "augment")}
@@ -113,33 +112,27 @@ def stream(name: str, data: ImageData, seeds: int, phases: int, epochs: int) -> 
             if method in POSTHOC:
                 made = Composition(model, [*made.methods, PosthocEMA(model, interval=5)])
             own.append(TrainingRun(model, data, tasks, method=made, training=training, seed=seed))
-    together = []
-    for run in (run for own in runs.values() for run in own):
-        if not obstacle_to_packing(run.model, run.method, run.config):
-            together.append(run)
-            continue
-        while not run.done:
-            train_phase(run)
-    pack = Pack(together)
+    header = ["", "average accuracy (%)", "final accuracy (%)", "average, less that of `hare_tortoise`"]
+    print(f"| {' | '.join(header)} |\n| --- |{' ---: |' * 3}", flush=True)
+    alone = {method for method, (run, *_) in runs.items() if obstacle_to_packing(run.model, run.method, run.config)}
+    pack = Pack([run for method, own in runs.items() if method not in alone for run in own])
     while pack.runs:
         pack.train_phase()
-    lines = [
-        "| | average accuracy (%) | final accuracy (%) | average, less that of `hare_tortoise` |",
-        "| --- | ---: | ---: | ---: |",
-    ]
-    reached: dict[str, list[tuple[float, float]]] = {}
-    for method, own in runs.items():
-        summaries = [summarise(run.rows) for run in own]
-        reached[method] = [(one["average_accuracy"], one["final_accuracy"]) for one in summaries]
+    compared = dict(enumerate(100 * summarise(run.rows)["average_accuracy"] for run in runs[COMPARED]))
+    for method in sorted(runs, key=lambda method: method in alone):
+        for run in runs[method]:
+            while not run.done:
+                train_phase(run)
         if method in POSTHOC:
-            reached[method] = [posthoc(run) for run in own]
-    compared = dict(enumerate(100 * average for average, _ in reached[COMPARED]))
-    for method, measured in reached.items():
+            measured, lengths = zip(*map(posthoc, runs[method]), strict=True)
+            method += f" (relative lengths {', '.join(f'{one:g}' for one in sorted(set(lengths)))})"
+        else:
+            summaries = [summarise(run.rows) for run in runs[method]]
+            measured = tuple((one["average_accuracy"], one["final_accuracy"]) for one in summaries)
         cells = [interval([100 * one[place] for one in measured]) for place in (0, 1)]
         difference = paired_difference(dict(enumerate(100 * average for average, _ in measured)), compared)
         cells.append("" if method == COMPARED else f"{difference.mean:+.2f} ± {difference.half_width:.2f}")
-        lines.append(f"| {method} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        print(f"| {method} | {' | '.join(cells)} |", flush=True)
 
 
 def interval(values: list[float]) -> str:
@@ -148,8 +141,8 @@ def interval(values: list[float]) -> str:
     return f"{statistics.mean(values):.2f} ± {(high - low) / 2:.2f}"
 
 
-def posthoc(run: TrainingRun) -> tuple[float, float]:
-    """Return average and final test accuracy of the relative length that is best on validation data."""
+def posthoc(run: TrainingRun) -> tuple[tuple[float, float], float]:
+    """Return average and final test accuracy of the relative length that is best on validation data, and the length."""
     kept = run.method.by_name["posthoc_ema"]
     assert isinstance(kept, PosthocEMA) and run.validation is not None
     ends, step = [], 0
@@ -167,12 +160,11 @@ def posthoc(run: TrainingRun) -> tuple[float, float]:
         at_ends = [accuracies(kept.network(sigma_rel, end)) for end in ends]
         found.append((statistics.mean(one for one, _ in at_ends), [test for _, test in at_ends], sigma_rel))
     _, tested, chosen = max(found)
-    print(f"seed {run.seed}, {run.method.name}: relative length {chosen}")
-    return statistics.mean(tested), tested[-1]
+    return (statistics.mean(tested), tested[-1]), chosen
 
 
-def first_phase(data: ImageData, seeds: int, epochs: int) -> str:
-    """Return the table of the warm-up in the first phase."""
+def first_phase(data: ImageData, seeds: int, epochs: int) -> None:
+    """Train in the first phase with and without the warm-up, and print a table."""
     labels = data.train_labels
     share = min(1.0, 6000 / len(labels))
     phases = max(1, round(1 / share))  # the first of so many has about 6000 images
@@ -187,14 +179,13 @@ def first_phase(data: ImageData, seeds: int, epochs: int) -> str:
     while pack.runs:
         pack.train_phase()
     shown = sorted({one for one in (1, 2, 5, epochs) if one <= epochs})
-    lines = [f"| test accuracy (%) after epoch | {' | '.join(map(str, shown))} |", f"| --- |{' ---: |' * len(shown)}"]
+    print(f"| test accuracy (%) after epoch | {' | '.join(map(str, shown))} |\n| --- |{' ---: |' * len(shown)}")
     for method, of_method in runs.items():
         cells = []
         for epoch in shown:
             reached = [100 * run.rows[epoch - 1]["test_accuracy"] for run in of_method]
             cells.append(f"{statistics.mean(reached):.1f} ± {statistics.stdev(reached):.1f}")
-        lines.append(f"| {method} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        print(f"| {method} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

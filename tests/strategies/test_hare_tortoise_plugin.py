@@ -632,3 +632,24 @@ def test_early_stopping_that_does_not_stop_changes_nothing(make_network, make_be
         ends.append((dict(strategy.model.state_dict()), dict(plugin.tortoise.weights.tensors)))
     assert differing(ends[0][0], ends[1][0]) == []
     assert differing(ends[0][1], ends[1][1]) == []
+
+
+def test_of_several_tortoises_the_one_that_validates_best_predicts(make_network: Any, make_benchmark: Any) -> None:
+    model = make_network("plain")
+    plugin = HareTortoisePlugin(momenta=(0.9, 0.5), reset_interval=1)
+    strategy = naive(model, [plugin])
+    experience = make_benchmark().train_stream[0]
+    with pytest.raises(SettingError, match="validation data, and there is none"):
+        strategy.train(experience)
+    asked: list[torch.Tensor] = []
+
+    def validate() -> float:
+        asked.append(next(model.parameters()).detach().clone())
+        return float(len(asked))  # the last is the best
+
+    plugin.validate = validate
+    strategy.train(experience)
+    assert plugin.tortoise is not None and plugin.tortoise.chosen == 1
+    assert len(asked) == 4 and not torch.equal(asked[2], asked[3])
+    assert torch.equal(next(model.parameters()), asked[3])  # which the hare was set back to
+    assert copy.deepcopy(plugin).validate is None  # what a loop gives is not saved
