@@ -224,11 +224,11 @@ def test_flags_in_the_text_are_flags() -> None:
     names = {field.name for _, settings in STUDIES.values() for field in (*fields(settings), *fields(SweepConfig))}
     flags = {f"--{negation}{name.replace('_', '-')}" for name in names for negation in ("", "no-")} | FOREIGN_FLAGS
     for parser in (make_parser(), train.make_parser(), doctor.make_parser()):
-        flags |= set(re.findall(r"--[a-z][a-z-]*", parser.format_help()))
+        flags |= set(re.findall(r"--[a-z][a-z0-9-]*", parser.format_help()))
     for document in DOCUMENTS:
         prose = re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
         for code in re.findall(r"`([^`]+)`", prose):
-            for flag in re.findall(r"(?<!\S)--[a-z][a-z-]*", code):
+            for flag in re.findall(r"(?<!\S)--[a-z][a-z0-9-]*", code):
                 assert flag in flags, f"{document.name}: {flag}"
 
 
