@@ -69,8 +69,8 @@ def base(kind: str, *, ours: bool) -> Any:
     if kind == "PPO, resets":
         config.training(train_batch_size_per_learner=64, minibatch_size=16, num_epochs=2)
     elif "resets" in kind:
-        config.env_runners(num_env_runners=1, rollout_fragment_length=16).training(train_batch_size_per_learner=32)
-        config.reporting(min_train_timesteps_per_iteration=400, min_time_s_per_iteration=0)
+        config.env_runners(rollout_fragment_length=16).training(train_batch_size_per_learner=32)
+        config.reporting(min_time_s_per_iteration=0, min_sample_timesteps_per_iteration=400)
     else:
         config.training(num_steps_sampled_before_learning_starts=20, train_batch_size_per_learner=16)
         config.reporting(min_sample_timesteps_per_iteration=60)
