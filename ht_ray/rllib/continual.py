@@ -64,8 +64,8 @@ def over_stream(config: AlgorithmConfig, stream: TaskStreamConfig, *, seed: int 
     """
     if config.env_runner_cls not in (None, SingleAgentEnvRunner):
         raise SettingError(
-            f"over_stream: env_runner_cls = {config.env_runner_cls.__name__}: accepted is RLlib's SingleAgentEnvRunner; "
-            "ht_ray.agents.continual.ContinualRun plays streams with agents of this package."
+            f"over_stream: env_runner_cls = {config.env_runner_cls.__name__}: accepted is RLlib's "
+            "SingleAgentEnvRunner; ht_ray.agents.continual.ContinualRun plays streams with agents of this package."
         )
     classes = config.callbacks_class
     classes = list(classes) if isinstance(classes, (list, tuple)) else [classes]
