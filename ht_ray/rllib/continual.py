@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
 
 from ht_ray.agents.continual import (
@@ -21,6 +22,7 @@ from ht_ray.agents.continual import (
     measure,
     task_stream_config,
 )
+from ht_ray.errors import SettingError
 from ht_ray.mechanisms import derive_seed
 
 __all__ = ["TaskCallback", "TaskEnv", "measure_results", "over_stream"]
@@ -45,6 +47,12 @@ def over_stream(config: AlgorithmConfig, stream: TaskStreamConfig, *, seed: int 
     seed : int, default 0
         Of the tasks.
 
+    Raises
+    ------
+    SettingError
+        If the algorithm has env runners of its own, as `DrQ` and `BBF` of this package: `ContinualRun` plays streams
+        with these.
+
     Examples
     --------
     >>> from ht_ray.agents.continual import ControlStreamConfig
@@ -54,6 +62,11 @@ def over_stream(config: AlgorithmConfig, stream: TaskStreamConfig, *, seed: int 
     >>> config.env_config["stream"]["tasks"]
     2
     """
+    if config.env_runner_cls not in (None, SingleAgentEnvRunner):
+        raise SettingError(
+            f"over_stream: env_runner_cls = {config.env_runner_cls.__name__}: accepted is RLlib's "
+            "SingleAgentEnvRunner; ht_ray.agents.continual.ContinualRun plays streams with agents of this package."
+        )
     classes = config.callbacks_class
     classes = list(classes) if isinstance(classes, (list, tuple)) else [classes]
     made = {"stream": {"name": stream.name, **asdict(stream)}, "seed": seed}

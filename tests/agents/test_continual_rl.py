@@ -219,6 +219,14 @@ def test_a_replay_may_be_kept_and_indicators_measured() -> None:
     assert [row["return"] for row in plain.record.curve] == [row["return"] for row in cleared.record.curve]
 
 
+def test_an_agent_without_an_average_gets_one_for_hare_and_tortoise() -> None:
+    from ht_ray.agents import DrQConfig
+
+    assert with_methods(DrQConfig(), "hare_tortoise", interval=9).momentum == 0.995
+    assert with_methods(DrQConfig(), "hare_tortoise:momentum=0.9", interval=9).momentum == 0.9
+    assert with_methods(DQNConfig(), "hare_tortoise", interval=9).momentum == DQNConfig().momentum
+
+
 def test_tasks_with_other_actions_are_refused() -> None:
     class Mixed(TaskStreamConfig):
         name = "mixed"

@@ -31,6 +31,7 @@ from ray.rllib.connectors.env_to_module.mean_std_filter import MeanStdFilter
 from ray.tune.schedulers import PopulationBasedTraining
 
 from ht_ray.rllib import HTDQNConfig, HTSACConfig, SettingError, with_methods
+from ht_ray.sweep.driver.local_ray import start_ray
 
 MODULE = "default_policy"
 NET = {"fcnet_hiddens": [16], "fcnet_activation": "relu", "head_fcnet_hiddens": [16], "head_fcnet_activation": "relu"}
@@ -68,8 +69,8 @@ def base(kind: str, *, ours: bool) -> Any:
     if kind == "PPO, resets":
         config.training(train_batch_size_per_learner=64, minibatch_size=16, num_epochs=2)
     elif "resets" in kind:
-        config.env_runners(num_env_runners=1, rollout_fragment_length=16).training(train_batch_size_per_learner=32)
-        config.reporting(min_train_timesteps_per_iteration=400, min_time_s_per_iteration=0)
+        config.env_runners(rollout_fragment_length=16).training(train_batch_size_per_learner=32)
+        config.reporting(min_time_s_per_iteration=0, min_sample_timesteps_per_iteration=400)
     else:
         config.training(num_steps_sampled_before_learning_starts=20, train_batch_size_per_learner=16)
         config.reporting(min_sample_timesteps_per_iteration=60)
@@ -179,15 +180,9 @@ def offline(kind: str, *, ours: bool) -> None:
 
 FEATURES: dict[str, Callable[..., None]] = {
     ALONE: with_change(lambda config: None),
-    "two learners": with_change(lambda config: config.learners(num_learners=2)),
-    "remote env runners": with_change(lambda config: config.env_runners(num_env_runners=2)),
-    "restore with two learners": restore,
-    "evaluation workers": evaluation,
     "connectors": with_change(
         lambda config: config.env_runners(env_to_module_connector=lambda env, spaces, device: MeanStdFilter())
     ),
-    "Tune grid": tuned(),
-    "PBT": tuned(population=True),
     "offline batches": offline,
     "GradScaler": with_change(lambda config: config.experimental(_torch_grad_scaler_class=CPUScaler)),
     "LSTM module": with_change(
@@ -200,6 +195,12 @@ FEATURES: dict[str, Callable[..., None]] = {
             torch_compile_learner_dynamo_backend="aot_eager",
         )
     ),
+    "two learners": with_change(lambda config: config.learners(num_learners=2)),
+    "remote env runners": with_change(lambda config: config.env_runners(num_env_runners=2)),
+    "restore with two learners": restore,
+    "evaluation workers": evaluation,
+    "Tune grid": tuned(),
+    "PBT": tuned(population=True),
 }
 
 
@@ -252,7 +253,8 @@ def main(arguments: list[str] | None = None) -> int:
     if given.record is not None and given.record.exists():
         rows = [json.loads(line) for line in given.record.read_text().splitlines()]
     done = {(row["feature"], row["algorithm"]) for row in rows}
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    settings = {"num_cpus": 4, "num_gpus": 0, "include_dashboard": False, "log_to_driver": False}
+    start_ray(lambda: ray.init(address="local", logging_level="ERROR", **settings), loopback=True, workers=1)
     for feature in FEATURES:
         for kind in ALGORITHMS:
             if (feature, kind) in done or given.only not in f"{feature} {kind}":

@@ -13,7 +13,7 @@ from ray.rllib.callbacks.callbacks import RLlibCallback
 from rllib_agents import MODULE, SMALL
 
 from ht_ray.agents.continual import ControlStreamConfig
-from ht_ray.rllib import HTDQNConfig, TaskEnv, measure_results, over_stream
+from ht_ray.rllib import DrQAlgorithmConfig, HTDQNConfig, SettingError, TaskEnv, measure_results, over_stream
 
 pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.filterwarnings("ignore")]
 
@@ -64,6 +64,11 @@ def test_an_environment_plays_the_visits_task_and_cuts_a_game_off() -> None:
     assert not env.take_games()  # it did not end by itself
     env.reset()
     assert env.visit == 3
+
+
+def test_algorithms_with_env_runners_of_their_own_are_refused() -> None:
+    with pytest.raises(SettingError, match="accepted is RLlib's SingleAgentEnvRunner"):
+        over_stream(DrQAlgorithmConfig(), STREAM)
 
 
 def test_tasks_change_at_the_step_and_measures_are_those_of_the_games(tmp_path: Path) -> None:

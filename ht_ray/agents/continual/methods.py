@@ -10,7 +10,7 @@ from ht_ray._checks import refused
 from ht_ray.agents.base_config import AgentConfig
 from ht_ray.agents.registry import agent_variant
 from ht_ray.errors import SettingError
-from ht_ray.methods import display_name, parse_method
+from ht_ray.methods import METHODS, display_name, parse_method
 from ht_ray.methods.config import parse_value
 
 __all__ = ["agent_with", "method_label", "with_methods"]
@@ -112,6 +112,8 @@ def with_methods(config: AgentConfig, text: str, *, interval: int) -> AgentConfi
         if part in _OWN:
             changes[_SWITCH[part]] = interval
             changes |= {_OWN[part][key]: given.pop(key) for key in list(given) if key in _OWN[part]}
+            if part == "hare_tortoise" and config.momentum is None:  # an agent that has no average by itself
+                changes.setdefault("momentum", METHODS[part].agent_defaults["momentum"])
         elif part in _ACTIVATIONS:
             changes["activation"] = _ACTIVATIONS[part]
         elif part == "layer_norm":
