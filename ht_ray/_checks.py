@@ -12,7 +12,7 @@ from typing import Any
 
 from ht_ray.errors import SettingError
 
-__all__ = ["check_choice", "check_number", "did_you_mean", "owner_and_field", "refused"]
+__all__ = ["check_choice", "check_fields", "check_number", "did_you_mean", "owner_and_field", "refused"]
 
 
 # Of float32 (the smallest: with all its digits), and of an index.
@@ -162,3 +162,23 @@ def check_number(
         value=value,
         accepted=f"{kind}{bounds}",
     )
+
+
+def check_fields(settings: Any, *names: str, **bounds: Any) -> None:
+    """Check these fields of a dataclass by `check_number`, each number of a tuple; None passes where the type says so.
+
+    Examples
+    --------
+    >>> from dataclasses import make_dataclass
+    >>> sizes = make_dataclass("Sizes", [("hidden", "tuple[int, ...]"), ("limit", "int | None")])
+    >>> check_fields(sizes((64, 0), None), "limit", "hidden", low=1, integer=True)
+    Traceback (most recent call last):
+    ...
+    ht_ray.errors.SettingError: Sizes.hidden = 0: accepted is a whole number with 1 <= hidden.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        if value is None and "None" in str(settings.__dataclass_fields__[name].type):
+            continue
+        for number in value if isinstance(value, (tuple, list)) else (value,):
+            check_number(f"{type(settings).__name__}.{name}", number, **bounds)

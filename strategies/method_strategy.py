@@ -75,7 +75,8 @@ class MethodStrategy(Interruptible, Plain):
         for plugin, saved in zip(methods, state["plugins"], strict=True):
             plugin.rebuild(saved, self.model)
             for method in plugin.methods.values():
-                self.optimizer = method.configure_optimizer(self.optimizer)
+                optimizer: Any = method.configure_optimizer(self.optimizer)
+                self.optimizer = optimizer
         self.model.load_state_dict(state["model"])
         # The order in which the optimiser met its parameters, some of which may have been added in training.
         parameters = dict(self.model.named_parameters())

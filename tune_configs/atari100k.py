@@ -24,7 +24,7 @@ if __package__ in (None, ""):  # run as a script: the checkout need not be insta
 
 from torch import nn
 
-from ht_ray._checks import check_choice, check_number
+from ht_ray._checks import check_choice, check_fields, check_number
 from ht_ray._deprecated import old_names
 from ht_ray.agents.base_config import MOST, PRECISIONS, AgentConfig, Precision
 from ht_ray.agents.bbf.config import BBFConfig
@@ -151,18 +151,13 @@ class _AtariStudy(_StudyFields):
             raise self.refused("agent", f": these are the settings of {self.kind!r}.")
         for name in ("steps", "evaluation_episodes"):
             check_number(f"{where}.{name}", getattr(self, name), low=1, high=MOST[name], integer=True)
-        for name in ("checkpoint_every", "max_steps"):
-            check_number(f"{where}.{name}", getattr(self, name), low=1, integer=True)
-        check_number(f"{where}.seeds", self.seeds, low=1, high=MOST_SEEDS, integer=True)
-        check_number(f"{where}.first_seed", self.first_seed, low=0, high=LAST_SEED, integer=True)
-        if self.evaluate_every is not None:
-            check_number(f"{where}.evaluate_every", self.evaluate_every, low=1, integer=True)
-            if self.evaluate_every > self.steps:
-                why = (
-                    " changes nothing: {steps} = "
-                    f"{self.steps}, and there is an evaluation at the end of a run anyhow."
-                )
-                raise self.refused("evaluate_every", why)
+        check_fields(self, "checkpoint_every", "max_steps", low=1, integer=True)
+        check_fields(self, "evaluate_every", "indicators_interval", low=1, integer=True)
+        check_fields(self, "seeds", low=1, high=MOST_SEEDS, integer=True)
+        check_fields(self, "first_seed", low=0, high=LAST_SEED, integer=True)
+        if self.evaluate_every is not None and self.evaluate_every > self.steps:
+            why = f" changes nothing: {{steps}} = {self.steps}, and there is an evaluation at the end of a run anyhow."
+            raise self.refused("evaluate_every", why)
         self._check_numerics()
         check_choice(f"{where}.precision", self.precision, PRECISIONS)
         check_choice(f"{where}.device", self.device, ["auto", "cpu", "cuda"])
@@ -174,8 +169,6 @@ class _AtariStudy(_StudyFields):
                 if kind != self.kind and variant in agent.variants:
                     raise self.refused("variants", f": it is one of {{{where}.agent}} = {kind!r}.", variant)
             check_choice(f"{where}.variants", variant, self._all_variants)
-        if self.indicators_interval is not None:
-            check_number(f"{where}.indicators_interval", self.indicators_interval, low=1, integer=True)
         if self.momenta is not None:
             check_values(where, "momenta", self.momenta, low=0, high=1, high_open=True)
         if self.reset_intervals is not None:

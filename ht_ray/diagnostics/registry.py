@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ht_ray._checks import check_choice, check_number, refused
+from ht_ray._checks import check_choice, check_fields, refused
 from ht_ray.diagnostics._measuring import Loss, measuring, run
 from ht_ray.diagnostics.curvature import HessianEigenvalues, hessian_eigenvalues
 from ht_ray.diagnostics.features import Ranks, feature_recorder, ranks, zero_activation_ratio
@@ -159,22 +159,18 @@ class IndicatorConfig:
     """Samples computed at a time; changes memory and speed, not results but by rounding."""
 
     def __post_init__(self) -> None:
-        check_number("IndicatorConfig.every", self.every, low=0, integer=True)
-        check_number("IndicatorConfig.samples", self.samples, low=2, integer=True)
+        check_fields(self, "every", low=0, integer=True)
+        check_fields(self, "samples", "covariance_samples", low=2, integer=True)
         for name in self.names:
             check_choice("IndicatorConfig.names", name, INDICATOR_GROUPS)
         if not self.names or len(set(self.names)) < len(self.names):
             why = ": accepted are one or more different groups; {IndicatorConfig.every} = 0 measures nothing."
             raise refused("IndicatorConfig.names", self.names, why)
-        check_number("IndicatorConfig.srank_delta", self.srank_delta, low=0, high=1, low_open=True, high_open=True)
-        check_number("IndicatorConfig.dormant_threshold", self.dormant_threshold, low=0)
-        check_number("IndicatorConfig.grama_threshold", self.grama_threshold, low=0)
-        check_number("IndicatorConfig.eigenvalues", self.eigenvalues, low=1, high=_MOST_EIGENVALUES, integer=True)
-        check_number("IndicatorConfig.hessian_iterations", self.hessian_iterations, low=self.eigenvalues, integer=True)
-        check_number("IndicatorConfig.covariance_samples", self.covariance_samples, low=2, integer=True)
-        check_number("IndicatorConfig.probe_steps", self.probe_steps, low=1, integer=True)
-        check_number("IndicatorConfig.probe_batch_size", self.probe_batch_size, low=1, integer=True)
-        check_number("IndicatorConfig.chunk_size", self.chunk_size, low=1, integer=True)
+        check_fields(self, "srank_delta", low=0, high=1, low_open=True, high_open=True)
+        check_fields(self, "dormant_threshold", "grama_threshold", low=0)
+        check_fields(self, "eigenvalues", low=1, high=_MOST_EIGENVALUES, integer=True)
+        check_fields(self, "hessian_iterations", low=self.eigenvalues, integer=True)
+        check_fields(self, "probe_steps", "probe_batch_size", "chunk_size", low=1, integer=True)
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ht_ray._checks import check_number
+from ht_ray._checks import check_fields
 
 __all__ = ["HorizonSchedule"]
 
@@ -45,10 +45,8 @@ class HorizonSchedule:
     updates: int = 10_000
 
     def __post_init__(self) -> None:
-        for name in ("n_step_start", "n_step", "updates"):
-            check_number(f"HorizonSchedule.{name}", getattr(self, name), low=1, integer=True)
-        for name in ("discount_start", "discount"):
-            check_number(f"HorizonSchedule.{name}", getattr(self, name), low=0, high=1, high_open=True)
+        check_fields(self, "n_step_start", "n_step", "updates", low=1, integer=True)
+        check_fields(self, "discount_start", "discount", low=0, high=1, high_open=True)
 
     def n_step_at(self, update: int) -> int:
         """Return the n-step when `update` gradient steps have been made since the restart."""

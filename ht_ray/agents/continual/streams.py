@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 
-from ht_ray._checks import check_choice, check_number
+from ht_ray._checks import check_choice, check_fields
 from ht_ray.agents.envs.atari import AtariConfig
 from ht_ray.agents.envs.base import Environment, EnvironmentConfig
 from ht_ray.agents.envs.control import CONTROL, ControlConfig
@@ -123,9 +123,8 @@ class TaskStreamConfig(ABC):
     visit_steps: int = 2000
 
     def __post_init__(self) -> None:
-        owner = type(self).__name__
-        check_number(f"{owner}.cycles", self.cycles, low=1, high=_MOST_CYCLES, integer=True)
-        check_number(f"{owner}.visit_steps", self.visit_steps, low=1, high=_MOST_STEPS, integer=True)
+        check_fields(self, "cycles", low=1, high=_MOST_CYCLES, integer=True)
+        check_fields(self, "visit_steps", low=1, high=_MOST_STEPS, integer=True)
 
     @abstractmethod
     def make_tasks(self, *, seed: int) -> tuple[Task, ...]:
@@ -221,10 +220,10 @@ class ControlStreamConfig(TaskStreamConfig):
         super().__post_init__()
         owner = type(self).__name__
         check_choice(f"{owner}.game", self.game, CONTROL)
-        check_number(f"{owner}.tasks", self.tasks, low=1, high=_MOST_TASKS, integer=True)
+        check_fields(self, "tasks", low=1, high=_MOST_TASKS, integer=True)
         check_choice(f"{owner}.change", self.change, ["observation", "dynamics", "reward", "all"])
-        check_number(f"{owner}.spread", self.spread, low=1)
-        check_number(f"{owner}.max_steps", self.max_steps, low=1, integer=True)
+        check_fields(self, "spread", low=1)
+        check_fields(self, "max_steps", low=1, integer=True)
 
     def make_tasks(self, *, seed: int) -> tuple[Task, ...]:
         """Return the worlds."""

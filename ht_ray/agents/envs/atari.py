@@ -15,7 +15,7 @@ import torch
 from ale_py import roms
 from numpy.typing import NDArray
 
-from ht_ray._checks import check_choice, check_number, refused
+from ht_ray._checks import check_choice, check_fields, refused
 from ht_ray.agents.envs.games import game_name, rom_name
 from ht_ray.mechanisms.weights.rng import derive_seed
 
@@ -74,9 +74,9 @@ class AtariConfig:
         ):
             if getattr(self, name) is not None:
                 check_choice(f"AtariConfig.{name}", getattr(self, name), choices)
-        for name, low in (("frame_skip", 1), ("noops", 0), ("max_steps", 1), ("size", 1), ("stack", 1)):
-            check_number(f"AtariConfig.{name}", getattr(self, name), low=low, integer=True)
-        check_number("AtariConfig.sticky", self.sticky, low=0, high=1, high_open=True)
+        check_fields(self, "frame_skip", "max_steps", "size", "stack", low=1, integer=True)
+        check_fields(self, "noops", low=0, integer=True)
+        check_fields(self, "sticky", low=0, high=1, high_open=True)
 
     def make(self, game: str, *, seed: int = 0) -> AtariGame:
         """Return one of the games."""

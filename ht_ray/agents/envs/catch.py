@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ht_ray._checks import check_number, did_you_mean
+from ht_ray._checks import check_fields, did_you_mean
 from ht_ray.errors import SettingError
 from ht_ray.mechanisms.weights.rng import derive_seed
 
@@ -44,9 +44,8 @@ class CatchConfig:
     stack: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("pixels", "paddle", "balls", "stack"):
-            check_number(f"CatchConfig.{name}", getattr(self, name), low=1, integer=True)
-        check_number("CatchConfig.cells", self.cells, low=self.paddle + 1, integer=True)
+        check_fields(self, "pixels", "paddle", "balls", "stack", low=1, integer=True)
+        check_fields(self, "cells", low=self.paddle + 1, integer=True)
 
     @property
     def size(self) -> int:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from ht_ray._checks import check_choice, check_number
+from ht_ray._checks import check_choice, check_fields, check_number
 from ht_ray._deprecated import renamed
 from ht_ray.errors import SettingError
 
@@ -83,12 +83,10 @@ class ReplayConfig:
     graph: Literal["auto", "on", "off"] = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("capacity", "batch_size", "stack"):
-            check_number(f"ReplayConfig.{name}", getattr(self, name), low=1, integer=True)
+        check_fields(self, "capacity", "batch_size", "stack", low=1, integer=True)
         check_steps("ReplayConfig.n_step", self.n_step)
         check_discount("ReplayConfig.discount", self.discount)
-        for name in ("priority_exponent", "importance"):
-            check_number(f"ReplayConfig.{name}", getattr(self, name), low=0, high=1)
+        check_fields(self, "priority_exponent", "importance", low=0, high=1)
         try:
             torch.device(self.device)
         except RuntimeError as error:

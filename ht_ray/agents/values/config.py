@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ht_ray._checks import check_choice, check_number
+from ht_ray._checks import check_choice, check_fields
 from ht_ray.agents.values.categorical import HLGaussValue, TwoHotValue
 from ht_ray.agents.values.scalar import ScalarValue
 from ht_ray.agents.values.value import Value
@@ -34,9 +34,8 @@ class ValueConfig:
 
     def __post_init__(self) -> None:
         check_choice("ValueConfig.kind", self.kind, ["scalar", "two_hot", "hl_gauss"])
-        check_number("ValueConfig.bins", self.bins, low=2, integer=True)
-        check_number("ValueConfig.limit", self.limit, low=0, low_open=True)
-        check_number("ValueConfig.sigma", self.sigma, low=0, low_open=True)
+        check_fields(self, "bins", low=2, integer=True)
+        check_fields(self, "limit", "sigma", low=0, low_open=True)
 
 
 def make_value(config: ValueConfig) -> Value:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from ht_ray._checks import check_choice, check_number, did_you_mean, refused
+from ht_ray._checks import check_choice, check_fields, check_number, did_you_mean, refused
 from ht_ray.errors import SettingError
 
 __all__ = ["Parameter", "Search", "SearchConfig", "Values", "draw_distinct", "random_stream", "with_values"]
@@ -199,16 +199,11 @@ class SearchConfig:
     def __post_init__(self) -> None:
         check_choice("SearchConfig.search", self.search, ("grid", "random", "optuna"))
         check_choice("SearchConfig.scheduler", self.scheduler, ("none", "asha", "pbt"))
-        if self.samples is not None:
-            check_number("SearchConfig.samples", self.samples, low=1, integer=True)
-        if self.population is not None:
-            check_number("SearchConfig.population", self.population, low=2, integer=True)
-        check_number("SearchConfig.grace_period", self.grace_period, low=1, integer=True)
-        check_number("SearchConfig.reduction_factor", self.reduction_factor, low=2, integer=True)
-        check_number("SearchConfig.perturbation_interval", self.perturbation_interval, low=1, integer=True)
-        check_number("SearchConfig.quantile", self.quantile, low=0, high=0.5, low_open=True)
-        check_number("SearchConfig.resample_probability", self.resample_probability, low=0, high=1)
-        check_number("SearchConfig.search_seed", self.search_seed, low=0, integer=True)
+        check_fields(self, "samples", "grace_period", "perturbation_interval", low=1, integer=True)
+        check_fields(self, "population", "reduction_factor", low=2, integer=True)
+        check_fields(self, "quantile", low=0, high=0.5, low_open=True)
+        check_fields(self, "resample_probability", low=0, high=1)
+        check_fields(self, "search_seed", low=0, integer=True)
         if self.scheduler == "pbt" and self.search != "grid":
             raise self._refused("search", ": {scheduler} = 'pbt' searches by itself; leave the search out.")
         for names, field, needed in _OF:

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from ht_ray._checks import check_choice, check_number, refused
+from ht_ray._checks import check_choice, check_fields, check_number, refused
 from ht_ray._storage import PASSING, Storage, StorageError, is_uri
 from ht_ray.sweep.study.plan import PROBE, is_free, is_study, load_study_settings
 
@@ -80,24 +80,17 @@ class SweepConfig:
     of trials), or none."""
 
     def __post_init__(self) -> None:
-        check_number("SweepConfig.cpus_per_trial", self.cpus_per_trial, low=_GRAIN)
-        check_number("SweepConfig.gpus_per_trial", self.gpus_per_trial, low=_GRAIN if self.gpus_per_trial else 0)
+        check_fields(self, "cpus_per_trial", "memory_per_trial", "gpu_memory_per_trial", low=_GRAIN)
+        check_fields(self, "gpus_per_trial", low=_GRAIN if self.gpus_per_trial else 0)
         for name in ("cpus_per_trial", "gpus_per_trial"):
             value = getattr(self, name)
             if value > 1 and value != int(value):
                 raise refused(f"SweepConfig.{name}", value, ": accepted above 1 are whole numbers only.")
-        if self.max_concurrent is not None:
-            check_number("SweepConfig.max_concurrent", self.max_concurrent, low=1, integer=True)
-        check_number("SweepConfig.max_failures", self.max_failures, low=0, integer=True)
+        check_fields(self, "max_concurrent", low=1, integer=True)
+        check_fields(self, "max_failures", low=0, integer=True)
         check_choice("SweepConfig.tensorboard", self.tensorboard, ["trials", "configurations", "none"])
-        for name in ("memory_per_trial", "gpu_memory_per_trial"):
-            if getattr(self, name) is not None:
-                check_number(f"SweepConfig.{name}", getattr(self, name), low=_GRAIN)
-        if self.checkpoint_minutes is not None:
-            check_number(
-                "SweepConfig.checkpoint_minutes", self.checkpoint_minutes, low=0, low_open=True, high=_MOST_MINUTES
-            )
-        check_number("SweepConfig.storage_minutes", self.storage_minutes, low=0, high=_MOST_MINUTES)
+        check_fields(self, "checkpoint_minutes", low=0, low_open=True, high=_MOST_MINUTES)
+        check_fields(self, "storage_minutes", low=0, high=_MOST_MINUTES)
         if self.gpu_memory_per_trial is not None and not self.gpus_per_trial:
             why = ": trials have no GPU; give them a share with {SweepConfig.gpus_per_trial}."
             raise refused("SweepConfig.gpu_memory_per_trial", self.gpu_memory_per_trial, why)

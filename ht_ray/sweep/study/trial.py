@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from ht_ray._checks import check_choice, check_number, did_you_mean
+from ht_ray._checks import check_choice, check_fields, check_number, did_you_mean
 from ht_ray.errors import SettingError
 from ht_ray.records.checked_json import Scalar, to_jsonable
 from ht_ray.records.study_files import ID
@@ -227,8 +227,7 @@ class Study:
 
     def __post_init__(self) -> None:
         _check_name("Study.name", self.name)
-        if self.pack_size is not None:
-            check_number("Study.pack_size", self.pack_size, low=1, integer=True)
+        check_fields(self, "pack_size", low=1, integer=True)
         check_choice("Study.mode", self.mode, ("max", "min"))
         if not all(self.factory.partition(":")):
             raise SettingError(f"Study.factory = {self.factory!r}: accepted is 'package.module:Class'.")

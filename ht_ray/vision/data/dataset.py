@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 import numpy as np
 import torch
 
-from ht_ray._checks import check_choice, check_number, did_you_mean, refused
+from ht_ray._checks import check_choice, check_fields, check_number, did_you_mean, refused
 from ht_ray.errors import SettingError
 from ht_ray.mechanisms.weights.rng import generator
 from ht_ray.vision.data import cache as _cache
@@ -92,7 +92,7 @@ class DataConfig:
             kind_of(self.name)
         else:
             check_choice("DataConfig.name", self.name, DATA_SETS)
-        check_number("DataConfig.test_ratio", self.test_ratio, low=0, low_open=True, high=0.5)
+        check_fields(self, "test_ratio", low=0, low_open=True, high=0.5)
         for field, default in {"label": None, "test_ratio": DataConfig.test_ratio}.items():
             if not own and getattr(self, field) != default:
                 why = ": it has no meaning for {DataConfig.name} = {name!r}, only for data of your own."
@@ -103,10 +103,7 @@ class DataConfig:
                 raise refused(f"DataConfig.{field}", value, accepted="a path as text, or None")
         if not isinstance(self.download, bool):
             raise refused("DataConfig.download", self.download, accepted="True or False")
-        for field in ("train_limit", "test_limit"):
-            value = getattr(self, field)
-            if value is not None:
-                check_number(f"DataConfig.{field}", value, low=1, integer=True)
+        check_fields(self, "train_limit", "test_limit", low=1, integer=True)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

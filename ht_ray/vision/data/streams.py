@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from ht_ray._checks import check_choice, check_number, refused
+from ht_ray._checks import check_choice, check_fields, check_number, refused
 from ht_ray.errors import SettingError
 from ht_ray.mechanisms import generator
 from ht_ray.vision.data.reservoir import Reservoir
@@ -337,13 +337,12 @@ class ContinualConfig(StreamConfig):
     noise_rule: NoiseRule = "uniform"
 
     def __post_init__(self) -> None:
-        check_number("ContinualConfig: phases", self.phases, low=1, high=_MOST_PHASES, integer=True)
-        check_number("ContinualConfig: epochs", self.epochs, low=1, high=_MOST_EPOCHS, integer=True)
-        if self.chunk_ratio is not None:
-            check_number("ContinualConfig: chunk_ratio", self.chunk_ratio, low=0, low_open=True, high=1 / self.phases)
-        check_choice("ContinualConfig: access", self.access, ["full", "buffer", "new"])
-        check_number("ContinualConfig: buffer_size", self.buffer_size, low=1, integer=True)
-        check_choice("ContinualConfig: noise_rule", self.noise_rule, ["uniform", "other"])
+        check_fields(self, "phases", low=1, high=_MOST_PHASES, integer=True)
+        check_fields(self, "epochs", low=1, high=_MOST_EPOCHS, integer=True)
+        check_fields(self, "chunk_ratio", low=0, low_open=True, high=1 / self.phases)
+        check_choice("ContinualConfig.access", self.access, ["full", "buffer", "new"])
+        check_fields(self, "buffer_size", low=1, integer=True)
+        check_choice("ContinualConfig.noise_rule", self.noise_rule, ["uniform", "other"])
         noise_schedule(self.noise, self.phases)
 
     def make(self, labels: Tensor, num_classes: int, *, seed: int) -> Stream:
@@ -381,12 +380,10 @@ class WarmStartConfig(StreamConfig):
     fresh: bool = False
 
     def __post_init__(self) -> None:
-        check_number("WarmStartConfig: subset_ratio", self.subset_ratio, low=0, low_open=True, high=1)
-        check_number("WarmStartConfig: label_noise", self.label_noise, low=0, high=1)
-        check_number("WarmStartConfig: epochs", self.epochs, low=1, high=_MOST_EPOCHS, integer=True)
-        if self.warm_epochs is not None:
-            check_number("WarmStartConfig: warm_epochs", self.warm_epochs, low=1, high=_MOST_EPOCHS, integer=True)
-        check_choice("WarmStartConfig: noise_rule", self.noise_rule, ["uniform", "other"])
+        check_fields(self, "subset_ratio", low=0, low_open=True, high=1)
+        check_fields(self, "label_noise", low=0, high=1)
+        check_fields(self, "epochs", "warm_epochs", low=1, high=_MOST_EPOCHS, integer=True)
+        check_choice("WarmStartConfig.noise_rule", self.noise_rule, ["uniform", "other"])
 
     def make(self, labels: Tensor, num_classes: int, *, seed: int) -> Stream:
         """Return the stream: see `warm_start`."""

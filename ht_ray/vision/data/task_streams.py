@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ht_ray._checks import check_choice, check_number, refused
+from ht_ray._checks import check_choice, check_fields, refused
 from ht_ray.errors import SettingError
 from ht_ray.mechanisms import derive_seed, generator
 from ht_ray.vision.data.dataset import ImageData
@@ -58,11 +58,8 @@ class TaskStreamConfig(StreamConfig):
     published: ClassVar[dict[str, Any]] = {}
 
     def __post_init__(self) -> None:
-        owner = type(self).__name__
-        if self.tasks is not None:
-            check_number(f"{owner}: tasks", self.tasks, low=1, high=_MOST_TASKS, integer=True)
-        if self.task_epochs is not None:
-            check_number(f"{owner}: task_epochs", self.task_epochs, low=1, high=_MOST_EPOCHS, integer=True)
+        check_fields(self, "tasks", low=1, high=_MOST_TASKS, integer=True)
+        check_fields(self, "task_epochs", low=1, high=_MOST_EPOCHS, integer=True)
 
     def value(self, name: str) -> Any:
         """Return a setting, or what is published where it is None."""
@@ -94,8 +91,7 @@ class _SampledConfig(TaskStreamConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.task_samples is not None:
-            check_number(f"{type(self).__name__}: task_samples", self.task_samples, low=2, integer=True)
+        check_fields(self, "task_samples", low=2, integer=True)
 
     def chosen(self, labels: Tensor, seed: int, *purpose: int) -> Tensor:
         """Return positions of the task's samples in the training set; all of it where it has fewer."""
@@ -190,7 +186,7 @@ class ClassIncrementalConfig(TaskStreamConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("ClassIncrementalConfig: classes_per_task", self.classes_per_task, low=1, integer=True)
+        check_fields(self, "classes_per_task", low=1, integer=True)
 
     def make(self, labels: Tensor, num_classes: int, *, seed: int) -> Stream:
         """Return the stream.
@@ -269,9 +265,8 @@ class DriftingConfig(_SampledConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("DriftingConfig: drift", self.drift, ["rotate", "blur", "noise"])
-        if self.drift_reach is not None:
-            check_number("DriftingConfig: drift_reach", self.drift_reach, low=0, high=1000)
+        check_choice("DriftingConfig.drift", self.drift, ["rotate", "blur", "noise"])
+        check_fields(self, "drift_reach", low=0, high=1000)
 
     def task(self, index: int, labels: Tensor, num_classes: int, seed: int) -> Phase:
         """See `TaskStreamConfig.task`."""
@@ -373,10 +368,10 @@ class BitFlippingConfig(_SampledConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("BitFlippingConfig: flip_inputs", self.flip_inputs, low=2, high=10_000, integer=True)
-        check_number("BitFlippingConfig: flip_bits", self.flip_bits, low=1, high=self.flip_inputs, integer=True)
-        check_number("BitFlippingConfig: flip_units", self.flip_units, low=1, high=1_000_000, integer=True)
-        check_number("BitFlippingConfig: flip_beta", self.flip_beta, low=0, high=1)
+        check_fields(self, "flip_inputs", low=2, high=10_000, integer=True)
+        check_fields(self, "flip_bits", low=1, high=self.flip_inputs, integer=True)
+        check_fields(self, "flip_units", low=1, high=1_000_000, integer=True)
+        check_fields(self, "flip_beta", low=0, high=1)
 
     def bits(self, seed: int) -> Tensor:
         """Return all examples, uint8 of shape ``(tasks * task_samples, flip_inputs + 1)``, one task after the other."""

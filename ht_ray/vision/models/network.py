@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 
 from torch import Tensor, nn
 
-from ht_ray._checks import check_choice, check_number, refused
+from ht_ray._checks import check_choice, check_fields, check_number, refused
 from ht_ray.errors import SettingError
 from ht_ray.mechanisms.units.crelu import CReLU, Doubling, Fourier
 from ht_ray.mechanisms.weights.rng import derive_seed, isolated_rng
@@ -131,19 +131,15 @@ Did you mean 'resnet18'?
             raise refused(
                 "ModelConfig.head", self.head, f": accepted for a network of your own; {self.name} has its head."
             )
-        for units in self.hidden:
-            check_number("ModelConfig.hidden", units, low=1, high=_MOST_UNITS, integer=True)
+        check_fields(self, "hidden", "head_hidden", low=1, high=_MOST_UNITS, integer=True)
         if self.name != "mlp" and tuple(self.hidden) != ModelConfig.hidden:
             why = (
                 f": accepted for {{ModelConfig.name}} = 'mlp' only; narrow or widen {self.name} with "
                 "{ModelConfig.width}."
             )
             raise refused("ModelConfig.hidden", self.hidden, why)
-        check_number("ModelConfig.width", self.width, low=0.001, high=100)
-        if self.dropout is not None:
-            check_number("ModelConfig.dropout", self.dropout, low=0, high=1, high_open=True)
-        for units in self.head_hidden or ():
-            check_number("ModelConfig.head_hidden", units, low=1, high=_MOST_UNITS, integer=True)
+        check_fields(self, "width", low=0.001, high=100)
+        check_fields(self, "dropout", low=0, high=1, high_open=True)
         check_choice("ModelConfig.activation", self.activation, _ACTIVATIONS)
         if self.activation != "relu" and self.head_hidden == () and self.name != "mlp":
             why = (

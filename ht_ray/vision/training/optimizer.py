@@ -9,7 +9,7 @@ from typing import Literal
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from ht_ray._checks import check_choice, check_number, refused
+from ht_ray._checks import check_choice, check_fields, refused
 from ht_ray.vision.data.augment import AUGMENTATIONS
 
 __all__ = ["AUGMENTATIONS", "TrainingConfig", "fitting", "make_optimizer", "set_learning_rate", "warmup_factor"]
@@ -56,19 +56,15 @@ class TrainingConfig:
     channels_last: bool = False
 
     def __post_init__(self) -> None:
-        check_number("TrainingConfig: batch_size", self.batch_size, low=2, integer=True)
-        check_number("TrainingConfig: learning_rate", self.learning_rate, low=0, low_open=True)
-        check_number("TrainingConfig: weight_decay", self.weight_decay, low=0)
-        for beta in self.betas:
-            check_number("TrainingConfig: betas", beta, low=0, high=1, high_open=True)
+        check_fields(self, "batch_size", low=2, integer=True)
+        check_fields(self, "learning_rate", "clip", low=0, low_open=True)
+        check_fields(self, "weight_decay", "eps", low=0)
+        check_fields(self, "betas", low=0, high=1, high_open=True)
         if len(self.betas) != 2:
             raise refused("TrainingConfig.betas", self.betas, ": accepted are two numbers.")
-        check_number("TrainingConfig: eps", self.eps, low=0)
-        check_number("TrainingConfig: warmup_ratio", self.warmup_ratio, low=0, high=1)
-        if self.clip is not None:
-            check_number("TrainingConfig: clip", self.clip, low=0, low_open=True)
-        check_choice("TrainingConfig: augment", self.augment, AUGMENTATIONS)
-        check_choice("TrainingConfig: precision", self.precision, ["fp32", "bf16"])
+        check_fields(self, "warmup_ratio", low=0, high=1)
+        check_choice("TrainingConfig.augment", self.augment, AUGMENTATIONS)
+        check_choice("TrainingConfig.precision", self.precision, ["fp32", "bf16"])
 
 
 def fitting(config: TrainingConfig, shape: Sequence[int]) -> TrainingConfig:
