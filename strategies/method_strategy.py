@@ -32,6 +32,8 @@ class MethodStrategy(Interruptible, Plain):
     from there, in this object or one that loaded the state, as if it had not been interrupted, bit for bit on a CPU.
     """
 
+    optimizer: Any
+
     @property
     def measured(self) -> list[Row]:
         """A row for each epoch so far that was measured, see `ht_ray.vision.fit`."""
@@ -75,8 +77,7 @@ class MethodStrategy(Interruptible, Plain):
         for plugin, saved in zip(methods, state["plugins"], strict=True):
             plugin.rebuild(saved, self.model)
             for method in plugin.methods.values():
-                optimizer: Any = method.configure_optimizer(self.optimizer)
-                self.optimizer = optimizer
+                self.optimizer = method.configure_optimizer(self.optimizer)
         self.model.load_state_dict(state["model"])
         # The order in which the optimiser met its parameters, some of which may have been added in training.
         parameters = dict(self.model.named_parameters())
