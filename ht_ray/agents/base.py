@@ -169,7 +169,7 @@ class Agent(ABC):
         networks = (self.network,) if self.target is None else (self.network, self.target)
         self._tensors = [tensor for each in networks for tensor in chain(each.parameters(), each.buffers())]
         optional = graph == "auto"
-        self._choose = Captured(self._choices, on=self.graph, held=self._networks, optional=optional)
+        self._choose = Captured(self._choices, on=self.graph, held=lambda: self._tensors, optional=optional)
         self._step = Captured(self._gradient_step, on=self.graph, held=self._trained, optional=optional)
 
     @classmethod
@@ -240,9 +240,6 @@ class Agent(ABC):
 
     def _compiled(self, function: Any) -> Any:
         return torch.compile(function) if self._compile else function
-
-    def _networks(self) -> list[Tensor]:
-        return self._tensors
 
     def _trained(self) -> list[Tensor]:
         return [*self._tensors, *chain.from_iterable(state.values() for state in self.optimizer.state.values())]

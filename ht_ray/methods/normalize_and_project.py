@@ -103,9 +103,6 @@ class NormalizeAndProject(Method):
     def grown(self) -> None:
         """Find the matrices, and note the initial weights of units that have grown."""
         self.initial.sync(self.module)
-        self._measure()
-
-    def _measure(self) -> None:
         self._weights = weight_matrices(self.module)
         #: The initial norms of the matrices, by name.
         self.norms = {
@@ -138,4 +135,4 @@ class NormalizeAndProject(Method):
         """
         self.initial.sync(self.module)
         self.initial.load_state_dict(state["initial"])
-        self._measure()
+        self.grown()

@@ -68,9 +68,6 @@ class Wasserstein(WeightPenalty):
     def grown(self) -> None:
         """Find the network's parameters and note the initial weights of units that it has grown."""
         self.initial.sync(self.module)
-        self._sort()
-
-    def _sort(self) -> None:
         self._sorted = {
             parameter: self.initial[name].to(parameter).flatten().sort().values
             for name, parameter in self.module.named_parameters()
@@ -100,4 +97,4 @@ class Wasserstein(WeightPenalty):
         """
         self.initial.sync(self.module)
         self.initial.load_state_dict(state["initial"])
-        self._sort()
+        self.grown()

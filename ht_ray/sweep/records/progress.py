@@ -356,8 +356,9 @@ class StudyProgress:
             return []
         spec = self._records[best].spec
         seed = spec.settings.get("seed")
+        metric = self._metric.replace("_val_", "_validation_").replace("_", " ")
         which = spec.label if seed is None else f"{spec.label} (seed {seed})"
-        return [f"best {_words(self._metric)} so far {_shown(self._metric, self._values[best])}: {which}"]
+        return [f"best {metric} so far {_shown(self._metric, self._values[best])}: {which}"]
 
     def _best_trial(self) -> int | None:
         """The number of the best trial that has finished; of equals the one that was planned first."""
@@ -402,10 +403,6 @@ class StudyProgress:
             running_for = time.monotonic() - self._part_began[record.spec.id]
         pack = self._pack.get(record.spec.id)
         return Workload(record.progress, record.seconds, record.status.ended, running_for, pack)
-
-
-def _words(metric: str) -> str:
-    return metric.replace("_val_", "_validation_").replace("_", " ")
 
 
 def _shown(metric: str, value: float) -> str:
