@@ -28,6 +28,7 @@ from ht_ray.methods import (
     SpectralRegularization,
     Wasserstein,
     WeightClipping,
+    WeightConsolidation,
 )
 
 from .method import named_plugin
@@ -58,6 +59,7 @@ __all__ = [
     "UPGDPlugin",
     "WassersteinPlugin",
     "WeightClippingPlugin",
+    "WeightConsolidationPlugin",
 ]
 
 ContinualBackpropPlugin = named_plugin(ContinualBackprop)
@@ -85,3 +87,4 @@ MuonPlugin = named_plugin(Muon)
 AIDPlugin = named_plugin(AID)
 SelfNormalizedResetsPlugin = named_plugin(SelfNormalizedResets)
 TRACPlugin = named_plugin(TRAC)
+WeightConsolidationPlugin = named_plugin(WeightConsolidation)
