@@ -38,6 +38,7 @@ from ht_ray.methods.trac import TRAC
 from ht_ray.methods.upgd import UPGD
 from ht_ray.methods.wasserstein import Wasserstein
 from ht_ray.methods.weight_clipping import WeightClipping
+from ht_ray.methods.weight_consolidation import WeightConsolidation
 
 __all__ = [
     "AID",
@@ -84,6 +85,7 @@ __all__ = [
     "Tortoise",
     "Wasserstein",
     "WeightClipping",
+    "WeightConsolidation",
     "display_name",
     "find_method",
     "flat_names",

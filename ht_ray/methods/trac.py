@@ -110,6 +110,7 @@ class TRAC(Method):
         self.reference = WeightCopy(module)
         #: Of each tuner, float64: the discounted sums of h squared and of -h.
         self.squares = torch.zeros(len(_DISCOUNTS), dtype=torch.float64)
+        self._discounts = torch.tensor(_DISCOUNTS, dtype=torch.float64)
         self.sums = torch.full_like(self.squares, _EPS)
         #: What the way is multiplied by, before it is bounded by 0; ``()``.
         self.scale = torch.zeros((), dtype=torch.float64)
@@ -138,9 +139,8 @@ class TRAC(Method):
 
     def _onto(self, device: torch.device) -> None:
         if self.scale.device != device:
-            self.squares, self.sums, self.scale, self._h = (
-                tensor.to(device) for tensor in (self.squares, self.sums, self.scale, self._h)
-            )
+            held = (self.squares, self.sums, self.scale, self._h, self._discounts)
+            self.squares, self.sums, self.scale, self._h, self._discounts = (tensor.to(device) for tensor in held)
 
     @torch.no_grad()
     def after_step(self, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
@@ -156,7 +156,7 @@ class TRAC(Method):
         before, self._before = self._before, None
         if not before:
             return
-        discounts = torch.tensor(_DISCOUNTS, dtype=torch.float64, device=self.scale.device)
+        discounts = self._discounts
         self.squares = discounts**2 * self.squares + self._h**2
         self.sums = discounts * self.sums - self._h
         tuned = erfi(self.sums / ((2 * self.squares).sqrt() + _EPS))
@@ -182,3 +182,4 @@ class TRAC(Method):
         self.reference.load_state_dict(state["reference"])
         for name in ("squares", "sums", "scale"):
             setattr(self, name, state[name].clone())
+        self._discounts = self._discounts.to(self.scale.device)

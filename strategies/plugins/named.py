@@ -32,6 +32,7 @@ __all__ = [
     "UPGDPlugin",
     "WassersteinPlugin",
     "WeightClippingPlugin",
+    "WeightConsolidationPlugin",
 ]
 
 ContinualBackpropPlugin = named_plugin(methods.ContinualBackprop)
@@ -59,3 +60,4 @@ MuonPlugin = named_plugin(methods.Muon)
 AIDPlugin = named_plugin(methods.AID)
 SelfNormalizedResetsPlugin = named_plugin(methods.SelfNormalizedResets)
 TRACPlugin = named_plugin(methods.TRAC)
+WeightConsolidationPlugin = named_plugin(methods.WeightConsolidation)

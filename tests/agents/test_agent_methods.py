@@ -216,7 +216,7 @@ def test_units_of_the_bbf_network(spr: bool) -> None:
         ("spectral_decoupling", {}, "cannot act on an agent: it is a penalty on the logits of classes"),
         *((name, {}, f"method '{name}' cannot act on an agent: ")
           for name in ("self_distillation", "plasticity_injection", "augment", "crelu", "layer_norm", "adam", "aid",
-                       "deep_fourier", "muon")),
+                       "deep_fourier", "muon", "weight_consolidation")),
         ("redo", {"redo_interval": 0}, "redo_interval = 0: accepted is a whole number"),
         ("redo", {"redo_intervall": 5}, "Did you mean 'redo_interval'"),
         ("redo", {"l2_strength": 0.1}, "'l2_strength' is no setting of these methods: accepted are redo_threshold"),

@@ -14,6 +14,8 @@ from ht_ray.vision import METHODS, MethodConfig
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore::ht_ray.errors.SettingWarning")]
 
 CONFIGS = [
+    *(MethodConfig(name) for name in ("aid", "deep_fourier", "muon", "trac", "weight_consolidation")),
+    MethodConfig("snr", snr_longest=64, snr_interval=1),
     MethodConfig("plain"),
     MethodConfig("ema", momentum=0.9),
     HARE_TORTOISE,

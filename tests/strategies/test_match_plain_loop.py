@@ -64,6 +64,7 @@ METHODS = [
     MethodConfig("snr+ema", snr_longest=20, snr_interval=2, momentum=0.8),
     MethodConfig("snr", snr_longest=40, snr_interval=3, snr_unit="steps", snr_step_count="per_weight"),
     MethodConfig("trac", trac_initial=0.01),
+    MethodConfig("weight_consolidation"),
     MethodConfig("muon"),
     MethodConfig("muon", muon_learning_rate=0.02, muon_scale="original"),
     MethodConfig("muon+redo+plasticity_injection", redo_threshold=0.7, redo_interval=1, redo_step_count="per_weight"),

@@ -83,7 +83,7 @@ PACKED = [
         **SETTINGS,
     ),
 ]
-ALONE = {"aid", "continual_backprop", "muon", "plasticity_injection", "regrama", "snr", "trac"}
+ALONE = {"aid", "continual_backprop", "muon", "plasticity_injection", "regrama", "snr", "trac", "weight_consolidation"}
 
 
 def label(method: MethodConfig) -> str:
