@@ -219,6 +219,29 @@ def test_a_run_does_not_depend_on_who_else_is_in_the_pack(seeds: list[int], toge
         assert_same_bits(run, together[seed])
 
 
+def test_gradients_that_lie_otherwise_in_memory_train_alike(
+    together: list[TrainingRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What fused AdamW walks in memory order, weights and gradients, is in the same order."""
+    turned, grad = 0, torch.autograd.grad
+
+    def turning(*arguments: Any, **given: Any) -> list[Tensor]:
+        nonlocal turned
+        gradients = list(grad(*arguments, **given))
+        for number, gradient in enumerate(gradients):
+            if gradient is not None and gradient.dim() == 3:
+                turned += 1
+                gradients[number] = gradient.transpose(1, 2).contiguous().transpose(1, 2)
+        return gradients
+
+    monkeypatch.setattr(torch.autograd, "grad", turning)
+    runs = mixed([3, 7])
+    train(runs)
+    assert turned
+    for seed, run in zip((3, 7), runs, strict=True):
+        assert_same_bits(run, together[seed])
+
+
 def test_runs_that_are_saved_anywhere_go_on_as_if_nothing_had_been(tmp_path: Path, together: list[TrainingRun]) -> None:
     pack, asked = Pack(mixed()), 0
 

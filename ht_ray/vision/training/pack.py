@@ -23,7 +23,7 @@ from ht_ray.vision.data.streams import Stream
 from ht_ray.vision.training.evaluate import Evaluation
 from ht_ray.vision.training.optimizer import TrainingConfig, set_learning_rate, warmup_factor
 from ht_ray.vision.training.run import TrainingRun
-from ht_ray.vision.training.stacked import StackedNetwork, empty_rows, stacked_obstacle
+from ht_ray.vision.training.stacked import StackedNetwork, empty_rows, laid_out_as, stacked_obstacle
 
 __all__ = ["Pack", "obstacle_to_packing", "pack_key"]
 
@@ -530,7 +530,8 @@ class _Stack:
                 objective = objective + term.sum()
         gradients = torch.autograd.grad(objective, list(self.weights.values()))
         with torch.no_grad():
-            self.gradients = dict(zip(self.weights, gradients, strict=True))
+            pairs = zip(self.weights.items(), gradients, strict=True)
+            self.gradients = {name: laid_out_as(weight, gradient) for (name, weight), gradient in pairs}
             for _, method in self._methods:
                 method.add_gradients()
             self._clip()
