@@ -51,7 +51,11 @@ def test_the_page_says_what_is_seen(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [json.loads(line) for line in record.read_text().splitlines()]
-    assert matrix.table(rows) == documented(), "\n".join(map(str, rows))
+    seen, page = (text.splitlines() for text in (matrix.table(rows), documented()))
+    for one, other in zip(seen, page, strict=True):
+        for found, written in zip(one.split("|"), other.split("|"), strict=True):
+            # An empty cell is one that nobody tried when the page was written.
+            assert written.strip() in (found.strip(), ""), f"{one}\n{other}"
     # A refusal is ours, in one line.
     refused = [row["ours"] for row in rows if row["ours"].startswith("refused")]
     assert all("\n" not in text for text in refused)

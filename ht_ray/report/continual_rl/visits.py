@@ -53,6 +53,7 @@ def visits_figure(study: StudyData, *paths: PathLike) -> None:
     across = min(ACROSS, len(panels))
     down = math.ceil(len(panels) / across)
     runs = [len(areas) for areas in found.values()]
+    ends = _reach([area for areas in found.values() for area in areas.ravel()])
 
     def draw_line(axis: Any, areas: Array, colour: str, marker: str, **style: Any) -> None:
         cycles = np.arange(1, areas.shape[1] + 1)
@@ -69,6 +70,7 @@ def visits_figure(study: StudyData, *paths: PathLike) -> None:
                 draw_line(axis, found[plain], "black", "o", linewidth=1.1, linestyle="--")
             if label != plain:
                 draw_line(axis, found[label], method_colour(methods[label]), "s", linewidth=1.6)
+            axis.set_ylim(*ends)
             axis.set_title(escape_math(textwrap.fill(label, 38)), fontsize=8.5, loc="left")
             axis.tick_params(labelsize=7.5, labelbottom=index + across >= len(panels))
             axis.xaxis.get_major_locator().set_params(integer=True)
@@ -77,7 +79,7 @@ def visits_figure(study: StudyData, *paths: PathLike) -> None:
         caption = "Horizontal: cycle, that is how often each task was visited. Vertical: the area under a visit's "
         caption += f"learning curve, divided by its steps; mean over tasks and {format_seeds(study.seeds)}."
         if max(runs) > 1:
-            caption += f" Bands: {interval_name(max(runs))} over seeds."
+            caption += f" Bands: {interval_name(max(runs))} over seeds; the axis spans single runs."
         caption += f" Dashed, in black: {plain}." if plain is not None else ""
         fewer = [f"{label} {len(areas)}" for label, areas in found.items() if len(areas) < len(study.seeds)]
         caption += f" Finished runs, where fewer: {', '.join(fewer)}." if fewer else ""
@@ -114,6 +116,8 @@ def losses_figure(study: StudyData, *paths: PathLike) -> None:
                 panel.plot([mean], [row], linestyle="", marker="s", markersize=6, color=colour)
             if metric != "average_return":
                 panel.axvline(0, color="0.4", linewidth=0.8, zorder=0)
+            shown = [value for own in values[metric].values() for value in own]
+            panel.set_xlim(*_reach(shown if metric == "average_return" else [0.0, *shown]))
             panel.set_title(title, fontsize=9)
             panel.tick_params(axis="y", length=0)
             add_grid(panel, "x")
@@ -121,7 +125,7 @@ def losses_figure(study: StudyData, *paths: PathLike) -> None:
         panels[0].set_ylim(len(names) - 0.4, -0.6)
         caption = f"In the unit of the returns. Squares: mean over {format_seeds(study.seeds)}, of all tasks."
         if len(study.seeds) > 1:
-            caption += f" Whiskers: {interval_name(len(study.seeds))}; dots: single seeds."
+            caption += f" Whiskers: {interval_name(len(study.seeds))}; dots: single seeds, which the axes span."
         caption += (
             " Loss of plasticity: area of the first cycle minus that of the last quarter of the cycles. Forgetting:"
         )
@@ -154,6 +158,14 @@ def visits_table(study: StudyData) -> Table:
         for name, title in (("area", "area"), ("start_return", "return before"), ("end_return", "return after"))
     ]
     return study_table(study, f"Visits of {study.name}", columns, rows, (), problems=False)
+
+
+def _reach(values: list[float]) -> tuple[float, float]:
+    """Return the ends of an axis that shows all runs: intervals of a few would press them together."""
+    known = [value for value in values if math.isfinite(value)]
+    low, high = min(known, default=0.0), max(known, default=1.0)
+    margin = 0.08 * (high - low) or 1.0
+    return low - margin, high + margin
 
 
 def _tables(trials: tuple[TrialData, ...], name: str) -> Array:
