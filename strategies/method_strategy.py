@@ -10,6 +10,7 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import nn
 
 from ht_ray.diagnostics import IndicatorConfig, Indicators
+from ht_ray.errors import SettingError
 from ht_ray.mechanisms import load_optimizer_state
 from ht_ray.methods import MethodConfig
 from ht_ray.vision.data.dataset import ImageData
@@ -131,6 +132,10 @@ def make_strategy(
     """
     method = method or MethodConfig("plain")
     config = fitting(method.training(training or TrainingConfig(), data.shape), data.shape)
+    if config.objective.own:
+        raise SettingError(
+            "make_strategy: training: accepted is one without a loss and a measure of your own, see `fit`."
+        )
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
     autocast = torch.bfloat16 if config.precision == "bf16" else None

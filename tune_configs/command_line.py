@@ -43,13 +43,14 @@ from ht_ray.sweep.records.progress import Console
 from ht_ray.sweep.study.config import GIB, ray_address
 from ht_ray.sweep.study.plan import load_plan
 from ht_ray.vision import DATA_SETS, ImageData, hold_out, load_data, make_model
+from ht_ray.vision.data.own_stream import is_own_stream
 from ht_ray.vision.models.own import check_network, is_own_model
 from ht_ray.vision.training.optimizer import fitting
 from tune_configs.flags import current_flags, flag_name, flags_of, help_page, parse_flags
 from tune_configs.packs import packed
 from tune_configs.published import published_settings
 from tune_configs.settings import RENAMED, StudySettings, VisionSettings, with_methods
-from tune_configs.vision_trial import stream_of, trial_config
+from tune_configs.vision_trial import data_of, stream_of, trial_config
 
 __all__ = [
     "Done",
@@ -57,6 +58,7 @@ __all__ = [
     "add_working_directory",
     "check_memory",
     "check_networks",
+    "check_objective",
     "check_same",
     "check_streams",
     "check_this_machine",
@@ -397,7 +399,7 @@ def add_working_directory() -> None:
 
 def prepare_vision(settings: VisionSettings, planned: tuple[TrialSpec, ...]) -> Prepared:
     """Load the images of a vision study, and check the planned trials against them."""
-    data = _load(settings)
+    data = data_of(planned[0].config, None) if settings.stream == settings.data else _load(settings)
     versions = versions_of(settings, data)
     if settings.versions:  # of a study that goes on
         for name, version in versions.items():
@@ -413,8 +415,9 @@ def prepare_vision(settings: VisionSettings, planned: tuple[TrialSpec, ...]) -> 
             data = hold_out(data, settings.validation)[0]
         except SettingError as error:
             raise error.of("VisionSettings", "validation") from error
-    check_streams(planned, data.train_labels, data.num_classes)
+    check_streams(planned, data.train_labels, data.num_classes, data.shape)
     check_networks(planned, data.shape, data.num_classes)
+    check_objective(planned, data)
     said = [
         *unpublished(settings, planned),
         *unused_settings(settings, planned),
@@ -424,7 +427,8 @@ def prepare_vision(settings: VisionSettings, planned: tuple[TrialSpec, ...]) -> 
     said += size_warnings(settings, len(data.train_labels))
     pack = partial(packed, settings, shape=data.shape, num_classes=data.num_classes)
     recorded = {"versions": tuple(f"{name} {version}" for name, version in versions.items())}
-    return Prepared("tune_configs.vision_trial:VisionTrial", said, data.to_arrays(), recorded, pack)
+    shared = None if settings.stream == settings.data else data.to_arrays()
+    return Prepared("tune_configs.vision_trial:VisionTrial", said, shared, recorded, pack)
 
 
 def versions_of(settings: VisionSettings, data: ImageData) -> dict[str, str]:
@@ -439,7 +443,12 @@ def versions_of(settings: VisionSettings, data: ImageData) -> dict[str, str]:
             found["model"] = version(library)
         else:
             found["model"] = version_of_part("ModelConfig", "name", settings.model)
-    if settings.data not in DATA_SETS:
+    if is_own_stream(settings.stream):
+        found["stream"] = version_of_part("VisionSettings", "stream", settings.stream)
+    for name in ("loss", "measure"):
+        if (path := getattr(settings, name)) is not None:
+            found[name] = version_of_part("TrainingConfig", name, path)
+    if settings.data not in (*DATA_SETS, settings.stream):
         digest = hashlib.sha256()
         for split in ("train", "test"):
             for part in ("images", "labels"):
@@ -544,6 +553,23 @@ def check_networks(planned: Sequence[TrialSpec], shape: tuple[int, ...], num_cla
         check_memory("ModelConfig", "hidden", config.hidden, needed, more)
 
 
+def check_objective(planned: Sequence[TrialSpec], data: ImageData) -> None:
+    """Refuse a loss and a measure of a user's own that cannot be computed of samples of these data.
+
+    Raises
+    ------
+    SettingError
+        If so.
+    """
+    config = planned[0].config
+    objective = trial_config(config).training.objective
+    if objective.own:
+        phase = stream_of(config, data.train_labels, data.num_classes)[0]
+        labels = phase.labels[:64]
+        draw = torch.Generator().manual_seed(0)
+        objective.check(torch.randn(len(labels), data.num_classes, generator=draw), labels)
+
+
 def warnings_of(action: Callable[[], object]) -> list[str]:
     """Return what `action` warns of settings: trials run in other processes, where nobody sees a warning."""
     with warnings.catch_warnings(record=True) as caught:
@@ -552,8 +578,10 @@ def warnings_of(action: Callable[[], object]) -> list[str]:
     return [str(warning.message) for warning in caught]
 
 
-def check_streams(planned: Sequence[TrialSpec], labels: Tensor, num_classes: int) -> None:
-    """Refuse a data set that is too small for the phases of the planned trials.
+def check_streams(
+    planned: Sequence[TrialSpec], labels: Tensor, num_classes: int, shape: tuple[int, ...] | None = None
+) -> None:
+    """Refuse a data set that is too small for the phases of the planned trials, or no images where they take images.
 
     Raises
     ------
@@ -563,6 +591,8 @@ def check_streams(planned: Sequence[TrialSpec], labels: Tensor, num_classes: int
     # Where seeds differ, phases are as long.
     for spec in {json.dumps(spec.config["stream"]): spec for spec in planned}.values():
         for phase in stream_of(spec.config, labels, num_classes):
+            if phase.transform is not None and shape is not None:
+                phase.transform.prepared(torch.Size(shape), "cpu")
             if len(phase) < 2:
                 raise SettingError(
                     f"Phase {phase.index + 1} would have {len(phase)} of the {len(labels)} training images, and needs "

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 if __package__ in (None, ""):  # run as a script: the checkout need not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -18,11 +18,15 @@ if __package__ in (None, ""):  # run as a script: the checkout need not be insta
 from ht_ray._checks import check_choice
 from ht_ray.methods import parse_method
 from ht_ray.sweep import TrialSpec
+from ht_ray.vision import TaskStreamConfig
 from tune_configs.command_line import main as run_main
 from tune_configs.settings import VisionSettings, check_distinct, unordered
 from tune_configs.trials import trial
 
 __all__ = ["ContinualSettings", "main", "trials"]
+
+#: Epochs between two resets of Hare & Tortoise (arXiv 2406.02596).
+_INTERVAL = 5
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,8 @@ class ContinualSettings(VisionSettings):
     """Continual: all that has arrived, a limited buffer of it, or the new chunk alone; each is compared by itself."""
     momentum: float = 0.99
     """Of the tortoise, in Hare & Tortoise, EMA and self-distillation."""
-    reset_interval: int = 5
-    """Of Hare & Tortoise."""
+    reset_interval: int | None = None
+    """Of Hare & Tortoise; by default 5 epochs, or a task's, where it has fewer."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,6 +55,20 @@ class ContinualSettings(VisionSettings):
             check_choice(f"{owner}.access", access, ["full", "buffer", "new"])
         check_distinct(owner, "access", self.access)
         check_distinct(owner, "methods", self.methods, same=lambda text: unordered(self.method_config(text)))
+
+    @property
+    def method_defaults(self) -> dict[str, Any]:
+        """See `VisionSettings.method_defaults`."""
+        return {**super().method_defaults, "reset_interval": self._interval}
+
+    @property
+    def _interval(self) -> int:
+        if self.reset_interval is not None:
+            return self.reset_interval
+        stream = self._stream_config()
+        # An interval that is longer than a task never ends, as epochs are counted anew in each.
+        tasks = isinstance(stream, TaskStreamConfig) and self.reset_unit == "epochs"
+        return min(_INTERVAL, stream.value("task_epochs")) if tasks else _INTERVAL
 
     def _has_meaning(self, name: str) -> bool:
         return name == "access" or super()._has_meaning(name)  # of a warm start there is one, whatever is given

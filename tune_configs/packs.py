@@ -66,6 +66,8 @@ def packed(
         parts = trial_config(spec.config)
         augment = parts.method.training(parts.training, shape).augment
         like = [spec.config["model"], spec.config["stream"], spec.config["device"], parts.training.batch_size, augment]
+        if parts.stream.makes_data:  # of each seed others
+            like.append(spec.config["seed"])
         groups.append("" if reasons[key] else json.dumps(like))
         if reasons[key]:
             alone[spec.label] = reasons[key]

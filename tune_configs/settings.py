@@ -25,9 +25,11 @@ from ht_ray.vision import (
     DataConfig,
     MethodConfig,
     ModelConfig,
+    StreamConfig,
     TrainingConfig,
     parse_method,
 )
+from ht_ray.vision.data.own_stream import OwnStreamConfig, is_own_stream
 from tune_configs.flags import default_of, help_texts
 from tune_configs.published import PUBLISHED, published_settings
 from tune_configs.vision_trial import plain_method, trial_config
@@ -60,6 +62,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 #: The same for data of one's own, which imply nothing.
 OWN_PRESET: Mapping[str, Any] = dict(zip(_IMPLIED, ("mlp", 1e-3, 1e-4, 256, "none", 5000, 5), strict=True))
+#: The same for streams that make their data; ours.
+_STREAM_PRESETS: Mapping[str, Mapping[str, Any]] = {"bit_flipping": {**OWN_PRESET, "batch_size": 32}}
 #: Defaults of the studies that are not the library's.
 _DEFAULTS: Mapping[str, Any] = {"epochs": 20}
 #: What a study has of its own in their place: a grid, or one value with another default.
@@ -263,7 +267,8 @@ class VisionSettings(_Flags, StudySettings):
     """
 
     stream: str = field(default="continual", metadata={"choices": tuple(STREAMS)})
-    """Which stream of phases; warm_start is that of appendix D of the paper."""
+    """Which stream of phases; warm_start is that of appendix D of the paper. One of yours is
+    my_package.my_module:make_stream, called with labels, num_classes and seed, which returns its phases."""
     evaluate_every: int = 1
     """Test after every so many epochs of a phase, and at its end; other epochs have no place in curves."""
     seeds: int | None = None
@@ -274,7 +279,7 @@ class VisionSettings(_Flags, StudySettings):
     """Share of the training data that is held out, the classes in proportion and the same for every seed, and measured
     next to the test data: what is chosen is chosen on it. 0 holds none out."""
     versions: tuple[str, ...] = field(default=(), metadata={"flag": False})
-    """Of the network and the data that are a user's own: hashes of them when the study began."""
+    """Of the parts that are a user's own, such as network and data: hashes of them when the study began."""
     settings: str = field(default="default", metadata={"choices": ("default", "published")})
     """Of the methods: default, or published: where a flag has its default, what the method's paper or FIRE's comparison
     used on this data set with its network."""
@@ -285,7 +290,8 @@ class VisionSettings(_Flags, StudySettings):
     def __post_init__(self) -> None:
         owner = "VisionSettings"
         self._check_numerics()
-        check_choice(f"{owner}.stream", self.stream, STREAMS)
+        if not is_own_stream(self.stream):
+            check_choice(f"{owner}.stream", self.stream, STREAMS)
         check_number(f"{owner}.first_seed", self.first_seed, low=0, high=LAST_SEED, integer=True)
         check_number(f"{owner}.validation", self.validation, low=0, high=0.5)
         check_number(f"{owner}.evaluate_every", self.evaluate_every, low=1, integer=True)
@@ -300,11 +306,16 @@ class VisionSettings(_Flags, StudySettings):
             why = ": none are known for {data} = {given!r} with {model} = {network!r}; accepted with it are {known}."
             told = {"given": self.data, "network": self._preset("model"), "known": known}
             raise self.refused("settings", why, **told)
-        self.data_config()
+        if self._makes_data:
+            self._refuse_data()
+        else:
+            self.data_config()
         check_number(f"{owner}.seeds", self._preset("seeds"), low=1, high=MOST_SEEDS, integer=True)
         self._model_config()
         self._training_config()
         self._stream_config()
+        if self.task == "regression" and self._stream_class.needs_classes:
+            raise self.refused("task", f": {{VisionSettings.stream}} = {self.stream!r} is about classes.")
         MethodConfig("plain", **self.method_defaults)
         self.indicator_config()
         for one in fields(self):
@@ -314,6 +325,15 @@ class VisionSettings(_Flags, StudySettings):
                 only = ", ".join(map(repr, streams))
                 why = f": it has no meaning for {{VisionSettings.stream}} = {self.stream!r}, only for {only}."
                 raise self.refused(one.name, why)
+
+    def _refuse_data(self) -> None:
+        """Refuse data, and what is about them, where the stream makes its own."""
+        usual = _fields(self)
+        for name in (*_DATA.names().values(), "validation"):
+            value = getattr(self, name)
+            if value != usual[name].default and not (name == "data" and value == self.stream):
+                only = f": it has no meaning for {{VisionSettings.stream}} = {self.stream!r}, which makes its own data."
+                raise self.refused(name, only)
 
     def _has_meaning(self, name: str) -> bool:
         """Whether the stream has the setting, if it is one of a stream's."""
@@ -337,7 +357,9 @@ class VisionSettings(_Flags, StudySettings):
         if self.data_root is not None:
             # A study may be resumed from another directory.
             values["data_root"] = str(Path(self.data_root).expanduser().absolute())
-        if self.data not in DATA_SETS and not is_path_of_part(self.data):
+        if self._makes_data:
+            values["data"] = self.stream
+        elif self.data not in DATA_SETS and not is_path_of_part(self.data):
             values["data"] = str(Path(self.data).expanduser().absolute())
         return replace(self, **values)
 
@@ -347,8 +369,22 @@ class VisionSettings(_Flags, StudySettings):
 
         The first phase of a warm start is a means, not an end.
         """
-        metric = "final_accuracy" if self.stream == "warm_start" else "average_accuracy"
+        metric = f"{'final' if self.stream == 'warm_start' else 'average'}_{self.measured_by}"
         return validation_metric(metric) if self.validation else metric
+
+    @property
+    def measured_by(self) -> str:
+        """What results are measured by: accuracy, R2 of a regression, or a measure of the user's own."""
+        own = self._training_config().measure_name
+        return own or ("r2" if self.task == "regression" or self._makes_data else "accuracy")
+
+    @property
+    def _stream_class(self) -> type[StreamConfig]:
+        return STREAMS.get(self.stream, OwnStreamConfig)
+
+    @property
+    def _makes_data(self) -> bool:
+        return self._stream_class.makes_data
 
     @property
     def method_defaults(self) -> dict[str, Any]:
@@ -380,11 +416,14 @@ class VisionSettings(_Flags, StudySettings):
 
     def trial_config(self, method: MethodConfig, access: str, seed: int, **stream: Any) -> dict[str, Any]:
         """Return what a trial is made from, as plain data; `stream` are settings of its stream that go before these."""
+        # What an earlier version did not have is left out where it says nothing.
+        measure = {} if self.measured_by == "accuracy" else {"measure": self.measured_by}
         return {
+            **measure,
             "data": self.data,
             "model": asdict(method.model(self._model_config())),
             "stream": {"kind": self.stream, **asdict(self._stream_config(access, **stream))},
-            "training": asdict(self._training_config()),
+            "training": self._training_config().described(),
             "indicators": asdict(self.indicator_config()),
             "evaluate_every": self.evaluate_every,
             "method": plain_method(method),
@@ -424,7 +463,7 @@ class VisionSettings(_Flags, StudySettings):
             return value
         if name == "augment" and self.stream == "warm_start":
             return "none"  # protocol of tables 4 and 5 and appendix D
-        return presets_of(self.data).get(name)
+        return _STREAM_PRESETS.get(self.stream, presets_of(self.data)).get(name)
 
     def _made(self, section: _Section, **given: Any) -> Any:
         values = {own: self._preset(name) for own, name in section.names().items() if name not in _NO_FLAGS}
@@ -437,6 +476,8 @@ class VisionSettings(_Flags, StudySettings):
         return self._made(_TRAINING)
 
     def _stream_config(self, access: str = "full", **given: Any) -> Any:
+        if is_own_stream(self.stream):
+            return OwnStreamConfig(self.stream)
         section = _Section("", STREAMS[self.stream], {}, {})
         return self._made(section, **({"access": access} if "access" in section.names() else {}), **given)
 

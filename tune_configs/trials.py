@@ -39,6 +39,10 @@ def _told(own: Mapping[str, Any] | None) -> list[str]:
     ]
 
 
+def _file_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._=+@-]", "_", text)
+
+
 def trial(
     settings: VisionSettings,
     method: MethodConfig,
@@ -71,9 +75,10 @@ def trial(
             parts.append(f"m{values['momentum']:.12g}")
         if "reset_interval" in values:
             parts.append(f"r{values['reset_interval']}{values['reset_unit'][0]}")
-        parts += [re.sub(r"[^A-Za-z0-9._=+@-]", "_", text) for text in _told(own)]
+        parts += map(_file_name, _told(own))
+    stream_part = access if settings.stream == "continual" else _file_name(settings.stream)
     return TrialSpec(
-        id="-".join([access if settings.stream == "continual" else settings.stream, *parts, f"seed{seed}"]),
+        id="-".join([stream_part, *parts, f"seed{seed}"]),
         label=label or label_of(method, own),
         settings={**settings.trial_settings(method, access, seed), **columns},
         config=settings.trial_config(method, access, seed, **stream),

@@ -23,17 +23,18 @@ from ht_ray.vision import (
     TrainingConfig,
     load_checkpoint,
     make_model,
+    make_stream,
     plasticity,
     save_checkpoint,
-    stream_config,
     summarise,
 )
+from ht_ray.vision.data.own_stream import stream_settings
 from ht_ray.vision.training.fit import train_phase
 from ht_ray.vision.training.pack import Pack
 from ht_ray.vision.training.run import TrainingRun
 from tune_configs.trial_numerics import computed_as_set
 
-__all__ = ["TrialConfig", "VisionPack", "VisionTrial", "plain_method", "stream_of", "trial_config"]
+__all__ = ["TrialConfig", "VisionPack", "VisionTrial", "data_of", "plain_method", "stream_of", "trial_config"]
 
 _STATE = "state.pt"
 
@@ -67,7 +68,7 @@ def trial_config(config: dict[str, Any]) -> TrialConfig:
         method = MethodConfig(**values("method"))
     return TrialConfig(
         ModelConfig(**values("model")),
-        stream_config(stream.pop("kind"), **stream),
+        stream_settings(stream.pop("kind"), **stream),
         TrainingConfig(**values("training")),
         method,
         IndicatorConfig(**values("indicators")),
@@ -76,15 +77,35 @@ def trial_config(config: dict[str, Any]) -> TrialConfig:
 
 def stream_of(config: dict[str, Any], labels: Tensor, num_classes: int) -> Stream:
     """Return the stream of a trial over a training set with these true labels."""
-    return trial_config(config).stream.make(labels, num_classes, seed=config["seed"])
+    return make_stream(labels, num_classes, trial_config(config).stream, seed=config["seed"])
 
 
-def _report(rows: list[Row], phase: int, progress: float, samples: int, *, tasks: bool = False) -> Report:
-    """Return the report of a phase, from 1, that has been trained; of `tasks` with what they tell of plasticity."""
-    new = [dict(row) for row in rows if row["phase"] == phase]
+def data_of(config: dict[str, Any], shared: Any) -> ImageData:
+    """Return the data of a trial: those that are shared, or what its stream makes with its seed."""
+    stream = trial_config(config).stream
+    return stream.data(seed=config["seed"]) if stream.makes_data else ImageData.from_arrays(shared)  # type: ignore[attr-defined]
+
+
+def _report(
+    rows: list[Row], phase: int, progress: float, samples: int, *, tasks: bool = False, measure: str | None = None
+) -> Report:
+    """Return the report of a phase, from 1, that has been trained; of `tasks` with what they tell of plasticity.
+
+    What is called accuracy in training is called by its name, where the study's `measure` is another.
+    """
+
+    def named(values: Mapping[str, float]) -> dict[str, float]:
+        return {name.replace("accuracy", measure or "accuracy"): value for name, value in values.items()}
+
+    new = [named(row) for row in rows if row["phase"] == phase]
     end = {**new[-1], "step": phase}
-    summary = {**summarise(rows), **(plasticity(rows) if tasks and phase > 1 else {})}
+    summary = named({**summarise(rows), **(plasticity(rows) if tasks and phase > 1 else {})})
     return Report(curves={"epoch": new, "phase": [end]}, summary=summary, progress=progress, samples=samples)
+
+
+def _is_tasks(stream: Stream) -> bool:
+    """Whether a stream is one of tasks, of which the slope over them tells something."""
+    return not stream.plain and stream.name not in ("continual", "warm_start", "growing")
 
 
 class VisionPack:
@@ -99,16 +120,18 @@ class VisionPack:
     """
 
     def __init__(self, configs: Mapping[str, dict[str, Any]], shared: Any) -> None:
-        data = ImageData.from_arrays(shared)
         #: Of one of them: what is not said for each is the same for all.
         self.config = next(iter(configs.values()))
         self.runs: dict[str, TrainingRun] = {}
+        self._measures = {name: config.get("measure") for name, config in configs.items()}
+        # Of one pack all have the same.
+        data = data_of(next(iter(configs.values())), shared)
         for name, config in configs.items():
             parts, seed = trial_config(config), config["seed"]
             self.runs[name] = TrainingRun(
                 make_model(parts.model, shape=data.shape, num_classes=data.num_classes, seed=seed),
                 data,
-                parts.stream.make(data.train_labels, data.num_classes, seed=seed),
+                make_stream(data.train_labels, data.num_classes, parts.stream, seed=seed),
                 method=parts.method,
                 training=parts.training,
                 seed=seed,
@@ -137,11 +160,11 @@ class VisionPack:
             self._interrupted = False
         return {self._names[id(run)]: diverged or self._reported(run) for run, diverged in trained}
 
-    @staticmethod
-    def _reported(run: TrainingRun) -> Report:
+    def _reported(self, run: TrainingRun) -> Report:
         samples = run.stream[run.phase - 1].epochs * sum(size for _, size in run.loader.batches())
         progress = 1.0 if run.done else run.progress
-        return _report(run.rows, run.phase, progress, samples, tasks=not run.stream.plain)
+        tasks, measure = _is_tasks(run.stream), self._measures[self._names[id(run)]]
+        return _report(run.rows, run.phase, progress, samples, tasks=tasks, measure=measure)
 
     def interrupt(self) -> None:
         """Ask `advance` to raise `Interrupted` after the epoch that runs, or runs next, unless it is a phase's last."""
@@ -165,7 +188,8 @@ class VisionPack:
 class VisionTrial:
     """Train a network on a stream with a method, and report after every phase.
 
-    An Avalanche strategy trains it; where a phase is more than indices and labels, the plain loop does.
+    An Avalanche strategy trains it; where a phase is more than indices and labels, or the loss or the measure is a
+    user's own, the plain loop does.
 
     Parameters
     ----------
@@ -180,13 +204,14 @@ class VisionTrial:
 
     def __init__(self, config: dict[str, Any], shared: Any) -> None:
         self.config = config
-        self.data = ImageData.from_arrays(shared)
+        self.data = data_of(config, shared)
+        self._measure = config.get("measure")
         seed, parts = config["seed"], trial_config(config)
-        self.stream = parts.stream.make(self.data.train_labels, self.data.num_classes, seed=seed)
+        self.stream = stream_of(config, self.data.train_labels, self.data.num_classes)
         device = check_device("VisionTrial: device", config["device"])
         self.run: TrainingRun | None = None
         self._stopped = False
-        if not self.stream.plain:
+        if not self.stream.plain or parts.training.objective.own:
             self.run = TrainingRun(
                 make_model(parts.model, shape=self.data.shape, num_classes=self.data.num_classes, seed=seed),
                 self.data,
@@ -240,7 +265,8 @@ class VisionTrial:
             finally:
                 self._stopped = False
             progress = 1.0 if self.run.done else self.run.progress
-            return _report(self.rows, self.run.phase, progress, samples, tasks=True)
+            tasks = _is_tasks(self.stream)
+            return _report(self.rows, self.run.phase, progress, samples, tasks=tasks, measure=self._measure)
         phase = self.stream[self.phase]
         self.strategy.train_epochs = phase.epochs
         self.strategy.train(self.benchmark.train_stream[phase.index], eval_streams=[])

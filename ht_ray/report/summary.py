@@ -6,7 +6,7 @@ import dataclasses
 
 from ht_ray.report.atari.study import is_atari
 from ht_ray.report.atari.tables import aggregates_table
-from ht_ray.report.continual.tables import marked_labels
+from ht_ray.report.continual.tables import marked_labels, usual_metrics
 from ht_ray.report.continual.warm_start_grid import grid_metrics, grid_table, is_grid
 from ht_ray.report.data.selection import best_label, chosen_on, selecting_metric, test_metric
 from ht_ray.report.data.statistics import estimate, paired_difference
@@ -65,9 +65,10 @@ def _bare(table: Table) -> Table:
 
 def _labels(study: StudyData, parts: dict[str | None, StudyData]) -> Table:
     metric = test_metric(study.metric)
-    metrics = [name for name in dict.fromkeys(["average_accuracy", "final_accuracy", metric]) if _known(study, name)]
+    average, final = usual_metrics(study)
+    metrics = [name for name in dict.fromkeys([average, final, metric]) if _known(study, name)]
     if study.warm_start:
-        metrics = [name for name in metrics if name != "average_accuracy"] or metrics
+        metrics = [name for name in metrics if name != average] or metrics
     several = len(parts) > 1
     columns = [Column("method", ("label",)), *([Column("access", ("access",))] if several else [])]
     columns += [Column("seeds", ("seeds",)), *(Column(metric_title(name), (name,)) for name in metrics)]

@@ -22,15 +22,15 @@ from ht_ray.report.atari.study import is_atari, variants_of
 from ht_ray.report.data.files import Log, remove, with_patience, write_bytes
 from ht_ray.report.data.study import MissingDataError, StudyData, split_by_access
 from ht_ray.report.style.curve_lines import Line, curve_lines
-from ht_ray.report.style.formats import display_unit, indicator_title, reported_indicators
+from ht_ray.report.style.formats import display_unit, humanize, indicator_title, reported_indicators
 
 __all__ = ["repair_trial_events", "write_events"]
 
 NAME = "events.out.tfevents.{time:.6f}.report"
 #: What is drawn of each curve, with the name of its chart.
-COLUMNS = {"test_accuracy": "Test accuracy", "train_accuracy": "Training accuracy", "test_loss": "Test loss"}
+COLUMNS = {"test_{}": "Test {}", "train_{}": "Training {}", "test_loss": "Test loss"}
 #: All trials, each in a line of its own, as the sweep wrote them.
-TRIALS = ("epoch/test_accuracy", "epoch/train_accuracy", "epoch/test_loss", "epoch/train_loss")
+TRIALS = ("epoch/test_{}", "epoch/train_{}", "epoch/test_loss", "epoch/train_loss")
 ATARI_TRIALS = ("evaluation/human_normalised", "evaluation/score", "training_games/score", "training/loss")
 
 
@@ -79,7 +79,8 @@ def write_events(study: StudyData, figures: Sequence[Path], directory: Path) -> 
             ends = {tag: mean, f"{tag}/low": mean - sd, f"{tag}/high": mean + sd}
             scalars = [Summary.Value(tag=name, simple_value=value) for name, value in ends.items()]
             own.append((int(step), Summary(value=scalars)))
-    shown = events.setdefault("", [(0, Summary(value=[_layout(charts, ATARI_TRIALS if atari else TRIALS)]))])
+    single = ATARI_TRIALS if atari else [tag.format(study.measure) for tag in TRIALS]
+    shown = events.setdefault("", [(0, Summary(value=[_layout(charts, single)]))])
     for path in figures:
         content = path.read_bytes()
         width, height = struct.unpack(">II", content[16:24])  # of the PNG's first chunk
@@ -144,6 +145,7 @@ def _series(study: StudyData) -> Iterator[tuple[str, str, str, Line]]:
         end, root = (f" ({access} access)", f"mean/{access}") if access else ("", "mean")
         for curve in ("epoch", "phase"):
             for column, title in COLUMNS.items():
+                column, title = column.format(study.measure), title.format(humanize(study.measure))
                 for line in curve_lines(part, curve, column, part.labels, sparse=True)[0]:
                     yield f"Methods, by {curve}{end}", title, f"{root}/{curve}/{column}", line
         for column in reported_indicators(part):

@@ -37,9 +37,9 @@ from ht_ray.report.tensorboard import repair_trial_events, write_events
 
 __all__ = ["write_report", "write_reports"]
 
-METRICS = ("average_accuracy", "final_accuracy")
+METRICS = ("average_{}", "final_{}")
 #: On a warm start the first phase is only a preparation, and its accuracy no result.
-WARM_METRICS = ("final_accuracy", "final_train_accuracy")
+WARM_METRICS = ("final_{}", "final_train_{}")
 PAGE = "report.html"
 #: Seconds to wait for a full disk; a sweep waits as long for its storage.
 PATIENCE = 600.0
@@ -400,7 +400,8 @@ def _plain_labels(part: StudyData) -> set[str]:
 def _metrics(study: StudyData) -> list[str]:
     """Return the usual metrics the study has, and the one it is ranked by."""
     known = study.summary_names
-    usual = RETURNS if is_continual_rl(study) else WARM_METRICS if study.warm_start else METRICS
+    shared = WARM_METRICS if study.warm_start else METRICS
+    usual = RETURNS if is_continual_rl(study) else [name.format(study.measure) for name in shared]
     names = dict.fromkeys([*usual, study.metric])
     return [name for name in names if name in known] or [study.metric]
 

@@ -324,7 +324,7 @@ def run_once(run: Run, bench: Bench) -> Record | None:
             "model": asdict(cell.model_config),
             "stream": asdict(cell.stream),
             "method": {"name": cell.method, **method.flat},
-            "training": asdict(training),
+            "training": training.described(),
         },
         "protocol": {
             "phases": [

@@ -22,7 +22,7 @@ from ht_ray.report.style.curve_lines import (
     method_colour,
 )
 from ht_ray.report.style.figures import Figure, PathLike, add_grid, add_legend, add_title, write_figure
-from ht_ray.report.style.formats import format_seeds
+from ht_ray.report.style.formats import format_seeds, humanize, metric_title
 
 __all__ = ["epoch_curves", "integer_ticks", "lines_caption", "phase_curves"]
 
@@ -78,9 +78,9 @@ def integer_ticks(axis: Any, first: float, last: float, *, each: bool) -> None:
 
 def _draw_curves(study: StudyData, curve: str, paths: Sequence[PathLike], labels: Sequence[str] | None) -> None:
     # Epochs after which nothing was tested are passed over.
-    lines, empty = curve_lines(study, curve, "test_accuracy", labels, sparse=curve == "epoch")
+    lines, empty = curve_lines(study, curve, f"test_{study.measure}", labels, sparse=curve == "epoch")
     if not lines:
-        raise MissingDataError(f"{curve}_curves: no finished trial has a test accuracy by {curve}.")
+        raise MissingDataError(f"{curve}_curves: no finished trial has a test {humanize(study.measure)} by {curve}.")
     warm = study.warm_start
     lines = [align_warm_start(line, curve) for line in lines] if warm else lines
     caption = lines_caption(study, empty)
@@ -100,7 +100,7 @@ def _draw_curves(study: StudyData, curve: str, paths: Sequence[PathLike], labels
     abscissa = "Phase"
     if curve == "epoch":
         abscissa = "Phases passed" if warm else "Epoch (counted over all phases)"
-    what = f"Test accuracy {'after each epoch' if curve == 'epoch' else 'at the end of each phase'}"
+    what = f"Test {humanize(study.measure)} {'after each epoch' if curve == 'epoch' else 'at the end of each phase'}"
     baseline = next((line for line in lines if line.method == BASELINE), None)
     panels = [line for line in lines if line is not baseline]
 
@@ -127,7 +127,7 @@ def _draw_curves(study: StudyData, curve: str, paths: Sequence[PathLike], labels
             for line, style, own in zip(lines, styles, drops, strict=True):
                 _mark_drops(axis, line, style["color"], own)
         axis.set_xlabel(abscissa)
-        axis.set_ylabel("Test accuracy (%)")
+        axis.set_ylabel(f"Test {metric_title(study.measure)}")
         add_legend(figure, handles=handles, handlelength=3)
         add_title(figure, what, study, text)
 
@@ -146,7 +146,7 @@ def _draw_curves(study: StudyData, curve: str, paths: Sequence[PathLike], labels
             axis.set_title(line.name(width=34), fontsize=7.5, loc="left")
             axis.tick_params(labelsize=7.5, labelbottom=index + ACROSS >= len(panels))
         integer_ticks(axes[0, 0], *ends, each=warm)
-        figure.supylabel("Test accuracy (%)", fontsize=9)
+        figure.supylabel(f"Test {metric_title(study.measure)}", fontsize=9)
         against = f", {baseline.label} in black" if baseline is not None else ""
         heading = f"{what}: each method in colour{against}, the others in grey"
         add_title(figure, heading, study, f"Horizontal: {abscissa[0].lower()}{abscissa[1:]}. {caption}")

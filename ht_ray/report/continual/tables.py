@@ -22,6 +22,7 @@ from ht_ray.report.style.formats import (
     format_interval,
     format_mean_sd,
     format_value,
+    humanize,
     metric_title,
 )
 from ht_ray.report.style.tables import (
@@ -35,12 +36,12 @@ from ht_ray.report.style.tables import (
     study_table,
 )
 
-__all__ = ["choice_table", "drops_table", "marked_labels", "summary_table"]
+__all__ = ["choice_table", "drops_table", "marked_labels", "summary_table", "usual_metrics"]
 
 
 def summary_table(
     study: StudyData,
-    metrics: Sequence[str] = ("average_accuracy", "final_accuracy"),
+    metrics: Sequence[str] | None = None,
     baseline: str | None = "plain",
 ) -> Table:
     """Compare the study's labels by numbers of their trials' summaries.
@@ -55,11 +56,12 @@ def summary_table(
 
     Parameters
     ----------
-    metrics : sequence of str
-        The names of summary numbers.
+    metrics : sequence of str, optional
+        The names of summary numbers; by default average and final accuracy, or what the study is measured by.
     baseline : str, optional
         The label, or the method, to which the others are compared; None for no comparison.
     """
+    metrics = usual_metrics(study) if metrics is None else metrics
     for metric in metrics:
         study.check_metric("summary_table: metrics", metric)
     base = None if baseline is None else _baseline_label(study, baseline)
@@ -110,7 +112,8 @@ def summary_table(
         selection_sentence(study),
     ]
     notes += [INTERVAL_NOTE.replace("In brackets: ", "Interval: ")] * intervals
-    notes += [TRAIN_NOTE] * ("final_train_accuracy" in metrics)
+    train_note = TRAIN_NOTE.format(measure=humanize(study.measure))
+    notes += [train_note] * (f"final_train_{study.measure}" in metrics)
     notes += paper_notes(comparisons)
     if base is not None:
         notes.append(
@@ -118,6 +121,11 @@ def summary_table(
             "(not corrected for their number), over the seeds that both finished."
         )
     return study_table(study, f"Summary of {describe(study)}", columns, cells.values(), notes)
+
+
+def usual_metrics(study: StudyData) -> tuple[str, str]:
+    """Return average and final accuracy, or what the study is measured by."""
+    return f"average_{study.measure}", f"final_{study.measure}"
 
 
 def marked_labels(study: StudyData, metric: str) -> list[str]:
@@ -128,7 +136,7 @@ def marked_labels(study: StudyData, metric: str) -> list[str]:
     return best_as_shown(complete, study.better(by), partial(format_value, by))
 
 
-def choice_table(study: StudyData, metrics: Sequence[str] = ("average_accuracy", "final_accuracy")) -> Table:
+def choice_table(study: StudyData, metrics: Sequence[str] | None = None) -> Table:
     """Tabulate the best setting of each method that has several: chosen on validation data, reported on test data.
 
     Where the study held no validation data out, the choice is made on test data, and title and notes say so. With
@@ -136,8 +144,8 @@ def choice_table(study: StudyData, metrics: Sequence[str] = ("average_accuracy",
 
     Parameters
     ----------
-    metrics : sequence of str
-        The test metrics to report.
+    metrics : sequence of str, optional
+        The test metrics to report; by default as in `summary_table`.
 
     Raises
     ------
@@ -150,7 +158,8 @@ def choice_table(study: StudyData, metrics: Sequence[str] = ("average_accuracy",
         methods.setdefault(trials[0].method, []).append(label)
     metric = test_metric(study.metric)
     by, data = selecting_metric(study, metric), chosen_on(study)
-    shown = list(dict.fromkeys([by, metric, *(name for name in metrics if name in study.summary_names)]))
+    usual = usual_metrics(study) if metrics is None else metrics
+    shown = list(dict.fromkeys([by, metric, *(name for name in usual if name in study.summary_names)]))
     rows = []
     for method, labels in methods.items():
         best = best_label(study, labels, metric) if len(labels) > 1 else None
@@ -184,10 +193,12 @@ def drops_table(study: StudyData) -> Table:
     of each seed's mean), the worst drop, the median number of epochs to recover, and how many changes were not
     recovered from before the next one. A change that was not recovered from ranks last in the median.
     """
+    measure = humanize(study.measure)
+    points = " (points)" if display_unit(study.measure)[1] else ""
     columns, cells = label_columns(study)
     means: dict[str, float] = {}
     for label, trials in study.by_label.items():
-        drops = [drop for drop in map(_drops_of, trials) if drop is not None]
+        drops = [drop for trial in trials if (drop := _drops_of(trial, f"test_{study.measure}")) is not None]
         per_seed = estimate(float(np.mean(depth)) for depth, _ in drops)
         depths = np.concatenate([depth for depth, _ in drops]) if drops else np.empty(0)
         epochs = np.concatenate([epochs for _, epochs in drops]) if drops else np.empty(0)
@@ -197,26 +208,27 @@ def drops_table(study: StudyData) -> Table:
         if per_seed.n == len(study.seeds):
             means[label] = per_seed.mean
         cells[label] += [
-            Cell(format_mean_sd("accuracy", per_seed.mean, per_seed.sd), (per_seed.n, per_seed.mean, per_seed.sd)),
-            Cell(format_value("accuracy", worst), (worst,)),
+            Cell(format_mean_sd(study.measure, per_seed.mean, per_seed.sd), (per_seed.n, per_seed.mean, per_seed.sd)),
+            Cell(format_value(study.measure, worst), (worst,)),
             Cell("not in time" if math.isinf(median) else NOTHING if math.isnan(median) else f"{median:g}", (median,)),
             Cell(f"{lost} of {epochs.size}" if epochs.size else NOTHING, (lost, epochs.size)),
         ]
     if all(row[2].values[0] == 0 for row in cells.values()):
-        raise MissingDataError("drops_table: no finished trial has a test accuracy by epoch over two phases or more.")
-    best = best_as_shown(means, "min", partial(format_value, "accuracy"))
+        raise MissingDataError(f"drops_table: no finished trial has a test {measure} by epoch over two phases or more.")
+    best = best_as_shown(means, "min", partial(format_value, study.measure))
     # Where most have no drop, that is no distinction.
     for label in best if 2 * len(best) <= len(means) else ():
         cells[label][2] = Cell(cells[label][2].text, cells[label][2].values, True)
     columns += [
-        Column("mean drop after a phase change (points)", ("drop_n", "drop_mean", "drop_sd")),
-        Column("worst drop (points)", ("drop_worst",)),
+        Column(f"mean drop after a phase change{points}", ("drop_n", "drop_mean", "drop_sd")),
+        Column(f"worst drop{points}", ("drop_worst",)),
         Column("epochs to recover (median)", ("epochs_to_recover_median",)),
         Column("not recovered in the phase", ("changes_not_recovered", "changes")),
     ]
     notes = [
-        "Drop: test accuracy after the last epoch of a phase minus the lowest in the next phase before it is back at "
-        "that level; points are percentage points. Epochs to recover: epochs of the new phase spent below that level.",
+        f"Drop: test {measure} after the last epoch of a phase minus the lowest in the next phase before it is back at "
+        f"that level{'; points are percentage points' if points else ''}. Epochs to recover: epochs of the new phase "
+        "spent below that level.",
         "Mean ± standard deviation (n − 1) over seeds; worst and median over all seeds and phase changes.",
     ]
     if _sparse(study):
@@ -227,13 +239,13 @@ def drops_table(study: StudyData) -> Table:
     return study_table(study, title, columns, cells.values(), notes, problems=False)
 
 
-def _drops_of(trial: TrialData) -> tuple[np.ndarray, np.ndarray] | None:
+def _drops_of(trial: TrialData, column: str) -> tuple[np.ndarray, np.ndarray] | None:
     """Return depth and epochs of the phase changes that are known; None if there are none."""
     curve = trial.curves.get("epoch", {})
-    if not trial.finished or not {"phase", "test_accuracy"} <= curve.keys():
+    if not trial.finished or not {"phase", column} <= curve.keys():
         return None
     starts = np.flatnonzero(np.diff(curve["phase"])) + 1
-    drops = drop_and_recovery(curve["test_accuracy"], starts.tolist())
+    drops = drop_and_recovery(curve[column], starts.tolist())
     # Not every epoch need have been tested: it is back when a test first shows it; a phase's last epoch is tested.
     below, steps = drops.epochs.copy(), curve["step"]
     for change, start in enumerate(starts):

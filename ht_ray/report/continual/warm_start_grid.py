@@ -129,7 +129,7 @@ def grid_table(study: StudyData, metric: str = "final_accuracy") -> Table:
         "Mean ± standard deviation (n − 1) over seeds, in per cent"
         + ("; in parentheses the paper's mean and ours minus it." if _gaps(grid) else "."),
         *(["Not every cell has all seeds: without ± it is a single one."] * (len(planned) > 1)),
-        *([TRAIN_NOTE] * (SPLIT_OF[metric] == "train")),
+        *([TRAIN_NOTE.format(measure="accuracy")] * (SPLIT_OF[metric] == "train")),
         *_gap_notes(grid),
         *paper_notes(own.comparison for own in grid.cells.values()),
     ]

@@ -28,7 +28,7 @@ __all__ = [
     "validation_metric",
 ]
 
-_REPORTED = ("average_accuracy", "final_accuracy")
+_REPORTED = ("average", "final")
 _MEASURE = re.compile(r"(average|final|online|first)_(val_)?(?!return)(?=\w)")
 
 
@@ -173,7 +173,7 @@ def choose(study: StudyData, *, method: str | None = None, access: str | None = 
         raise MissingDataError("best: no trial has finished.")
     trials, by = groups[label], selecting_metric(part, metric)
     own = _modes(trials)
-    names = dict.fromkeys(test_metric(name) for name in (*_REPORTED, metric))
+    names = dict.fromkeys([*(f"{name}_{part.measure}" for name in _REPORTED), metric])
     means = {name: list(seed_values(trials, name).values()) for name in names}
     return Choice(
         label,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -41,6 +42,10 @@ Curve: TypeAlias = dict[str, NDArray[np.float64]]
 
 class MissingDataError(SettingError):
     """The study has no data for a table or a figure."""
+
+
+# A number of a run's summary, of which the last part is what it is measured by.
+_MEASURED = re.compile(r"(?:average|final|online|first)_(?:val_)?(\w+)")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -213,6 +218,17 @@ class StudyData:
         """The trials by label, finished or not, in the order planned."""
         return {str(label): trials for (label,), trials in group(self).items()}
 
+    @property
+    def measure(self) -> str:
+        """What its trials are measured by, as it stands in the names of columns: ``"accuracy"``, ``"r2"``, or another.
+
+        Where no curve has it, studies count as measured by accuracy.
+        """
+        found = _MEASURED.fullmatch(self.metric)
+        name = found[1] if found else "accuracy"
+        curves = (trial.curves.get(curve, {}) for trial in self.trials for curve in ("epoch", "phase"))
+        return name if any(f"test_{name}" in columns for columns in curves) else "accuracy"
+
     def check_metric(self, where: str, metric: str) -> None:
         """Raise a `SettingError` that names `where` if this is none of the summary numbers that the trials reported."""
         if self.summary_names:
@@ -222,9 +238,9 @@ class StudyData:
         """Return which end of `metric` is the better one, ``"max"`` or ``"min"``; ``None`` where nothing says so."""
         if metric == self.metric:
             return self.mode
-        if metric.endswith("accuracy"):
-            return "max"
-        return "min" if metric.endswith("loss") else None
+        if metric.endswith("loss"):
+            return "min"
+        return "max" if metric.endswith(("accuracy", f"_{self.measure}")) else None
 
 
 def group(study: StudyData, by: str | Sequence[str] = "label") -> dict[tuple[Scalar, ...], tuple[TrialData, ...]]:

@@ -38,7 +38,14 @@ from ht_ray.report.style.figures import (
     escape_math,
     write_figure,
 )
-from ht_ray.report.style.formats import capitalize, format_seeds, indicator_title, reported_indicators
+from ht_ray.report.style.formats import (
+    capitalize,
+    format_seeds,
+    humanize,
+    indicator_title,
+    metric_title,
+    reported_indicators,
+)
 
 __all__ = ["indicator_curves", "indicator_scatter"]
 
@@ -142,7 +149,8 @@ def indicator_scatter(study: StudyData, *paths: PathLike) -> None:
             panels[name] = (values, both)
     if not panels:
         raise MissingDataError(
-            "indicator_scatter: no finished trial has both a plasticity indicator and a final test accuracy."
+            "indicator_scatter: no finished trial has both a plasticity indicator and a final test "
+            f"{humanize(study.measure)}."
         )
     labels = [label for label in study.labels if any(trial.label == label for trial in runs.trials)]
     apart = len(labels) <= len(COLOURS)
@@ -184,14 +192,15 @@ def indicator_scatter(study: StudyData, *paths: PathLike) -> None:
             axis.tick_params(labelsize=7.5)
             axis.xaxis.get_offset_text().set_fontsize(7.5)
             add_grid(axis)
-        figure.supylabel("Final test accuracy (%)", fontsize=9)
+        figure.supylabel(f"Final test {metric_title(study.measure)}", fontsize=9)
         if apart and len(labels) > 1:
             names = [escape_math("\n".join(textwrap.wrap(label, 28))) for label in handles]
             add_legend(figure, list(handles.values()), names)
         caption = f"Points: runs (label and seed) of {format_seeds(study.seeds)}; r: Pearson's correlation."
         caption += " Horizontal axes are logarithmic where values span more than two decades." if logarithmic else ""
         when = "warm-starting" if runs.warm_start else "the last phase"
-        add_title(figure, f"Plasticity indicators at the end of {when} and final test accuracy", study, caption)
+        title = f"Plasticity indicators at the end of {when} and final test {humanize(study.measure)}"
+        add_title(figure, title, study, caption)
 
     legend = 2.2 if apart and len(labels) > 1 else 0.0
     write_figure(draw, (max(SCATTER_PANEL[0] * across + legend + 0.4, 6.0), SCATTER_PANEL[1] * down + 1.1), paths)

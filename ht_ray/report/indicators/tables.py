@@ -15,6 +15,7 @@ from ht_ray.report.style.formats import (
     describe,
     display_unit,
     format_significant,
+    humanize,
     indicator_title,
     reported_indicators,
 )
@@ -51,7 +52,7 @@ def runs_of(study: StudyData) -> Runs:
     """Return the runs of `correlation_table`; on a warm-start stream those of a single phase are left out."""
     fewest = 2 if study.warm_start else 1
     trials = [trial for trial in study.trials if trial.finished and _phases(trial) >= fewest]
-    final = np.array([_at_phase_end(trial, "test_accuracy", -1) for trial in trials])
+    final = np.array([_at_phase_end(trial, f"test_{study.measure}", -1) for trial in trials])
     return Runs(tuple(trials), study.warm_start, final)
 
 
@@ -91,7 +92,7 @@ def correlation_table(study: StudyData) -> Table:
     arXiv 2406.02596, and runs of a single phase are left out; otherwise it is the one at the end of the last phase.
     The final test accuracy is that at the end of the last phase.
     """
-    runs = runs_of(study)
+    runs, measure = runs_of(study), humanize(study.measure)
     rows: list[list[Cell]] = []
     for name in reported_indicators(study):
         values = runs.values(name)
@@ -105,20 +106,20 @@ def correlation_table(study: StudyData) -> Table:
         rows.append([cell, Cell(text, (r,)), Cell(str(n), (n,))])
     if not rows:
         raise MissingDataError(
-            "correlation_table: no finished trial has both a plasticity indicator and a final test accuracy."
+            f"correlation_table: no finished trial has both a plasticity indicator and a final test {measure}."
         )
     where = "first phase (the warm start)" if runs.warm_start else "last phase"
     notes = (
         f"Pearson's correlation, over runs (label and seed), of the indicator at the end of the {where} and the final "
-        f"test accuracy; {NOTHING}: undefined, as one of the two is constant or there are fewer than {FEWEST_RUNS} "
+        f"test {measure}; {NOTHING}: undefined, as one of the two is constant or there are fewer than {FEWEST_RUNS} "
         "runs. Runs of one label are no independent evidence, and a correlation no cause.",
     )
     columns = [
         Column("indicator", ("indicator", "phase")),
-        Column("correlation with final accuracy", ("correlation",)),
+        Column(f"correlation with final {measure}", ("correlation",)),
         Column("runs", ("runs",)),
     ]
-    title = f"Plasticity indicators and final accuracy of {describe(study)}"
+    title = f"Plasticity indicators and final {measure} of {describe(study)}"
     return study_table(study, title, columns, rows, notes, problems=False)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -76,8 +77,9 @@ MOST_DECIMALS = 6
 
 
 def humanize(metric: str) -> str:
-    """Return ``"average accuracy"`` for ``"average_accuracy"``; ``val`` is ``validation``."""
-    return metric.replace("_val_", "_validation_").replace("_", " ")
+    """Return ``"average accuracy"`` for ``"average_accuracy"``; ``val`` is ``validation``, and ``r2`` R2."""
+    words = metric.replace("_val_", "_validation_").replace("_", " ")
+    return re.sub(r"\br2\b", "R2", words)
 
 
 def capitalize(text: str) -> str:
@@ -190,13 +192,16 @@ def format_seeds(seeds: Sequence[Scalar]) -> str:
 
 
 def describe(study: StudyData) -> str:
-    """Return one line: study, data set, network, access mode (if the trials name one), seeds."""
+    """Return one line: study, data set, network, stream of tasks, access mode (if the trials name one), seeds."""
     parts = []
     for section in ("data", "model"):
         chosen = study.settings.get(section)
         name = chosen.get("name") if isinstance(chosen, Mapping) else chosen
         if isinstance(name, str):
             parts.append(PUBLISHED_NAMES.get(name, name))
+    stream = study.settings.get("stream")
+    if isinstance(stream, str) and stream not in ("continual", "warm_start") and stream not in parts:
+        parts.append(f"{stream} stream")
     access = {trial.settings.get("access") for trial in study.trials} - {None}
     if len(access) == 1:
         parts.append(f"{access.pop()} access")

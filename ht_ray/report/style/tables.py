@@ -36,7 +36,7 @@ INTERVAL_NOTE = (
     "resamples)."
 )
 TRAIN_NOTE = (
-    "Training accuracy: over the batches of the last epoch as they were trained on, each before its step, with "
+    "Training {measure}: over the batches of the last epoch as they were trained on, each before its step, with "
     "augmentation and dropout where there are any."
 )
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import numpy as np
@@ -62,6 +62,9 @@ class DataConfig:
         (``$XDG_CACHE_HOME/ht-ray/decoded``).
     download
         Whether torchvision may download MNIST, CIFAR-10 or CIFAR-100 into `root` when they are not there.
+    task
+        What the labels of data of your own are: classes, or with ``"regression"`` numbers to predict. These are
+        normalised by mean and standard deviation of the training part, so that losses are in units of its variance.
     label
         The column of the labels in a Parquet file or a Hugging Face set; None looks for label, target, class and y.
     test_ratio
@@ -81,6 +84,7 @@ class DataConfig:
     root: str | None = None
     cache: str | None = None
     download: bool = True
+    task: Literal["classification", "regression"] = "classification"
     label: str | None = None
     test_ratio: float = 0.2
     train_limit: int | None = None
@@ -93,7 +97,8 @@ class DataConfig:
         else:
             check_choice("DataConfig.name", self.name, DATA_SETS)
         check_fields(self, "test_ratio", low=0, low_open=True, high=0.5)
-        for field, default in {"label": None, "test_ratio": DataConfig.test_ratio}.items():
+        check_choice("DataConfig.task", self.task, ["classification", "regression"])
+        for field, default in {"label": None, "test_ratio": DataConfig.test_ratio, "task": DataConfig.task}.items():
             if not own and getattr(self, field) != default:
                 why = ": it has no meaning for {DataConfig.name} = {name!r}, only for data of your own."
                 raise refused(f"DataConfig.{field}", getattr(self, field), why, name=self.name)
@@ -118,9 +123,9 @@ class ImageData:
         uint8, ``(N, C, H, W)``; of a table, its features: float32, ``(N, F)``. They may lie in memory that other
         processes share: treat them as read-only.
     train_labels, test_labels
-        int64, ``(N,)``: indices into `classes`.
+        int64, ``(N,)``: indices into `classes`; of a regression float32, the targets.
     classes
-        Names of the classes.
+        Names of the classes; of a regression the target's alone.
     mean, std
         Per channel, of ``train_images / 255`` (std: over all pixels, without Bessel's correction; 1 for a channel that
         is constant, so that it can be divided by). Of a table: per feature, of the features as they are.
@@ -162,6 +167,14 @@ class ImageData:
                     f"ImageData.{split}_images: expected finite numbers, got {images[row, column].item()} as feature "
                     f"{column} of sample {row}."
                 )
+            if self.is_regression:
+                finite = labels.dtype == torch.float32 and bool(labels.isfinite().all())
+                if not finite or labels.shape != images.shape[:1] or not len(labels) or self.num_classes != 1:
+                    raise SettingError(
+                        f"ImageData.{split}_labels: expected finite float32 ({len(images)},), at least one, and one "
+                        f"name in `classes`, got {labels.dtype} {tuple(labels.shape)} and {self.num_classes} names."
+                    )
+                continue
             if labels.dtype != torch.int64 or labels.shape != images.shape[:1] or not len(labels):
                 raise SettingError(
                     f"ImageData.{split}_labels: expected int64 ({len(images)},) and at least one, got "
@@ -183,7 +196,8 @@ class ImageData:
         shape = "x".join(map(str, self.shape))
         return (
             f"ImageData({self.name!r}: {len(self.train_labels)} train and {len(self.test_labels)} test "
-            f"{f'samples of {shape} features' if self.is_table else f'images of {shape}'}, {self.num_classes} classes)"
+            f"{f'samples of {shape} features' if self.is_table else f'images of {shape}'}, "
+            f"{'a regression' if self.is_regression else f'{self.num_classes} classes'})"
         )
 
     @property
@@ -197,8 +211,13 @@ class ImageData:
         return self.train_images.is_floating_point() and self.train_images.ndim == 2
 
     @property
+    def is_regression(self) -> bool:
+        """Whether the labels are numbers to predict, and no classes."""
+        return self.train_labels.is_floating_point()
+
+    @property
     def num_classes(self) -> int:
-        """Number of classes."""
+        """Number of classes, which is that of a network's outputs; 1 of a regression."""
         return len(self.classes)
 
     def on(self, device: torch.device) -> DeviceData:
@@ -300,6 +319,9 @@ def load_data(config: DataConfig) -> ImageData:
     )
     test_images, test_labels = _limit(sets.test_images, sets.test_labels, len(sets.classes), config.test_limit, "test")
     mean, std = _statistics(train_images)
+    if config.task == "regression":
+        (center,), (scale,) = _statistics(train_labels[:, None])
+        train_labels, test_labels = (((part.double() - center) / scale).float() for part in (train_labels, test_labels))
     return ImageData(config.name, train_images, train_labels, test_images, test_labels, sets.classes, mean, std)
 
 
@@ -354,9 +376,10 @@ def hold_out(data: ImageData, fraction: float, seed: int = 0) -> tuple[ImageData
         raise SettingError("hold_out: data: accepted is a set without a validation part.")
     labels = data.train_labels
     count = round(fraction * len(labels))
-    held = _held_out(labels, data.num_classes, fraction, generator(seed, "data: validation"))
-    sizes = torch.bincount(labels, minlength=data.num_classes)
-    left = torch.bincount(labels[~held], minlength=data.num_classes)
+    strata = torch.zeros(len(labels), dtype=torch.int64) if data.is_regression else labels
+    held = _held_out(strata, data.num_classes, fraction, generator(seed, "data: validation"))
+    sizes = torch.bincount(strata, minlength=data.num_classes)
+    left = torch.bincount(strata[~held], minlength=data.num_classes)
     if count < 1 or bool(((left == 0) & (sizes > 0)).any()):
         why = "the validation part would be empty" if count < 1 else "a class would have no sample left to train on"
         raise refused("hold_out: fraction", fraction, f" of {len(labels)} training samples: {why}.")
@@ -408,17 +431,22 @@ def image_encoding(config: DataConfig) -> str:
 
 def _own(config: DataConfig) -> ImageSets:
     if kind_of(config.name) == "images":
+        if config.task == "regression":
+            why = ": folders of images have classes; targets come with Parquet, NumPy or a function of yours."
+            raise SettingError(owner="DataConfig", field="task", value=config.task, reason=why)
         path = Path(config.name).expanduser()
         return _decoded(config, find_source("data", path, False), path.name.partition(".")[0], channels=3)
     root = None
     if config.name.startswith("torchvision:"):
         root = _root(config)
-    sets = read_own(config.name, root=root, download=config.download, label=config.label)
+    regression = config.task == "regression"
+    sets = read_own(config.name, root=root, download=config.download, label=config.label, regression=regression)
     images, labels = sets.train
     if sets.test is not None:
         return ImageSets(images, labels, *sets.test, sets.classes)
-    held = _held_out(labels, len(sets.classes), config.test_ratio, generator(0, "data: test part"))
-    if not bool(held.any()) or len(labels[~held].unique()) < len(labels.unique()):
+    strata = torch.zeros(len(labels), dtype=torch.int64) if regression else labels
+    held = _held_out(strata, len(sets.classes), config.test_ratio, generator(0, "data: test part"))
+    if not bool(held.any()) or len(strata[~held].unique()) < len(strata.unique()):
         why = f" of {len(labels)} samples: a part would be empty, or have no sample of a class."
         raise refused("DataConfig.test_ratio", config.test_ratio, why)
     return ImageSets(images[~held], labels[~held], images[held], labels[held], sets.classes)
@@ -507,6 +535,8 @@ def _limit(
 def _balanced_order(labels: torch.Tensor, classes: int, purpose: str) -> torch.Tensor:
     """Return a fixed permutation of the indices that goes round the classes, so that every beginning is balanced."""
     order = torch.randperm(len(labels), generator=generator(0, f"data: {purpose}"))
+    if labels.is_floating_point():
+        return order
     by_class = torch.argsort(labels[order], stable=True)
     counts = torch.bincount(labels, minlength=classes)
     starts = counts.cumsum(0) - counts

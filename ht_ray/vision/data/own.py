@@ -90,7 +90,7 @@ def _refused(name: str, reason: str, **told: Any) -> SettingError:
     return refused("DataConfig.name", name, reason, **told)
 
 
-def read_own(name: str, *, root: Path | None, download: bool, label: str | None) -> OwnSets:
+def read_own(name: str, *, root: Path | None, download: bool, label: str | None, regression: bool = False) -> OwnSets:
     """Return the samples that `name` stands for.
 
     Parameters
@@ -101,6 +101,8 @@ def read_own(name: str, *, root: Path | None, download: bool, label: str | None)
         For torchvision.
     label
         The column of the labels; None looks for one.
+    regression
+        Whether labels are numbers to predict, and no classes.
 
     Raises
     ------
@@ -125,7 +127,7 @@ def read_own(name: str, *, root: Path | None, download: bool, label: str | None)
     except Exception as error:  # of readers over damaged files, and of a user's own code
         text = f"{type(error).__name__}: {error}".splitlines()[0][:300]
         raise _refused(name, ": it cannot be read: {text}.", text=text.rstrip(".")) from error
-    return _tensors(name, arrays)
+    return _tensors(name, arrays, regression)
 
 
 def _from_module(name: str) -> Arrays:
@@ -303,7 +305,7 @@ def _features(name: str, table: Any, columns: list[str]) -> Any:
     return np.stack(found, axis=1)
 
 
-def _tensors(name: str, arrays: Arrays) -> OwnSets:
+def _tensors(name: str, arrays: Arrays, regression: bool) -> OwnSets:
     train = _samples(name, arrays.x, "")
     labels = np.asarray(arrays.y)
     test = None if arrays.x_test is None else _samples(name, arrays.x_test, " to test on")
@@ -317,6 +319,11 @@ def _tensors(name: str, arrays: Arrays) -> OwnSets:
         if samples is not None and given is not None and given.shape != (len(samples),):
             why = ": {count} samples have labels of shape {shape}; accepted is one label each."
             raise _refused(name, why, count=len(samples), shape=given.shape)
+    if regression:
+        targets = [None if given is None else _targets(name, given) for given in (labels, test_labels)]
+        assert targets[0] is not None
+        both = None if test is None or targets[1] is None else (test, targets[1])
+        return OwnSets((train, targets[0]), both, ("target",))
     numbers, classes = _numbered(name, labels, test_labels, arrays.classes)
     return OwnSets((train, numbers[0]), None if test is None else (test, numbers[1]), classes)
 
@@ -346,6 +353,23 @@ def _samples(name: str, given: Any, which: str) -> torch.Tensor:
     return torch.from_numpy(features)
 
 
+def _targets(name: str, labels: Any) -> torch.Tensor:
+    """Return the numbers that a regression predicts, float64."""
+    if not len(labels):
+        raise _refused(name, ": it has no samples.")
+    if labels.dtype.kind not in "fiub":
+        kind = "text" if labels.dtype.kind in "OUS" else str(labels.dtype)
+        raise _refused(name, ": its labels are {kind}; accepted for a regression are numbers.", kind=kind)
+    values = labels.astype(np.float64)
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        why = ": the label of sample {row} is {given}; accepted for a regression are finite numbers."
+        raise _refused(name, why, row=int(bad[0]), given=str(values[bad[0]]))
+    if len(values) > 1 and np.ptp(values) == 0:
+        raise _refused(name, ": all its labels are {given}; there is nothing to predict.", given=str(values[0]))
+    return torch.from_numpy(values)
+
+
 def _numbered(
     name: str, labels: Any, test: Any, classes: tuple[str, ...] | None
 ) -> tuple[list[torch.Tensor], tuple[str, ...]]:
@@ -354,7 +378,11 @@ def _numbered(
         raise _refused(name, ": it has no samples.")
     if labels.dtype.kind == "f" and not np.array_equal(labels, np.rint(labels)):
         value = labels[labels != np.rint(labels)][0]
-        raise _refused(name, ": a label is {given}; accepted are classes: whole numbers, or text.", given=str(value))
+        why = (
+            ": a label is {given}; accepted are classes: whole numbers, or text. Numbers are predicted with "
+            "{DataConfig.task} = 'regression'."
+        )
+        raise _refused(name, why, given=str(value))
     values = np.unique(labels if labels.dtype.kind != "O" else labels.astype(str))
     if len(values) < 2:
         raise _refused(name, ": all its labels are {given}; accepted are two classes and more.", given=str(values[0]))
@@ -364,9 +392,12 @@ def _numbered(
             value = values[0] if values[0] < 0 else values[-1]
             raise _refused(name, why, given=int(value), count=len(classes), last=len(classes) - 1)
         values = np.arange(len(classes))
-    # A float target of many values is a number to predict, not a class.
+    # A target of many values is a number to predict, not a class.
     if classes is None and len(values) > max(1000, len(labels) // 2):
-        why = ": its labels have {count} values in {rows} samples; accepted are classes, of which each has several."
+        why = (
+            ": its labels have {count} values in {rows} samples; accepted are classes, of which each has several. "
+            "Numbers are predicted with {DataConfig.task} = 'regression'."
+        )
         raise _refused(name, why, count=len(values), rows=len(labels))
     found = []
     for given in (labels, test):

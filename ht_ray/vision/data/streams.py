@@ -56,7 +56,7 @@ class Phase:
         Positions in the training set, int64 of shape ``(n,)``. In `continual` the new chunk comes first, then older
         samples.
     labels
-        Their labels with this phase's noise, int64 of shape ``(n,)``.
+        Their labels with this phase's noise, int64 of shape ``(n,)``; of a regression float32.
     noise
         Share of the labels that were redrawn.
     new
@@ -154,6 +154,12 @@ class StreamConfig(ABC):
     not_packed: ClassVar[str] = ""
     """Why a `Pack` cannot train its phases; nothing where it can."""
 
+    makes_data: ClassVar[bool] = False
+    """Whether its data are its own, of each seed others: ``data(seed=)`` returns them."""
+
+    needs_classes: ClassVar[bool] = False
+    """Whether it is about classes, which a regression has not."""
+
     @abstractmethod
     def make(self, labels: Tensor, num_classes: int, *, seed: int) -> Stream:
         """Return the stream over a training set with these true `labels` (int64, shape ``(n,)``).
@@ -225,7 +231,8 @@ def noisy_labels(
     labels
         True labels, int64 of shape ``(n,)``; left alone.
     ratio
-        Share of the samples, in [0, 1], whose labels are redrawn; exactly ``round(ratio * n)`` of them.
+        Share of the samples, in [0, 1], whose labels are redrawn; exactly ``round(ratio * n)`` of them. Targets of a
+        regression, of a floating type, are redrawn from all targets.
     rule
         ``"uniform"`` draws from all classes, so that some stay true by chance (the paper);
         ``"other"`` never draws the true label (the authors' code), and needs two classes.
@@ -244,13 +251,20 @@ def noisy_labels(
     """
     check_number("noisy_labels: ratio", ratio, low=0, high=1)
     check_choice("noisy_labels: rule", rule, ["uniform", "other"])
-    check_number("noisy_labels: num_classes", num_classes, low=2 if rule == "other" else 1, integer=True)
+    regression = labels.is_floating_point()
+    check_number(
+        "noisy_labels: num_classes", num_classes, low=2 if rule == "other" and not regression else 1, integer=True
+    )
+    if regression and rule != "uniform":
+        raise SettingError(f"noisy_labels: rule = {rule!r}: accepted for a regression is 'uniform'.")
     count = round(ratio * len(labels))
     if count == 0:
         return labels.clone()
     chosen = torch.randperm(len(labels), generator=generator)[:count]
     noisy = labels.clone()
-    if rule == "uniform":
+    if regression:
+        noisy[chosen] = labels[torch.randint(len(labels), (count,), generator=generator)]
+    elif rule == "uniform":
         noisy[chosen] = torch.randint(num_classes, (count,), generator=generator)
     else:
         shift = torch.randint(1, num_classes, (count,), generator=generator)
@@ -477,4 +491,6 @@ def make_stream(labels: Tensor, num_classes: int, config: StreamConfig | str, *,
     """
     if not isinstance(config, StreamConfig):
         config = stream_config(config)
+    if config.needs_classes and labels.is_floating_point():
+        raise SettingError(f"stream = {config.name!r}: it is about classes, and the data are a regression.")
     return config.make(labels, num_classes, seed=seed)

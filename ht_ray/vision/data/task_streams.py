@@ -128,6 +128,7 @@ class RandomLabelsConfig(_SampledConfig):
     """
 
     published: ClassVar[dict[str, Any]] = {"tasks": 50, "task_epochs": 400, "task_samples": 1200}
+    needs_classes: ClassVar[bool] = True
 
     def task(self, index: int, labels: Tensor, num_classes: int, seed: int) -> Phase:
         """See `TaskStreamConfig.task`."""
@@ -145,6 +146,7 @@ class ShuffledClassesConfig(_SampledConfig):
     """
 
     published: ClassVar[dict[str, Any]] = {"tasks": 400, "task_epochs": 1, "task_samples": 2500}
+    needs_classes: ClassVar[bool] = True
 
     def task(self, index: int, labels: Tensor, num_classes: int, seed: int) -> Phase:
         """See `TaskStreamConfig.task`."""
@@ -182,6 +184,7 @@ class ClassIncrementalConfig(TaskStreamConfig):
 
     classes_per_task: int = 5
     published: ClassVar[dict[str, Any]] = {"task_epochs": 200}
+    needs_classes: ClassVar[bool] = True
     not_packed: ClassVar[str] = "its head grows"
 
     def __post_init__(self) -> None:
@@ -224,6 +227,7 @@ class FivePlusOneConfig(TaskStreamConfig):
     """
 
     published: ClassVar[dict[str, Any]] = {"tasks": 30, "task_epochs": 10}
+    needs_classes: ClassVar[bool] = True
     not_packed: ClassVar[str] = "tasks are tested on some of the classes"
 
     def task(self, index: int, labels: Tensor, num_classes: int, seed: int) -> Phase:
@@ -294,6 +298,7 @@ class BinaryConfig(TaskStreamConfig):
     """
 
     published: ClassVar[dict[str, Any]] = {"tasks": 5000, "task_epochs": 250}
+    needs_classes: ClassVar[bool] = True
     not_packed: ClassVar[str] = "each task has a head of its own"
 
     def task(self, index: int, labels: Tensor, num_classes: int, seed: int) -> Phase:
@@ -364,7 +369,7 @@ class BitFlippingConfig(_SampledConfig):
     flip_units: int = 100
     flip_beta: float = 0.7
     published: ClassVar[dict[str, Any]] = {"tasks": 100, "task_epochs": 1, "task_samples": 10_000}
-    not_packed: ClassVar[str] = "it is a regression"
+    makes_data: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

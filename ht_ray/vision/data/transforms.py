@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ht_ray.errors import SettingError
 from ht_ray.mechanisms import generator
 
 __all__ = ["AddPattern", "Blur", "DrawnPermutation", "DriftingNoise", "InputTransform", "Permute", "Rotate"]
@@ -22,12 +24,24 @@ __all__ = ["AddPattern", "Blur", "DrawnPermutation", "DriftingNoise", "InputTran
 class InputTransform(ABC):
     """What a task does to its inputs; the tensors of a dataclass derived from it follow to the device."""
 
+    of_images: ClassVar[bool] = False
+    """Whether it takes images, and no table."""
+
     @abstractmethod
     def __call__(self, images: Tensor) -> Tensor:
         """Return the inputs ``(B, C, H, W)`` that the network gets for normalised `images` of that shape."""
 
     def prepared(self, shape: torch.Size, device: torch.device | str) -> InputTransform:
-        """Return the transformation of images of `shape` ``(C, H, W)``, with its tensors on `device`."""
+        """Return the transformation of images of `shape` ``(C, H, W)``, with its tensors on `device`.
+
+        Raises
+        ------
+        SettingError
+            If it takes images, and the samples are those of a table.
+        """
+        if self.of_images and len(shape) != 3:
+            why = ": the data are a table, not images; accepted is 'noise'."
+            raise SettingError(owner="DriftingConfig", field="drift", value=type(self).__name__.lower(), reason=why)
         held = {one.name: getattr(self, one.name) for one in fields(self)}  # type: ignore[arg-type]
         moved = {name: value.to(device) for name, value in held.items() if isinstance(value, Tensor)}
         return replace(self, **moved)  # type: ignore[type-var]
@@ -61,6 +75,8 @@ class Permute(InputTransform):
 
     def __call__(self, images: Tensor) -> Tensor:
         """See `InputTransform`."""
+        if images.ndim == 2:  # the features of a table
+            return images.index_select(1, self.order)
         return images.flatten(2).index_select(2, self.order).view(images.shape)
 
 
@@ -75,6 +91,7 @@ class Rotate(InputTransform):
     """
 
     degrees: Tensor
+    of_images: ClassVar[bool] = True
 
     def __call__(self, images: Tensor) -> Tensor:
         """See `InputTransform`."""
@@ -99,6 +116,7 @@ class Blur(InputTransform):
     """
 
     weights: Tensor
+    of_images: ClassVar[bool] = True
 
     @classmethod
     def gaussian(cls, sigma: float) -> Blur:
@@ -155,7 +173,7 @@ class DrawnPermutation(_Drawn):
     def prepared(self, shape: torch.Size, device: torch.device | str) -> InputTransform:
         """See `InputTransform`."""
         return Permute(
-            torch.randperm(shape[1] * shape[2], generator=generator(self.seed, "order of pixels")).to(device)
+            torch.randperm(math.prod(shape[-2:]), generator=generator(self.seed, "order of pixels")).to(device)
         )
 
 

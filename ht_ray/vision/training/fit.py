@@ -152,7 +152,7 @@ def train_phase(
             step.run()
         samples += step.seen
         if run.end_epoch(step.loss_sum.item(), step.seen):
-            row = run.record(step.correct.item() / step.seen, *run.evaluate())
+            row = run.record(step.measured(), *run.evaluate())
             if on_epoch is not None:
                 on_epoch(row)
     run.end_phase()
@@ -263,7 +263,7 @@ def fit(
         indicators=indicators,
         evaluate_every=evaluate_every,
     )
-    captured = use_graph("fit: graph", graph, run.device, obstacle=obstacle(run.method, forward))
+    captured = use_graph("fit: graph", graph, run.device, obstacle=obstacle(run.method, forward, run.config))
     path = Path(checkpoint) if checkpoint is not None else None
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)  # now, not when the first phase has been trained

@@ -1,12 +1,20 @@
-"""Objective of a task: cross-entropy over the outputs that count, or the mean squared error of a regression."""
+"""Objective of a task: its loss and what results are measured by; of a user's own, or those of the task's kind."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["counted", "explained", "task_loss"]
+from ht_ray._parts import load_part
+from ht_ray.errors import SettingError
+
+__all__ = ["Objective", "counted", "explained", "task_loss"]
 
 
 def counted(outputs: Tensor, mask: Tensor | None) -> Tensor:
@@ -46,3 +54,82 @@ def explained(loss: float, targets: Tensor) -> float:
     """
     variance = float(targets.double().var(correction=0))
     return 1 - loss / variance if variance else float(loss == 0)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Loss and measure of a run, by the paths of a user's own functions; None is that of the task's kind.
+
+    Both are called with outputs ``(B, K)`` and labels ``(B,)``. The loss returns its mean over the batch, a tensor
+    that gradients flow through; the measure a number that is larger for a better network, of a whole set at once.
+
+    Raises
+    ------
+    SettingError
+        If there is no such function, or it returns something else.
+    """
+
+    loss: str | None = None
+    measure: str | None = None
+
+    @property
+    def own(self) -> bool:
+        """Whether either is a user's own."""
+        return self.loss is not None or self.measure is not None
+
+    def function(self, name: str) -> Callable[[Tensor, Tensor], object]:
+        """Return the user's ``"loss"`` or ``"measure"``."""
+        path = getattr(self, name)
+        found = load_part("TrainingConfig", name, path)
+        if not callable(found):
+            raise _refused(name, path, ": accepted is a function of outputs and labels; it is {what!r}.", what=found)
+        return found
+
+    def loss_of(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean loss of a batch."""
+        if self.loss is None:
+            return task_loss(outputs, labels)
+        loss = self.function("loss")(outputs, labels)
+        if not isinstance(loss, Tensor) or loss.dim() or not loss.is_floating_point():
+            got = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            why = ": it returned {got}; accepted is the mean over the batch, a tensor of no dimension."
+            raise _refused("loss", self.loss, why, got=got)
+        return loss
+
+    def measure_of(self, outputs: Tensor, labels: Tensor) -> float:
+        """Return the measure of a set: by default accuracy, or R2 of a regression."""
+        if self.measure is None:
+            if labels.is_floating_point():
+                return explained(task_loss(outputs, labels).item(), labels)
+            return (outputs.argmax(1) == labels).double().mean().item()
+        value = self.function("measure")(outputs, labels)
+        try:
+            number = float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError, RuntimeError) as error:
+            why = ": it returned {got}; accepted is one number, larger for a better network."
+            raise _refused("measure", self.measure, why, got=type(value).__name__) from error
+        return number
+
+    def check(self, outputs: Tensor, labels: Tensor) -> None:
+        """Refuse a loss and a measure that cannot be computed of these, or are not finite or have no gradient."""
+        for name in ("loss", "measure"):
+            if getattr(self, name) is None:
+                continue
+            outputs = outputs.detach().requires_grad_(name == "loss")
+            try:
+                value = self.loss_of(outputs, labels) if name == "loss" else self.measure_of(outputs, labels)
+            except SettingError:
+                raise
+            except Exception as error:  # of a user's own code, whatever it raises
+                text = f"{type(error).__name__}: {error}".splitlines()[0]
+                shapes: dict[str, Any] = {"outputs": tuple(outputs.shape), "labels": tuple(labels.shape), "text": text}
+                why = ": for outputs {outputs} and labels {labels}, it raised {text}."
+                raise _refused(name, getattr(self, name), why, **shapes) from error
+            if name == "loss" and not value.requires_grad:  # type: ignore[union-attr]
+                raise _refused(name, self.loss, ": no gradient flows through what it returns.")
+            if not math.isfinite(float(value)):
+                raise _refused(name, getattr(self, name), ": it is {got}; accepted is finite.", got=float(value))
+
+
+def _refused(field: str, value: object, reason: str, **told: Any) -> SettingError:
+    return SettingError(owner="TrainingConfig", field=field, value=value, reason=reason, **told)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from ht_ray._checks import check_choice, check_fields, refused
+from ht_ray._parts import is_path_of_part
+from ht_ray.errors import SettingError
 from ht_ray.vision.data.augment import AUGMENTATIONS
+from ht_ray.vision.training.objective import Objective
 
 __all__ = ["AUGMENTATIONS", "TrainingConfig", "fitting", "make_optimizer", "set_learning_rate", "warmup_factor"]
 
@@ -41,6 +44,12 @@ class TrainingConfig:
         ``"fp32"``, or ``"bf16"`` for autocast with float32 weights.
     channels_last
         Whether convolutions run in that memory format.
+    loss
+        A loss of your own, my_package.my_module:loss, which is called with outputs (B, K) and labels (B,) and returns
+        its mean; None is cross-entropy, or the squared error of a regression.
+    measure
+        What results are measured by, my_package.my_module:measure, which is called with outputs and labels of a whole
+        set and returns a number, larger for a better network; None is accuracy, or R2 of a regression.
     """
 
     batch_size: int = 256
@@ -54,6 +63,8 @@ class TrainingConfig:
     augment: str = "none"
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = False
+    loss: str | None = None
+    measure: str | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, "batch_size", low=2, integer=True)
@@ -65,6 +76,29 @@ class TrainingConfig:
         check_fields(self, "warmup_ratio", low=0, high=1)
         check_choice("TrainingConfig.augment", self.augment, AUGMENTATIONS)
         check_choice("TrainingConfig.precision", self.precision, ["fp32", "bf16"])
+        for field in ("loss", "measure"):
+            value = getattr(self, field)
+            if value is not None and not is_path_of_part(value):
+                accepted = "a function of yours, as 'package.module:name'"
+                raise SettingError(owner="TrainingConfig", field=field, value=value, accepted=accepted)
+        if self.measure is not None and self.measure_name in ("loss", "accuracy", "r2"):
+            why = ": that is what another measure is called; give it another name."
+            raise refused("TrainingConfig.measure", self.measure, why)
+
+    @property
+    def measure_name(self) -> str | None:
+        """What the user's own measure is called; None if there is none."""
+        return None if self.measure is None else self.measure.rpartition(":")[2].lower()
+
+    @property
+    def objective(self) -> Objective:
+        """Loss and measure."""
+        return Objective(self.loss, self.measure)
+
+    def described(self) -> dict[str, Any]:
+        """Return all settings as plain data, without a loss and a measure that are not given: runs had neither once."""
+        values = asdict(self)
+        return {name: value for name, value in values.items() if name not in ("loss", "measure") or value is not None}
 
 
 def fitting(config: TrainingConfig, shape: Sequence[int]) -> TrainingConfig:

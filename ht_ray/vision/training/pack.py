@@ -21,6 +21,7 @@ from ht_ray.vision.data.augment import crop_flip_places
 from ht_ray.vision.data.loader import EpochDraws
 from ht_ray.vision.data.streams import Stream
 from ht_ray.vision.training.evaluate import Evaluation
+from ht_ray.vision.training.objective import explained
 from ht_ray.vision.training.optimizer import TrainingConfig, set_learning_rate, warmup_factor
 from ht_ray.vision.training.run import TrainingRun
 from ht_ray.vision.training.stacked import StackedNetwork, empty_rows, laid_out_as, stacked_obstacle
@@ -40,6 +41,8 @@ def obstacle_to_packing(model: nn.Module, method: Composition, training: Trainin
     """Return why a run of this network, method and training cannot be part of a `Pack`; nothing if it can."""
     if training.precision != "fp32":
         return f"precision is {training.precision}"
+    if training.objective.own:
+        return "its loss or measure is a user's own"
     if training.channels_last:
         return "convolutions run as channels_last"
     if any(not parameter.requires_grad for parameter in model.parameters()):
@@ -58,8 +61,6 @@ def obstacle_to_packing(model: nn.Module, method: Composition, training: Trainin
 
 def _obstacle_of_stream(stream: Stream) -> str:
     for phase in stream:
-        if phase.labels.is_floating_point():
-            return "the stream's tasks are regressions"
         if phase.outputs is not None or phase.reset_head:
             return "a phase of its stream has a head of its own"
         if phase.relabel is not None and bool((phase.relabel < 0).any()):
@@ -204,6 +205,13 @@ def _stacked(tensors: Sequence[Tensor]) -> Tensor:
     stacked = empty_rows(len(tensors), tensors[0].shape, tensors[0])
     torch._foreach_copy_(list(stacked.unbind(0)), list(tensors))
     return stacked
+
+
+def _losses(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Return each sample's loss of each member's ``(T, B, K)``, as `task_loss` has it."""
+    if labels.is_floating_point():
+        return (outputs[..., 0] - labels.to(outputs.dtype)).square()
+    return functional.cross_entropy(outputs.transpose(1, 2), labels, reduction="none")
 
 
 def _right(outputs: Tensor, labels: Tensor) -> Tensor:
@@ -523,7 +531,7 @@ class _Stack:
             method.before_forward(inputs[rows])
         outputs = self._network({**self.weights, **self.buffers}, inputs, training=True)
         # As the network left them: classes, then samples.
-        loss = functional.cross_entropy(outputs.transpose(1, 2), labels, reduction="none").mean(1)
+        loss = _losses(outputs, labels).mean(1)
         objective = loss.sum()
         for rows, method in self._methods:
             if (term := method.loss(outputs[rows])) is not None:
@@ -621,12 +629,13 @@ class _Stack:
                     batch = torch.stack([self._test_batch(run, number, some) for run in tested])
                     labels = torch.stack([run.tests[number].labels[some] for run in tested])
                 outputs = self._network(tensors, batch, training=False)
-                losses += functional.cross_entropy(outputs.transpose(1, 2), labels, reduction="none").sum(1)
+                losses += _losses(outputs, labels).sum(1)
                 correct += _right(outputs, labels)
-        return [
-            Evaluation(loss / count, right / count)
-            for loss, right in zip(losses.tolist(), correct.tolist(), strict=True)
-        ]
+        means = [loss / count for loss in losses.tolist()]
+        if first.tests[number].labels.is_floating_point():
+            tests = [run.tests[number].labels for run in self.members]
+            return [Evaluation(mean, explained(mean, own)) for mean, own in zip(means, tests, strict=False)]
+        return [Evaluation(mean, right / count) for mean, right in zip(means, correct.tolist(), strict=True)]
 
     def _test_batch(self, run: TrainingRun, number: int, some: slice) -> Tensor:
         test = run.tests[number]

@@ -26,7 +26,7 @@ from ht_ray.vision.data.streams import Stream
 from ht_ray.vision.data.transforms import InputTransform
 from ht_ray.vision.training.evaluate import Evaluation, evaluate
 from ht_ray.vision.training.indicators import make_indicators
-from ht_ray.vision.training.objective import counted, explained, task_loss
+from ht_ray.vision.training.objective import counted, explained
 from ht_ray.vision.training.optimizer import TrainingConfig, fitting, make_optimizer
 from ht_ray.vision.training.precision import autocast
 
@@ -121,7 +121,7 @@ class TrainingRun:
         self.evaluate_every = evaluate_every
         self.settings = {
             "method": self.method.describe(),
-            "training": asdict(self.config),
+            "training": self.config.described(),
             "seed": seed,
             "phases": _sizes(stream),
             "evaluate_every": evaluate_every,
@@ -203,7 +203,7 @@ class TrainingRun:
             with autocast(self.device, torch.bfloat16 if self.config.precision == "bf16" else None):
                 logits = network(batch)
             outputs = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            yield task_loss(counted(outputs, self.tested.outputs), labels)
+            yield self.config.objective.loss_of(counted(outputs, self.tested.outputs), labels)
 
     def _task_test(self, phase: Task, images: Tensor, labels: Tensor, *, own: bool) -> TaskTest:
         """Return what the phase's task makes of images to test on; with `own`, the phase's samples in their place."""
@@ -269,6 +269,7 @@ class TrainingRun:
             channels_last=self.config.channels_last,
             transform=test.transform,
             outputs=test.outputs,
+            objective=self.config.objective,
         )
 
     def record(self, accuracy: float, tested: Evaluation, validated: Evaluation | None = None) -> Row:
@@ -277,11 +278,11 @@ class TrainingRun:
         Parameters
         ----------
         accuracy : float
-            In training; in a regression R2 is put in its place, which the loss tells.
+            In training, or a user's own measure; in a regression R2 is put in its place, which the loss tells.
         tested, validated : Evaluation
             On the test set, and on the validation part if there is one.
         """
-        if self.loader.labels.is_floating_point():
+        if self.loader.labels.is_floating_point() and not self.config.objective.own:
             accuracy = explained(self._train_loss, self.loader.labels)
         row: Row = {
             "step": self._epochs,

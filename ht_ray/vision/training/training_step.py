@@ -13,7 +13,7 @@ from ht_ray.mechanisms.weights.structure import HeldParameters
 from ht_ray.methods import Composition
 from ht_ray.vision.data.loader import EpochDraws, InMemoryLoader
 from ht_ray.vision.training.epoch_sums import EpochSums
-from ht_ray.vision.training.objective import counted, task_loss
+from ht_ray.vision.training.objective import counted
 from ht_ray.vision.training.optimizer import TrainingConfig, set_learning_rate, warmup_factor
 from ht_ray.vision.training.precision import autocast
 
@@ -23,10 +23,12 @@ __all__ = ["TrainingStep", "obstacle"]
 _CAPTURING = "cuda"
 
 
-def obstacle(method: Composition, forward: object) -> str:
+def obstacle(method: Composition, forward: object, config: TrainingConfig) -> str:
     """Return what stands against capturing the steps of `method` as a CUDA graph; `forward` is as in `fit`."""
     if method.not_capturable:
         return f"{' and '.join(method.not_capturable)} decides or draws on the host within a step"
+    if config.objective.own:
+        return "its loss or measure is a user's own"
     return "`forward` is called in place of the network" if forward is not None else ""
 
 
@@ -106,6 +108,8 @@ class TrainingStep:
         self.correct = torch.zeros((), dtype=torch.int64, device=device)
         self.seen = 0
         self._sums = EpochSums()
+        self._objective = config.objective
+        self._kept: list[tuple[Tensor, Tensor]] = []  # for a measure of a user's own
         self._draws: EpochDraws | None = None
         # A method that may be captured reads the learning rate from the device in every step, captured or not, so that
         # both compute alike.
@@ -135,6 +139,14 @@ class TrainingStep:
         self.loss_sum.zero_()
         self.correct.zero_()
         self.seen = 0
+        self._kept.clear()
+
+    def measured(self) -> float:
+        """Return the measure of the epoch's batches as they were trained on: accuracy, or a user's own."""
+        if not self._objective.own:
+            return self.correct.item() / self.seen
+        outputs, labels = (torch.cat(parts) for parts in zip(*self._kept, strict=True))
+        return self._objective.measure_of(outputs, labels)
 
     def run(self) -> None:
         """Make one step with each batch of the epoch."""
@@ -191,7 +203,9 @@ class TrainingStep:
             with self.method.watch():
                 logits = self.forward(batch)
         outputs = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        loss = task_loss(counted(outputs, self._outputs), labels)
+        loss = self._objective.loss_of(counted(outputs, self._outputs), labels)
+        if self._objective.own:
+            self._kept.append((counted(outputs.detach(), self._outputs), labels))
         self.method.loss(loss, outputs).backward()  # type: ignore[no-untyped-call,unused-ignore]
         if self.config.clip is not None:
             nn.utils.clip_grad_norm_(self._parameters(self.model), self.config.clip)

@@ -1,0 +1,105 @@
+"""Stream of a user's own, named by the path of what makes it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ht_ray._parts import is_path_of_part, load_part
+from ht_ray.errors import SettingError
+from ht_ray.vision.data.streams import Phase, Stream, StreamConfig, stream_config
+
+__all__ = ["OwnStreamConfig", "is_own_stream", "stream_settings"]
+
+
+def is_own_stream(name: str) -> bool:
+    """Whether the name is the path of what makes a stream."""
+    return is_path_of_part(name)
+
+
+@dataclass(frozen=True)
+class OwnStreamConfig(StreamConfig):
+    """A stream that a user's function or class makes.
+
+    Attributes
+    ----------
+    path
+        ``"my_package.my_module:make_stream"``: a function of labels, num_classes and seed that returns a `Stream` or
+        its phases; or a class derived from `StreamConfig`, which is made without arguments.
+    """
+
+    path: str
+    name: ClassVar[str] = "own"
+
+    def _factory(self) -> Any:
+        found = load_part("VisionSettings", "stream", self.path)
+        if isinstance(found, type) and issubclass(found, StreamConfig):
+            return found().make
+        if not callable(found):
+            raise self._refused(": accepted is a function of labels, num_classes and seed; it is {what!r}.", what=found)
+        try:
+            inspect.signature(found).bind(labels=None, num_classes=2, seed=0)
+        except TypeError as error:
+            why = ": it is called with labels, num_classes and seed, and cannot be: {text}."
+            raise self._refused(why, text=str(error)) from error
+        return found
+
+    def _refused(self, reason: str, **told: Any) -> SettingError:
+        return SettingError(owner="VisionSettings", field="stream", value=self.path, reason=reason, **told)
+
+    def make(self, labels: Tensor, num_classes: int, *, seed: int) -> Stream:
+        """Return the stream over a training set with these true `labels`.
+
+        Raises
+        ------
+        SettingError
+            If there is no such function, it fails, or what it returns is no stream over these labels.
+        """
+        factory = self._factory()
+        try:
+            made = factory(labels=labels, num_classes=num_classes, seed=seed)
+        except SettingError:
+            raise
+        except Exception as error:  # of a user's own code, whatever it raises
+            text = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise self._refused(": making the stream raised {text}.", text=text) from error
+        phases = made.phases if isinstance(made, Stream) else made
+        if not isinstance(phases, Sequence) or not phases or not all(isinstance(phase, Phase) for phase in phases):
+            kind = "no phases" if phases == () or phases == [] else type(made).__name__
+            raise self._refused(": it returned {kind}; accepted is a Stream, or a list of its phases.", kind=kind)
+        for number, phase in enumerate(phases):
+            if why := self._wrong(phase, number, len(labels), num_classes):
+                raise self._refused(": phase {number}: {text}.", number=number + 1, text=why)
+        return Stream(self.path.partition(":")[2], tuple(phases))
+
+    @staticmethod
+    def _wrong(phase: Phase, number: int, samples: int, num_classes: int) -> str:
+        """Return what is wrong with a phase; nothing if it can be trained on."""
+        places, labels = phase.indices, phase.labels
+        if phase.index != number:
+            return f"its index is {phase.index}; accepted is {number}"
+        if not isinstance(phase.epochs, int) or phase.epochs < 1:
+            return f"its epochs are {phase.epochs!r}; accepted is a positive whole number"
+        if places.dtype != torch.int64 or places.dim() != 1 or len(places) < 2:
+            return f"its indices are {places.dtype} {tuple(places.shape)}; accepted are two or more, int64 (n,)"
+        if int(places.min()) < 0 or int(places.max()) >= samples:
+            return f"an index is {int(places.max())}; accepted are 0 to {samples - 1}"
+        if labels.shape != places.shape:
+            return f"it has {tuple(labels.shape)} labels for {len(places)} indices; accepted is one each"
+        if labels.is_floating_point():
+            return "" if bool(labels.isfinite().all()) else "a label is not finite"
+        if labels.dtype != torch.int64 or int(labels.min()) < 0 or int(labels.max()) >= num_classes:
+            return (
+                f"its labels are {labels.dtype}, up to {int(labels.max())}; accepted are int64, 0 to {num_classes - 1}"
+            )
+        return ""
+
+
+def stream_settings(name: str, **settings: Any) -> StreamConfig:
+    """Return the settings of a stream, by its name or by the path of what makes it."""
+    return OwnStreamConfig(**{"path": name, **settings}) if is_own_stream(name) else stream_config(name, **settings)
