@@ -34,7 +34,7 @@ class MuonAdamW(AdamW):
     """
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override,unused-ignore]
         """Make a step of both; `closure` as in every optimiser."""
         loss = None if closure is None else torch.enable_grad()(closure)()  # type: ignore[no-untyped-call,unused-ignore]
         # Loading a state exchanges what both share, so that they get it anew.
