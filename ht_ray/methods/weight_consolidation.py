@@ -138,7 +138,7 @@ class WeightConsolidation(Method):
     @torch.no_grad()
     def end_epoch(self, optimizer: Any = None, tortoise: Tortoise | None = None, *, last: bool = False) -> None:
         """Reset weights, average them, and give the network the average, each when it is due."""
-        if not self.total:
+        if not self.total or self.settings.start is None:
             return
         self.epochs += 1
         begin = max(1, math.ceil(self.settings.start * self.total))
