@@ -145,11 +145,10 @@ def posthoc(run: TrainingRun) -> tuple[tuple[float, float], float]:
     """Return average and final test accuracy of the relative length that is best on validation data, and the length."""
     kept = run.method.by_name["posthoc_ema"]
     assert isinstance(kept, PosthocEMA) and run.validation is not None
-    ends, step = [], 0
-    for phase in run.stream:
-        step += phase.epochs * -(-len(phase) // run.config.batch_size)
-        ends.append(step)
-    assert ends[-1] == kept.averages.steps
+    # Of each phase as many snapshots, the last at its end.
+    steps = list(kept.averages.snapshots)
+    each = len(steps) // len(run.stream)
+    ends = steps[each - 1 :: each]
 
     def accuracies(network: nn.Module) -> tuple[float, float]:
         sets = (run.validation, (run.test_images, run.test_labels))
