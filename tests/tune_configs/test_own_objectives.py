@@ -206,9 +206,11 @@ def test_a_measure_of_ones_own_of_classes_names_the_columns(folder: Path) -> Non
     data = load_data(settings.data_config())
     assert settings.metric == "average_top"
     *_, own = trained(settings, data.to_arrays())
-    usual = trained(settings_of(data="own_tasks:load_classes", seeds=1, pack="off"), data.to_arrays())[-1]
-    assert own.summary["final_top"] == pytest.approx(usual.summary["final_accuracy"])
-    assert own.summary["final_train_top"] == pytest.approx(usual.summary["final_train_accuracy"])
+    stream = make_stream(data.train_labels, 3, ContinualConfig(phases=2, epochs=2), seed=0)
+    model = make_model(ModelConfig("mlp"), shape=data.shape, num_classes=3, seed=0)
+    *_, usual = fit(model, data, stream, training=TrainingConfig(batch_size=16))
+    assert own.summary["final_top"] == pytest.approx(usual["test_accuracy"])
+    assert own.summary["final_train_top"] == pytest.approx(usual["train_accuracy"])
 
 
 def test_bit_flipping_is_a_study_also_in_packs_of_one_seed() -> None:
@@ -220,6 +222,7 @@ def test_bit_flipping_is_a_study_also_in_packs_of_one_seed() -> None:
         seeds=2,
         phases=10,
         epochs=20,
+        eps=1e-3,  # a smaller one makes steps of gradients that are rounding alone
     )
     assert settings.data == "bit_flipping" and settings.metric == "average_r2"
     planned = continual.trials(settings)
@@ -231,13 +234,18 @@ def test_bit_flipping_is_a_study_also_in_packs_of_one_seed() -> None:
     pack = VisionPack({spec.id: spec.config for spec in grouped if spec.pack == "pack1"}, None)
     for _ in range(2):
         one, together = alone.advance(), pack.advance()[planned[0].id]
-        assert together.summary == pytest.approx(one.summary, abs=1e-4)  # type: ignore[union-attr]
+        assert together.summary == pytest.approx(one.summary, abs=1e-3)  # type: ignore[union-attr]
     assert "plasticity_slope" in one.summary
 
 
 def test_a_stream_of_ones_own_is_trained_and_refused_when_it_has_changed(folder: Path) -> None:
     settings = settings_of(
-        data="own_tasks:load_classes", stream="own_tasks:phases", phases=10, epochs=20, methods=("plain",), seeds=1
+        data="own_tasks:load",
+        task="regression",
+        stream="own_tasks:phases",
+        seeds=1,
+        phases=10,
+        epochs=20,
     )
     planned = continual.trials(settings)
     assert planned[0].id == "own_tasks_phases-plain-seed0"
@@ -245,7 +253,9 @@ def test_a_stream_of_ones_own_is_trained_and_refused_when_it_has_changed(folder:
     assert [text.partition(" ")[0] for text in prepared.recorded["versions"]] == ["stream", "data"]
     reports = trained(settings, prepared.shared)
     assert [report.curves["phase"][0]["phase"] for report in reports] == [1, 2, 3]
-    named = settings_of(data="own_tasks:load_classes", stream="own_tasks:Halves", phases=10, epochs=20, seeds=1)
+    named = settings_of(
+        data="own_tasks:load", task="regression", stream="own_tasks:Halves", phases=10, epochs=20, seeds=1
+    )
     assert trained(named, prepared.shared)[-1].summary == reports[-1].summary
     saved = type(settings).from_json(json.loads(json.dumps({**vars(settings), **prepared.recorded})))
     command_line.prepare_vision(saved, planned)
