@@ -161,6 +161,7 @@ _RECYCLED = {
 CANDIDATES: dict[str, Sequence[str]] = {
     **_RECYCLED,
     "adam": [f"adam_eps={eps},adam_betas={b}" for eps in (1e-4, 1e-6) for b in ("0.9/0.9", "0.9/0.999")],
+    "aid": [f"aid_keep={p}" for p in (0.99, 0.95, 0.9, 0.8)],
     "augment": ["augment_kind=crop", "augment_kind=crop_flip"],
     "continual_backprop": [f"continual_backprop_replacement_rate={rate}" for rate in (1e-5, 1e-4, 1e-3, 1e-2)],
     "dash": [f"dash_alpha={a},dash_floor={f}" for a in (0.3, 0.1) for f in (0.05, 0.5)],
@@ -169,6 +170,7 @@ CANDIDATES: dict[str, Sequence[str]] = {
     "hare_tortoise": (*_TORTOISE, "momentum=0.9,reset_interval=5"),
     "head_reset": ["toward=initial", "toward=fresh"],
     "l2": [f"l2_strength={s}" for s in (0.01, 0.1, 0.3, 1.0)],
+    "muon": [f"muon_learning_rate={rate}" for rate in (3e-4, 1e-3, 3e-3, 1e-2)],
     "normalize_and_project": [f"normalize_and_project_strength={s}" for s in (1.0, 0.3, 0.1, 0.01)],
     "optimizer_reset": [f"optimizer_reset_unit=steps,optimizer_reset_interval={n}" for n in (30, 100, 300, 1000)],
     "parseval": [f"parseval_strength={s}" for s in (1e-4, 1e-3, 1e-2, 1e-1)],
@@ -177,11 +179,14 @@ CANDIDATES: dict[str, Sequence[str]] = {
     "self_distillation": [f"momentum=0.99,self_distillation_strength={s}" for s in (0.1, 0.3, 1.0, 3.0)],
     "shrink_perturb": [f"shrink_perturb_ratio={r}" for r in (0.2, 0.5, 0.8)]
     + ["shrink_perturb_ratio=0.6,shrink_perturb_perturb=0.1"],
+    "snr": [f"snr_unit=steps,snr_interval={n},snr_percentile={p}" for n in (100, 500) for p in (0.95, 0.99)],
     "spectral_decoupling": [f"spectral_decoupling_strength={s}" for s in (1e-3, 1e-2, 3e-2, 1e-1)],
     "spectral_regularization": [f"spectral_regularization_strength={s}" for s in (1e-4, 1e-3, 1e-2, 1e-1)],
+    "trac": [f"trac_initial={s}" for s in (1e-8, 1e-6, 1e-4, 1e-2)],
     "upgd": [f"upgd_noise={s}" for s in (1e-4, 1e-3, 1e-2)],
     "wasserstein": [f"wasserstein_strength={s}" for s in (1e-4, 1e-3, 1e-2, 1e-1)],
     "weight_clipping": [f"weight_clipping_factor={f}" for f in (1.0, 2.0, 3.0, 5.0)],
+    "weight_consolidation": [f"weight_consolidation_retain={share}" for share in (0.2, 0.5, 0.8, 0.95)],
 }
 _ONLINE = {
     "hare_tortoise": [f"momentum={m},reset_unit=steps,reset_interval={n}" for m in (0.9, 0.99) for n in (30, 300)]
