@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
+from ht_ray.records.names import humanize
 from ht_ray.report.data.study import Scalar, StudyData
 
 __all__ = [
@@ -74,12 +74,6 @@ RETURNS = ("average_return", "first_area", "last_area", "plasticity_loss", "forg
 
 NOTHING = "–"
 MOST_DECIMALS = 6
-
-
-def humanize(metric: str) -> str:
-    """Return ``"average accuracy"`` for ``"average_accuracy"``; ``val`` is ``validation``, and ``r2`` R2."""
-    words = metric.replace("_val_", "_validation_").replace("_", " ")
-    return re.sub(r"\br2\b", "R2", words)
 
 
 def capitalize(text: str) -> str:

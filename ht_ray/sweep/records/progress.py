@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from ht_ray.records import TrialStatus
+from ht_ray.records.names import humanize
 from ht_ray.sweep.records.trial_record import TrialRecord
 
 __all__ = ["Console", "StudyProgress", "Workload", "clock", "seconds_left"]
@@ -356,9 +357,8 @@ class StudyProgress:
             return []
         spec = self._records[best].spec
         seed = spec.settings.get("seed")
-        metric = self._metric.replace("_val_", "_validation_").replace("_", " ")
         which = spec.label if seed is None else f"{spec.label} (seed {seed})"
-        return [f"best {metric} so far {_shown(self._metric, self._values[best])}: {which}"]
+        return [f"best {humanize(self._metric)} so far {_shown(self._metric, self._values[best])}: {which}"]
 
     def _best_trial(self) -> int | None:
         """The number of the best trial that has finished; of equals the one that was planned first."""
