@@ -8,6 +8,7 @@ from importlib import import_module
 
 from ht_ray import __version__
 from ht_ray._checks import did_you_mean
+from ht_ray._files import print_line
 
 __all__ = ["COMMANDS", "main"]
 
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ("-h", "--help"):
-        print(_help())
+        print_line(_help())
         return 0
     if name == "--version":
         print(f"ht-ray {__version__}")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["append_whole", "atomic_path", "locked", "write_atomic"]
+__all__ = ["append_whole", "atomic_path", "locked", "print_line", "write_atomic"]
 
 
 @contextmanager
@@ -69,3 +70,12 @@ def locked(path: Path) -> Iterator[bool]:
             yield False
         else:
             yield True
+
+
+def print_line(text: str) -> None:
+    """Print a line; a reader may close the pipe (``| head``), and what is being done goes on."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Nor shall Python's own flush at the end find it closed.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -11,6 +11,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from ht_ray._checks import check_choice
+from ht_ray._files import print_line
 from ht_ray.errors import SettingError
 
 __all__ = ["main"]
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str], program: str) -> int:
         text = error.describe(lambda owner, field: program.rpartition(" ")[2].removesuffix("s"))
         print(f"{program}: error: {text}", file=sys.stderr)
         return 2
-    print("\n".join(lines))
+    print_line("\n".join(lines))
     return 0
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ht_ray._checks import check_number, did_you_mean
 from ht_ray._device import check_device
+from ht_ray._files import print_line
 from ht_ray.diagnostics import diagnose
 from ht_ray.errors import SettingError
 from ht_ray.mechanisms import derive_seed, generator, isolated_rng
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "ht-ray doctor")
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     try:
-        print(_diagnosis(chosen))
+        print_line(_diagnosis(chosen))
     except SettingError as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         return 2

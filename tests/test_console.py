@@ -193,3 +193,14 @@ def test_doctor_refuses_in_one_line(
     code, out, err = run("doctor", "--model", model, "--data", data.format(files=files), *more, capsys=capsys)
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert err.startswith("ht-ray doctor: error: ") and re.search(said, err), err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["methods"], ["continual", "--help"]])
+def test_a_reader_that_goes_away_is_no_error(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "ht_ray", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()  # as "| true" does
+        said = process.stderr.read().decode()
+    assert (process.returncode, said) == (0, "")

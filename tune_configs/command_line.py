@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ht_ray._checks import refused
+from ht_ray._files import print_line
 from ht_ray._parts import is_path_of_part, version_of_part
 from ht_ray._storage import StorageError, is_uri
 from ht_ray.diagnostics import IndicatorConfig
@@ -200,7 +201,7 @@ def _parse(
     if wanted:
         values = asdict(settings_class(**study).resolved())
         most_used = None if "--help-all" in wanted else settings_class.most_used
-        print(help_page(program, description, every, values, most_used))
+        print_line(help_page(program, description, every, values, most_used))
         raise SystemExit(0)
     config = SweepConfig(**run).located()
     if config.resume is None:
@@ -279,7 +280,7 @@ def _run(
     done = run_settings(
         name, settings, run, trials, prepare, lambda text: print(f"{program}: warning: {text}", file=sys.stderr)
     )
-    print(done.describe(f"--resume {shlex.quote(done.result.location)}"))
+    print_line(done.describe(f"--resume {shlex.quote(done.result.location)}"))
     return done.result.exit_code
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -11,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from ht_ray._files import write_atomic
+from ht_ray._files import print_line, write_atomic
 from ht_ray._storage import PASSING, StorageError, retry
 from ht_ray.errors import SettingError
 
@@ -86,12 +84,3 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise SettingError(f"{path} cannot be removed: {error.strerror or error}.") from error
-
-
-def print_line(text: str) -> None:
-    """Print a line; a reader may close the pipe (``| head``), and the report is written all the same."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        # Nor shall Python's own flush at the end find it closed.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
