@@ -411,7 +411,7 @@ class VisionSettings(_Flags, StudySettings):
             usual = {one.name: one.default for one in fields(self)}
             for part in split_methods(name)[0]:
                 known = published_settings(part, self.data, self.stream)
-                values |= {setting: value for setting, value in known.items() if values[setting] == usual[setting]}
+                values |= {one: value for one, value in known.items() if getattr(self, one) == usual[one]}
         return MethodConfig(name, **{**values, **settings, **own})
 
     def trial_config(self, method: MethodConfig, access: str, seed: int, **stream: Any) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def write_report(
     """
     study = study if isinstance(study, StudyData) else load_study(study)
     if study.source is not None and out is None:
-        raise SettingError(f"{study.source} is no directory: name one for its report (--out).")
+        raise SettingError(f"{study.source} is a study at a URI: name a directory for its report (--out).")
     root = study.directory if out is None else Path(out)
     if not _same(root, study.directory):
         _check_free(root, (PAGE, "table.md", *(f"{key}.csv" for key in TABLES), "figures", "report"))

@@ -160,7 +160,7 @@ def test_every_method_acts_on_the_agent(method: str) -> None:
     changed = weights.keys() != plain.keys() or any(
         weights[name].shape != plain[name].shape or not torch.equal(weights[name], plain[name]) for name in weights
     )
-    assert changed == (method not in ("plain", "continual_backprop", "snr"))  # which wait for units to mature
+    assert changed == (method not in ("plain", "continual_backprop"))  # which waits for units to mature
 
 
 def test_areas_and_returns_are_those_of_the_games_that_were_played() -> None:

