@@ -29,7 +29,7 @@ from ht_ray.errors import SettingWarning
 from ht_ray.methods import METHODS, MethodConfig, Tortoise, display_name, flat_names, half_life, method_parts, registry
 from ht_ray.reproduce.__main__ import make_parser
 from ht_ray.sweep import SweepConfig
-from tune_configs import ablation, atari100k, command_line, continual, continual_rl, warm_start
+from tune_configs import ablation, atari100k, command_line, continual, continual_rl, leaderboard, warm_start
 from tune_configs.settings import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -214,6 +214,8 @@ def test_other_commands_exist() -> None:
             assert words[1] in COMMANDS, f"{place}: ht-ray has no {words[1]!r}"
         if words[:2] == ["ht-ray", "reproduce"]:
             make_parser().parse_args(words[2:])
+        if words[:2] == ["ht-ray", "leaderboard"]:
+            leaderboard.make_parser().parse_args(words[2:])
         if words[:2] == ["ht-ray", "doctor"]:
             doctor.make_parser().parse_args(words[2:])
         if words[:2] == ["python", "-m"]:
@@ -223,7 +225,7 @@ def test_other_commands_exist() -> None:
 def test_flags_in_the_text_are_flags() -> None:
     names = {field.name for _, settings in STUDIES.values() for field in (*fields(settings), *fields(SweepConfig))}
     flags = {f"--{negation}{name.replace('_', '-')}" for name in names for negation in ("", "no-")} | FOREIGN_FLAGS
-    for parser in (make_parser(), train.make_parser(), doctor.make_parser()):
+    for parser in (make_parser(), train.make_parser(), doctor.make_parser(), leaderboard.make_parser()):
         flags |= set(re.findall(r"--[a-z][a-z0-9-]*", parser.format_help()))
     for document in DOCUMENTS:
         prose = re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)

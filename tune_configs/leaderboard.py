@@ -89,7 +89,7 @@ _TASKS = {
     "fresh_optimizer": False,
     "model": "mlp",
 }
-_MNIST = {"data": "mnist", "batch_size": 16, "tasks": 80, "task_samples": 500, "test_limit": 500, **_TASKS}
+_MNIST = {"data": "mnist", "batch_size": 16, "tasks": 60, "task_samples": 500, "test_limit": 500, **_TASKS}
 BOARDS = {
     board.name: board
     for board in (
