@@ -33,51 +33,45 @@ class _Architecture(Method):
             raise refused("MethodConfig.name", self.name, why)
 
 
+class _Activation(_Architecture):
+    """Base of methods that are an activation in place of ReLU."""
+
+    #: The activation, as network configurations call it.
+    activation: str
+
+    @classmethod
+    def configure_model(cls, settings: Any, config: Any) -> Any:
+        """Return `config` with the activation.
+
+        Raises
+        ------
+        SettingError
+            If the network has another activation in place of ReLU.
+        """
+        if config.activation not in ("relu", cls.activation):
+            why = f": the network has {config.activation} in place of ReLU already."
+            raise refused("MethodConfig.name", cls.name, why)
+        return replace(config, activation=cls.activation)
+
+
 @register
-class CReLUNetwork(_Architecture):
+class CReLUNetwork(_Activation):
     """CReLU in place of ReLU (Abbas et al. 2023, arXiv 2303.07507)."""
 
     name = "crelu"
     title = "CReLU"
     kinds = (CReLU,)
-
-    @classmethod
-    def configure_model(cls, settings: Any, config: Any) -> Any:
-        """Return `config` with CReLU.
-
-        Raises
-        ------
-        SettingError
-            If the network has another activation in place of ReLU.
-        """
-        return _with_activation(cls.name, config, "crelu")
+    activation = "crelu"
 
 
 @register
-class DeepFourier(_Architecture):
+class DeepFourier(_Activation):
     """Sine and cosine in place of ReLU (Lewandowski et al. 2025, arXiv 2410.20634)."""
 
     name = "deep_fourier"
     title = "Deep Fourier Features"
     kinds = (Fourier,)
-
-    @classmethod
-    def configure_model(cls, settings: Any, config: Any) -> Any:
-        """Return `config` with Fourier features.
-
-        Raises
-        ------
-        SettingError
-            If the network has another activation in place of ReLU.
-        """
-        return _with_activation(cls.name, config, "fourier")
-
-
-def _with_activation(name: str, config: Any, activation: str) -> Any:
-    if config.activation not in ("relu", activation):
-        why = f": the network has {config.activation} in place of ReLU already."
-        raise refused("MethodConfig.name", name, why)
-    return replace(config, activation=activation)
+    activation = "fourier"
 
 
 @register

@@ -11,12 +11,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ht_ray.mechanisms.units.find_units import HiddenUnits, Layers, UnitMap, recyclable_units, watch_activations
+from ht_ray.mechanisms.units.find_units import HiddenUnits, Layers, watch_activations
 from ht_ray.mechanisms.units.recycle import recycle
-from ht_ray.mechanisms.units.step_counts import RecycledSteps
 from ht_ray.mechanisms.weights.fresh import fresh_weights
 from ht_ray.mechanisms.weights.rng import derive_seed
-from ht_ray.methods.method import Method
+from ht_ray.methods.recycling import Recycling
 from ht_ray.methods.registry import register
 from ht_ray.methods.settings import MethodSettings, recycled_steps, setting, treats_tortoise
 from ht_ray.methods.tortoise import Tortoise
@@ -27,7 +26,7 @@ _TENSORS = ("ages", "thresholds", "silences")
 
 
 @register
-class SelfNormalizedResets(Method):
+class SelfNormalizedResets(Recycling):
     """Self-normalized resets (SNR: Farias & Jozefiak 2025, arXiv 2410.20098), as the authors' code has them.
 
     A unit is silent in a step if its activation is positive for no sample, and no position, of the training batch. Its
@@ -97,28 +96,21 @@ class SelfNormalizedResets(Method):
     def __init__(
         self, module: nn.Module, settings: Any = None, *, seed: int = 0, layers: Layers | None = None, **changes: Any
     ) -> None:
-        super().__init__(module, settings, seed=seed, **changes)
-        self.layers = layers
-        #: Epochs, steps, how often units were reset, how many, and the size of the first batch.
-        self.epochs = 0
-        self.steps = 0
-        self.applications = 0
-        self.recycled = 0
-        self.batch = 0
+        super().__init__(module, settings, seed=seed, layers=layers, **changes)
+        #: Epochs, how often units were reset, how many, and the size of the first batch.
+        self.epochs = self.applications = self.recycled = self.batch = 0
         #: By activation, for each unit: for how many samples it has been silent, from how many on it is reset, and how
         #: many silences there were of each length, in batches.
         self.ages: dict[str, Tensor] = {}
         self.thresholds: dict[str, Tensor] = {}
         self.silences: dict[str, Tensor] = {}
-        self.step_counts = RecycledSteps(self.settings.step_count)
-        self._units: UnitMap | None = None
         self._fired: dict[str, Tensor] = {}
         self.grown()
 
     def grown(self) -> None:
         """Find the network's units."""
         if self.settings.interval is not None:
-            self._units = recyclable_units("SelfNormalizedResets", self.module, self.layers, before=self._units)
+            self._find()
 
     def watch(self) -> AbstractContextManager[Any]:
         """Return a context around the training forward pass, which looks at the activations."""
@@ -128,10 +120,6 @@ class SelfNormalizedResets(Method):
         positive = activation.detach().movedim(hidden.dim, 0).flatten(1) > 0
         self._fired[hidden.name] = positive.any(1).view(hidden.halves, hidden.units).any(0)
         self._size = len(activation)
-
-    def before_step(self, optimizer: Any) -> None:
-        """Let recycled weights count their own steps, if they do."""
-        self.step_counts.before_step(self.module, optimizer)
 
     @torch.no_grad()
     def after_step(self, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
