@@ -89,7 +89,15 @@ _TASKS = {
     "fresh_optimizer": False,
     "model": "mlp",
 }
-_MNIST = {"data": "mnist", "batch_size": 16, "tasks": 60, "task_samples": 500, "test_limit": 500, **_TASKS}
+_MNIST = {
+    "data": "mnist",
+    "train_limit": 6000,  # a tenth of them is validated on: of all images that would take longer than training
+    "test_limit": 500,
+    "batch_size": 16,
+    "tasks": 60,
+    "task_samples": 500,
+    **_TASKS,
+}
 BOARDS = {
     board.name: board
     for board in (
