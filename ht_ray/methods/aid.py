@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -91,6 +91,7 @@ class AID(Method):
     name = "aid"
     title = "AID"
     rank = -4
+    counters = ("steps",)
     packed = _NotPacked
     not_for_agents = "it replaces activations of the network, and the target network has its own"
 
@@ -146,11 +147,3 @@ class AID(Method):
         finally:
             for part in self._parts:
                 part.draws = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the counter to continue from."""
-        return {"steps": self.steps}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`."""
-        self.steps = int(state["steps"])

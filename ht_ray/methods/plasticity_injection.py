@@ -144,6 +144,7 @@ class PlasticityInjection(Method):
     packed = _Alone
     acts_before_phases = True
     capturable = True
+    counters = ("applications",)
     not_for_agents = "it adds parts to the network before a phase, and an agent's training has no phases"
 
     @dataclass(frozen=True, kw_only=True)
@@ -318,10 +319,6 @@ class PlasticityInjection(Method):
         while self.applications < wanted:
             self._inject()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return counters to continue from; settings are not part of it, and the heads are the network's."""
-        return {"applications": self.applications}
-
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`, once the network has the structure that goes with it (see `rebuild`).
 
@@ -335,4 +332,4 @@ class PlasticityInjection(Method):
             raise ValueError(
                 f"PlasticityInjection: the network has had {found} injections, the state {wanted}: call rebuild first"
             )
-        self.applications = wanted
+        super().load_state_dict(state)

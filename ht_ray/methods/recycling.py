@@ -57,6 +57,15 @@ class Recycling(Method):
         """Let recycled weights count their own steps, if they do."""
         self.step_counts.before_step(self.module, optimizer)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the counters and tensors to continue from; settings are not part of it."""
+        return {**super().state_dict(), "step_counts": self.step_counts.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`."""
+        super().load_state_dict(state)
+        self.step_counts.load_state_dict(state["step_counts"])
+
 
 class IntervalRecycling(Recycling):
     """Base of methods that recycle what is dormant every so many epochs or steps; `Settings` has `interval` and `unit`.
@@ -65,6 +74,7 @@ class IntervalRecycling(Recycling):
     """
 
     agent_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({"interval": 1000, "unit": "steps"})
+    counters = ("epochs", "steps", "applications", "recycled")
 
     def __init__(
         self, module: nn.Module, settings: Any = None, *, seed: int = 0, layers: Layers | None = None, **changes: Any
@@ -118,14 +128,3 @@ class IntervalRecycling(Recycling):
         self.applications += 1
         self.recycled += sum(counts.values())
         return counts
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the counters and tensors to continue from; settings are not part of it."""
-        counters = {name: getattr(self, name) for name in ("epochs", "steps", "applications", "recycled")}
-        return {**counters, "step_counts": self.step_counts.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`."""
-        for name in ("epochs", "steps", "applications", "recycled"):
-            setattr(self, name, int(state[name]))
-        self.step_counts.load_state_dict(state["step_counts"])

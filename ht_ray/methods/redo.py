@@ -24,7 +24,7 @@ from ht_ray.methods.method import FIRST, Inputs, Phase
 from ht_ray.methods.packed import Separately
 from ht_ray.methods.recycling import IntervalRecycling
 from ht_ray.methods.registry import register
-from ht_ray.methods.settings import MethodSettings, recycled_steps, setting, treats_tortoise
+from ht_ray.methods.settings import MethodSettings, interval_unit, recycled_steps, setting, treats_tortoise
 from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["ReDo"]
@@ -100,9 +100,7 @@ class ReDo(IntervalRecycling):
         interval: int | None = setting(
             5, "Dormant units are recycled after every so many epochs or steps; None means never.", low=1
         )
-        unit: Literal["epochs", "steps"] = setting(
-            "epochs", "Unit of the interval: epochs, counted from 1 in each phase, or steps over the whole run."
-        )
+        unit: Literal["epochs", "steps"] = interval_unit()
         batches: int = setting(4, "From how many of the last training batches a unit's activation is taken.", low=1)
         step_count: Literal["keep", "per_weight", "reset"] = recycled_steps("keep", "Dopamine, the published code")
         reinitialize_tortoise: bool = treats_tortoise()
