@@ -6,35 +6,6 @@ from ht_ray import methods
 
 from .method import named_plugin
 
-__all__ = [
-    "AIDPlugin",
-    "ContinualBackpropPlugin",
-    "DASHPlugin",
-    "EMAPlugin",
-    "FIREPlugin",
-    "HareTortoisePlugin",
-    "HeadResetPlugin",
-    "L2Plugin",
-    "MuonPlugin",
-    "NormalizeAndProjectPlugin",
-    "OptimizerResetPlugin",
-    "ParsevalPlugin",
-    "PlasticityInjectionPlugin",
-    "ReDoPlugin",
-    "ReGraMaPlugin",
-    "RegenerativePlugin",
-    "SelfDistillationPlugin",
-    "SelfNormalizedResetsPlugin",
-    "ShrinkPerturbPlugin",
-    "SpectralDecouplingPlugin",
-    "SpectralRegularizationPlugin",
-    "TRACPlugin",
-    "UPGDPlugin",
-    "WassersteinPlugin",
-    "WeightClippingPlugin",
-    "WeightConsolidationPlugin",
-]
-
 ContinualBackpropPlugin = named_plugin(methods.ContinualBackprop)
 EMAPlugin = named_plugin(methods.EMA)
 HareTortoisePlugin = named_plugin(methods.HareTortoise)
@@ -61,3 +32,5 @@ AIDPlugin = named_plugin(methods.AID)
 SelfNormalizedResetsPlugin = named_plugin(methods.SelfNormalizedResets)
 TRACPlugin = named_plugin(methods.TRAC)
 WeightConsolidationPlugin = named_plugin(methods.WeightConsolidation)
+
+__all__ = [name for name in dir() if name.endswith("Plugin")]

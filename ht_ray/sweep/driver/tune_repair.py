@@ -45,9 +45,15 @@ def isolate_worker_failures(say: Callable[[str], None]) -> Iterator[None]:
         )
         yield
         return
-    originals = [(owner, name, getattr(owner, name)) for owner, name, _ in repaired]
+    with _replaced(repaired):
+        yield
+
+
+@contextmanager
+def _replaced(methods: list[tuple[Any, str, Any]]) -> Iterator[None]:
+    originals = [(owner, name, getattr(owner, name)) for owner, name, _ in methods]
     try:
-        for owner, name, function in repaired:
+        for owner, name, function in methods:
             setattr(owner, name, function)
         yield
     finally:
@@ -64,11 +70,10 @@ def waiting_workers() -> Iterator[None]:
     started have its variables. With a version of Ray that was not tested, they are started like that.
     """
     try:
-        if not ray.__version__.startswith(TESTED):
-            raise ImportError(f"Ray {ray.__version__} was not tested")
+        _check_tested()
         from ray.tune.execution.class_cache import _ActorClassCache
 
-        plain = _ActorClassCache.get
+        _ = _ActorClassCache.get
     except (ImportError, AttributeError):
         yield
         return
@@ -78,11 +83,13 @@ def waiting_workers() -> Iterator[None]:
             self._cache[trainable] = ray.remote(trainable)
         return self._cache[trainable]
 
-    _ActorClassCache.get = get
-    try:
+    with _replaced([(_ActorClassCache, "get", get)]):
         yield
-    finally:
-        _ActorClassCache.get = plain
+
+
+def _check_tested() -> None:
+    if not ray.__version__.startswith(TESTED):
+        raise ImportError(f"tested with {', '.join(version + 'x' for version in TESTED)}")
 
 
 def _repaired() -> list[tuple[Any, str, Any]]:
@@ -93,8 +100,7 @@ def _repaired() -> list[tuple[Any, str, Any]]:
     ImportError, AttributeError
         If this version was not tested, or a private name is gone.
     """
-    if not ray.__version__.startswith(TESTED):
-        raise ImportError(f"tested with {', '.join(version + 'x' for version in TESTED)}")
+    _check_tested()
     from ray.air.execution._internal.actor_manager import RayActorManager
     from ray.tune.execution.tune_controller import TuneController
     from ray.tune.experiment import Trial
