@@ -538,12 +538,13 @@ class Tortoise(Method):
         ValueError
             If names or shapes differ from the hare's; nothing is changed then.
         """
+        counters = {name: int(state[name]) for name in self.counters}
         self.stop_predicting()
         self.grown()
         for copy, held in zip(self.copies, state.get("copies", [state["weights"]]), strict=True):
             copy.load_state_dict(held)
         self._set_chosen(state.get("chosen", 0))
-        super().load_state_dict(state)
+        super().load_state_dict(counters)
 
     def _warn(self, steps_per_epoch: int, epochs: int | None) -> None:
         life = half_life(self.momentum)
