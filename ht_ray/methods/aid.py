@@ -50,13 +50,6 @@ class IntervalDropout(nn.ReLU):
         return f"keep={self.keep}"
 
 
-class _NotPacked(PackedMethod):
-    @classmethod
-    def obstacle(cls, method: Any) -> str:
-        """Return why it cannot be packed."""
-        return "aid draws within every layer, for one network at a time" if method.settings.keep < 1 else ""
-
-
 @register
 class AID(Method):
     """Activation by interval-wise dropout (Park et al. 2025, arXiv 2502.01342).
@@ -92,7 +85,7 @@ class AID(Method):
     title = "AID"
     rank = -4
     counters = ("steps",)
-    packed = _NotPacked
+    packed = PackedMethod
     not_for_agents = "it replaces activations of the network, and the target network has its own"
 
     @dataclass(frozen=True, kw_only=True)
@@ -120,6 +113,10 @@ class AID(Method):
                 value=self.name,
                 reason=f": {type(module).__name__} has no nn.ReLU, which alone it replaces.",
             )
+
+    def not_packed(self) -> str:
+        """Return why it cannot be packed."""
+        return "aid draws within every layer, for one network at a time" if self.settings.keep < 1 else ""
 
     def grown(self) -> None:
         """Replace the activations that are not."""

@@ -274,6 +274,10 @@ class Method:
     def end_phase(self) -> None:
         """Call after a phase."""
 
+    def not_packed(self) -> str:
+        """Return why a method of these settings cannot be packed (see `packed`); nothing if nothing is known."""
+        return ""
+
     # State.
 
     def rebuild(self, state: Mapping[str, Any]) -> None:

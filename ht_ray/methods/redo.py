@@ -30,16 +30,6 @@ from ht_ray.methods.tortoise import Tortoise
 __all__ = ["ReDo"]
 
 
-class _Packed(Separately):
-    @classmethod
-    def obstacle(cls, method: Any) -> str:
-        """Return why it cannot be packed."""
-        # A pack makes the steps of all members' optimisers in one, and calls none of them.
-        if method.settings.step_count == "per_weight":
-            return f"{method.name} has recycled weights count their own steps"
-        return ""
-
-
 @register
 class ReDo(IntervalRecycling):
     """Recycling of dormant units (Sokar et al. 2023, arXiv 2302.12902; arXiv 2406.02596, appendix A.4).
@@ -88,7 +78,7 @@ class ReDo(IntervalRecycling):
     name = "redo"
     title = "ReDo"
     rank = 5
-    packed = _Packed
+    packed = Separately
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(MethodSettings):
@@ -118,6 +108,12 @@ class ReDo(IntervalRecycling):
     def units(self) -> UnitMap:
         """The network's units, as found at the start of the phase."""
         return self._units if self._units is not None else self._find()
+
+    def not_packed(self) -> str:
+        """Return why it cannot be packed."""
+        # A pack makes the steps of all members' optimisers in one, and calls none of them.
+        own = self.settings.step_count == "per_weight"
+        return f"{self.name} has recycled weights count their own steps" if own else ""
 
     def before_phase(self, phase: Phase = FIRST, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
         """Forget the batches, and count epochs from 0."""

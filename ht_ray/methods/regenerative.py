@@ -25,10 +25,6 @@ __all__ = ["Regenerative"]
 
 
 class _PackedRegenerative(PackedMethod):
-    @classmethod
-    def obstacle(cls, method: Any) -> str:
-        return "regenerative draws a fresh network at every step" if method.initial is None else ""
-
     def __init__(self, methods: Any, rows: Any) -> None:
         super().__init__(methods, rows)
         self._anchors = {
@@ -170,6 +166,10 @@ class Regenerative(KeepsInitial):
         draw = derive_seed(self.seed, "regenerative: fresh weights", self.draws)
         self.draws += 1
         return self._fresh.draw(draw)
+
+    def not_packed(self) -> str:
+        """Return why it cannot be packed."""
+        return "regenerative draws a fresh network at every step" if self.initial is None else ""
 
     def loss(self, outputs: Tensor) -> Tensor | None:
         """Return the distance from the initial weights with ``coupling="loss"``."""
