@@ -43,4 +43,5 @@ class KeepsInitial(Method):
         if self.initial is not None:
             self.initial.sync(self._part())
             self.initial.load_state_dict(state["initial"])
+            self.grown()
         super().load_state_dict(state)

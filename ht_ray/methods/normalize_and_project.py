@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,8 +118,3 @@ class NormalizeAndProject(KeepsInitial):
             present, norms = torch.stack(torch._foreach_norm(weights)), torch.stack(list(self.norms.values()))
             factors = _factors(present, norms, self.settings.strength).unbind(0)
             torch._foreach_mul_(weights, factors)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`; see `KeepsInitial.load_state_dict`."""
-        super().load_state_dict(state)
-        self.grown()

@@ -22,7 +22,7 @@ __all__ = ["IntervalRecycling", "Recycling"]
 
 
 class Recycling(Method):
-    """Base of methods that recycle hidden units; `Settings` has a `step_count`.
+    """Base of methods that recycle hidden units; `Settings` has a `step_count`; and an `interval`, or `grown` is another.
 
     Parameters
     ----------
@@ -53,6 +53,11 @@ class Recycling(Method):
         self._units = recyclable_units(type(self).__name__, self.module, self.layers, before=self._units)
         return self._units
 
+    def grown(self) -> None:
+        """Find the network's units."""
+        if self.settings.interval is not None:
+            self._find()
+
     def before_step(self, optimizer: Any) -> None:
         """Let recycled weights count their own steps, if they do."""
         self.step_counts.before_step(self.module, optimizer)
@@ -82,11 +87,6 @@ class IntervalRecycling(Recycling):
         super().__init__(module, settings, seed=seed, layers=layers, **changes)
         #: Epochs ended in this phase, how often units were looked for, and how many were recycled.
         self.epochs = self.applications = self.recycled = 0
-
-    def grown(self) -> None:
-        """Find the network's units."""
-        if self.settings.interval is not None:
-            self._find()
 
     def before_phase(self, phase: Phase = FIRST, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
         """Count epochs from 0."""

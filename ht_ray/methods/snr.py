@@ -108,11 +108,6 @@ class SelfNormalizedResets(Recycling):
         self._fired: dict[str, Tensor] = {}
         self.grown()
 
-    def grown(self) -> None:
-        """Find the network's units."""
-        if self.settings.interval is not None:
-            self._find()
-
     def watch(self) -> AbstractContextManager[Any]:
         """Return a context around the training forward pass, which looks at the activations."""
         return nullcontext() if self._units is None else watch_activations(self.module, self._units.hidden, self._see)

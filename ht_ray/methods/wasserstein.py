@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,8 +81,3 @@ class Wasserstein(KeepsInitial, WeightPenalty):
                 apart = parameter.flatten().sort(stable=True).values - target
                 terms.append(apart.to(torch.promote_types(apart.dtype, torch.float32)).square().sum())
         return torch.stack(terms).sum() if terms else None
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`; see `KeepsInitial.load_state_dict`."""
-        super().load_state_dict(state)
-        self.grown()
