@@ -22,7 +22,7 @@ __all__ = ["IntervalRecycling", "Recycling"]
 
 
 class Recycling(Method):
-    """Base of methods that recycle hidden units; `Settings` has a `step_count`; and an `interval`, or `grown` is another.
+    """Base of methods that recycle hidden units; `Settings` has a `step_count`, and an `interval` for this `grown`.
 
     Parameters
     ----------
