@@ -1,4 +1,4 @@
-"""The plugins of single methods, made from their classes: each is named once, for type checkers, and nothing else is."""
+"""The plugins of single methods, made from their classes. Nothing else here has a public name."""
 
 from ht_ray import methods as _methods
 
