@@ -45,15 +45,9 @@ def isolate_worker_failures(say: Callable[[str], None]) -> Iterator[None]:
         )
         yield
         return
-    with _replaced(repaired):
-        yield
-
-
-@contextmanager
-def _replaced(methods: list[tuple[Any, str, Any]]) -> Iterator[None]:
-    originals = [(owner, name, getattr(owner, name)) for owner, name, _ in methods]
+    originals = [(owner, name, getattr(owner, name)) for owner, name, _ in repaired]
     try:
-        for owner, name, function in methods:
+        for owner, name, function in repaired:
             setattr(owner, name, function)
         yield
     finally:
@@ -70,10 +64,11 @@ def waiting_workers() -> Iterator[None]:
     started have its variables. With a version of Ray that was not tested, they are started like that.
     """
     try:
-        _check_tested()
+        if not ray.__version__.startswith(TESTED):
+            raise ImportError(f"Ray {ray.__version__} was not tested")
         from ray.tune.execution.class_cache import _ActorClassCache
 
-        _ = _ActorClassCache.get
+        plain = _ActorClassCache.get
     except (ImportError, AttributeError):
         yield
         return
@@ -83,13 +78,11 @@ def waiting_workers() -> Iterator[None]:
             self._cache[trainable] = ray.remote(trainable)
         return self._cache[trainable]
 
-    with _replaced([(_ActorClassCache, "get", get)]):
+    _ActorClassCache.get = get
+    try:
         yield
-
-
-def _check_tested() -> None:
-    if not ray.__version__.startswith(TESTED):
-        raise ImportError(f"tested with {', '.join(version + 'x' for version in TESTED)}")
+    finally:
+        _ActorClassCache.get = plain
 
 
 def _repaired() -> list[tuple[Any, str, Any]]:
@@ -100,7 +93,8 @@ def _repaired() -> list[tuple[Any, str, Any]]:
     ImportError, AttributeError
         If this version was not tested, or a private name is gone.
     """
-    _check_tested()
+    if not ray.__version__.startswith(TESTED):
+        raise ImportError(f"tested with {', '.join(version + 'x' for version in TESTED)}")
     from ray.air.execution._internal.actor_manager import RayActorManager
     from ray.tune.execution.tune_controller import TuneController
     from ray.tune.experiment import Trial
