@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ht_ray.agents.drq.config import drq_variant
+from ht_ray.agents.registry import agent_variant
 from ht_ray.agents.training.train import TrainingRun
 
 GAME, LATE, ROUND = "Freeway", 1500, 10
@@ -26,7 +26,7 @@ GAME, LATE, ROUND = "Freeway", 1500, 10
 
 def plain_loop(device: str) -> Callable[[], None]:
     """Return what makes ten steps of the plain loop."""
-    run = TrainingRun(GAME, drq_variant("drq+ht", learning_starts=LATE), device=device)
+    run = TrainingRun(GAME, agent_variant("drq+ht", learning_starts=LATE), device=device)
     run.advance(LATE)
 
     def ten_steps() -> None:

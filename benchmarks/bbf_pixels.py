@@ -18,8 +18,9 @@ from pathlib import Path
 
 import torch
 
-from ht_ray.agents.bbf.config import BBFConfig, bbf_variant
+from ht_ray.agents.bbf.config import BBFConfig
 from ht_ray.agents.envs.catch import CatchConfig
+from ht_ray.agents.registry import agent_variant
 from ht_ray.agents.training.train import TrainingRun
 
 Row = tuple[str, int, int, int, float]
@@ -31,9 +32,9 @@ COLOURS = {"bbf-spr0": "#777777", "bbf-spr0+ht": "#0072b2", "bbf": "#d55e00"}
 def config(variant: str, steps: int) -> BBFConfig:
     """Return the variant, narrow, with everything that takes its time brought closer."""
     intervals = {"restart_interval": 3000, "cycle_updates": 1000}
-    if bbf_variant(variant).reset_interval is not None:
+    if agent_variant(variant).reset_interval is not None:
         intervals["reset_interval"] = 2000
-    return bbf_variant(
+    return agent_variant(
         variant,
         width=0.5,
         hidden=128,

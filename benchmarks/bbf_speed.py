@@ -22,7 +22,8 @@ from typing import Any
 import torch
 
 from ht_ray.agents.bbf.agent import BBFAgent
-from ht_ray.agents.bbf.config import BBF_VARIANTS, BBFConfig, bbf_variant
+from ht_ray.agents.bbf.config import BBF_VARIANTS, BBFConfig
+from ht_ray.agents.registry import agent_variant
 from ht_ray.agents.training.train import TrainingRun
 
 GAME, STARTS = "Freeway", 100
@@ -30,7 +31,7 @@ GAME, STARTS = "Freeway", 100
 
 def config(variant: str) -> BBFConfig:
     """Return the variant, which begins to learn at once."""
-    return bbf_variant(variant, learning_starts=STARTS)
+    return agent_variant(variant, learning_starts=STARTS)
 
 
 def synchronise(device: str) -> None:
@@ -157,7 +158,7 @@ def on_a_gpu(variant: str, device: str, updates: int) -> None:
             run.advance(run.record.steps + max(1, updates // run.config.updates_per_step))
             synchronise(device)
             rate = (run.record.updates - before) / (time.perf_counter() - start)
-            hours = bbf_variant(variant).total_updates / rate / 3600
+            hours = agent_variant(variant).total_updates / rate / 3600
             memory = torch.cuda.max_memory_allocated() / 2**30
             how = f"{precision}{', compiled' if compiled else ''}"
             print(f"{how:>14}: {rate:7.1f} updates per second, {hours:5.2f} hours, {memory:5.2f} GiB", flush=True)

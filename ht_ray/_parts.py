@@ -57,10 +57,12 @@ def load_part(owner: str, field: str, path: str) -> Any:
     except Exception as error:  # of a user's own code, whatever it raises
         text = f"{type(error).__name__}: {error}".splitlines()[0]
         raise refuse(": importing {module} failed: {text}.", module=module, text=text) from error
-    if not hasattr(found, name):
-        hint = did_you_mean(name, [one for one in vars(found) if not one.startswith("_")])
-        raise refuse(": the module {module} has no {name}.{near}", module=module, name=name, near=hint)
-    return getattr(found, name)
+    for part in name.split("."):
+        if not hasattr(found, part):
+            hint = did_you_mean(part, [one for one in dir(found) if not one.startswith("_")])
+            raise refuse(": the module {module} has no {name}.{near}", module=module, name=name, near=hint)
+        found = getattr(found, part)
+    return found
 
 
 def version_of_part(owner: str, field: str, path: str) -> str:

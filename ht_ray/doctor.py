@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import inspect
 import pickle
 import sys
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from ht_ray._checks import check_number, did_you_mean
 from ht_ray._device import check_device
 from ht_ray._files import print_line
+from ht_ray._parts import load_part
 from ht_ray.diagnostics import diagnose
 from ht_ray.errors import SettingError
 from ht_ray.mechanisms import derive_seed, generator, isolated_rng
@@ -192,13 +192,7 @@ def _factory(text: str, shape: tuple[int, ...], num_classes: int | None) -> Call
             num_classes=num_classes,
             seed=int(torch.randint(2**31, ())),
         )
-    module, _, name = text.partition(":")
-    try:
-        found: Any = importlib.import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise SettingError(f"{where}: {error}.") from error
+    found = load_part("", "--model", text)
     given = {"shape": shape, "num_classes": num_classes}
     try:
         accepted = inspect.signature(found).parameters

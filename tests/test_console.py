@@ -156,8 +156,8 @@ def test_doctor_reads_networks_and_batches_as_they_are_written(
     ("model", "data", "more", "said"),
     [
         ("mpl", "digits", [], "--model = 'mpl': accepted are mlp, .* Did you mean 'mlp'"),
-        ("no_such_module:net", "digits", [], "--model = 'no_such_module:net': No module named 'no_such_module'"),
-        ("own_networks:net", "digits", [], "has no attribute 'net'"),
+        ("no_such_module:net", "digits", [], "--model = 'no_such_module:net': there is no module 'no_such_module'"),
+        ("own_networks:net", "digits", [], "--model = 'own_networks:net': the module own_networks has no net"),
         ("own_networks:no_network", "digits", [], "it returns int, and should return a torch.nn.Module"),
         ("own_networks:more", "digits", [], "accepted is a function of shape and num_classes, or of nothing"),
         ("own_networks:nothing", "{files}/flat.npz", [], r"outputs are \(200, 10\) and targets \(200, 1\)"),

@@ -542,7 +542,8 @@ def check_networks(planned: Sequence[TrialSpec], shape: tuple[int, ...], num_cla
     SettingError
         If weights, gradients and the optimiser's two averages need more memory than there is.
     """
-    for config in {json.dumps(spec.config["model"]): trial_config(spec.config).model for spec in planned}.values():
+    for spec in _first_of_each(planned, lambda spec: spec.config["model"]):
+        config = trial_config(spec.config).model
         if is_own_model(config.name):
             network = make_model(config, shape=shape, num_classes=num_classes, seed=0)
             check_network(config.name, network, shape, num_classes)
@@ -571,6 +572,14 @@ def check_objective(planned: Sequence[TrialSpec], data: ImageData) -> None:
         objective.check(torch.randn(len(labels), data.num_classes, generator=draw), labels)
 
 
+def _first_of_each(planned: Sequence[TrialSpec], key: Callable[[TrialSpec], Any]) -> list[TrialSpec]:
+    """Return the first of the planned trials that are alike in `key`, plain data."""
+    found: dict[str, TrialSpec] = {}
+    for spec in planned:
+        found.setdefault(json.dumps(key(spec)), spec)
+    return list(found.values())
+
+
 def warnings_of(action: Callable[[], object]) -> list[str]:
     """Return what `action` warns of settings: trials run in other processes, where nobody sees a warning."""
     with warnings.catch_warnings(record=True) as caught:
@@ -590,7 +599,7 @@ def check_streams(
         If a phase has fewer than two samples, which BatchNorm cannot normalise.
     """
     # Where seeds differ, phases are as long.
-    for spec in {json.dumps(spec.config["stream"]): spec for spec in planned}.values():
+    for spec in _first_of_each(planned, lambda spec: spec.config["stream"]):
         for phase in stream_of(spec.config, labels, num_classes):
             if phase.transform is not None and shape is not None:
                 phase.transform.prepared(torch.Size(shape), "cpu")
@@ -612,12 +621,7 @@ def method_warnings(planned: Sequence[TrialSpec], shape: tuple[int, ...], num_cl
         If a method cannot act on the network.
     """
     sentences = []
-    told = set()
-    for spec in planned:
-        key = json.dumps([spec.config["method"], spec.config["model"]])
-        if key in told:
-            continue
-        told.add(key)
+    for spec in _first_of_each(planned, lambda spec: [spec.config["method"], spec.config["model"]]):
         config = trial_config(spec.config)
         fitting(config.method.training(config.training, shape), shape)
         model = make_model(config.model, shape=shape, num_classes=num_classes, seed=0)
@@ -636,13 +640,8 @@ def schedule_warnings(planned: Sequence[TrialSpec], labels: Tensor, num_classes:
     Trials run in other processes, where nobody sees a warning.
     """
     sentences = []
-    told = set()
-    for spec in planned:
-        key = (spec.label, spec.settings["access"])
+    for spec in _first_of_each(planned, lambda spec: [spec.label, spec.settings["access"]]):
         method = trial_config(spec.config).method
-        if key in told:
-            continue
-        told.add(key)
         batch_size = spec.config["training"]["batch_size"]
         stream = stream_of(spec.config, labels, num_classes)
         raised: dict[str, list[tuple[int, str]]] = {}

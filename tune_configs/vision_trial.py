@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ht_ray._device import check_device
 from ht_ray.diagnostics import IndicatorConfig
@@ -86,6 +86,20 @@ def data_of(config: dict[str, Any], shared: Any) -> ImageData:
     return stream.data(seed=config["seed"]) if stream.makes_data else ImageData.from_arrays(shared)  # type: ignore[attr-defined]
 
 
+def _model_and_settings(config: dict[str, Any], data: ImageData) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the network of a trial, and how it is trained."""
+    parts, seed = trial_config(config), config["seed"]
+    model = make_model(parts.model, shape=data.shape, num_classes=data.num_classes, seed=seed)
+    return model, {
+        "method": parts.method,
+        "training": parts.training,
+        "seed": seed,
+        "device": config["device"],
+        "indicators": parts.indicators,
+        "evaluate_every": config["evaluate_every"],
+    }
+
+
 def _report(
     rows: list[Row], phase: int, progress: float, samples: int, *, tasks: bool = False, measure: str | None = None
 ) -> Report:
@@ -127,18 +141,9 @@ class VisionPack:
         # Of one pack all have the same.
         data = data_of(next(iter(configs.values())), shared)
         for name, config in configs.items():
-            parts, seed = trial_config(config), config["seed"]
-            self.runs[name] = TrainingRun(
-                make_model(parts.model, shape=data.shape, num_classes=data.num_classes, seed=seed),
-                data,
-                make_stream(data.train_labels, data.num_classes, parts.stream, seed=seed),
-                method=parts.method,
-                training=parts.training,
-                seed=seed,
-                device=config["device"],
-                indicators=parts.indicators,
-                evaluate_every=config["evaluate_every"],
-            )
+            stream = stream_of(config, data.train_labels, data.num_classes)
+            model, settings = _model_and_settings(config, data)
+            self.runs[name] = TrainingRun(model, data, stream, **settings)
         self._names = {id(run): name for name, run in self.runs.items()}
         self._pack: Pack | None = None
         self._interrupted = False
@@ -206,42 +211,18 @@ class VisionTrial:
         self.config = config
         self.data = data_of(config, shared)
         self._measure = config.get("measure")
-        seed, parts = config["seed"], trial_config(config)
         self.stream = stream_of(config, self.data.train_labels, self.data.num_classes)
         device = check_device("VisionTrial: device", config["device"])
+        model, settings = _model_and_settings({**config, "device": device}, self.data)
         self.run: TrainingRun | None = None
         self._stopped = False
-        if not self.stream.plain or parts.training.objective.own:
-            self.run = TrainingRun(
-                make_model(parts.model, shape=self.data.shape, num_classes=self.data.num_classes, seed=seed),
-                self.data,
-                self.stream,
-                method=parts.method,
-                training=parts.training,
-                seed=seed,
-                device=device,
-                indicators=parts.indicators,
-                evaluate_every=config["evaluate_every"],
-            )
+        if not self.stream.plain or settings["training"].objective.own:
+            self.run = TrainingRun(model, self.data, self.stream, **settings)
             return
         from strategies import make_strategy, stream_benchmark  # avalanche takes seconds to import
 
-        self.strategy = make_strategy(
-            make_model(
-                parts.model,
-                shape=self.data.shape,
-                num_classes=self.data.num_classes,
-                seed=seed,
-            ).to(device),
-            self.data,
-            method=parts.method,
-            training=parts.training,
-            seed=seed,
-            device=device,
-            indicators=parts.indicators,
-            evaluate_every=config["evaluate_every"],
-        )
-        augment = parts.method.training(parts.training, self.data.shape).augment
+        self.strategy = make_strategy(model.to(device), self.data, **settings)
+        augment = settings["method"].training(settings["training"], self.data.shape).augment
         self.benchmark = stream_benchmark(self.data, self.stream, augment=augment)
         self.phase = 0
 

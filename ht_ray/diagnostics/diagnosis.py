@@ -20,13 +20,11 @@ from torch.nn.functional import cross_entropy
 from ht_ray._checks import check_number
 from ht_ray.diagnostics._measuring import Loss, call, chunks, count, measuring, take
 from ht_ray.diagnostics.indicators import Indicators
-from ht_ray.diagnostics.probe import OptimizerMaker, probe_loss
+from ht_ray.diagnostics.probe import OptimizerMaker, probe_loss, refresh
 from ht_ray.diagnostics.registry import IndicatorConfig
 from ht_ray.errors import SettingError
 from ht_ray.mechanisms.weights.detached_copy import detached_copy
-from ht_ray.mechanisms.weights.fresh import fresh_weights
 from ht_ray.mechanisms.weights.rng import derive_seed, generator
-from ht_ray.mechanisms.weights.weight_copy import named_tensors
 from ht_ray.methods.method import Inputs
 
 __all__ = ["SIGNS", "Diagnosis", "Finding", "Sign", "diagnose"]
@@ -350,32 +348,18 @@ def diagnose(
         return {**values, "probe_loss": float(probed)}
 
     own = measure(model)
-    networks = [fresh] if isinstance(fresh, nn.Module) else range(fresh_networks)
-    others = [measure(_fresh(model, fresh, one, seed)) for one in networks]
+    others = []
+    for number in range(1 if isinstance(fresh, nn.Module) else fresh_networks):
+        other = detached_copy(model)
+        try:
+            refresh(other, fresh, derive_seed(seed, f"diagnosis: fresh network {number}"))
+        except ValueError as error:
+            raise SettingError(f"diagnose: fresh: {error}") from error
+        others.append(measure(other))
     findings = tuple(
         _finding(sign, own[sign.indicator], tuple(other[sign.indicator] for other in others), chance) for sign in SIGNS
     )
     return Diagnosis(findings, reached, len(labels), probe_steps)
-
-
-@torch.no_grad()
-def _fresh(
-    model: nn.Module, fresh: nn.Module | Callable[[], nn.Module] | None, one: nn.Module | int, seed: int
-) -> nn.Module:
-    """Return a copy of the network with fresh weights."""
-    if isinstance(fresh, nn.Module):
-        factory: Callable[[], nn.Module] | None = lambda: fresh  # noqa: E731
-    else:
-        factory = fresh
-    number = 0 if isinstance(one, nn.Module) else one
-    try:
-        weights = fresh_weights(model, seed=derive_seed(seed, f"diagnosis: fresh network {number}"), factory=factory)
-    except ValueError as error:
-        raise SettingError(f"diagnose: fresh: {error}") from error
-    copied = detached_copy(model)
-    for name, tensor in named_tensors(copied):
-        tensor.copy_(weights[name])
-    return copied
 
 
 def _finding(sign: Sign, value: float, fresh: Sequence[float], chance: float) -> Finding:

@@ -32,7 +32,7 @@ from ht_ray.mechanisms.weights.rng import derive_seed, generator, isolated_rng
 from ht_ray.mechanisms.weights.weight_copy import named_tensors
 from ht_ray.methods.method import Inputs
 
-__all__ = ["OptimizerMaker", "Probe", "plasticity_probe", "probe_loss"]
+__all__ = ["OptimizerMaker", "Probe", "plasticity_probe", "probe_loss", "refresh"]
 
 #: Makes an optimiser of given parameters; or an optimiser of the network, to make another one like it.
 OptimizerMaker = Callable[[Iterable[nn.Parameter]], Optimizer] | Optimizer
@@ -150,7 +150,8 @@ def probe_loss(
     with isolated(module.parameters()), isolated_rng(derive_seed(seed, "probe: training")):
         copied = _copy_of(module)
         if fresh is not False:
-            _refresh(copied, fresh, seed)
+            given = None if isinstance(fresh, bool) else fresh
+            refresh(copied, given, derive_seed(seed, "probe: fresh weights"))
         optimizer = _optimizer(make_optimizer, module, copied)
         size = min(batch_size, number)
         draws = generator(seed, "probe: order")
@@ -197,13 +198,10 @@ def _copy_of(module: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def _refresh(copied: nn.Module, fresh: nn.Module | Callable[[], nn.Module] | bool, seed: int) -> None:
-    if isinstance(fresh, nn.Module):
-        given = fresh
-        new = fresh_weights(copied, seed=0, factory=lambda: given)
-    else:
-        factory = None if isinstance(fresh, bool) else fresh
-        new = fresh_weights(copied, seed=derive_seed(seed, "probe: fresh weights"), factory=factory)
+def refresh(copied: nn.Module, fresh: nn.Module | Callable[[], nn.Module] | None, seed: int) -> None:
+    """Give a network fresh weights: those of `fresh`, of what it makes, or (None) of its own layers' initialisation."""
+    factory = (lambda: fresh) if isinstance(fresh, nn.Module) else fresh
+    new = fresh_weights(copied, seed=seed, factory=factory)
     for name, tensor in named_tensors(copied):
         tensor.copy_(new[name])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -50,13 +50,6 @@ class IntervalDropout(nn.ReLU):
         return f"keep={self.keep}"
 
 
-class _NotPacked(PackedMethod):
-    @classmethod
-    def obstacle(cls, method: Any) -> str:
-        """Return why it cannot be packed."""
-        return "aid draws within every layer, for one network at a time" if method.settings.keep < 1 else ""
-
-
 @register
 class AID(Method):
     """Activation by interval-wise dropout (Park et al. 2025, arXiv 2502.01342).
@@ -91,7 +84,8 @@ class AID(Method):
     name = "aid"
     title = "AID"
     rank = -4
-    packed = _NotPacked
+    counters = ("steps",)
+    packed = PackedMethod
     not_for_agents = "it replaces activations of the network, and the target network has its own"
 
     @dataclass(frozen=True, kw_only=True)
@@ -120,6 +114,10 @@ class AID(Method):
                 reason=f": {type(module).__name__} has no nn.ReLU, which alone it replaces.",
             )
 
+    def not_packed(self) -> str:
+        """Return why it cannot be packed."""
+        return "aid draws within every layer, for one network at a time" if self.settings.keep < 1 else ""
+
     def grown(self) -> None:
         """Replace the activations that are not."""
         if self.settings.keep < 1:
@@ -146,11 +144,3 @@ class AID(Method):
         finally:
             for part in self._parts:
                 part.draws = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the counter to continue from."""
-        return {"steps": self.steps}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`."""
-        self.steps = int(state["steps"])

@@ -86,6 +86,7 @@ class ContinualBackprop(Recycling):
     name = "continual_backprop"
     title = "Continual Backprop"
     rank = 4
+    counters = ("steps", "replacements")
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(MethodSettings):
@@ -232,9 +233,7 @@ class ContinualBackprop(Recycling):
             "due": dict(self.due),
             "draws": dict(self.draws),
             "used": {name: used.clone() for name, used in self.used.items()},
-            "steps": self.steps,
-            "replacements": self.replacements,
-            "step_counts": self.step_counts.state_dict(),
+            **super().state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -255,6 +254,5 @@ class ContinualBackprop(Recycling):
         self.due = {name: float(due) for name, due in state["due"].items()}
         self.draws = {name: int(draws) for name, draws in state["draws"].items()}
         self.used = {name: used.cpu().clone() for name, used in state["used"].items()}
-        self.step_counts.load_state_dict(state["step_counts"])
         self._drawn.clear()
-        self.steps, self.replacements = int(state["steps"]), int(state["replacements"])
+        super().load_state_dict(state)

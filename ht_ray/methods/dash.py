@@ -16,7 +16,7 @@ from ht_ray.mechanisms.weights.optimizer_state import clear_optimizer_state
 from ht_ray.mechanisms.weights.rng import derive_seed, isolated_rng
 from ht_ray.methods.method import FIRST, Method, Phase
 from ht_ray.methods.registry import register
-from ht_ray.methods.settings import MethodSettings, setting, treats_tortoise
+from ht_ray.methods.settings import MethodSettings, setting, state_of_changed, treats_tortoise
 from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["DASH"]
@@ -83,9 +83,7 @@ class DASH(Method):
         floor: float = setting(
             0.05, "Factor of weights that the gradients point against, lambda in the paper; 1 is off.", low=0, high=1
         )
-        optimizer_state: Literal["clear", "keep"] = setting(
-            "clear", "What happens to the optimiser's state of the changed parameters."
-        )
+        optimizer_state: Literal["clear", "keep"] = state_of_changed()
         reinitialize_tortoise: bool = treats_tortoise()
 
     settings: Settings

@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from ht_ray.mechanisms.weights.optimizer_state import Optimizers
 from ht_ray.methods.registry import register
 from ht_ray.methods.reinitializer import Reinitializer
-from ht_ray.methods.settings import setting, treats_tortoise
+from ht_ray.methods.settings import setting, state_of_changed, treats_tortoise
 from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["FIRE", "nearest_isometry"]
@@ -117,9 +117,7 @@ class FIRE(Reinitializer):
         strength: float = setting(
             1.0, "Share of the way from the weights to the isometry, in [0, 1]; 0 is off.", low=0, high=1
         )
-        optimizer_state: Literal["clear", "keep"] = setting(
-            "clear", "What happens to the optimiser's state of the changed parameters."
-        )
+        optimizer_state: Literal["clear", "keep"] = state_of_changed()
         reinitialize_tortoise: bool = treats_tortoise()
 
     settings: Settings

@@ -129,6 +129,8 @@ class Method:
     #: What does the same within a step for several networks at once (see `ht_ray.methods.packed`). None: it does
     #: nothing within a step, or it cannot be packed.
     packed: ClassVar[type[PackedMethod] | None] = None
+    #: Its attributes that count something, which are part of its state.
+    counters: ClassVar[tuple[str, ...]] = ()
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(MethodSettings):
@@ -272,6 +274,10 @@ class Method:
     def end_phase(self) -> None:
         """Call after a phase."""
 
+    def not_packed(self) -> str:
+        """Return why a method of these settings cannot be packed (see `packed`); nothing if nothing is known."""
+        return ""
+
     # State.
 
     def rebuild(self, state: Mapping[str, Any]) -> None:
@@ -279,10 +285,12 @@ class Method:
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and counters to continue from; settings are not part of it."""
-        return {}
+        return {name: getattr(self, name) for name in self.counters}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`, once the network has been rebuilt and loaded."""
+        for name in self.counters:
+            setattr(self, name, int(state[name]))
 
     _warned = False
 

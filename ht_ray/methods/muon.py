@@ -14,7 +14,6 @@ from torch.optim import Muon as TorchMuon
 from ht_ray.errors import SettingError
 from ht_ray.mechanisms.weights.matrices import weight_matrices
 from ht_ray.methods.method import Method
-from ht_ray.methods.packed import PackedMethod
 from ht_ray.methods.plasticity_injection import InjectedHead
 from ht_ray.methods.registry import register
 from ht_ray.methods.settings import MethodSettings, setting
@@ -57,13 +56,6 @@ class MuonAdamW(AdamW):
         return parts
 
 
-class _NotPacked(PackedMethod):
-    @classmethod
-    def obstacle(cls, method: Any) -> str:
-        """Return why it cannot be packed."""
-        return "muon has an optimiser of its own, and a pack steps all its members with AdamW"
-
-
 @register
 class Muon(Method):
     """Muon for the hidden weight matrices, AdamW for all else (Jordan et al. 2024; ``torch.optim.Muon``).
@@ -104,7 +96,6 @@ class Muon(Method):
     name = "muon"
     title = "Muon"
     rank = -3
-    packed = _NotPacked
     not_for_agents = "an agent has its own optimiser"
 
     @dataclass(frozen=True, kw_only=True)
@@ -139,6 +130,10 @@ class Muon(Method):
         layers = ([part.weight for part in head.modules() if isinstance(part, nn.Linear)] for head in heads)
         last = {weights[-1] for weights in layers if weights}
         return {name: w for name, w in weight_matrices(self.module).items() if w.dim() == 2 and w not in last}
+
+    def not_packed(self) -> str:
+        """Return why it cannot be packed."""
+        return "muon has an optimiser of its own, and a pack steps all its members with AdamW"
 
     def configure_optimizer(self, optimizer: Optimizer) -> Optimizer:
         """Return `MuonAdamW` over the groups of `optimizer`; itself, if it is one.

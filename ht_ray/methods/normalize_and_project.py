@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from ht_ray.mechanisms.weights.matrices import weight_matrices
 from ht_ray.mechanisms.weights.weight_copy import WeightCopy
-from ht_ray.methods.method import Method
+from ht_ray.methods.initial_weights import KeepsInitial
 from ht_ray.methods.packed import PackedMethod, by_row
 from ht_ray.methods.registry import register
 from ht_ray.methods.settings import MethodSettings, setting
@@ -40,7 +39,7 @@ def _factors(present: Tensor, norms: Tensor, strengths: Tensor | float) -> Tenso
 
 
 @register
-class NormalizeAndProject(Method):
+class NormalizeAndProject(KeepsInitial):
     """Normalize-and-project, its projection: after each step every weight matrix gets its initial norm again.
 
     Where a normalisation layer follows a layer, the network computes the same whatever the norm of its weights, but
@@ -96,13 +95,12 @@ class NormalizeAndProject(Method):
 
     def __init__(self, module: nn.Module, settings: Any = None, *, seed: int = 0, **changes: Any) -> None:
         super().__init__(module, settings, seed=seed, **changes)
-        #: The initial weights.
-        self.initial = WeightCopy(module)
+        self.initial: WeightCopy = WeightCopy(module)
         self.grown()
 
     def grown(self) -> None:
         """Find the matrices, and note the initial weights of units that have grown."""
-        self.initial.sync(self.module)
+        super().grown()
         self._weights = weight_matrices(self.module)
         #: The initial norms of the matrices, by name.
         self.norms = {
@@ -120,19 +118,3 @@ class NormalizeAndProject(Method):
             present, norms = torch.stack(torch._foreach_norm(weights)), torch.stack(list(self.norms.values()))
             factors = _factors(present, norms, self.settings.strength).unbind(0)
             torch._foreach_mul_(weights, factors)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the initial weights."""
-        return {"initial": self.initial.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`.
-
-        Raises
-        ------
-        ValueError
-            If names or shapes differ from the network's; nothing is changed then.
-        """
-        self.initial.sync(self.module)
-        self.initial.load_state_dict(state["initial"])
-        self.grown()

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from ht_ray.mechanisms.weights.optimizer_state import clear_optimizer_state
 from ht_ray.methods.method import FIRST, Method, Phase
 from ht_ray.methods.registry import register
-from ht_ray.methods.settings import MethodSettings, setting
+from ht_ray.methods.settings import MethodSettings, interval_unit, setting
 from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["OptimizerReset"]
@@ -57,6 +57,7 @@ class OptimizerReset(Method):
     title = "Optimiser Reset"
     rank = 6
     capturable = True
+    counters = ("resets", "steps", "epochs")
     agent_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({"interval": 1000, "unit": "steps"})
 
     @dataclass(frozen=True, kw_only=True)
@@ -66,9 +67,7 @@ class OptimizerReset(Method):
         interval: int | None = setting(
             1, "The optimiser forgets its state after every so many epochs or steps; None means never.", low=1
         )
-        unit: Literal["epochs", "steps"] = setting(
-            "epochs", "Unit of the interval: epochs, counted from 1 in each phase, or steps over the whole run."
-        )
+        unit: Literal["epochs", "steps"] = interval_unit()
 
     settings: Settings
     #: How often the state was cleared, steps made so far, epochs ended in this phase.
@@ -95,11 +94,3 @@ class OptimizerReset(Method):
         if self._due(unit, count):
             clear_optimizer_state(optimizer, self.module.parameters())
             self.resets += 1
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the counters to continue from; settings are not part of it."""
-        return {"resets": self.resets, "steps": self.steps, "epochs": self.epochs}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`."""
-        self.resets, self.steps, self.epochs = (int(state[name]) for name in ("resets", "steps", "epochs"))

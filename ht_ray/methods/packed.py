@@ -52,11 +52,6 @@ class PackedMethod:
         Their place in the pack.
     """
 
-    @classmethod
-    def obstacle(cls, method: Any) -> str:
-        """Return why a method of these settings cannot be packed; nothing if it can."""
-        return ""
-
     def __init__(self, methods: Sequence[Any], rows: PackRows) -> None:
         self.methods = methods
         self.rows = rows
@@ -108,8 +103,9 @@ def pack_obstacle(method: Method) -> str:
     """
     from ht_ray.methods.method import Method
 
-    if method.packed is not None:
-        return method.packed.obstacle(method)
+    reason = method.not_packed()
+    if reason or method.packed is not None:
+        return reason
     moments = ["before_forward", "watch", "loss", "before_step", *(["after_step"] if method.rank < 0 else [])]
     acting = [moment for moment in moments if getattr(type(method), moment) is not getattr(Method, moment)]
     return f"{method.name} acts within every step, on one network at a time" if acting else ""

@@ -18,7 +18,6 @@ from ht_ray.mechanisms.weights.rng import derive_seed
 from ht_ray.mechanisms.weights.spectral_norm import fit_spectral_norm
 from ht_ray.mechanisms.weights.weight_copy import named_tensors
 from ht_ray.methods.method import FIRST, Method, Phase
-from ht_ray.methods.packed import PackedMethod
 from ht_ray.methods.registry import register
 from ht_ray.methods.settings import MethodSettings, setting, treats_tortoise
 from ht_ray.methods.tortoise import Tortoise
@@ -78,12 +77,6 @@ class InjectedHead(nn.Module):
         return output
 
 
-class _Alone(PackedMethod):
-    @classmethod
-    def obstacle(cls, method: Any) -> str:
-        return "plasticity_injection gives each network another structure"
-
-
 @register
 class PlasticityInjection(Method):
     """Plasticity injection (Nikishin et al. 2023, arXiv 2305.15555).
@@ -141,9 +134,9 @@ class PlasticityInjection(Method):
     name = "plasticity_injection"
     title = "Plasticity Injection"
     rank = 3
-    packed = _Alone
     acts_before_phases = True
     capturable = True
+    counters = ("applications",)
     not_for_agents = "it adds parts to the network before a phase, and an agent's training has no phases"
 
     @dataclass(frozen=True, kw_only=True)
@@ -293,6 +286,10 @@ class PlasticityInjection(Method):
             for group in optimizer.param_groups:
                 group["params"][:] = [successors.get(parameter, parameter) for parameter in group["params"]]
 
+    def not_packed(self) -> str:
+        """Return why it cannot be packed."""
+        return "plasticity_injection gives each network another structure"
+
     def rebuild(self, state: Mapping[str, Any]) -> None:
         """Give a newly made network the structure it had, so that its own state can be loaded then.
 
@@ -318,10 +315,6 @@ class PlasticityInjection(Method):
         while self.applications < wanted:
             self._inject()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return counters to continue from; settings are not part of it, and the heads are the network's."""
-        return {"applications": self.applications}
-
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`, once the network has the structure that goes with it (see `rebuild`).
 
@@ -335,4 +328,4 @@ class PlasticityInjection(Method):
             raise ValueError(
                 f"PlasticityInjection: the network has had {found} injections, the state {wanted}: call rebuild first"
             )
-        self.applications = wanted
+        super().load_state_dict(state)

@@ -15,7 +15,7 @@ from ht_ray.mechanisms.weights.power_averages import PowerAverages, check_sigma_
 from ht_ray.mechanisms.weights.spectral_norm import fit_spectral_norm
 from ht_ray.mechanisms.weights.weight_copy import WeightCopy
 from ht_ray.methods.method import FIRST, Method, Phase
-from ht_ray.methods.settings import MethodSettings, setting
+from ht_ray.methods.settings import MethodSettings, interval_unit, setting
 from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["PosthocEMA"]
@@ -76,6 +76,7 @@ class PosthocEMA(Method):
     rank = 7
     capturable = True
     not_for_agents = "its averages are made after training"
+    counters = ("epochs",)
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(MethodSettings):
@@ -90,9 +91,7 @@ class PosthocEMA(Method):
         interval: int | None = setting(
             1, "A snapshot is kept after every so many epochs, and a phase's last, or steps; None keeps none.", low=1
         )
-        unit: Literal["epochs", "steps"] = setting(
-            "epochs", "Unit of the interval: epochs, counted from 1 in each phase, or steps over the whole run."
-        )
+        unit: Literal["epochs", "steps"] = interval_unit()
         average_buffers: tuple[str, ...] = setting(
             (),
             "Names, with wildcards, of more floating-point buffers that are averaged.",
@@ -163,10 +162,10 @@ class PosthocEMA(Method):
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and counters to continue from; settings are not part of it."""
-        return {**self.averages.state_dict(), "epochs": self.epochs}
+        return {**self.averages.state_dict(), **super().state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`."""
         self.grown()
         self.averages.load_state_dict(state)
-        self.epochs = int(state["epochs"])
+        super().load_state_dict(state)

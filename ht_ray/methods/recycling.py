@@ -22,7 +22,7 @@ __all__ = ["IntervalRecycling", "Recycling"]
 
 
 class Recycling(Method):
-    """Base of methods that recycle hidden units; `Settings` has a `step_count`.
+    """Base of methods that recycle hidden units; `Settings` has a `step_count`, and an `interval` for this `grown`.
 
     Parameters
     ----------
@@ -53,9 +53,23 @@ class Recycling(Method):
         self._units = recyclable_units(type(self).__name__, self.module, self.layers, before=self._units)
         return self._units
 
+    def grown(self) -> None:
+        """Find the network's units."""
+        if self.settings.interval is not None:
+            self._find()
+
     def before_step(self, optimizer: Any) -> None:
         """Let recycled weights count their own steps, if they do."""
         self.step_counts.before_step(self.module, optimizer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the counters and tensors to continue from; settings are not part of it."""
+        return {**super().state_dict(), "step_counts": self.step_counts.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`."""
+        super().load_state_dict(state)
+        self.step_counts.load_state_dict(state["step_counts"])
 
 
 class IntervalRecycling(Recycling):
@@ -65,6 +79,7 @@ class IntervalRecycling(Recycling):
     """
 
     agent_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({"interval": 1000, "unit": "steps"})
+    counters = ("epochs", "steps", "applications", "recycled")
 
     def __init__(
         self, module: nn.Module, settings: Any = None, *, seed: int = 0, layers: Layers | None = None, **changes: Any
@@ -72,11 +87,6 @@ class IntervalRecycling(Recycling):
         super().__init__(module, settings, seed=seed, layers=layers, **changes)
         #: Epochs ended in this phase, how often units were looked for, and how many were recycled.
         self.epochs = self.applications = self.recycled = 0
-
-    def grown(self) -> None:
-        """Find the network's units."""
-        if self.settings.interval is not None:
-            self._find()
 
     def before_phase(self, phase: Phase = FIRST, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
         """Count epochs from 0."""
@@ -118,14 +128,3 @@ class IntervalRecycling(Recycling):
         self.applications += 1
         self.recycled += sum(counts.values())
         return counts
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the counters and tensors to continue from; settings are not part of it."""
-        counters = {name: getattr(self, name) for name in ("epochs", "steps", "applications", "recycled")}
-        return {**counters, "step_counts": self.step_counts.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`."""
-        for name in ("epochs", "steps", "applications", "recycled"):
-            setattr(self, name, int(state[name]))
-        self.step_counts.load_state_dict(state["step_counts"])

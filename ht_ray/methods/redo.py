@@ -24,20 +24,10 @@ from ht_ray.methods.method import FIRST, Inputs, Phase
 from ht_ray.methods.packed import Separately
 from ht_ray.methods.recycling import IntervalRecycling
 from ht_ray.methods.registry import register
-from ht_ray.methods.settings import MethodSettings, recycled_steps, setting, treats_tortoise
+from ht_ray.methods.settings import MethodSettings, interval_unit, recycled_steps, setting, treats_tortoise
 from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["ReDo"]
-
-
-class _Packed(Separately):
-    @classmethod
-    def obstacle(cls, method: Any) -> str:
-        """Return why it cannot be packed."""
-        # A pack makes the steps of all members' optimisers in one, and calls none of them.
-        if method.settings.step_count == "per_weight":
-            return f"{method.name} has recycled weights count their own steps"
-        return ""
 
 
 @register
@@ -88,7 +78,7 @@ class ReDo(IntervalRecycling):
     name = "redo"
     title = "ReDo"
     rank = 5
-    packed = _Packed
+    packed = Separately
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(MethodSettings):
@@ -100,9 +90,7 @@ class ReDo(IntervalRecycling):
         interval: int | None = setting(
             5, "Dormant units are recycled after every so many epochs or steps; None means never.", low=1
         )
-        unit: Literal["epochs", "steps"] = setting(
-            "epochs", "Unit of the interval: epochs, counted from 1 in each phase, or steps over the whole run."
-        )
+        unit: Literal["epochs", "steps"] = interval_unit()
         batches: int = setting(4, "From how many of the last training batches a unit's activation is taken.", low=1)
         step_count: Literal["keep", "per_weight", "reset"] = recycled_steps("keep", "Dopamine, the published code")
         reinitialize_tortoise: bool = treats_tortoise()
@@ -120,6 +108,12 @@ class ReDo(IntervalRecycling):
     def units(self) -> UnitMap:
         """The network's units, as found at the start of the phase."""
         return self._units if self._units is not None else self._find()
+
+    def not_packed(self) -> str:
+        """Return why it cannot be packed."""
+        # A pack makes the steps of all members' optimisers in one, and calls none of them.
+        own = self.settings.step_count == "per_weight"
+        return f"{self.name} has recycled weights count their own steps" if own else ""
 
     def before_phase(self, phase: Phase = FIRST, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
         """Forget the batches, and count epochs from 0."""

@@ -16,7 +16,7 @@ from ht_ray.mechanisms.weights.rng import derive_seed
 from ht_ray.mechanisms.weights.stepped_groups import stepped_groups
 from ht_ray.mechanisms.weights.transfer import upload
 from ht_ray.mechanisms.weights.weight_copy import WeightCopy
-from ht_ray.methods.method import Method
+from ht_ray.methods.initial_weights import KeepsInitial
 from ht_ray.methods.packed import PackedMethod, by_row
 from ht_ray.methods.registry import register
 from ht_ray.methods.settings import MethodSettings, setting
@@ -25,10 +25,6 @@ __all__ = ["Regenerative"]
 
 
 class _PackedRegenerative(PackedMethod):
-    @classmethod
-    def obstacle(cls, method: Any) -> str:
-        return "regenerative draws a fresh network at every step" if method.initial is None else ""
-
     def __init__(self, methods: Any, rows: Any) -> None:
         super().__init__(methods, rows)
         self._anchors = {
@@ -57,7 +53,7 @@ class _PackedRegenerative(PackedMethod):
 
 
 @register
-class Regenerative(Method):
+class Regenerative(KeepsInitial):
     """Regenerative regularisation ("L2 Init"): weights are drawn towards their initialisation.
 
     Of all trainable parameters, biases and those of normalisation layers included. Units that the network grows are
@@ -106,6 +102,7 @@ class Regenerative(Method):
     aliases = ("l2_init",)
     rank = -8
     packed = _PackedRegenerative
+    counters = ("draws",)
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(MethodSettings):
@@ -158,9 +155,8 @@ class Regenerative(Method):
 
     def grown(self) -> None:
         """Find the network's parameters and note the initial weights of units that it has grown."""
-        if self.initial is not None:
-            self.initial.sync(self.module)
-        elif self.settings.strength:
+        super().grown()
+        if self.initial is None and self.settings.strength:
             self._fresh = FreshWeights(self.module, factory=self.factory)
         self._names: dict[Tensor, str] = {parameter: name for name, parameter in self.module.named_parameters()}
 
@@ -170,6 +166,10 @@ class Regenerative(Method):
         draw = derive_seed(self.seed, "regenerative: fresh weights", self.draws)
         self.draws += 1
         return self._fresh.draw(draw)
+
+    def not_packed(self) -> str:
+        """Return why it cannot be packed."""
+        return "regenerative draws a fresh network at every step" if self.initial is None else ""
 
     def loss(self, outputs: Tensor) -> Tensor | None:
         """Return the distance from the initial weights with ``coupling="loss"``."""
@@ -193,20 +193,3 @@ class Regenerative(Method):
         for group, own in stepped_groups(optimizer, self._names):
             targets = [upload(anchor[self._names[p]].to(p.dtype), p.device) for p in own]
             torch._foreach_lerp_(own, targets, min(1.0, group["lr"] * self.settings.strength))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the initial weights and the counter of draws."""
-        return {"initial": self.initial.state_dict() if self.initial is not None else {}, "draws": self.draws}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`.
-
-        Raises
-        ------
-        ValueError
-            If names or shapes differ from the network's; nothing is changed then.
-        """
-        if self.initial is not None:
-            self.initial.sync(self.module)
-            self.initial.load_state_dict(state["initial"])
-        self.draws = int(state["draws"])

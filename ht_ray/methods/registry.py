@@ -12,6 +12,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from ht_ray._checks import did_you_mean, refused
+from ht_ray._parts import load_part
 from ht_ray.errors import SettingError, SettingWarning
 from ht_ray.methods.settings import SettingInfo, declared
 
@@ -129,20 +130,10 @@ def load_method(path: str) -> type[Method]:
     """
     from ht_ray.methods.method import Method
 
-    module, _, name = path.partition(":")
-    try:
-        found: Any = importlib.import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except ModuleNotFoundError as error:
-        raise SettingError(
-            f"method {path!r}: {error}: accepted is 'package.module:Class', with a module that Python finds here and "
-            "on every node."
-        ) from error
-    except AttributeError as error:
-        raise SettingError(f"method {path!r}: the module {module} has no {name}.") from error
+    found = load_part("MethodConfig", "name", path)
     if not (isinstance(found, type) and issubclass(found, Method)):
-        raise SettingError(f"method {path!r}: {name} is no class derived from ht_ray.methods.Method.")
+        name = path.partition(":")[2]
+        raise refused("MethodConfig.name", path, f": {name} is no class derived from ht_ray.methods.Method.")
     return found if _classes.get(found.name) is found else register(found)
 
 

@@ -15,7 +15,7 @@ from ht_ray.mechanisms.weights.optimizer_state import Optimizers
 from ht_ray.methods.method import FIRST, Phase
 from ht_ray.methods.recycling import IntervalRecycling
 from ht_ray.methods.registry import register
-from ht_ray.methods.settings import MethodSettings, recycled_steps, setting, treats_tortoise
+from ht_ray.methods.settings import MethodSettings, interval_unit, recycled_steps, setting, treats_tortoise
 from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["ReGraMa"]
@@ -76,9 +76,7 @@ class ReGraMa(IntervalRecycling):
         interval: int | None = setting(
             5, "Units are reset after every so many epochs or steps; None means never.", low=1
         )
-        unit: Literal["epochs", "steps"] = setting(
-            "epochs", "Unit of the interval: epochs, counted from 1 in each phase, or steps over the whole run."
-        )
+        unit: Literal["epochs", "steps"] = interval_unit()
         step_count: Literal["keep", "per_weight", "reset"] = recycled_steps("keep", "ReDo, whose reset it is")
         reinitialize_tortoise: bool = treats_tortoise()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +13,15 @@ from torch import nn
 from ht_ray.mechanisms.weights.optimizer_state import Optimizers, clear_optimizer_state
 from ht_ray.mechanisms.weights.spectral_norm import fit_spectral_norm
 from ht_ray.mechanisms.weights.weight_copy import WeightCopy
-from ht_ray.methods.method import FIRST, Method, Phase
+from ht_ray.methods.initial_weights import KeepsInitial
+from ht_ray.methods.method import FIRST, Phase
 from ht_ray.methods.settings import MethodSettings, setting
 from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["Reinitializer"]
 
 
-class Reinitializer(Method):
+class Reinitializer(KeepsInitial):
     """Base of Shrink & Perturb and Head Reset: applied before every phase but the first, or at an interval of steps.
 
     Parameters
@@ -35,6 +36,7 @@ class Reinitializer(Method):
 
     acts_before_phases = True
     capturable = True
+    counters = ("applications", "steps")
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(MethodSettings):
@@ -65,15 +67,6 @@ class Reinitializer(Method):
 
     def _goes_to_initial(self) -> bool:
         return bool(self.settings.toward == "initial")
-
-    def _part(self) -> nn.Module:
-        """Return what it acts on."""
-        return self.module
-
-    def grown(self) -> None:
-        """Note the initial weights of units that have grown; call before they are trained."""
-        if self.initial is not None:
-            self.initial.sync(self._part())
 
     @torch.no_grad()
     def apply(self, tortoise: Tortoise | None = None, optimizer: Optimizers | None = None) -> None:
@@ -120,18 +113,3 @@ class Reinitializer(Method):
         self.steps += 1
         if self.settings.interval is not None and self.steps % self.settings.interval == 0:
             self.apply(tortoise, optimizer)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return tensors and counters to continue from; settings are not part of it."""
-        return {
-            "initial": self.initial.state_dict() if self.initial is not None else {},
-            "applications": self.applications,
-            "steps": self.steps,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`."""
-        if self.initial is not None:
-            self.initial.sync(self._part())
-            self.initial.load_state_dict(state["initial"])
-        self.applications, self.steps = int(state["applications"]), int(state["steps"])

@@ -10,7 +10,16 @@ from typing import Any, ClassVar, Literal, NamedTuple, Union, get_args, get_orig
 from ht_ray._checks import check_choice, check_number, did_you_mean, refused
 from ht_ray.errors import SettingError
 
-__all__ = ["MethodSettings", "SettingInfo", "declared", "recycled_steps", "setting", "treats_tortoise"]
+__all__ = [
+    "MethodSettings",
+    "SettingInfo",
+    "declared",
+    "interval_unit",
+    "recycled_steps",
+    "setting",
+    "state_of_changed",
+    "treats_tortoise",
+]
 
 
 class SettingInfo(NamedTuple):
@@ -69,6 +78,16 @@ def treats_tortoise() -> Any:
         shared="reinitialize_tortoise",
         was="reinitialise_tortoise",
     )
+
+
+def interval_unit() -> Any:
+    """Return the field of the unit of an interval that begins again with each phase if it is one of epochs."""
+    return setting("epochs", "Unit of the interval: epochs, counted from 1 in each phase, or steps over the whole run.")
+
+
+def state_of_changed() -> Any:
+    """Return the field of a setting of methods that change whole parameters."""
+    return setting("clear", "What happens to the optimiser's state of the changed parameters.")
 
 
 def recycled_steps(default: str, source: str) -> Any:

@@ -14,7 +14,7 @@ from ht_ray.mechanisms.weights.fresh import fresh_weights
 from ht_ray.mechanisms.weights.rng import derive_seed, generator
 from ht_ray.methods.registry import register
 from ht_ray.methods.reinitializer import Reinitializer
-from ht_ray.methods.settings import setting, treats_tortoise
+from ht_ray.methods.settings import setting, state_of_changed, treats_tortoise
 from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["ShrinkPerturb"]
@@ -95,9 +95,7 @@ class ShrinkPerturb(Reinitializer):
             was="perturb",
             low=0,
         )
-        optimizer_state: Literal["clear", "keep"] = setting(
-            "clear", "What happens to the optimiser's state of the changed parameters."
-        )
+        optimizer_state: Literal["clear", "keep"] = state_of_changed()
         reinitialize_tortoise: bool = treats_tortoise()
 
     settings: Settings

@@ -75,6 +75,7 @@ class SelfNormalizedResets(Recycling):
     aliases = ("self_normalized_resets",)
     rank = 4.5
     agent_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({"interval": 1000, "unit": "steps"})
+    counters = ("epochs", "steps", "applications", "recycled", "batch")
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(MethodSettings):
@@ -106,11 +107,6 @@ class SelfNormalizedResets(Recycling):
         self.silences: dict[str, Tensor] = {}
         self._fired: dict[str, Tensor] = {}
         self.grown()
-
-    def grown(self) -> None:
-        """Find the network's units."""
-        if self.settings.interval is not None:
-            self._find()
 
     def watch(self) -> AbstractContextManager[Any]:
         """Return a context around the training forward pass, which looks at the activations."""
@@ -212,14 +208,11 @@ class SelfNormalizedResets(Recycling):
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and counters to continue from; settings are not part of it."""
-        counters = {name: getattr(self, name) for name in ("epochs", "steps", "applications", "recycled", "batch")}
         tensors = {name: {key: t.clone() for key, t in getattr(self, name).items()} for name in _TENSORS}
-        return {**counters, **tensors, "step_counts": self.step_counts.state_dict()}
+        return {**super().state_dict(), **tensors}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`."""
-        for name in ("epochs", "steps", "applications", "recycled", "batch"):
-            setattr(self, name, int(state[name]))
+        super().load_state_dict(state)
         for name in _TENSORS:
             setattr(self, name, {key: tensor.clone() for key, tensor in state[name].items()})
-        self.step_counts.load_state_dict(state["step_counts"])

@@ -17,10 +17,6 @@ __all__ = ["SpectralDecoupling"]
 
 
 class _PackedSpectralDecoupling(PackedMethod):
-    @classmethod
-    def obstacle(cls, method: Any) -> str:
-        return "spectral_decoupling leaves out the logits that a head masks" if method.masked else ""
-
     def __init__(self, methods: Any, rows: Any) -> None:
         super().__init__(methods, rows)
         self._strengths = self.per_row([method.settings.strength / 2 for method in methods])
@@ -79,6 +75,10 @@ class SpectralDecoupling(Method):
     settings: Settings
     #: What heads put in place of the logits of unknown classes, a large constant: such logits take no part.
     masked: tuple[float, ...] = ()
+
+    def not_packed(self) -> str:
+        """Return why it cannot be packed."""
+        return "spectral_decoupling leaves out the logits that a head masks" if self.masked else ""
 
     def loss(self, outputs: Tensor) -> Tensor | None:
         """Return the penalty on logits ``(B, K)``."""

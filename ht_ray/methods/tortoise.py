@@ -188,6 +188,7 @@ class Tortoise(Method):
     title = "Tortoise"
     rank = 0
     capturable = True
+    counters = ("updates", "resets", "epochs")
     agent_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType(
         {"momentum": 0.995, "reset_interval": 4000, "reset_unit": "steps"}
     )
@@ -524,12 +525,7 @@ class Tortoise(Method):
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and counters to continue from; settings are not part of it."""
-        state = {
-            "weights": self.weights.state_dict(),
-            "updates": self.updates,
-            "resets": self.resets,
-            "epochs": self.epochs,
-        }
+        state = {"weights": self.weights.state_dict(), **super().state_dict()}
         if len(self.copies) > 1:
             state |= {"copies": [copy.state_dict() for copy in self.copies], "chosen": self.chosen}
         return state
@@ -542,13 +538,13 @@ class Tortoise(Method):
         ValueError
             If names or shapes differ from the hare's; nothing is changed then.
         """
-        updates, resets, epochs = (int(state[name]) for name in ("updates", "resets", "epochs"))
+        counters = {name: int(state[name]) for name in self.counters}
         self.stop_predicting()
         self.grown()
         for copy, held in zip(self.copies, state.get("copies", [state["weights"]]), strict=True):
             copy.load_state_dict(held)
         self._set_chosen(state.get("chosen", 0))
-        self.updates, self.resets, self.epochs = updates, resets, epochs
+        super().load_state_dict(counters)
 
     def _warn(self, steps_per_epoch: int, epochs: int | None) -> None:
         life = half_life(self.momentum)

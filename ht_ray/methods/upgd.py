@@ -158,6 +158,7 @@ class UPGD(Method):
     name = "upgd"
     title = "UPGD"
     rank = -2
+    counters = ("steps",)
     packed = _PackedUPGD
 
     @dataclass(frozen=True, kw_only=True)
@@ -269,7 +270,7 @@ class UPGD(Method):
 
     def state_dict(self) -> dict[str, Any]:
         """Return utilities and counters to continue from; settings are not part of it."""
-        return {"utilities": dict(self.utilities), "updates": dict(self.updates), "steps": self.steps}
+        return {"utilities": dict(self.utilities), "updates": dict(self.updates), **super().state_dict()}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -289,4 +290,4 @@ class UPGD(Method):
         for name, utility in held.items():
             utility.copy_(given[name])
         self.updates = {name: int(state["updates"][name]) for name in held}
-        self.steps = int(state["steps"])
+        super().load_state_dict(state)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ht_ray.mechanisms.weights.weight_copy import WeightCopy
+from ht_ray.methods.initial_weights import KeepsInitial
 from ht_ray.methods.registry import register
 from ht_ray.methods.settings import MethodSettings, setting
 from ht_ray.methods.weight_penalty import WeightPenalty
@@ -18,7 +18,7 @@ __all__ = ["Wasserstein"]
 
 
 @register
-class Wasserstein(WeightPenalty):
+class Wasserstein(KeepsInitial, WeightPenalty):
     """Wasserstein regularisation: ``strength * sum((sort(w) - sort(w0)) ** 2)`` over all trainable parameters.
 
     Each parameter is compared with its initial values in rising order: the squared 2-Wasserstein distance of the two
@@ -61,13 +61,12 @@ class Wasserstein(WeightPenalty):
     settings: Settings
 
     def __init__(self, module: nn.Module, settings: Any = None, *, seed: int = 0, **changes: Any) -> None:
-        #: The initial weights.
-        self.initial = WeightCopy(module)
+        self.initial: WeightCopy = WeightCopy(module)
         super().__init__(module, settings, seed=seed, **changes)
 
     def grown(self) -> None:
         """Find the network's parameters and note the initial weights of units that it has grown."""
-        self.initial.sync(self.module)
+        super().grown()
         self._sorted = {
             parameter: self.initial[name].to(parameter).flatten().sort().values
             for name, parameter in self.module.named_parameters()
@@ -82,19 +81,3 @@ class Wasserstein(WeightPenalty):
                 apart = parameter.flatten().sort(stable=True).values - target
                 terms.append(apart.to(torch.promote_types(apart.dtype, torch.float32)).square().sum())
         return torch.stack(terms).sum() if terms else None
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the initial weights."""
-        return {"initial": self.initial.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`.
-
-        Raises
-        ------
-        ValueError
-            If names or shapes differ from the network's; nothing is changed then.
-        """
-        self.initial.sync(self.module)
-        self.initial.load_state_dict(state["initial"])
-        self.grown()

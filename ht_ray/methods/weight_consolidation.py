@@ -73,6 +73,7 @@ class WeightConsolidation(Method):
     title = "Weight Consolidation"
     rank = 6
     not_for_agents = "it acts within phases, and an agent has none"
+    counters = ("epochs", "total", "steps", "averaged")
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(MethodSettings):
@@ -176,13 +177,12 @@ class WeightConsolidation(Method):
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and counters to continue from; settings are not part of it."""
-        counters = {name: getattr(self, name) for name in ("epochs", "total", "steps", "averaged")}
-        return {**counters, **{name: {k: t.clone() for k, t in getattr(self, name).items()} for name in _TENSORS}}
+        tensors = {name: {k: t.clone() for k, t in getattr(self, name).items()} for name in _TENSORS}
+        return {**super().state_dict(), **tensors}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`."""
-        for name in ("epochs", "total", "steps", "averaged"):
-            setattr(self, name, int(state[name]))
+        super().load_state_dict(state)
         devices = {name: tensor.device for name, tensor in named_tensors(self.module)}
         for name in _TENSORS:
             held = {key: tensor.clone().to(devices.get(key, tensor.device)) for key, tensor in state[name].items()}

@@ -8,7 +8,7 @@ from ht_ray.report.atari.study import is_atari
 from ht_ray.report.atari.tables import aggregates_table
 from ht_ray.report.continual.tables import marked_labels, usual_metrics
 from ht_ray.report.continual.warm_start_grid import grid_metrics, grid_table, is_grid
-from ht_ray.report.data.selection import best_label, chosen_on, selecting_metric, test_metric
+from ht_ray.report.data.selection import best_label, chosen_on, labels_by_method, selecting_metric, test_metric
 from ht_ray.report.data.statistics import estimate, paired_difference
 from ht_ray.report.data.study import MissingDataError, StudyData, seed_values, split_by_access
 from ht_ray.report.style.curve_lines import BASELINE
@@ -66,7 +66,7 @@ def _bare(table: Table) -> Table:
 def _labels(study: StudyData, parts: dict[str | None, StudyData]) -> Table:
     metric = test_metric(study.metric)
     average, final = usual_metrics(study)
-    metrics = [name for name in dict.fromkeys([average, final, metric]) if _known(study, name)]
+    metrics = [name for name in dict.fromkeys([average, final, metric]) if name in study.summary_names]
     if study.warm_start:
         metrics = [name for name in metrics if name != average] or metrics
     several = len(parts) > 1
@@ -103,21 +103,14 @@ def _labels(study: StudyData, parts: dict[str | None, StudyData]) -> Table:
     return Table(describe(study), tuple(columns), tuple(rows), (f"{note}.", *notes))
 
 
-def _known(study: StudyData, metric: str) -> bool:
-    return metric in study.summary_names
-
-
 def _chosen(part: StudyData, metric: str, most: int) -> dict[str, str]:
     """Return the labels to show, in the order planned, each with a remark."""
     labels = list(part.labels)
     if len(labels) <= most:
         return dict.fromkeys(labels, "")
     groups = part.by_label
-    methods: dict[str, list[str]] = {}
-    for label in labels:
-        methods.setdefault(groups[label][0].method, []).append(label)
     found = {}
-    for own in methods.values():
+    for own in labels_by_method(part).values():
         best = best_label(part, own, metric) or own[0]
         found[best] = f" (best of {len(own)})" * (len(own) > 1)
     left = list(found)

@@ -9,4 +9,4 @@ from .named import *  # noqa: F403 - a plugin of a method is named once
 from .phase_training import PhaseTrainingPlugin
 
 __all__ = ["AugmentPlugin", "LimitedBufferPlugin", "MeasurePlugin", "MethodPlugin", "PhaseTrainingPlugin"]
-__all__ += named.__all__
+__all__ += [name for name in vars(named) if name.endswith("Plugin")]

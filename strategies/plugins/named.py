@@ -1,63 +1,32 @@
-"""The plugins of single methods, made from their classes."""
+"""The plugins of single methods, made from their classes. Nothing else here has a public name."""
 
-from __future__ import annotations
+from ht_ray import methods as _methods
 
-from ht_ray import methods
+from .method import named_plugin as _named
 
-from .method import named_plugin
-
-__all__ = [
-    "AIDPlugin",
-    "ContinualBackpropPlugin",
-    "DASHPlugin",
-    "EMAPlugin",
-    "FIREPlugin",
-    "HareTortoisePlugin",
-    "HeadResetPlugin",
-    "L2Plugin",
-    "MuonPlugin",
-    "NormalizeAndProjectPlugin",
-    "OptimizerResetPlugin",
-    "ParsevalPlugin",
-    "PlasticityInjectionPlugin",
-    "ReDoPlugin",
-    "ReGraMaPlugin",
-    "RegenerativePlugin",
-    "SelfDistillationPlugin",
-    "SelfNormalizedResetsPlugin",
-    "ShrinkPerturbPlugin",
-    "SpectralDecouplingPlugin",
-    "SpectralRegularizationPlugin",
-    "TRACPlugin",
-    "UPGDPlugin",
-    "WassersteinPlugin",
-    "WeightClippingPlugin",
-    "WeightConsolidationPlugin",
-]
-
-ContinualBackpropPlugin = named_plugin(methods.ContinualBackprop)
-EMAPlugin = named_plugin(methods.EMA)
-HareTortoisePlugin = named_plugin(methods.HareTortoise)
-HeadResetPlugin = named_plugin(methods.HeadReset)
-L2Plugin = named_plugin(methods.L2)
-OptimizerResetPlugin = named_plugin(methods.OptimizerReset)
-PlasticityInjectionPlugin = named_plugin(methods.PlasticityInjection)
-ReDoPlugin = named_plugin(methods.ReDo)
-ReGraMaPlugin = named_plugin(methods.ReGraMa)
-RegenerativePlugin = named_plugin(methods.Regenerative)
-SelfDistillationPlugin = named_plugin(methods.SelfDistillation)
-ShrinkPerturbPlugin = named_plugin(methods.ShrinkPerturb)
-SpectralDecouplingPlugin = named_plugin(methods.SpectralDecoupling)
-UPGDPlugin = named_plugin(methods.UPGD)
-WeightClippingPlugin = named_plugin(methods.WeightClipping)
-DASHPlugin = named_plugin(methods.DASH)
-FIREPlugin = named_plugin(methods.FIRE)
-ParsevalPlugin = named_plugin(methods.Parseval)
-SpectralRegularizationPlugin = named_plugin(methods.SpectralRegularization)
-WassersteinPlugin = named_plugin(methods.Wasserstein)
-NormalizeAndProjectPlugin = named_plugin(methods.NormalizeAndProject)
-MuonPlugin = named_plugin(methods.Muon)
-AIDPlugin = named_plugin(methods.AID)
-SelfNormalizedResetsPlugin = named_plugin(methods.SelfNormalizedResets)
-TRACPlugin = named_plugin(methods.TRAC)
-WeightConsolidationPlugin = named_plugin(methods.WeightConsolidation)
+ContinualBackpropPlugin = _named(_methods.ContinualBackprop)
+EMAPlugin = _named(_methods.EMA)
+HareTortoisePlugin = _named(_methods.HareTortoise)
+HeadResetPlugin = _named(_methods.HeadReset)
+L2Plugin = _named(_methods.L2)
+OptimizerResetPlugin = _named(_methods.OptimizerReset)
+PlasticityInjectionPlugin = _named(_methods.PlasticityInjection)
+ReDoPlugin = _named(_methods.ReDo)
+ReGraMaPlugin = _named(_methods.ReGraMa)
+RegenerativePlugin = _named(_methods.Regenerative)
+SelfDistillationPlugin = _named(_methods.SelfDistillation)
+ShrinkPerturbPlugin = _named(_methods.ShrinkPerturb)
+SpectralDecouplingPlugin = _named(_methods.SpectralDecoupling)
+UPGDPlugin = _named(_methods.UPGD)
+WeightClippingPlugin = _named(_methods.WeightClipping)
+DASHPlugin = _named(_methods.DASH)
+FIREPlugin = _named(_methods.FIRE)
+ParsevalPlugin = _named(_methods.Parseval)
+SpectralRegularizationPlugin = _named(_methods.SpectralRegularization)
+WassersteinPlugin = _named(_methods.Wasserstein)
+NormalizeAndProjectPlugin = _named(_methods.NormalizeAndProject)
+MuonPlugin = _named(_methods.Muon)
+AIDPlugin = _named(_methods.AID)
+SelfNormalizedResetsPlugin = _named(_methods.SelfNormalizedResets)
+TRACPlugin = _named(_methods.TRAC)
+WeightConsolidationPlugin = _named(_methods.WeightConsolidation)

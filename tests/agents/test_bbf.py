@@ -15,7 +15,8 @@ from torch.nn import functional
 from ht_ray.agents.augmentation import augment
 from ht_ray.agents.base import Sampling
 from ht_ray.agents.bbf.agent import BBFAgent
-from ht_ray.agents.bbf.config import BBFConfig, bbf_variant
+from ht_ray.agents.bbf.config import BBFConfig
+from ht_ray.agents.registry import agent_variant
 from ht_ray.agents.replay import Batch
 from ht_ray.mechanisms import generator
 
@@ -189,7 +190,7 @@ def test_only_parameters_of_more_dimensions_decay() -> None:
 )
 def test_what_the_optimiser_remembers_after_a_restart(variant: str, left: set[str]) -> None:
     """Nothing in BBF as its published code runs; in the other variants what it has of encoder and transition model."""
-    config = bbf_variant(variant, **SMALL, restart_interval=2, training_steps=2050)
+    config = agent_variant(variant, **SMALL, restart_interval=2, training_steps=2050)
     learner = BBFAgent(config, shape=SHAPE, num_actions=ACTIONS)
     for number in range(2):
         learner.update(batch(number))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from ht_ray.agents.bbf.config import BBF_VARIANTS, BBFConfig, bbf_variant
+from ht_ray.agents.bbf.config import BBF_VARIANTS, BBFConfig
 from ht_ray.agents.bbf.horizon import HorizonSchedule
 from ht_ray.agents.bbf.spr import spr_loss
 from ht_ray.agents.dqn.config import DQN_VARIANTS
@@ -64,7 +64,7 @@ def test_restarts_of_a_whole_run() -> None:
         return [update for update in range(config.total_updates + 1) if config.restart_is_due(update)]
 
     assert due(BBFConfig()) == [40_000, 80_000, 120_000]
-    fast = bbf_variant("bbf@rr8")
+    fast = agent_variant("bbf@rr8")
     assert fast.total_updates == 784_000 and due(fast) == list(range(40_000, 744_001, 40_000))
     assert due(BBFConfig(restart_interval=None)) == [] == due(BBFConfig(training_steps=1000))
     # One whole interval must be left.
@@ -91,7 +91,7 @@ def test_defaults_are_the_published_ones() -> None:
     assert (config.spr_weight, config.spr_steps, config.restart_interval) == (5, 5, 40_000)
     assert config.act_with_tortoise and config.prioritized and config.dueling and config.double
     assert not config.published_n_step and config.reset_interval is None
-    replay = bbf_variant("bbf", published_n_step=True).replay_config(stack=4)
+    replay = agent_variant("bbf", published_n_step=True).replay_config(stack=4)
     assert (replay.published_n_step, replay.prioritized, replay.capacity) == (True, True, 200_000)
     assert (replay.priority_exponent, replay.importance) == (0.5, 0.5)
 

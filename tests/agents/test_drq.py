@@ -15,7 +15,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from ht_ray.agents.augmentation import augment, to_unit
 from ht_ray.agents.drq.agent import DrQAgent
-from ht_ray.agents.drq.config import VARIANTS, DrQConfig, drq_variant
+from ht_ray.agents.drq.config import VARIANTS, DrQConfig
+from ht_ray.agents.registry import agent_variant
 from ht_ray.agents.replay import Batch
 from ht_ray.errors import SettingError
 from ht_ray.mechanisms import fresh_weights, generator
@@ -201,9 +202,9 @@ def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], said: s
 
 def test_names_that_are_not_known_are_refused() -> None:
     with pytest.raises(SettingError, match=r"Did you mean 'drq\+hr40k'"):
-        drq_variant("drq+hr40")
+        agent_variant("drq+hr40")
     with pytest.raises(SettingError, match="Did you mean 'momentum'"):
-        drq_variant("drq+ht", momentun=0.9)
+        agent_variant("drq+ht", momentun=0.9)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +257,7 @@ def test_the_tortoise_acts_if_told() -> None:
 @pytest.mark.parametrize("name", ["drq", "drq+sp", "drq+hr40k+ht"])
 def test_continued_from_a_state_it_does_the_same(name: str) -> None:
     intervals = {key: 2 for key, value in vars(VARIANTS[name]).items() if key.endswith("interval") and value}
-    config = drq_variant(name, hidden=8, toward="initial", **intervals)
+    config = agent_variant(name, hidden=8, toward="initial", **intervals)
 
     def fresh(seed: int) -> DrQAgent:
         return DrQAgent(config, shape=SHAPE, num_actions=ACTIONS, seed=seed)
@@ -284,8 +285,8 @@ def test_continued_from_a_state_it_does_the_same(name: str) -> None:
 
 
 def test_compute_in_bf16_keeps_weights_in_fp32() -> None:
-    learner = DrQAgent(drq_variant("drq+ht", hidden=8), shape=SHAPE, num_actions=ACTIONS, precision="bf16")
-    plain = DrQAgent(drq_variant("drq+ht", hidden=8), shape=SHAPE, num_actions=ACTIONS)
+    learner = DrQAgent(agent_variant("drq+ht", hidden=8), shape=SHAPE, num_actions=ACTIONS, precision="bf16")
+    plain = DrQAgent(agent_variant("drq+ht", hidden=8), shape=SHAPE, num_actions=ACTIONS)
     narrow, wide = learner.update(batch(0)), plain.update(batch(0))
     assert float(narrow["loss"]) == pytest.approx(float(wide["loss"]), rel=0.05)
     assert all(p.dtype == torch.float32 for p in learner.network.parameters())

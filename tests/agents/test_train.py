@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from ht_ray.agents.drq.agent import DrQAgent
-from ht_ray.agents.drq.config import DrQConfig, drq_variant
+from ht_ray.agents.drq.config import DrQConfig
 from ht_ray.agents.envs.atari import AtariConfig
+from ht_ray.agents.registry import agent_variant
 from ht_ray.agents.replay.packing import read_file
 from ht_ray.agents.training.checkpoint import CheckpointError, save_checkpoint
 from ht_ray.agents.training.train import Diverged, TrainingRun, main, train
@@ -230,7 +231,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     arguments = ["--game", "pong", "--variant", "drq+ht", "--steps", "5", "--evaluation-episodes", "0"]
     assert main([*arguments, "--record", str(path)]) == 0
     assert capsys.readouterr().out == "Pong, drq+ht: 5 steps, 0 updates, 0 games\n"
-    assert json.loads(path.read_text())["config"] == json.loads(json.dumps(asdict(drq_variant("drq+ht"))))
+    assert json.loads(path.read_text())["config"] == json.loads(json.dumps(asdict(agent_variant("drq+ht"))))
 
 
 def test_the_command_line_refuses_before_it_trains(

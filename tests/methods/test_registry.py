@@ -142,7 +142,7 @@ def test_a_package_offers_methods_by_an_entry_point(package: Path) -> None:
     ("name", "message"),
     [
         ("redoo", r"Did you mean 'redo'\? A method of your own is given as 'package.module:Class', or registered"),
-        ("nowhere.at_all:Toy", r"No module named 'nowhere'.*with a module that Python finds here and on every node"),
+        ("nowhere.at_all:Toy", r"no module 'nowhere'.*with a module that Python finds here and on every node"),
         ("ht_ray.methods:Toyy", "the module ht_ray.methods has no Toyy"),
         ("ht_ray.methods:setting", r"setting is no class derived from ht_ray\.methods\.Method"),
     ],

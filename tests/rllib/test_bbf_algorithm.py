@@ -11,8 +11,8 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModule
 from rllib_agents import MODULE, continue_in_a_new_process, equal, state
 
-from ht_ray.agents.bbf.config import bbf_variant
 from ht_ray.agents.envs.atari import AtariConfig
+from ht_ray.agents.registry import agent_variant
 from ht_ray.agents.training.train import TrainingRun
 from ht_ray.errors import SettingError
 from ht_ray.rllib import BBF, BBFAlgorithmConfig
@@ -53,7 +53,7 @@ def assert_indicators(measured: dict[str, Any], plain: TrainingRun) -> None:
 def test_it_is_the_plain_loop_through_restarts_and_goes_on_in_a_new_process(cluster: str, tmp_path: Path) -> None:
     """200 updates with two restarts, after which the schedules begin again; stopped within a cycle and a game."""
     plain = TrainingRun(
-        "Breakout", bbf_variant("bbf", **SMALL), seed=4, env=AtariConfig(max_steps=45), indicators_interval=64
+        "Breakout", agent_variant("bbf", **SMALL), seed=4, env=AtariConfig(max_steps=45), indicators_interval=64
     )
     plain.advance(40)
     algorithm = configured(indicators_interval=64).build_algo()
@@ -97,7 +97,7 @@ def test_it_is_the_plain_loop_through_restarts_and_goes_on_in_a_new_process(clus
 
 def test_without_spr_batches_have_no_future(cluster: str) -> None:
     changes = {"spr_weight": 0.0, "prioritized": False}
-    plain = TrainingRun("Breakout", bbf_variant("bbf", **SMALL | changes), seed=4, env=AtariConfig(max_steps=45))
+    plain = TrainingRun("Breakout", agent_variant("bbf", **SMALL | changes), seed=4, env=AtariConfig(max_steps=45))
     plain.advance(30)
     algorithm = configured(**changes).build_algo()
     for _ in range(3):
@@ -124,7 +124,7 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_built(change: 
 
 def test_settings_are_the_agents() -> None:
     config = BBFAlgorithmConfig().environment("Pong").training(variant="bbf-spr0+ht@rr8", gamma=0.99, momentum=0.9)
-    assert config.agent_config == bbf_variant("bbf-spr0+ht@rr8", discount=0.99, momentum=0.9)
-    assert BBF.get_default_config().agent_config == bbf_variant("bbf")
+    assert config.agent_config == agent_variant("bbf-spr0+ht@rr8", discount=0.99, momentum=0.9)
+    assert BBF.get_default_config().agent_config == agent_variant("bbf")
     with pytest.raises(SettingError, match="Did you mean 'spr_weight'"):
         config.training(spr_weigth=1)

@@ -14,8 +14,9 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModule
 from rllib_agents import MODULE, continue_in_a_new_process, equal, state
 
-from ht_ray.agents.drq.config import DrQConfig, drq_variant
+from ht_ray.agents.drq.config import DrQConfig
 from ht_ray.agents.envs.atari import AtariConfig
+from ht_ray.agents.registry import agent_variant
 from ht_ray.agents.training.train import TrainingRun
 from ht_ray.errors import SettingError
 from ht_ray.rllib import DrQ, DrQAlgorithmConfig
@@ -163,7 +164,7 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_built(change: 
 
 def test_settings_are_the_agents() -> None:
     config = DrQAlgorithmConfig().environment("Pong").training(variant="drq+ht", gamma=0.9, train_batch_size=8)
-    assert config.agent_config == drq_variant("drq+ht", discount=0.9, batch_size=8)
+    assert config.agent_config == agent_variant("drq+ht", discount=0.9, batch_size=8)
     assert isinstance(config.get_default_learner_class(), type)
     assert DrQ.get_default_config().agent_config == DrQConfig()
     with pytest.raises(SettingError, match="Did you mean 'n_step'"):

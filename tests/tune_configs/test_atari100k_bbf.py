@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import study_files
 
-from ht_ray.agents.bbf.config import BBF_VARIANTS, BBFConfig, bbf_variant
+from ht_ray.agents.bbf.config import BBF_VARIANTS, BBFConfig
 from ht_ray.agents.envs.atari import AtariConfig
+from ht_ray.agents.registry import agent_variant
 from ht_ray.agents.training.train import train
 from ht_ray.diagnostics import INDICATORS
 from ht_ray.errors import SettingError
@@ -171,7 +172,7 @@ def test_a_trial_is_the_plain_loop_with_its_indicators(tmp_path: Path) -> None:
     found.append(second.advance())
     record = train(
         "Breakout",
-        bbf_variant("bbf", **AGENT, training_steps=60),
+        agent_variant("bbf", **AGENT, training_steps=60),
         steps=60,
         env=AtariConfig(max_steps=25),
         evaluate_every=30,
@@ -185,8 +186,14 @@ def test_a_trial_is_the_plain_loop_with_its_indicators(tmp_path: Path) -> None:
     assert [(row["step"], row["update"]) for row in measured] == [(26, 32), (42, 64), (58, 96)]
     assert measured[0].keys() - {"step", "update"} <= INDICATORS.keys()
     assert measured[0]["weight_distance"] > 0 and 0 <= measured[0]["dormant_ratio"] <= 1
-    without = train("Breakout", bbf_variant("bbf", **AGENT, training_steps=60), steps=60, env=AtariConfig(max_steps=25),
-                    evaluate_every=30, evaluation_episodes=2)  # fmt: skip
+    without = train(
+        "Breakout",
+        agent_variant("bbf", **AGENT, training_steps=60),
+        steps=60,
+        env=AtariConfig(max_steps=25),
+        evaluate_every=30,
+        evaluation_episodes=2,
+    )
     assert asdict(without) == {**asdict(record), "indicators": []}
 
 

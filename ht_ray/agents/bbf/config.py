@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from ht_ray._checks import check_choice, check_number
 from ht_ray._deprecated import renamed
-from ht_ray.agents.base_config import OLD_NAMES, AgentConfig, changed_variant
+from ht_ray.agents.base_config import OLD_NAMES, AgentConfig
 from ht_ray.agents.bbf.horizon import HorizonSchedule
 from ht_ray.agents.networks.bbf_network import BBFNetworkConfig
 from ht_ray.agents.replay.config import ReplayConfig
 from ht_ray.errors import SettingError
 
-__all__ = ["BBF_VARIANTS", "BBFConfig", "bbf_variant"]
+__all__ = ["BBF_VARIANTS", "BBFConfig"]
 
 
 @renamed(**OLD_NAMES)
@@ -199,24 +199,3 @@ def _variants() -> dict[str, BBFConfig]:
 #: Those called "@rr8" make 8 updates per step instead of 2 and count the same gradient steps from one restart to the
 #: next: one every 5000 steps of the agent instead of every 20 000.
 BBF_VARIANTS: Mapping[str, BBFConfig] = MappingProxyType(_variants())
-
-
-def bbf_variant(name: str, **changes: Any) -> BBFConfig:
-    """Return one of `BBF_VARIANTS`, with `changes`.
-
-    Raises
-    ------
-    SettingError
-        If there is no such variant or setting, or a setting is not accepted.
-
-    Examples
-    --------
-    >>> bbf_variant("bbf-spr0+ht", momentum=0.99).reset_interval
-    4000
-    >>> bbf_variant("bbf+ht")
-    Traceback (most recent call last):
-    ...
-    ht_ray.errors.SettingError: variant = 'bbf+ht': accepted are 'bbf', 'bbf-spr0', 'bbf-spr0+ht', 'bbf@rr8', \
-'bbf-spr0@rr8', 'bbf-spr0+ht@rr8', 'bbf-published-2023', 'bbf-published-2025'. Did you mean 'bbf-spr0+ht'?
-    """
-    return changed_variant(BBF_VARIANTS, name, changes)

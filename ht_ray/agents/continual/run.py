@@ -119,7 +119,7 @@ class ContinualRun:
         names = [task.name for task in self.stream.tasks]
         self.record = ContinualRecord(self.stream.name, names, seed, asdict(self.config))
         self._settings = {
-            "stream": {"name": self.stream.name, **_listed(asdict(stream))},
+            "stream": {"name": self.stream.name, **asdict(stream)},
             "seed": seed,
             "config": self.record.config,
             "replay": replay,
@@ -287,7 +287,3 @@ class ContinualRun:
 def _known_mean(values: np.ndarray[Any, np.dtype[np.float64]]) -> float:
     known = values[np.isfinite(values)]
     return math.fsum(known) / len(known) if len(known) else math.nan
-
-
-def _listed(settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}

@@ -9,11 +9,11 @@ from typing import Any, ClassVar, Literal
 
 from ht_ray._checks import check_choice
 from ht_ray._deprecated import renamed
-from ht_ray.agents.base_config import OLD_NAMES, AgentConfig, changed_variant
+from ht_ray.agents.base_config import OLD_NAMES, AgentConfig
 from ht_ray.agents.networks.q_network import NetworkConfig
 from ht_ray.agents.values import ValueConfig
 
-__all__ = ["VARIANTS", "DrQConfig", "drq_variant"]
+__all__ = ["VARIANTS", "DrQConfig"]
 
 
 @renamed(**OLD_NAMES)
@@ -93,24 +93,3 @@ VARIANTS: Mapping[str, DrQConfig] = MappingProxyType(
         "drq-published": DrQConfig(padding="same", published_shift=True),
     }
 )
-
-
-def drq_variant(name: str, **changes: Any) -> DrQConfig:
-    """Return one of `VARIANTS`, with `changes`.
-
-    Raises
-    ------
-    SettingError
-        If there is no such variant or setting, or a setting is not accepted.
-
-    Examples
-    --------
-    >>> drq_variant("drq+ht", momentum=0.99).reset_interval
-    4000
-    >>> drq_variant("drq-ht")
-    Traceback (most recent call last):
-    ...
-    ht_ray.errors.SettingError: variant = 'drq-ht': accepted are 'drq', 'drq+sp', 'drq+ht', 'drq+hr20k', 'drq+hr40k', \
-'drq+hr40k+ht', 'drq-published'. Did you mean 'drq+ht'?
-    """
-    return changed_variant(VARIANTS, name, changes)

@@ -7,21 +7,11 @@ from typing import Literal
 
 import torch
 
-from ht_ray._checks import check_choice, check_fields, check_number
+from ht_ray._checks import check_choice, check_fields
 from ht_ray._deprecated import renamed
 from ht_ray.errors import SettingError
 
-__all__ = ["ReplayConfig", "check_discount", "check_steps"]
-
-
-def check_steps(where: str, n_step: int) -> None:
-    """Raise unless `n_step` is a positive whole number; `where` ends in its name."""
-    check_number(where, n_step, low=1, integer=True)
-
-
-def check_discount(where: str, discount: float) -> None:
-    """Raise unless `discount` is in [0, 1]; `where` ends in its name."""
-    check_number(where, discount, low=0, high=1)
+__all__ = ["ReplayConfig"]
 
 
 @renamed(prioritised="prioritized")
@@ -83,10 +73,8 @@ class ReplayConfig:
     graph: Literal["auto", "on", "off"] = "auto"
 
     def __post_init__(self) -> None:
-        check_fields(self, "capacity", "batch_size", "stack", low=1, integer=True)
-        check_steps("ReplayConfig.n_step", self.n_step)
-        check_discount("ReplayConfig.discount", self.discount)
-        check_fields(self, "priority_exponent", "importance", low=0, high=1)
+        check_fields(self, "capacity", "batch_size", "n_step", "stack", low=1, integer=True)
+        check_fields(self, "discount", "priority_exponent", "importance", low=0, high=1)
         try:
             torch.device(self.device)
         except RuntimeError as error:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ht_ray._checks import check_number
 from ht_ray._deprecated import renamed
 from ht_ray.agents.replay.batch import Batch
-from ht_ray.agents.replay.config import ReplayConfig, check_discount, check_steps
+from ht_ray.agents.replay.config import ReplayConfig
 from ht_ray.agents.replay.packing import ReplayFileError, pack, read_file, unpack, write_file
 from ht_ray.agents.replay.section import (
     ACTION,
@@ -129,14 +129,13 @@ class FrameReplay:
         graph: Literal["auto", "on", "off"] = "auto",
         seed: int = 0,
     ) -> None:
-        for name, value in {"capacity": capacity, "stack": stack, "envs": envs}.items():
+        for name, value in {"capacity": capacity, "stack": stack, "n_step": n_step, "envs": envs}.items():
             check_number(f"FrameReplay: {name}", value, low=1, integer=True)
         for side in frame_shape:
             check_number("FrameReplay: a side of frame_shape", side, low=1, integer=True)
-        check_steps("FrameReplay: n_step", n_step)
-        check_discount("FrameReplay: discount", discount)
-        check_number("FrameReplay: priority_exponent", priority_exponent, low=0, high=1)
-        check_number("FrameReplay: importance", importance, low=0, high=1)
+        shares = {"discount": discount, "priority_exponent": priority_exponent, "importance": importance}
+        for name, share in shares.items():
+            check_number(f"FrameReplay: {name}", share, low=0, high=1)
         check_number("FrameReplay: seed", seed, integer=True)
         section = capacity // envs
         if section < stack + n_step:
@@ -288,10 +287,10 @@ class FrameReplay:
         check_number("FrameReplay.sample: sequence", sequence, low=0, integer=True)
         own_steps = {}
         if isinstance(n_step, Tensor):
-            check_steps("FrameReplay.sample: n_step", int(n_step.min()))
+            check_number("FrameReplay.sample: n_step", int(n_step.min()), low=1, integer=True)
             own_steps["each"], n_step = upload(n_step, self.device), int(n_step.max())
-        check_steps("FrameReplay.sample: n_step", n_step)
-        check_discount("FrameReplay.sample: discount", discount)
+        check_number("FrameReplay.sample: n_step", n_step, low=1, integer=True)
+        check_number("FrameReplay.sample: discount", discount, low=0, high=1)
         window = max(n_step, sequence)
         if not self.can_sample(n_step=window):
             raise ValueError(

@@ -11,7 +11,14 @@ import numpy as np
 from ht_ray._checks import check_choice
 from ht_ray.errors import SettingError
 from ht_ray.report.data.paper import PaperComparison, compare_with_paper, paper_notes
-from ht_ray.report.data.selection import best_label, chosen_on, selecting_metric, selection_sentence, test_metric
+from ht_ray.report.data.selection import (
+    best_label,
+    chosen_on,
+    labels_by_method,
+    selecting_metric,
+    selection_sentence,
+    test_metric,
+)
 from ht_ray.report.data.statistics import drop_and_recovery, estimate, mean_interval, paired_difference
 from ht_ray.report.data.study import MissingDataError, StudyData, TrialData, seed_values
 from ht_ray.report.style.formats import (
@@ -153,15 +160,12 @@ def choice_table(study: StudyData, metrics: Sequence[str] | None = None) -> Tabl
         If no method has several settings.
     """
     groups = study.by_label
-    methods: dict[str, list[str]] = {}
-    for label, trials in groups.items():
-        methods.setdefault(trials[0].method, []).append(label)
     metric = test_metric(study.metric)
     by, data = selecting_metric(study, metric), chosen_on(study)
     usual = usual_metrics(study) if metrics is None else metrics
     shown = list(dict.fromkeys([by, metric, *(name for name in usual if name in study.summary_names)]))
     rows = []
-    for method, labels in methods.items():
+    for method, labels in labels_by_method(study).items():
         best = best_label(study, labels, metric) if len(labels) > 1 else None
         if best is None:
             continue

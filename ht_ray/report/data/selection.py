@@ -22,6 +22,7 @@ __all__ = [
     "best_label",
     "choose",
     "chosen_on",
+    "labels_by_method",
     "selecting_metric",
     "selection_sentence",
     "test_metric",
@@ -138,6 +139,14 @@ def best_label(study: StudyData, labels: Sequence[str], metric: str, *, by: str 
 
     best = max(labels, key=rank, default=None)
     return best if best is not None and rank(best)[0] else None
+
+
+def labels_by_method(study: StudyData) -> dict[str, list[str]]:
+    """Return the labels of each method, in the order planned."""
+    methods: dict[str, list[str]] = {}
+    for label, trials in study.by_label.items():
+        methods.setdefault(trials[0].method, []).append(label)
+    return methods
 
 
 def choose(study: StudyData, *, method: str | None = None, access: str | None = None) -> Choice:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ht_ray._checks import check_choice
 from ht_ray.errors import SettingError
-from ht_ray.report.data.statistics import estimate
+from ht_ray.report.data.selection import best_label, labels_by_method
 from ht_ray.report.data.study import StudyData, TrialData, seed_values
 from ht_ray.report.style.figures import COLOURS, EMPHASIS, escape_math
 from ht_ray.report.style.formats import display_unit, humanize
@@ -111,17 +111,10 @@ def _best_of_each_method(study: StudyData) -> dict[str, str]:
     """Return the labels to draw, each with a remark for the legend."""
     if len(study.labels) <= len(COLOURS):
         return dict.fromkeys(study.labels, "")
-    sign = 1 if study.mode == "max" else -1
-    methods: dict[str, dict[str, tuple[int, float]]] = {}
-    for label, trials in study.by_label.items():
-        own = estimate(seed_values(trials, study.metric).values())
-        # A label that finished on more seeds goes first: a mean over the lucky ones is no contest.
-        rank = (own.n, sign * own.mean if own.n else -math.inf)
-        methods.setdefault(trials[0].method, {})[label] = rank
     chosen = {}
-    for ranks in methods.values():
-        best = max(ranks, key=ranks.__getitem__)
-        chosen[best] = f"best of {len(ranks)} by {humanize(study.metric)}" if len(ranks) > 1 else ""
+    for labels in labels_by_method(study).values():
+        best = best_label(study, labels, study.metric, by=study.metric) or labels[0]
+        chosen[best] = f"best of {len(labels)} by {humanize(study.metric)}" if len(labels) > 1 else ""
     return chosen
 
 

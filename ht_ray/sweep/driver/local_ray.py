@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 
 from ht_ray.errors import SettingError
 from ht_ray.sweep.worker import late_start, setup_worker
+from ht_ray.sweep.worker.processes import process_texts
 
 __all__ = ["RayStartError", "local_ray", "start_ray"]
 
@@ -302,7 +303,7 @@ def _family(nodes: Sequence[Any]) -> dict[int, str]:
     members = {info.process.pid for info in started}
     # An agent whose raylet has died is nobody's child.
     flags = {f"{flag}={_session(node)}" for node in nodes for flag in ("--session-dir", "--session_dir")}
-    members |= {pid for pid in processes if not flags.isdisjoint(_arguments(pid))}
+    members |= {pid for pid in processes if not flags.isdisjoint(process_texts(pid, "cmdline"))}
     family: dict[int, str] = {}
     while members:
         family |= {pid: processes[pid][1] for pid in members if pid in processes}
@@ -319,13 +320,6 @@ def _processes() -> dict[int, tuple[int, str]]:
             if fields[0] != "Z":
                 found[int(path.parent.name)] = int(fields[1]), fields[19]
     return found
-
-
-def _arguments(pid: int) -> list[str]:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
-    except OSError:
-        return []
 
 
 def _alive(family: dict[int, str]) -> list[int]:

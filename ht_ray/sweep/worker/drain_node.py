@@ -18,9 +18,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from ht_ray.sweep.worker.processes import process_ids, process_texts
 
 __all__ = ["TRIAL_WORKER", "Raylet", "drain_node", "main", "raylets", "trial_workers"]
 
@@ -43,7 +45,8 @@ class Raylet:
 def raylets() -> list[Raylet]:
     """Return the Ray nodes of this machine; more than one only where a cluster is simulated."""
     found = []
-    for pid, arguments in _processes():
+    for pid in process_ids():
+        arguments = process_texts(pid, "cmdline")
         if Path(arguments[0]).name != "raylet":
             continue
         flags = dict(text.removeprefix("--").partition("=")[::2] for text in arguments[1:] if "=" in text)
@@ -54,13 +57,12 @@ def raylets() -> list[Raylet]:
 
 def trial_workers(raylet: Raylet) -> list[int]:
     """Return the process ids of the workers that run trials on a node."""
-    workers = []
-    for pid, arguments in _processes():
-        if arguments[0].startswith(f"ray::{TRIAL_WORKER}") and _environment(pid).get("RAY_RAYLET_PID") == str(
-            raylet.pid
-        ):
-            workers.append(pid)
-    return workers
+    return [
+        pid
+        for pid in process_ids()
+        if process_texts(pid, "cmdline")[0].startswith(f"ray::{TRIAL_WORKER}")
+        and f"RAY_RAYLET_PID={raylet.pid}" in process_texts(pid, "environ")
+    ]
 
 
 def drain_node(nodes: Sequence[Raylet], *, grace: float) -> list[int]:
@@ -126,23 +128,3 @@ def _signal(pid: int) -> None:
         os.kill(pid, signal.SIGTERM)
     except ProcessLookupError:
         return
-
-
-def _processes() -> Iterator[tuple[int, list[str]]]:
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdecimal():
-            continue
-        try:
-            arguments = (entry / "cmdline").read_text(errors="replace").split("\0")
-        except OSError:
-            continue
-        if arguments[0]:
-            yield int(entry.name), arguments
-
-
-def _environment(pid: int) -> dict[str, str]:
-    try:
-        content = Path(f"/proc/{pid}/environ").read_text(errors="replace")
-    except OSError:
-        return {}
-    return dict(text.partition("=")[::2] for text in content.split("\0") if text)

@@ -74,7 +74,6 @@ def kind_of(name: str) -> str:
             return "hugging face"
         if any(path.glob("*.parquet")):
             return "parquet"
-    if path.is_dir():
         if not (path / "train").is_dir():
             why = ": it holds no train/<class>/<image>, no Parquet file and no Hugging Face set: accepted is one."
             raise _refused(name, why)

@@ -12,6 +12,7 @@ from torch import nn
 from ht_ray._checks import did_you_mean, refused
 from ht_ray._parts import is_path_of_part, load_part
 from ht_ray.errors import SettingError
+from ht_ray.mechanisms.modes import evaluation_mode
 from ht_ray.mechanisms.weights.fresh import find_head
 from ht_ray.mechanisms.weights.rng import isolated_rng
 
@@ -108,17 +109,12 @@ def check_network(name: str, network: nn.Module, shape: tuple[int, ...], num_cla
     SettingError
         If it cannot, or returns something else.
     """
-    modes = [(part, part.training) for part in network.modules()]
-    network.eval()
     try:
-        with torch.no_grad(), isolated_rng(0):
+        with evaluation_mode(network), torch.no_grad(), isolated_rng(0):
             logits = network(torch.zeros(2, *shape))
     except Exception as error:  # of a user's own code, whatever it raises
         text = f"{type(error).__name__}: {error}".splitlines()[0]
         raise _refused(name, ": it cannot compute samples of shape {shape}: {text}.", shape=shape, text=text) from error
-    finally:
-        for part, mode in modes:
-            part.training = mode
     if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != (2, num_classes):
         got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         why = ": of 2 samples it makes {got}; accepted are logits (2, {classes}), one for each class."
