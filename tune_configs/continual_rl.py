@@ -96,6 +96,7 @@ class ContinualRLSettings(_StreamFields, StudySettings):
     def __post_init__(self) -> None:
         owner = type(self).__name__
         check_choice(f"{owner}.device", self.device, ["auto", "cpu", "cuda"])
+        self._check_numerics()
         check_choice(f"{owner}.replay", self.replay, ["clear", "keep"])
         for name in ("evaluation_episodes", "checkpoint_every"):
             check_number(f"{owner}.{name}", getattr(self, name), low=1, integer=True)
@@ -147,6 +148,7 @@ class ContinualRLSettings(_StreamFields, StudySettings):
             "indicators": self.indicators,
             "checkpoint_every": self.checkpoint_every,
             "device": self.device,
+            **self.numerics,
             "seed": seed,
         }
 

@@ -9,6 +9,7 @@ from typing import Any
 from ht_ray.agents.continual import ContinualRun, task_stream_config
 from ht_ray.agents.registry import agent_from_dict
 from ht_ray.sweep import Report
+from tune_configs.trial_numerics import computed_as_set
 
 __all__ = ["ContinualRLTrial"]
 
@@ -45,6 +46,7 @@ class ContinualRLTrial:
         #: Updates that were made before the present part, which an interruption may have cut in two.
         self.before = 0
 
+    @computed_as_set
     def advance(self) -> Report:
         """Train up to the end of the visit or the next checkpoint in it.
 

@@ -11,17 +11,24 @@ import pytest
 import torch
 
 from ht_ray.errors import SettingError
-from tune_configs import atari100k, continual
+from tune_configs import atari100k, continual, continual_rl
 from tune_configs.atari100k import AtariSettings, BBFSettings
 from tune_configs.atari_trial import AtariTrial
 from tune_configs.continual import ContinualSettings
+from tune_configs.continual_rl import ContinualRLSettings
+from tune_configs.continual_rl_trial import ContinualRLTrial
 from tune_configs.trial_numerics import computed_as_set
 from tune_configs.vision_trial import VisionPack, VisionTrial
 
 CHOSEN = {"tf32": "all", "cudnn_benchmark": True}
 STUDIES = pytest.mark.parametrize(
     ("settings", "trials"),
-    [(ContinualSettings, continual.trials), (AtariSettings, atari100k.trials), (BBFSettings, atari100k.trials)],
+    [
+        (ContinualSettings, continual.trials),
+        (AtariSettings, atari100k.trials),
+        (BBFSettings, atari100k.trials),
+        (ContinualRLSettings, continual_rl.trials),
+    ],
 )
 
 
@@ -78,7 +85,7 @@ def test_it_holds_while_a_trial_trains(monkeypatch: pytest.MonkeyPatch) -> None:
     assert present() == before
 
 
-@pytest.mark.parametrize("trial", [AtariTrial, VisionTrial, VisionPack])
+@pytest.mark.parametrize("trial", [AtariTrial, VisionTrial, VisionPack, ContinualRLTrial])
 def test_every_trial_trains_so(trial: type[Any]) -> None:
     assert trial.advance.__wrapped__
 
