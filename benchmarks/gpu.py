@@ -613,7 +613,7 @@ def paper_code(machine: Machine) -> Iterator[Case]:
 def paper_code_fault(folder: Path) -> str:
     """Return why the code there cannot be run, if so; what it imports is looked for in the folder, too."""
     needed = [f"src/{name}/__init__.py" for name in ("models", "trainers", "datasets")]
-    if lacking := [name for name in [*needed, "configs/w_cifar10_resnet18.yaml"] if not (folder / name).is_file()]:
+    if lacking := [name for name in [*needed, "configs/b_cifar10_resnet18.yaml"] if not (folder / name).is_file()]:
         return f"--paper-code: {folder} is no checkout of dojeon-ai/Hare-Tortoise: it has no {lacking[0]}"
     sys.path.insert(0, str(folder.resolve()))
     imported: set[str] = set()
@@ -636,7 +636,7 @@ def paper_settings(folder: Path, chosen: Values) -> Any:
 
     network = {"backbone": load("model/backbone/resnet18"), "head": load("model/head/gap")}
     parts = {"dataset": load("dataset/cifar10"), "model": load("model/resnet18_gap"), "trainer": load("trainer/base")}
-    return conf.merge(load("_base"), parts, {"model": network}, load("w_cifar10_resnet18"), chosen)
+    return conf.merge(load("_base"), parts, {"model": network}, load("b_cifar10_resnet18"), chosen)
 
 
 class Passes:

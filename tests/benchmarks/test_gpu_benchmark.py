@@ -120,7 +120,7 @@ def paper_checkout(folder: Path, *, imports: str = "torch") -> Path:
         "model/backbone/resnet18": {"type": "resnet"},
         "model/head/gap": {"type": "gap"},
         "trainer/base": {"ema": 0.0, "base_epochs": 100, "base_test_every": 5, "optimizer": {"lr": 1e-4}},
-        "w_cifar10_resnet18": {"trainer": {"optimizer": {"lr": 1e-3}}, "defaults": ["_warm_start"]},
+        "b_cifar10_resnet18": {"trainer": {"optimizer": {"lr": 1e-3}}, "defaults": ["_base"]},
     }
     texts = {f"{name}.py": textwrap.dedent(text) for name, text in modules.items()}
     texts |= {f"configs/{name}.yaml": json.dumps(values) for name, values in settings.items()}
