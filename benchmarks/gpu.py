@@ -4,7 +4,8 @@ Run, in the repository's root, on a machine that has torch, torchvision and nump
 
     python benchmarks/gpu.py --out gpu.jsonl
 
-Some parts of it: ``--only methods,throughput``. A self test without a GPU: ``--device cpu --tiny``.
+Some parts of it: ``--only methods,throughput``. A self test without a GPU: ``--device cpu --tiny``. And the
+paper's own code, of which there is a checkout: ``--paper-code FOLDER``.
 
 Every case that is measured is one line of JSON, written at once; a case that fails is recorded, and the next one runs.
 Each part has a time limit of its own, and ``--budget`` holds for all of them. With an ``--out`` that exists, the cases
@@ -15,8 +16,12 @@ tables of everything in the file.
 from __future__ import annotations
 
 import argparse
+import ast
 import copy
 import gc
+import importlib
+import importlib.util
+import io
 import json
 import math
 import multiprocessing
@@ -29,12 +34,12 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -126,10 +131,11 @@ class TooLate(BaseException):
 
 @dataclass(frozen=True)
 class Machine:
-    """Where to measure, and whether in a size that says only that it works."""
+    """Where to measure, whether in a size that says only that it works, and where the paper's own code is."""
 
     device: torch.device
     tiny: bool
+    paper_code: Path | None = None
 
     @property
     def cuda(self) -> bool:
@@ -533,6 +539,9 @@ def samples_per_second(
     cudnn_benchmark: bool = False,
     compiled: bool = False,
     on_row: Callable[[], None] | None = None,
+    side: int = 32,
+    model_settings: Values | None = None,
+    augment: Literal["none", "crop_flip"] = "crop_flip",
 ) -> Values:
     """Return the rate of the faster one of two epochs, after one that is not counted; its test of 128 images included.
 
@@ -543,10 +552,11 @@ def samples_per_second(
     if machine.tiny:
         batch = 16
     steps = steps or (3 if machine.tiny else 100 if graph == "on" else 25)
-    classes, shape = (10, (1, 28, 28)) if network == "mlp" else (10 if network == "resnet18" else 100, (3, 32, 32))
+    classes, shape = (10, (1, 28, 28)) if network == "mlp" else (10 if network == "resnet18" else 100, (3, side, side))
     data = images(batch * steps, shape, classes)
-    width = 0.125 if machine.tiny and network != "mlp" else 1.0
-    model = make_model(ModelConfig(network, width=width), shape=shape, num_classes=classes, seed=0)
+    if model_settings is None:
+        model_settings = {"width": 0.125} if machine.tiny and network != "mlp" else {}
+    model = make_model(ModelConfig(network, **model_settings), shape=shape, num_classes=classes, seed=0)
     stream = make_stream(data.train_labels, classes, ContinualConfig(phases=1, epochs=3), seed=0)
     marks = [time.perf_counter()]
     more: Values = {"graph": graph}
@@ -567,20 +577,180 @@ def samples_per_second(
             stream,
             method=MethodConfig(method, momentum=0.99, reset_interval=2),
             training=TrainingConfig(
-                batch_size=batch, augment="none" if network == "mlp" else "crop_flip", fresh_optimizer=True, **training
+                batch_size=batch, augment="none" if network == "mlp" else augment, fresh_optimizer=True, **training
             ),
             device=machine.device,
             on_epoch=note,
             **more,
         )
+    return {**_speed(marks, batch, steps), **machine.peak()}
+
+
+def _speed(marks: Sequence[float], batch: int, steps: int) -> Values:
+    """Return the rate of the fastest epoch after the first; `marks` are when epochs began, and when the last ended."""
     first, *counted = (after - before for before, after in pairwise(marks))
     best = min(counted)
+    return {"samples_per_s": batch * steps / best, "ms_per_step": best / steps * 1e3, "first_epoch_s": first}
+
+
+# ------------------------------------------------------------------------------------- the paper's own code
+
+#: The network that the authors' settings for CIFAR-10 name.
+PUBLISHED: Values = {"head_hidden": (512,)}
+
+
+@part(limit=120)
+def paper_code(machine: Machine) -> Iterator[Case]:
+    """The published trainer of ResNet-18 and this package's `fit`: the trainer alone, and with its images in files."""
+    if machine.paper_code is None:
+        print("paper_code: give --paper-code FOLDER, a checkout of the authors' repository", file=sys.stderr)
+        return
+    for batches in ("in memory", "PNG files"):
+        labels = {"network": "resnet18", "precision": "as torch has it", "method": "hare_tortoise", "batches": batches}
+        yield Case(labels, partial(compare_paper_code, machine, machine.paper_code, batches))
+
+
+def paper_code_fault(folder: Path) -> str:
+    """Return why the code there cannot be run, if so; what it imports is looked for in the folder, too."""
+    needed = [f"src/{name}/__init__.py" for name in ("models", "trainers", "datasets")]
+    if lacking := [name for name in [*needed, "configs/b_cifar10_resnet18.yaml"] if not (folder / name).is_file()]:
+        return f"--paper-code: {folder} is no checkout of dojeon-ai/Hare-Tortoise: it has no {lacking[0]}"
+    sys.path.insert(0, str(folder.resolve()))
+    imported: set[str] = set()
+    for path in (folder / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                imported.add(node.module.partition(".")[0])
+    missing = sorted(name for name in imported - {"src", "wandb"} if importlib.util.find_spec(name) is None)
+    return f"--paper-code: {folder} imports what is not installed: {', '.join(missing)}" if missing else ""
+
+
+def paper_settings(folder: Path, chosen: Values) -> Any:
+    """Return the published settings of CIFAR-10 with ResNet-18 for one task, as Hydra composes them, and `chosen`."""
+    conf = importlib.import_module("omegaconf").OmegaConf
+
+    def load(name: str) -> Any:
+        return conf.load(folder / "configs" / f"{name}.yaml")
+
+    network = {"backbone": load("model/backbone/resnet18"), "head": load("model/head/gap")}
+    parts = {"dataset": load("dataset/cifar10"), "model": load("model/resnet18_gap"), "trainer": load("trainer/base")}
+    return conf.merge(load("_base"), parts, {"model": network}, load("b_cifar10_resnet18"), chosen)
+
+
+class Passes:
+    """Batches that a trainer goes through once an epoch; notes when it begins to."""
+
+    def __init__(self, batches: Any, machine: Machine) -> None:
+        self.marks: list[float] = []
+        self._batches, self._machine = batches, machine
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        self.mark()
+        return iter(self._batches)
+
+    def mark(self) -> None:
+        """Note the time, once the device has done everything."""
+        self._machine.wait()
+        self.marks.append(time.perf_counter())
+
+
+def compare_paper_code(machine: Machine, folder: Path, batches: str) -> Values:
+    """Return how fast the published trainer is, without its tests, and `fit`, launched and from a graph."""
+    batch, side = (16, 8) if machine.tiny else (256, 32)
+    steps = 3 if machine.tiny else 25 if batches == "in memory" else 100
+    theirs = paper_speed(machine, folder, batches, batch, steps, side)
+    ours = {graph: our_speed(machine, graph, side) for graph in _graph_modes(machine)}
+    compared = {f"ours_{name}": {graph: speed[name] for graph, speed in ours.items()} for name in ours["off"]}
+    ratio = {graph: speed["samples_per_s"] / theirs["samples_per_s"] for graph, speed in ours.items()}
+    model = make_model(ModelConfig("resnet18", **PUBLISHED), shape=(3, side, side), num_classes=10, seed=0)
     return {
-        "samples_per_s": batch * steps / best,
-        "ms_per_step": best / steps * 1e3,
-        "first_epoch_s": first,
-        **machine.peak(),
+        **theirs,
+        **compared,
+        "ratio": ratio,
+        "ours_parameters": _parameters(model),
+        "wandb": "a stand-in",
+        "ok": math.isfinite(theirs["loss"]),
     }
+
+
+def _parameters(model: torch.nn.Module) -> int:
+    return sum(weights.numel() for weights in model.parameters())
+
+
+@lru_cache
+def our_speed(machine: Machine, graph: str, side: int) -> Values:
+    """Return the rate of `fit` with the published network; both cases are compared with the same measurement."""
+    labels: Values = {"network": "resnet18", "precision": "as torch has it", "graph": graph, "method": "hare_tortoise"}
+    return samples_per_second(machine, **labels, side=side, model_settings=PUBLISHED, augment="none")
+
+
+def paper_speed(machine: Machine, folder: Path, batches: str, batch: int, steps: int, side: int) -> Values:
+    """Return the rate of the published trainer, which computes as its ``run.py`` has it; nothing is sent anywhere."""
+    logged: Values = {}
+    stand_in: Any = sys.modules.setdefault("wandb", ModuleType("wandb"))
+    stand_in.init = lambda **settings: None
+    stand_in.log = lambda values, step: logged.update(values)
+    data = images(batch * steps, (3, side, side), 10)
+    machine.forget_peak()
+    with (
+        tempfile.TemporaryDirectory() as files,
+        redirect_stdout(io.StringIO()),
+        redirect_stderr(io.StringIO()),  # a bar for every epoch
+        torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=True, allow_tf32=True),
+    ):
+        settings = paper_settings(
+            folder,
+            {
+                "dataset": {
+                    "in_shape": [3, side, side],
+                    "train": {"root": files},
+                    "test": {"root": files},
+                    "dataloader": {"batch_size": batch},
+                },
+                "trainer": {
+                    "base_epochs": 3,
+                    "base_test_every": -1,
+                    "ema": 0.99,
+                    "hare_tortoise": {"reset_every": 2},
+                },
+            },
+        )
+        if batches == "in memory":
+            pixels = (data.train_images / 255 - 0.5) / 0.22
+            loader: Any = list(zip(pixels.split(batch), data.train_labels.split(batch), strict=True))
+        else:
+            write_images(data, Path(files))
+            (loader,), _ = importlib.import_module("src.datasets").build_dataloader(settings["dataset"])
+            loader.multiprocessing_context = "fork"  # its transformations cannot be pickled
+        model = importlib.import_module("src.models").build_model(settings["model"])
+        passes = Passes(loader, machine)
+        trainer = importlib.import_module("src.trainers").build_trainer(
+            cfg=settings["trainer"],
+            device=machine.device,
+            train_loaders=[passes],
+            test_loader=None,
+            logger=importlib.import_module("src.common.logger").WandbTrainerLogger(settings),
+            model=model,
+        )
+        trainer.train(0)
+        passes.mark()
+    speed = {**_speed(passes.marks, batch, steps), **machine.peak()}
+    return {**speed, "parameters": _parameters(model), "loss": logged["train_loss"]}
+
+
+def write_images(data: ImageData, folder: Path) -> None:
+    """Write the training images as files, in a folder for each class."""
+    from torchvision.io import write_png
+
+    for index, (image, label) in enumerate(zip(data.train_images, data.train_labels.tolist(), strict=True)):
+        path = folder / str(label) / f"{index}.png"
+        path.parent.mkdir(exist_ok=True)
+        write_png(image, str(path))
 
 
 # ------------------------------------------------------------------------------------------------ packs
@@ -1168,11 +1338,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tiny", action="store_true", help="few cases of small sizes: a self test, on a CPU too")
     parser.add_argument("--out", type=Path, default=Path("gpu.jsonl"), help="the file of results (default gpu.jsonl)")
     parser.add_argument("--budget", type=float, default=470.0, help="seconds for everything (default 470)")
+    parser.add_argument("--paper-code", type=Path, help="a checkout of the authors' repository, for part paper_code")
     parser.add_argument("--only", default="", help=f"parts, comma-separated: {', '.join(PARTS)}")
     chosen = parser.parse_args(arguments)
     names = [name.strip() for name in chosen.only.split(",") if name.strip()] or list(PARTS)
     if unknown := sorted(set(names) - set(PARTS)):
         parser.error(f"--only: there is no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    if chosen.paper_code is not None and (fault := paper_code_fault(chosen.paper_code)):
+        parser.exit(2, f"{parser.prog}: error: {fault}\n")
     began = time.monotonic()
 
     def too_late(*signal_and_frame: object) -> None:
@@ -1180,7 +1353,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     signal.signal(signal.SIGALRM, too_late)
     warnings.simplefilter("ignore", SettingWarning)  # phases of a few steps
-    machine = Machine(torch.device(chosen.device), chosen.tiny)
+    machine = Machine(torch.device(chosen.device), chosen.tiny, chosen.paper_code)
     log = Log.open(chosen.out)
     for name, each in PARTS.items():
         left = chosen.budget - (time.monotonic() - began)
