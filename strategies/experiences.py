@@ -9,7 +9,6 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -147,9 +146,7 @@ def _function(config: BenchmarkStreamConfig, sources: DataConfig) -> tuple[Calla
     if is_path_of_part(config.benchmark):
         function = load_part("VisionSettings", "stream", config.benchmark)
     else:
-        known = {
-            name: one for name, one in vars(classic).items() if inspect.isfunction(one) and name[0].isupper()
-        }
+        known = {name: one for name, one in vars(classic).items() if inspect.isfunction(one) and name[0].isupper()}
         try:
             function = known[check_choice("VisionSettings.stream", config.benchmark, known)]
         except SettingError as error:
@@ -327,7 +324,7 @@ def _task(experience: Any, name: str) -> _Task:
 
 
 def _taken_out(transforms: tuple[Any, ...]) -> tuple[tuple[Any, ...], Tensor | None, Any]:
-    """Return transforms without a last normalisation and an order of pixels, which a stream has for itself; and both."""
+    """Return transforms without a last normalisation and an order of pixels, which a stream has itself; and both."""
     kept = list(transforms)
     normalize = kept.pop() if kept and isinstance(kept[-1], Normalize) else None
     found = [number for number, one in enumerate(kept) if isinstance(one, PixelsPermutation)]
@@ -371,7 +368,7 @@ class _Pool:
 
 
 def _read(part: _Part, places: np.ndarray[Any, Any], name: str) -> Tensor:
-    """Return samples of a data set through its transforms: images uint8 ``(n, C, H, W)``, vectors float32 ``(n, F)``."""
+    """Return samples through their transforms: images are uint8 ``(n, C, H, W)``, vectors float32 ``(n, F)``."""
     if isinstance(part.source, _Images) and all(isinstance(one, ToTensor) for one in part.transforms):
         return part.source.images if len(places) == len(part.source) else part.source.images[torch.from_numpy(places)]
     samples = []
@@ -383,7 +380,8 @@ def _read(part: _Part, places: np.ndarray[Any, Any], name: str) -> Tensor:
             samples.append(_sample(sample))
         except (TypeError, ValueError, LookupError, AttributeError) as error:
             text = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise _unfit(": a sample cannot be read through its evaluation transforms: {text}.", name=name, text=text)
+            why = ": a sample cannot be read through its evaluation transforms: {text}."
+            raise _unfit(why, name=name, text=text) from error
         if samples[-1].shape != samples[0].shape:
             raise _several_sizes(name, [samples[0].shape, samples[-1].shape])
     return torch.stack(samples)
@@ -497,7 +495,7 @@ def _phases(
         if heads:
             mask = torch.zeros(outputs, dtype=torch.bool)
             mask[[number for (own, _), number in heads.items() if own == task.task]] = True
-        own_test = None if len(test) == 1 < len(train) else tested
+        own_test = None if len(test) == 1 else tested
         yield Phase(
             index,
             epochs,

@@ -1,4 +1,4 @@
-"""Stream of an Avalanche benchmark: its settings; `strategies.stream_from_benchmark` makes it, as that needs Avalanche."""
+"""Stream of an Avalanche benchmark: its settings. What needs Avalanche, and makes it, is in `strategies`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ht_ray._checks import check_fields, refused
-from ht_ray.errors import SettingError
 from ht_ray.methods.config import parse_value
 from ht_ray.vision.data.dataset import ImageData
 from ht_ray.vision.data.streams import Stream, StreamConfig
