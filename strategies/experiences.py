@@ -242,12 +242,12 @@ def _without_downloads() -> Iterator[list[str]]:
 
 
 def _not_there(config: BenchmarkStreamConfig, sources: DataConfig) -> SettingError:
-    where = "Avalanche's own folder" if sources.root is None else os.fspath(sources.root)
+    folder = "Avalanche's own folder" if sources.root is None else os.fspath(sources.root)
     why = (
-        ": its data are not in {where}, and nothing is downloaded for it. Let Avalanche do so once, by calling the "
+        ": its data are not in {folder}, and nothing is downloaded for it. Let Avalanche do so once, by calling the "
         "function in Python, or name the folder with {DataConfig.root}."
     )
-    return refused("VisionSettings.stream", config.path, why, where=where)
+    return refused("VisionSettings.stream", config.path, why, folder=folder)
 
 
 # --- its experiences
@@ -298,9 +298,9 @@ class _Task(NamedTuple):
 
 
 def _task(experience: Any, name: str) -> _Task:
-    data = getattr(experience, "dataset", None)
+    data: Any = getattr(experience, "dataset", None)
     try:
-        labels = torch.tensor([int(target) for target in data.targets], dtype=torch.int64)  # type: ignore[union-attr]
+        labels = torch.tensor([int(target) for target in data.targets], dtype=torch.int64)
     except (AttributeError, TypeError, ValueError) as error:
         why = ": its samples have no class each; accepted is a benchmark of classification."
         raise _unfit(why, name=name) from error
@@ -318,9 +318,13 @@ def _task(experience: Any, name: str) -> _Task:
         last.append(normalize)
     if any(repr(one) != repr(last[0]) for one in last):
         raise _unfit(": its images are normalised in several ways.", name=name)
-    if any((one is None) != (orders[0] is None) or (one is not None and not one.equal(orders[0])) for one in orders):
+    if not all(_same_order(one, orders[0]) for one in orders):
         raise _unfit(": an experience has pixels in several orders.", name=name)
     return _Task(parts, labels, tasks.pop(), orders[0], last[0])
+
+
+def _same_order(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other or (one is not None and other is not None and one.equal(other))
 
 
 def _taken_out(transforms: tuple[Any, ...]) -> tuple[tuple[Any, ...], Tensor | None, Any]:
@@ -414,12 +418,12 @@ def _several_sizes(name: str, shapes: Sequence[Any]) -> SettingError:
 def _converted(benchmarks: Mapping[int, Any], epochs: int, name: str) -> BenchmarkStreams:
     tasks: dict[int, tuple[list[_Task], list[_Task]]] = {}
     for seed, benchmark in benchmarks.items():
-        streams = [getattr(benchmark, stream, None) for stream in ("train_stream", "test_stream")]
-        if not all(streams):
-            missing = " and ".join(one for one, found in zip(("train", "test"), streams, strict=True) if not found)
+        found: dict[str, Any] = {part: getattr(benchmark, f"{part}_stream", None) for part in ("train", "test")}
+        if not all(found.values()):
+            missing = " and ".join(part for part, stream in found.items() if not stream)
             why = ": it has no {missing} stream; accepted is an Avalanche benchmark with both."
             raise _unfit(why, name=name, missing=missing)
-        train, test = ([_task(experience, name) for experience in stream] for stream in streams)
+        train, test = ([_task(experience, name) for experience in stream] for stream in found.values())
         if len(test) not in (1, len(train)):
             why = ": it has {train} experiences and {test} to test on; accepted is one for each, or one for all."
             raise _unfit(why, name=name, train=len(train), test=len(test))
@@ -450,9 +454,9 @@ def _converted(benchmarks: Mapping[int, Any], epochs: int, name: str) -> Benchma
         tuple(map(str, range(outputs))),
         *_normalisation(every[0].normalize, shape[0]),
     )
-    if len(tasks[first][1]) == 1:
-        (test,) = tasks[first][1]
-        data.test_labels[pools[1].indices(test)] = test.labels
+    if len(tasks[first][1]) == 1:  # of which no phase has the labels
+        (tested,) = tasks[first][1]
+        data.test_labels[pools[1].indices(tested)] = tested.labels
     return BenchmarkStreams(with_labels_of(data, streams[first]), streams, _left_out(benchmarks[first]))
 
 
@@ -488,8 +492,7 @@ def _phases(
         tested = test[index] if len(test) == len(train) else test[0]
         if task.task != tested.task and heads:
             raise _unfit(": an experience and what it is tested on have different task labels.", name=name)
-        orders = task.order, tested.order
-        if (orders[0] is None) != (orders[1] is None) or (orders[0] is not None and not orders[0].equal(orders[1])):
+        if not _same_order(task.order, tested.order):
             raise _unfit(": an experience and what it is tested on have pixels in different orders.", name=name)
         mask = None
         if heads:

@@ -499,7 +499,8 @@ def _digest(tensors: Iterable[Tensor | None]) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
         if tensor is not None:
-            digest.update(memoryview(tensor.contiguous().numpy()).cast("B"))
+            array: Any = tensor.contiguous().numpy()
+            digest.update(memoryview(array).cast("B"))
     return digest.hexdigest()[:16]
 
 
