@@ -47,7 +47,8 @@ def check_accuracy_matrix(stream: Stream) -> None:
     SettingError
         If so.
     """
-    why = f" has {len(stream)} tasks: accepted are 2 to {_MOST_TASKS}" if not 2 <= len(stream) <= _MOST_TASKS else ""
+    count = f"{len(stream)} task{'s' * (len(stream) != 1)}"
+    why = "" if 2 <= len(stream) <= _MOST_TASKS else f" has {count}: accepted are 2 to {_MOST_TASKS}"
     if stream.plain:
         why = " is one of phases, which are tested on the same test set: accepted are tasks with tests of their own"
     if why:
