@@ -8,6 +8,7 @@ from ht_ray.errors import Interrupted
 from . import plugins
 from .benchmark import ImagePool, PoolDataset, stream_benchmark
 from .checkpoint import load_strategy, save_strategy
+from .experiences import stream_from_benchmark
 from .loading import InMemoryLoading
 from .method_strategy import MethodStrategy, make_strategy
 from .metrics import PlasticityIndicators, indicator_metrics
@@ -33,5 +34,6 @@ __all__ = [
     "make_strategy",
     "save_strategy",
     "stream_benchmark",
+    "stream_from_benchmark",
 ]
 __all__ += plugins.__all__

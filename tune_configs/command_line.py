@@ -43,10 +43,13 @@ from ht_ray.sweep import (
 from ht_ray.sweep.records.progress import Console
 from ht_ray.sweep.study.config import GIB, ray_address
 from ht_ray.sweep.study.plan import load_plan
-from ht_ray.vision import DATA_SETS, ImageData, hold_out, load_data, make_model
+from ht_ray.vision import DATA_SETS, DataConfig, ImageData, Stream, StreamConfig, hold_out, load_data, make_model
+from ht_ray.vision.data.benchmark_stream import BenchmarkStreamConfig, is_benchmark
 from ht_ray.vision.data.own_stream import is_own_stream
+from ht_ray.vision.data.transforms import Permute
 from ht_ray.vision.models.own import check_network, is_own_model
 from ht_ray.vision.training.optimizer import fitting
+from ht_ray.vision.training.run import check_accuracy_matrix
 from tune_configs.flags import current_flags, flag_name, flags_of, help_page, parse_flags
 from tune_configs.packs import packed
 from tune_configs.published import published_settings
@@ -400,8 +403,12 @@ def add_working_directory() -> None:
 
 def prepare_vision(settings: VisionSettings, planned: tuple[TrialSpec, ...]) -> Prepared:
     """Load the images of a vision study, and check the planned trials against them."""
-    data = data_of(planned[0].config, None) if settings.stream == settings.data else _load(settings)
-    versions = versions_of(settings, data)
+    made, said = None, list[str]()
+    if is_benchmark(settings.stream):
+        data, made, said = _benchmark(settings, trial_config(planned[0].config).stream)
+    else:
+        data = data_of(planned[0].config, None) if settings.stream == settings.data else _load(settings)
+    versions = versions_of(settings, data, made)
     if settings.versions:  # of a study that goes on
         for name, version in versions.items():
             if f"{name} {version}" not in settings.versions:
@@ -416,26 +423,45 @@ def prepare_vision(settings: VisionSettings, planned: tuple[TrialSpec, ...]) -> 
             data = hold_out(data, settings.validation)[0]
         except SettingError as error:
             raise error.of("VisionSettings", "validation") from error
-    check_streams(planned, data.train_labels, data.num_classes, data.shape)
+    check_streams(planned, data.train_labels, data.num_classes, data.shape, made)
     check_networks(planned, data.shape, data.num_classes)
-    check_objective(planned, data)
-    said = [
+    check_objective(planned, data, made)
+    said += [
         *unpublished(settings, planned),
         *unused_settings(settings, planned),
         *method_warnings(planned, data.shape, data.num_classes),
     ]
-    said += schedule_warnings(planned, data.train_labels, data.num_classes)
+    said += schedule_warnings(planned, data.train_labels, data.num_classes, made)
     said += size_warnings(settings, len(data.train_labels))
     pack = partial(packed, settings, shape=data.shape, num_classes=data.num_classes)
     recorded = {"versions": tuple(f"{name} {version}" for name, version in versions.items())}
-    shared = None if settings.stream == settings.data else data.to_arrays()
+    shared = None if settings.stream == settings.data and made is None else data.to_arrays()
+    if shared is not None and made is not None:
+        shared["streams"] = made
     return Prepared("tune_configs.vision_trial:VisionTrial", said, shared, recorded, pack)
 
 
-def versions_of(settings: VisionSettings, data: ImageData) -> dict[str, str]:
+def _benchmark(settings: VisionSettings, config: StreamConfig) -> tuple[ImageData, Mapping[int, Stream], list[str]]:
+    """Return the images of the study's benchmark and its streams by seed, and what to say of its transforms."""
+    from strategies.experiences import benchmark_streams  # avalanche takes seconds to import
+
+    assert isinstance(config, BenchmarkStreamConfig)
+    sources = DataConfig(root=settings.data_root, cache=settings.data_cache, download=settings.download)
+    data, streams, left_out = benchmark_streams(config, settings.seed_list, sources)
+    augment = settings.augment
+    # Where both crop and flip, nothing is left out.
+    alike = {"crop": ["RandomCrop"], "crop_flip": ["RandomCrop", "RandomHorizontalFlip"]}.get(str(augment), [])
+    if [text.partition("(")[0] for text in left_out] in ([], alike):
+        return data, streams, []
+    said = f"--stream {settings.stream}: its training transforms {', '.join(left_out)} are left out, and --augment"
+    return data, streams, [f"{said} {augment} is in their place."]
+
+
+def versions_of(settings: VisionSettings, data: ImageData, made: Mapping[int, Stream] | None = None) -> dict[str, str]:
     """Return hashes of the parts that are a user's own, by the settings that name them.
 
-    Of what a module makes it is that of its source file; of other data, of the samples and labels themselves.
+    Of what a module makes it is that of its source file; of other data, of the samples and labels themselves; of a
+    benchmark, whose streams by seed are `made`, the version of Avalanche, too.
     """
     found = {}
     if settings.model is not None and is_own_model(settings.model):
@@ -449,15 +475,33 @@ def versions_of(settings: VisionSettings, data: ImageData) -> dict[str, str]:
     for name in ("loss", "measure"):
         if (path := getattr(settings, name)) is not None:
             found[name] = version_of_part("TrainingConfig", name, path)
+    if is_benchmark(settings.stream):
+        found["stream"] = f"avalanche-lib {version('avalanche-lib')}"
+        path = settings.stream.partition(":")[2]
+        if is_path_of_part(path):
+            found["stream"] += f" {version_of_part('VisionSettings', 'stream', path)}"
+        phases = [phase for stream in (made or {}).values() for phase in stream]
+        parts = [(phase.indices, phase.labels, phase.test_indices, phase.test_labels) for phase in phases]
+        orders = [phase.transform.order for phase in phases if isinstance(phase.transform, Permute)]
+        found["stream"] += f" {_digest([*_tensors(data), *(one for own in parts for one in own), *orders])}"
     if settings.data not in (*DATA_SETS, settings.stream):
-        digest = hashlib.sha256()
-        for split in ("train", "test"):
-            for part in ("images", "labels"):
-                digest.update(memoryview(getattr(data, f"{split}_{part}").contiguous().numpy()).cast("B"))
-        found["data"] = digest.hexdigest()[:16]
+        found["data"] = _digest(_tensors(data))
         if is_path_of_part(settings.data) and not settings.data.startswith("torchvision:"):
             found["data"] = f"{version_of_part('DataConfig', 'name', settings.data)} {found['data']}"
     return found
+
+
+def _tensors(data: ImageData) -> list[Tensor]:
+    return [data.train_images, data.train_labels, data.test_images, data.test_labels]
+
+
+def _digest(tensors: Iterable[Tensor | None]) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        if tensor is not None:
+            array: Any = tensor.contiguous().numpy()
+            digest.update(memoryview(array).cast("B"))
+    return digest.hexdigest()[:16]
 
 
 def _load(settings: VisionSettings) -> ImageData:
@@ -555,7 +599,7 @@ def check_networks(planned: Sequence[TrialSpec], shape: tuple[int, ...], num_cla
         check_memory("ModelConfig", "hidden", config.hidden, needed, more)
 
 
-def check_objective(planned: Sequence[TrialSpec], data: ImageData) -> None:
+def check_objective(planned: Sequence[TrialSpec], data: ImageData, made: Mapping[int, Stream] | None = None) -> None:
     """Refuse a loss and a measure of a user's own that cannot be computed of samples of these data.
 
     Raises
@@ -566,7 +610,7 @@ def check_objective(planned: Sequence[TrialSpec], data: ImageData) -> None:
     config = planned[0].config
     objective = trial_config(config).training.objective
     if objective.own:
-        phase = stream_of(config, data.train_labels, data.num_classes)[0]
+        phase = stream_of(config, data.train_labels, data.num_classes, made)[0]
         labels = phase.labels[:64]
         draw = torch.Generator().manual_seed(0)
         objective.check(torch.randn(len(labels), data.num_classes, generator=draw), labels)
@@ -589,18 +633,25 @@ def warnings_of(action: Callable[[], object]) -> list[str]:
 
 
 def check_streams(
-    planned: Sequence[TrialSpec], labels: Tensor, num_classes: int, shape: tuple[int, ...] | None = None
+    planned: Sequence[TrialSpec],
+    labels: Tensor,
+    num_classes: int,
+    shape: tuple[int, ...] | None = None,
+    made: Mapping[int, Stream] | None = None,
 ) -> None:
     """Refuse a data set that is too small for the phases of the planned trials, or no images where they take images.
 
     Raises
     ------
     SettingError
-        If a phase has fewer than two samples, which BatchNorm cannot normalise.
+        If a phase has fewer than two samples, which BatchNorm cannot normalise, or there can be no accuracy matrix.
     """
     # Where seeds differ, phases are as long.
     for spec in _first_of_each(planned, lambda spec: spec.config["stream"]):
-        for phase in stream_of(spec.config, labels, num_classes):
+        stream = stream_of(spec.config, labels, num_classes, made)
+        if spec.config.get("accuracy_matrix") and not (made and stream.plain):
+            check_accuracy_matrix(stream)
+        for phase in stream:
             if phase.transform is not None and shape is not None:
                 phase.transform.prepared(torch.Size(shape), "cpu")
             if len(phase) < 2:
@@ -634,7 +685,9 @@ def method_warnings(planned: Sequence[TrialSpec], shape: tuple[int, ...], num_cl
     return sentences
 
 
-def schedule_warnings(planned: Sequence[TrialSpec], labels: Tensor, num_classes: int) -> list[str]:
+def schedule_warnings(
+    planned: Sequence[TrialSpec], labels: Tensor, num_classes: int, made: Mapping[int, Stream] | None = None
+) -> list[str]:
     """Return which schedules do not fit the phases of the planned trials, a sentence for each method and reason.
 
     Trials run in other processes, where nobody sees a warning.
@@ -643,7 +696,7 @@ def schedule_warnings(planned: Sequence[TrialSpec], labels: Tensor, num_classes:
     for spec in _first_of_each(planned, lambda spec: [spec.label, spec.settings["access"]]):
         method = trial_config(spec.config).method
         batch_size = spec.config["training"]["batch_size"]
-        stream = stream_of(spec.config, labels, num_classes)
+        stream = stream_of(spec.config, labels, num_classes, made)
         raised: dict[str, list[tuple[int, str]]] = {}
         for phase in stream:
             for text in _unfit(method, phase.index, phase.epochs, -(-len(phase) // batch_size)):

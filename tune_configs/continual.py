@@ -19,6 +19,7 @@ from ht_ray._checks import check_choice
 from ht_ray.methods import parse_method
 from ht_ray.sweep import TrialSpec
 from ht_ray.vision import TaskStreamConfig
+from ht_ray.vision.data.benchmark_stream import BenchmarkStreamConfig
 from tune_configs.command_line import main as run_main
 from tune_configs.settings import VisionSettings, check_distinct, unordered
 from tune_configs.trials import trial
@@ -67,7 +68,7 @@ class ContinualSettings(VisionSettings):
             return self.reset_interval
         stream = self._stream_config()
         # An interval that is longer than a task never ends, as epochs are counted anew in each.
-        tasks = isinstance(stream, TaskStreamConfig) and self.reset_unit == "epochs"
+        tasks = isinstance(stream, (TaskStreamConfig, BenchmarkStreamConfig)) and self.reset_unit == "epochs"
         return min(_INTERVAL, stream.value("task_epochs")) if tasks else _INTERVAL
 
     def _has_meaning(self, name: str) -> bool:

@@ -89,6 +89,8 @@ def _obstacle(spec: TrialSpec, shape: tuple[int, ...], num_classes: int, *, aske
     config = trial_config(spec.config)
     if config.stream.not_packed:
         return config.stream.not_packed
+    if spec.config.get("accuracy_matrix"):
+        return "it has an accuracy matrix"
     model = make_model(config.model, shape=shape, num_classes=num_classes, seed=0)
     training = config.method.training(config.training, shape)
     if reason := obstacle_to_packing(model, config.method.build(model), training):

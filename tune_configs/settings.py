@@ -29,7 +29,8 @@ from ht_ray.vision import (
     TrainingConfig,
     parse_method,
 )
-from ht_ray.vision.data.own_stream import OwnStreamConfig, is_own_stream
+from ht_ray.vision.data.benchmark_stream import BenchmarkStreamConfig, is_benchmark
+from ht_ray.vision.data.own_stream import OwnStreamConfig, is_own_stream, stream_settings
 from tune_configs.flags import default_of, help_texts
 from tune_configs.published import PUBLISHED, published_settings
 from tune_configs.vision_trial import plain_method, trial_config
@@ -64,6 +65,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 OWN_PRESET: Mapping[str, Any] = dict(zip(_IMPLIED, ("mlp", 1e-3, 1e-4, 256, "none", 5000, 5), strict=True))
 #: The same for streams that make their data; ours.
 _STREAM_PRESETS: Mapping[str, Mapping[str, Any]] = {"bit_flipping": {**OWN_PRESET, "batch_size": 32}}
+#: The same for benchmarks of Avalanche: what their images are, by a part of the name; the longest counts.
+_BENCHMARK_DATA: Mapping[str, str] = {
+    "MNIST": "mnist",
+    "CIFAR10": "cifar10",
+    "CIFAR100": "cifar100",
+    "CIFAR110": "cifar100",
+    "TinyImageNet": "tiny-imagenet",
+}
 #: Defaults of the studies that are not the library's.
 _DEFAULTS: Mapping[str, Any] = {"epochs": 20}
 #: What a study has of its own in their place: a grid, or one value with another default.
@@ -149,6 +158,9 @@ def _of_methods(known: Iterable[str]) -> list[tuple[str, Any, Any]]:
 
 def presets_of(data: str) -> Mapping[str, Any]:
     """Return what the name of a data set implies; one that there is not is refused with the other settings."""
+    if is_benchmark(data):
+        data = max((part for part in _BENCHMARK_DATA if data.partition(":")[2].endswith(part)), key=len, default="")
+        data = _BENCHMARK_DATA.get(data, data)
     return PRESETS.get(data, OWN_PRESET)
 
 
@@ -268,7 +280,14 @@ class VisionSettings(_Flags, StudySettings):
 
     stream: str = field(default="continual", metadata={"choices": tuple(STREAMS)})
     """Which stream of phases; warm_start is that of appendix D of the paper. One of yours is
-    my_package.my_module:make_stream, called with labels, num_classes and seed, which returns its phases."""
+    my_package.my_module:make_stream, called with labels, num_classes and seed, which returns its phases. A benchmark
+    of Avalanche is avalanche:SplitMNIST, or avalanche:my_package.my_module:make_benchmark, with data of its own."""
+    stream_args: tuple[str, ...] = ()
+    """Arguments of a benchmark of Avalanche: n_experiences=5 seed=1 return_task_id=true fixed_class_order=3/1/2/0.
+    n_experiences is 5 where the benchmark has no default; each trial's seed is the benchmark's, unless one is given."""
+    accuracy_matrix: bool = False
+    """Test on every task as each ends: accuracy of all tasks together, forgetting, backward and forward transfer; for
+    streams whose tasks have tests of their own. Benchmarks of Avalanche always are."""
     evaluate_every: int = 1
     """Test after every so many epochs of a phase, and at its end; other epochs have no place in curves."""
     seeds: int | None = None
@@ -290,8 +309,11 @@ class VisionSettings(_Flags, StudySettings):
     def __post_init__(self) -> None:
         owner = "VisionSettings"
         self._check_numerics()
-        if not is_own_stream(self.stream):
+        if not (is_own_stream(self.stream) or is_benchmark(self.stream)):
             check_choice(f"{owner}.stream", self.stream, STREAMS)
+        if self.stream_args and not is_benchmark(self.stream):
+            why = ": it has no meaning for {VisionSettings.stream} = {stream!r}, only for benchmarks: avalanche:NAME."
+            raise self.refused("stream_args", why, stream=self.stream)
         check_number(f"{owner}.first_seed", self.first_seed, low=0, high=LAST_SEED, integer=True)
         check_number(f"{owner}.validation", self.validation, low=0, high=0.5)
         check_number(f"{owner}.evaluate_every", self.evaluate_every, low=1, integer=True)
@@ -329,7 +351,11 @@ class VisionSettings(_Flags, StudySettings):
     def _refuse_data(self) -> None:
         """Refuse data, and what is about them, where the stream makes its own."""
         usual = _fields(self)
+        # A benchmark reads its images.
+        read = ("data_root", "data_cache", "download") if is_benchmark(self.stream) else ()
         for name in (*_DATA.names().values(), "validation"):
+            if name in read:
+                continue
             value = getattr(self, name)
             if value != usual[name].default and not (name == "data" and value == self.stream):
                 only = f": it has no meaning for {{VisionSettings.stream}} = {self.stream!r}, which makes its own data."
@@ -337,7 +363,7 @@ class VisionSettings(_Flags, StudySettings):
 
     def _has_meaning(self, name: str) -> bool:
         """Whether the stream has the setting, if it is one of a stream's."""
-        return self.stream in (_streams_with(name) or [self.stream])
+        return self.stream in (_streams_with(name) or [self.stream]) or name in _fields(self._stream_class)
 
     @classmethod
     def old_names(cls) -> dict[str, str]:
@@ -367,20 +393,21 @@ class VisionSettings(_Flags, StudySettings):
     def metric(self) -> str:
         """What trials are compared by, on validation data where the study holds some out.
 
-        The first phase of a warm start is a means, not an end.
+        The first phase of a warm start is a means, not an end; of a benchmark it is all of its test samples at the end.
         """
-        metric = f"{'final' if self.stream == 'warm_start' else 'average'}_{self.measured_by}"
+        part = {"warm_start": "final"}.get(self.stream, "stream" if is_benchmark(self.stream) else "average")
+        metric = f"{part}_{self.measured_by}"
         return validation_metric(metric) if self.validation else metric
 
     @property
     def measured_by(self) -> str:
         """What results are measured by: accuracy, R2 of a regression, or a measure of the user's own."""
         own = self._training_config().measure_name
-        return own or ("r2" if self.task == "regression" or self._makes_data else "accuracy")
+        return own or ("r2" if self.task == "regression" or self.stream == "bit_flipping" else "accuracy")
 
     @property
     def _stream_class(self) -> type[StreamConfig]:
-        return STREAMS.get(self.stream, OwnStreamConfig)
+        return STREAMS.get(self.stream, BenchmarkStreamConfig if is_benchmark(self.stream) else OwnStreamConfig)
 
     @property
     def _makes_data(self) -> bool:
@@ -418,8 +445,10 @@ class VisionSettings(_Flags, StudySettings):
         """Return what a trial is made from, as plain data; `stream` are settings of its stream that go before these."""
         # What an earlier version did not have is left out where it says nothing.
         measure = {} if self.measured_by == "accuracy" else {"measure": self.measured_by}
+        matrix = {"accuracy_matrix": True} if self.accuracy_matrix or is_benchmark(self.stream) else {}
         return {
             **measure,
+            **matrix,
             "data": self.data,
             "model": asdict(method.model(self._model_config())),
             "stream": {"kind": self.stream, **asdict(self._stream_config(access, **stream))},
@@ -478,6 +507,8 @@ class VisionSettings(_Flags, StudySettings):
     def _stream_config(self, access: str = "full", **given: Any) -> Any:
         if is_own_stream(self.stream):
             return OwnStreamConfig(self.stream)
+        if is_benchmark(self.stream):
+            return stream_settings(self.stream, arguments=self.stream_args, task_epochs=self.task_epochs)
         section = _Section("", STREAMS[self.stream], {}, {})
         return self._made(section, **({"access": access} if "access" in section.names() else {}), **given)
 

@@ -357,6 +357,8 @@ def _by_name(field: str, value: Any) -> Any:
     """
     if isinstance(value, os.PathLike):
         return os.fspath(value)
+    if field == "stream_args" and isinstance(value, Mapping):
+        return tuple(f"{name}={_written(one)}" for name, one in value.items())
     if isinstance(value, (list, tuple, set, range)):
         return tuple(_by_name(field, one) for one in value)
     if callable(value):

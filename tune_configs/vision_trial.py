@@ -27,11 +27,13 @@ from ht_ray.vision import (
     plasticity,
     save_checkpoint,
     summarise,
+    transfer,
 )
+from ht_ray.vision.data.benchmark_stream import is_benchmark, with_labels_of
 from ht_ray.vision.data.own_stream import stream_settings
 from ht_ray.vision.training.fit import train_phase
 from ht_ray.vision.training.pack import Pack
-from ht_ray.vision.training.run import TrainingRun
+from ht_ray.vision.training.run import TrainingRun, is_of_matrix
 from tune_configs.trial_numerics import computed_as_set
 
 __all__ = ["TrialConfig", "VisionPack", "VisionTrial", "data_of", "plain_method", "stream_of", "trial_config"]
@@ -75,14 +77,27 @@ def trial_config(config: dict[str, Any]) -> TrialConfig:
     )
 
 
-def stream_of(config: dict[str, Any], labels: Tensor, num_classes: int) -> Stream:
-    """Return the stream of a trial over a training set with these true labels."""
+def stream_of(
+    config: dict[str, Any], labels: Tensor, num_classes: int, made: Mapping[int, Stream] | None = None
+) -> Stream:
+    """Return the stream of a trial over a training set with these true labels; of a benchmark the one that is `made`.
+
+    Parameters
+    ----------
+    made
+        The streams of a benchmark, by seed.
+    """
+    if made:
+        return made[config["seed"]]
     return make_stream(labels, num_classes, trial_config(config).stream, seed=config["seed"])
 
 
 def data_of(config: dict[str, Any], shared: Any) -> ImageData:
     """Return the data of a trial: those that are shared, or what its stream makes with its seed."""
     stream = trial_config(config).stream
+    if is_benchmark(config["stream"]["kind"]):
+        arrays = {name: value for name, value in shared.items() if name != "streams"}
+        return with_labels_of(ImageData.from_arrays(arrays), shared["streams"][config["seed"]])
     return stream.data(seed=config["seed"]) if stream.makes_data else ImageData.from_arrays(shared)  # type: ignore[attr-defined]
 
 
@@ -101,9 +116,18 @@ def _model_and_settings(config: dict[str, Any], data: ImageData) -> tuple[nn.Mod
 
 
 def _report(
-    rows: list[Row], phase: int, progress: float, samples: int, *, tasks: bool = False, measure: str | None = None
+    rows: list[Row],
+    phase: int,
+    progress: float,
+    samples: int,
+    *,
+    tasks: bool = False,
+    benchmark: bool = False,
+    measure: str | None = None,
 ) -> Report:
     """Return the report of a phase, from 1, that has been trained; of `tasks` with what they tell of plasticity.
+
+    Of a `benchmark` with one test set for all of its experiences, the accuracy on that is the test stream's.
 
     What is called accuracy in training is called by its name, where the study's `measure` is another.
     """
@@ -111,10 +135,14 @@ def _report(
     def named(values: Mapping[str, float]) -> dict[str, float]:
         return {name.replace("accuracy", measure or "accuracy"): value for name, value in values.items()}
 
-    new = [named(row) for row in rows if row["phase"] == phase]
-    end = {**new[-1], "step": phase}
-    summary = named({**summarise(rows), **(plasticity(rows) if tasks and phase > 1 else {})})
-    return Report(curves={"epoch": new, "phase": [end]}, summary=summary, progress=progress, samples=samples)
+    new = [row for row in rows if row["phase"] == phase]
+    end = {**named(new[-1]), "step": phase}
+    over_tasks = {"stream_accuracy": rows[-1]["test_accuracy"]} if benchmark else {}
+    over_tasks |= {**transfer(rows), **(plasticity(rows) if tasks and phase > 1 else {})}
+    summary = named({**summarise(rows), **over_tasks})
+    # The matrix has a row for each task, not for each epoch.
+    epochs = [named({name: value for name, value in row.items() if not is_of_matrix(name)}) for row in new]
+    return Report(curves={"epoch": epochs, "phase": [end]}, summary=summary, progress=progress, samples=samples)
 
 
 def _is_tasks(stream: Stream) -> bool:
@@ -211,13 +239,16 @@ class VisionTrial:
         self.config = config
         self.data = data_of(config, shared)
         self._measure = config.get("measure")
-        self.stream = stream_of(config, self.data.train_labels, self.data.num_classes)
+        self._benchmark = is_benchmark(config["stream"]["kind"])
+        made = shared["streams"] if self._benchmark else None
+        self.stream = stream_of(config, self.data.train_labels, self.data.num_classes, made)
         device = check_device("VisionTrial: device", config["device"])
         model, settings = _model_and_settings({**config, "device": device}, self.data)
         self.run: TrainingRun | None = None
         self._stopped = False
         if not self.stream.plain or settings["training"].objective.own:
-            self.run = TrainingRun(model, self.data, self.stream, **settings)
+            matrix = config.get("accuracy_matrix", False) and not self.stream.plain
+            self.run = TrainingRun(model, self.data, self.stream, **settings, accuracy_matrix=matrix)
             return
         from strategies import make_strategy, stream_benchmark  # avalanche takes seconds to import
 
@@ -246,14 +277,16 @@ class VisionTrial:
             finally:
                 self._stopped = False
             progress = 1.0 if self.run.done else self.run.progress
-            tasks = _is_tasks(self.stream)
-            return _report(self.rows, self.run.phase, progress, samples, tasks=tasks, measure=self._measure)
+            tasks, benchmark = _is_tasks(self.stream), self._benchmark
+            return _report(
+                self.rows, self.run.phase, progress, samples, tasks=tasks, benchmark=benchmark, measure=self._measure
+            )
         phase = self.stream[self.phase]
         self.strategy.train_epochs = phase.epochs
         self.strategy.train(self.benchmark.train_stream[phase.index], eval_streams=[])
         self.phase += 1
         progress = self.rows[-1]["step"] / self.stream.epochs if self.phase < len(self.stream) else 1.0
-        return _report(self.rows, self.phase, progress, self.strategy.samples)
+        return _report(self.rows, self.phase, progress, self.strategy.samples, benchmark=self._benchmark)
 
     def interrupt(self) -> None:
         """Ask `advance` to raise `Interrupted` after the epoch that runs, or runs next, unless it is a phase's last."""

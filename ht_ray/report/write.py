@@ -18,6 +18,7 @@ from ht_ray.report.continual.curves import epoch_curves, phase_curves
 from ht_ray.report.continual.maps import adam_map, has_adam_grid, heat_map
 from ht_ray.report.continual.method_bars import method_bars
 from ht_ray.report.continual.tables import choice_table, drops_table, summary_table
+from ht_ray.report.continual.transfer import has_matrix, matrix_figure, transfer_table
 from ht_ray.report.continual.warm_start_grid import grid_cells_table, grid_figure, grid_metrics, grid_table, is_grid
 from ht_ray.report.continual_rl.visits import is_continual_rl, losses_figure, visits_figure, visits_table
 from ht_ray.report.data.combine import combine
@@ -45,7 +46,7 @@ PAGE = "report.html"
 PATIENCE = 600.0
 TABLES = (
     *("atari_aggregates", "atari_improvement", "atari_games"),
-    *("visits", "search", "table", "choice", "grid", "cells", "drops", "indicators", "correlations"),
+    *("visits", "search", "table", "choice", "transfer", "grid", "cells", "drops", "indicators", "correlations"),
 )
 
 
@@ -61,14 +62,15 @@ def write_report(
 
     ``report.html`` is all of it as one page that needs no other file; ``table.md`` holds all tables, ``table.csv`` and
     ``drops.csv`` the unrounded numbers behind them, ``figures/`` each figure as PNG and PDF, ``report/`` event files
-    for TensorBoard. A study over subset ratio and label noise has ``grid.csv`` and figures of it, one that measured
-    plasticity indicators ``indicators.csv`` and ``correlations.csv`` and their figures, one of Atari games (see
-    `ht_ray.report.atari.study`) ``atari_aggregates.csv``, ``atari_improvement.csv``, ``atari_games.csv`` and figures of
-    them, without ``table.csv`` and ``drops.csv``, one of agents over streams of tasks (see
-    `ht_ray.report.continual_rl.visits`) ``visits.csv`` and figures of visits and losses. Where a study has both access
-    modes, each has its own tables (marked in the CSV column ``access``) and figures (marked at the end of their name).
-    In the study's directory files of these names are replaced, each at once. No others are touched but the event
-    files of trials that have ended: those that are damaged or gone are written again, unless the study is at work.
+    for TensorBoard. One with an accuracy matrix has ``transfer.csv`` and a figure of it. A study over subset ratio
+    and label noise has ``grid.csv`` and figures of it, one that measured plasticity indicators ``indicators.csv``
+    and ``correlations.csv`` and their figures, one of Atari games (see `ht_ray.report.atari.study`)
+    ``atari_aggregates.csv``, ``atari_improvement.csv``, ``atari_games.csv`` and figures of them, without
+    ``table.csv`` and ``drops.csv``, one of agents over streams of tasks (see `ht_ray.report.continual_rl.visits`)
+    ``visits.csv`` and figures of visits and losses. Where a study has both access modes, each has its own tables
+    (marked in the CSV column ``access``) and figures (marked at the end of their name). In the study's directory
+    files of these names are replaced, each at once. No others are touched but the event files of trials that have
+    ended: those that are damaged or gone are written again, unless the study is at work.
 
     Parameters
     ----------
@@ -339,6 +341,8 @@ def _tables(part: StudyData) -> Iterator[tuple[str, Callable[[], Table], tuple[s
         yield "table", partial(_summary, part), both
         if len(part.labels) > len({trial.method for trial in part.trials}) and not is_population(part):
             yield "choice", partial(choice_table, part, _metrics(part)), both
+        if has_matrix(part):
+            yield "transfer", partial(transfer_table, part), both
         yield "drops", partial(drops_table, part), both
     if is_search(part):
         yield "search", partial(search_table, [part]), both
@@ -380,6 +384,8 @@ def _figures(part: StudyData) -> dict[str, Callable[..., None]]:
         draw["epoch_curves"] = partial(epoch_curves, part)
         if not part.warm_start:
             draw["phase_curves"] = partial(phase_curves, part)
+        if has_matrix(part):
+            draw["accuracy_matrix"] = partial(matrix_figure, part)
     if part.indicator_names:
         if not is_grid(part):
             draw["indicator_curves"] = partial(indicator_curves, part)

@@ -38,7 +38,16 @@ from ht_ray.vision.data.task_streams import (
 )
 from ht_ray.vision.models import ModelConfig, Network, make_model
 from ht_ray.vision.training.evaluate import Evaluation, evaluate, evaluating
-from ht_ray.vision.training.fit import Diverged, Row, fit, load_checkpoint, plasticity, save_checkpoint, summarise
+from ht_ray.vision.training.fit import (
+    Diverged,
+    Row,
+    fit,
+    load_checkpoint,
+    plasticity,
+    save_checkpoint,
+    summarise,
+    transfer,
+)
 from ht_ray.vision.training.indicators import make_indicators
 from ht_ray.vision.training.optimizer import TrainingConfig, make_optimizer, set_learning_rate, warmup_factor
 from ht_ray.vision.training.pack import Pack, obstacle_to_packing
@@ -104,6 +113,7 @@ __all__ = [
     "set_learning_rate",
     "stream_config",
     "summarise",
+    "transfer",
     "warm_start",
     "warmup_factor",
 ]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ht_ray.errors import SettingError
+from ht_ray.errors import Interrupted, SettingError
 from ht_ray.mechanisms import derive_seed, generator
 from ht_ray.vision import (
     BitFlippingConfig,
@@ -26,12 +26,14 @@ from ht_ray.vision import (
     TrainingConfig,
     TrainingRun,
     fit,
+    hold_out,
     make_model,
     make_stream,
     plasticity,
     stream_config,
 )
 from ht_ray.vision.data.transforms import AddPattern, Blur, DrawnPermutation, Rotate
+from ht_ray.vision.training.fit import train_phase
 
 CLASSES = 6
 
@@ -249,3 +251,101 @@ def test_a_run_goes_on_within_a_task_and_refuses_other_tasks(data: ImageData, tm
 def test_plasticity_is_the_slope_over_tasks() -> None:
     rows = [{"phase": k, "train_accuracy": 0.5 - 0.01 * k + e} for k in range(1, 9) for e in (-0.1, 0.1)]
     assert plasticity(rows) == pytest.approx({"average_online_accuracy": 0.455, "plasticity_slope": -0.01})
+
+
+def accuracy_on(run: TrainingRun, phase: Phase) -> float:
+    """By hand: the share of a task's test samples that are right, among the outputs that count."""
+    images = run.normalise(run.test_images)
+    relabel = torch.arange(CLASSES) if phase.relabel is None else phase.relabel
+    labels = relabel[run.test_labels]
+    logits = run.model.eval()(images if phase.transform is None else phase.transform(images)).detach()
+    logits = logits if phase.outputs is None else logits[:, phase.outputs]
+    classes = torch.arange(CLASSES) if phase.outputs is None else phase.outputs.nonzero().flatten()
+    counted = labels >= 0
+    return float((classes[logits.argmax(1)] == labels)[counted].double().mean())
+
+
+@pytest.mark.parametrize("name", ["permuted", "class_incremental", "binary", "shuffled_classes", "five_plus_one"])
+def test_matrix_has_the_accuracy_on_each_task_after_each(data: ImageData, name: str) -> None:
+    tasks = {} if name == "class_incremental" else {"tasks": 3}
+    settings = {"classes_per_task": 2} if name == "class_incremental" else {}
+    stream = stream_of(data, name, task_epochs=1, **tasks, **settings)
+    model = make_model(ModelConfig("mlp", hidden=(8,)), shape=data.shape, num_classes=CLASSES, seed=3)
+    training = TrainingConfig(batch_size=16)
+    usual = run_of(data, stream)
+    run = TrainingRun(model, data, stream, training=training, seed=3, accuracy_matrix=True)
+    untrained = [accuracy_on(run, phase) for phase in stream]
+    for _ in stream:
+        train_phase(run)
+        train_phase(usual)
+        after = [run.rows[-1][f"test_accuracy_on_{task}"] for task in range(1, len(stream) + 1)]
+        assert after == pytest.approx([accuracy_on(run, phase) for phase in stream])
+        assert after[run.phase - 1] == run.rows[-1]["test_accuracy"]
+        # Training is the same without it.
+        assert {name: run.rows[-1][name] for name in usual.rows[-1]} == usual.rows[-1]
+    assert [run.rows[0][f"test_accuracy_untrained_on_{task}"] for task in (1, 2, 3)] == pytest.approx(untrained)
+
+
+def test_stream_accuracy_weighs_tasks_by_their_samples() -> None:
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (40, 1, 4, 4), generator=draw, dtype=torch.uint8)
+    labels = torch.arange(40) % 4
+    data = ImageData("drawn", images, labels, images, labels, tuple("abcd"), (0.5,), (0.3,))
+    parts = torch.arange(10), torch.arange(10, 40)
+    stream = Stream(
+        "own",
+        tuple(
+            Phase(k, 20, part, labels[part], 0.0, len(part), test_indices=part, test_labels=labels[part])
+            for k, part in enumerate(parts)
+        ),
+    )
+    model = make_model(ModelConfig("mlp", hidden=(32,)), shape=data.shape, num_classes=4, seed=0)
+    row = fit(model, data, stream, training=TrainingConfig(batch_size=8), accuracy_matrix=True)[-1]
+    first, second = row["test_accuracy_on_1"], row["test_accuracy_on_2"]
+    assert row["test_stream_accuracy"] == pytest.approx(0.25 * first + 0.75 * second)
+    assert row["test_accuracy"] == second and second > first
+    assert not stream.plain
+
+
+def test_a_run_with_a_matrix_that_is_stopped_before_the_first_task_ends_goes_on(data: ImageData) -> None:
+    stream = stream_of(data, "permuted", tasks=2, task_epochs=2, task_samples=32)
+
+    def run() -> TrainingRun:
+        model = make_model(ModelConfig("mlp", hidden=(8,)), shape=data.shape, num_classes=CLASSES, seed=3)
+        return TrainingRun(model, data, stream, training=TrainingConfig(batch_size=16), seed=3, accuracy_matrix=True)
+
+    whole, first, second = run(), run(), run()
+    while not whole.done:
+        train_phase(whole)
+
+    def stop() -> None:
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        train_phase(first, between=stop)
+    second.load_state_dict(first.state_dict(), "memory")
+    while not second.done:
+        train_phase(second)
+    assert second.rows == whole.rows
+    with pytest.raises(ValueError, match="another accuracy_matrix"):
+        second.load_state_dict(run_of(data, stream).state_dict(), "memory")
+
+
+def test_a_matrix_is_refused_where_tasks_have_no_tests_of_their_own_or_are_too_many(data: ImageData) -> None:
+    model = make_model(ModelConfig("mlp", hidden=(8,)), shape=data.shape, num_classes=CLASSES, seed=3)
+    for name, tasks, message in [
+        ("growing", 3, "accepted are tasks with tests of their own"),
+        ("permuted", 201, "has 201 tasks: accepted are 2 to 200"),
+        ("permuted", 1, "has 1 task: accepted are 2 to 200"),
+    ]:
+        with pytest.raises(SettingError, match=message):
+            fit(model, data, stream_of(data, name, tasks=tasks, task_epochs=1), accuracy_matrix=True)
+    run = TrainingRun(model, data, stream_of(data, "permuted", tasks=2, task_samples=20), accuracy_matrix=True)
+    with pytest.raises(SettingError, match="it has an accuracy matrix"):
+        Pack([run])
+    held_out = hold_out(data, 0.2)[0]
+    phase = Phase(
+        0, 1, torch.arange(4), torch.arange(4), 0.0, 4, test_indices=torch.arange(4), test_labels=torch.arange(4)
+    )
+    with pytest.raises(SettingError, match="have test sets of their own, which a validation part has not"):
+        fit(model, held_out, Stream("own", (phase,)))

@@ -45,7 +45,7 @@ class MissingDataError(SettingError):
 
 
 # A number of a run's summary, of which the last part is what it is measured by.
-_MEASURED = re.compile(r"(?:average|final|online|first)_(?:val_)?(\w+)")
+_MEASURED = re.compile(r"(?:average|final|online|first|stream)_(?:val_)?(\w+)")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ht_ray._parts import is_path_of_part, load_part
 from ht_ray.errors import SettingError
+from ht_ray.vision.data.benchmark_stream import BenchmarkStreamConfig, is_benchmark
 from ht_ray.vision.data.streams import Phase, Stream, StreamConfig, stream_config
 
 __all__ = ["OwnStreamConfig", "is_own_stream", "stream_settings"]
@@ -19,7 +20,7 @@ __all__ = ["OwnStreamConfig", "is_own_stream", "stream_settings"]
 
 def is_own_stream(name: str) -> bool:
     """Whether the name is the path of what makes a stream."""
-    return is_path_of_part(name)
+    return is_path_of_part(name) and not is_benchmark(name)
 
 
 @dataclass(frozen=True)
@@ -101,5 +102,7 @@ class OwnStreamConfig(StreamConfig):
 
 
 def stream_settings(name: str, **settings: Any) -> StreamConfig:
-    """Return the settings of a stream, by its name or by the path of what makes it."""
+    """Return the settings of a stream, by its name, by the path of what makes it, or by its benchmark's name."""
+    if is_benchmark(name):
+        return BenchmarkStreamConfig(**{"path": name, **settings})
     return OwnStreamConfig(**{"path": name, **settings}) if is_own_stream(name) else stream_config(name, **settings)

@@ -74,6 +74,9 @@ class Phase:
         Whether the last layer is set to zero as the phase begins.
     tested_on
         ``"test"``: the test set; ``"own"``: the samples of the phase with its labels, which a network memorizes.
+    test_indices, test_labels
+        Positions in the test set of what the phase is tested on, and their labels, int64 of shape ``(m,)``; None is all
+        of it.
 
     `labels` of a floating type are targets of a regression: the loss is the mean squared error of the first output,
     and what is reported as accuracy is R2, the share of the targets' variance that is explained.
@@ -90,11 +93,13 @@ class Phase:
     outputs: Tensor | None = None
     reset_head: bool = False
     tested_on: Literal["test", "own"] = "test"
+    test_indices: Tensor | None = None
+    test_labels: Tensor | None = None
 
     @property
     def plain(self) -> bool:
         """Whether the phase is indices and labels alone, tested on the whole test set."""
-        tasks = (self.transform, self.relabel, self.outputs)
+        tasks = (self.transform, self.relabel, self.outputs, self.test_indices)
         own = self.reset_head or self.tested_on == "own" or self.labels.is_floating_point()
         return not own and all(part is None for part in tasks)
 

@@ -26,7 +26,17 @@ from ht_ray.vision.training.optimizer import TrainingConfig
 from ht_ray.vision.training.run import Row, TrainingRun
 from ht_ray.vision.training.training_step import TrainingStep, obstacle
 
-__all__ = ["Diverged", "Row", "fit", "load_checkpoint", "plasticity", "save_checkpoint", "summarise", "train_phase"]
+__all__ = [
+    "Diverged",
+    "Row",
+    "fit",
+    "load_checkpoint",
+    "plasticity",
+    "save_checkpoint",
+    "summarise",
+    "train_phase",
+    "transfer",
+]
 
 
 def save_checkpoint(state: Mapping[str, Any], path: Path) -> None:
@@ -107,6 +117,44 @@ def plasticity(rows: list[Row]) -> dict[str, float]:
     return {"average_online_accuracy": round(mean, 12), "plasticity_slope": round(slope, 12)}
 
 
+def transfer(rows: list[Row]) -> dict[str, float]:
+    """Return what the accuracy matrix of a run tells, from its rows, with Avalanche's definitions.
+
+    R(i, j) is the accuracy on task j after task i, R(0, j) that of the untrained network, and t the last task that was
+    trained. ``stream_accuracy`` is the accuracy after t on the test samples of all tasks together (Avalanche's
+    ``Top1_Acc_Stream``); ``task_forgetting`` the mean over the tasks before t of R(j, j) - R(t, j), and
+    ``backward_transfer`` its negative; ``forward_transfer`` the mean over the tasks from the second to the one after t,
+    as far as there is one, of R(j - 1, j) - R(0, j). Means of nothing are left out.
+
+    Examples
+    --------
+    >>> first = {"phase": 1, "test_accuracy_on_1": 0.9, "test_accuracy_on_2": 0.3, "test_stream_accuracy": 0.6}
+    >>> first |= {"test_accuracy_untrained_on_1": 0.1, "test_accuracy_untrained_on_2": 0.1}
+    >>> last = {"phase": 2, "test_accuracy_on_1": 0.5, "test_accuracy_on_2": 0.8, "test_stream_accuracy": 0.65}
+    >>> found = transfer([first, last])
+    >>> [(name, round(value, 6)) for name, value in found.items()]  # doctest: +NORMALIZE_WHITESPACE
+    [('stream_accuracy', 0.65), ('task_forgetting', 0.4), ('backward_transfer', -0.4), ('forward_transfer', 0.2)]
+    """
+    ends = [row for row in rows if "test_stream_accuracy" in row]
+    if not ends:
+        return {}
+    found = {"stream_accuracy": ends[-1]["test_stream_accuracy"]}
+    on = [f"test_accuracy_on_{number}" for number in range(1, len(ends) + 2)]
+    lost = [row[task] - ends[-1][task] for row, task in zip(ends[:-1], on, strict=False)]
+    if lost:
+        found["task_forgetting"] = math.fsum(lost) / len(lost)
+        found["backward_transfer"] = -found["task_forgetting"]
+    untrained = [ends[0].get(task.replace("accuracy", "accuracy_untrained")) for task in on]
+    ahead = [
+        row[task] - before
+        for row, task, before in zip(ends, on[1:], untrained[1:], strict=True)
+        if before is not None and task in row
+    ]
+    if ahead:
+        found["forward_transfer"] = math.fsum(ahead) / len(ahead)
+    return found
+
+
 def train_phase(
     run: TrainingRun,
     *,
@@ -178,6 +226,7 @@ def fit(
     graph: GraphMode = "auto",
     indicators: IndicatorConfig | None = None,
     evaluate_every: int = 1,
+    accuracy_matrix: bool = False,
     checkpoint: str | Path | None = None,
     on_epoch: Callable[[Row], None] | None = None,
     stop: Callable[[], bool] | None = None,
@@ -210,6 +259,10 @@ def fit(
     evaluate_every
         Test after every so many epochs of a phase and after its last, and where indicators are due; training is the
         same whatever it is. Default 1.
+    accuracy_matrix : bool, default False
+        Whether the tests of all tasks are made as each task ends, and before the first: the row of a task's last epoch
+        has ``test_accuracy_on_1`` and so on, and ``test_stream_accuracy``, that of all their samples; the first task's
+        also ``test_accuracy_untrained_on_1`` and so on. `transfer` sums them up. Training is the same.
     checkpoint
         A file to write after every phase, and to continue from when it exists.
     on_epoch
@@ -234,7 +287,8 @@ def fit(
     Interrupted
         Where `stop` said so.
     SettingError
-        If `evaluate_every` is not a positive whole number, `graph` is ``"on"`` where there can be none, or
+        If `evaluate_every` is not a positive whole number, `accuracy_matrix` is asked for of a stream whose tasks have
+        no tests of their own, `graph` is ``"on"`` where there can be none, or
         `stop` is given without a `checkpoint` to go on from.
     ValueError
         If `checkpoint` is that of a run with other settings, seed or stream.
@@ -262,6 +316,7 @@ def fit(
         device=device,
         indicators=indicators,
         evaluate_every=evaluate_every,
+        accuracy_matrix=accuracy_matrix,
     )
     captured = use_graph("fit: graph", graph, run.device, obstacle=obstacle(run.method, forward, run.config))
     path = Path(checkpoint) if checkpoint is not None else None

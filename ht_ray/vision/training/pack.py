@@ -19,7 +19,6 @@ from ht_ray.methods import Composition, Method
 from ht_ray.methods.packed import PackedMethod, by_row, pack_obstacle
 from ht_ray.vision.data.augment import crop_flip_places
 from ht_ray.vision.data.loader import EpochDraws
-from ht_ray.vision.data.streams import Stream
 from ht_ray.vision.training.evaluate import Evaluation
 from ht_ray.vision.training.objective import explained
 from ht_ray.vision.training.optimizer import TrainingConfig, set_learning_rate, warmup_factor
@@ -59,8 +58,12 @@ def obstacle_to_packing(model: nn.Module, method: Composition, training: Trainin
     return stacked_obstacle(model) or next(iter(reasons), "")
 
 
-def _obstacle_of_stream(stream: Stream) -> str:
-    for phase in stream:
+def _obstacle_of_run(run: TrainingRun) -> str:
+    if run.accuracy_matrix:
+        return "it has an accuracy matrix"
+    for phase in run.stream:
+        if phase.test_indices is not None:
+            return "a phase of its stream has a test set of its own"
         if phase.outputs is not None or phase.reset_head:
             return "a phase of its stream has a head of its own"
         if phase.relabel is not None and bool((phase.relabel < 0).any()):
@@ -130,7 +133,7 @@ class Pack:
         if not runs:
             raise SettingError("Pack: runs = []: accepted is at least one.")
         for number, run in enumerate(runs):
-            if reason := obstacle_to_packing(run.model, run.method, run.config) or _obstacle_of_stream(run.stream):
+            if reason := obstacle_to_packing(run.model, run.method, run.config) or _obstacle_of_run(run):
                 raise SettingError(f"Pack: run {number} cannot be packed: {reason}.")
             if pack_key(run) != pack_key(runs[0]):
                 raise SettingError(

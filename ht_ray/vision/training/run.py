@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from ht_ray._checks import check_number
 from ht_ray._device import check_device
 from ht_ray.diagnostics import IndicatorConfig
-from ht_ray.errors import Diverged
+from ht_ray.errors import Diverged, SettingError
 from ht_ray.mechanisms import clear_optimizer_state, find_head, load_optimizer_state
 from ht_ray.methods import Composition, Method, MethodConfig, Phase
 from ht_ray.vision.data.dataset import ImageData
@@ -30,10 +30,35 @@ from ht_ray.vision.training.objective import counted, explained
 from ht_ray.vision.training.optimizer import TrainingConfig, fitting, make_optimizer
 from ht_ray.vision.training.precision import autocast
 
-__all__ = ["Row", "TrainingRun"]
+__all__ = ["Row", "TrainingRun", "check_accuracy_matrix", "is_of_matrix"]
 
 #: What one epoch measured: ``phase`` and ``epoch`` (from 1), ``step`` (epochs so far, all phases), and the metrics.
 Row = dict[str, float]
+
+#: Beyond, a matrix takes more tests than training, and nobody reads it.
+_MOST_TASKS = 200
+
+
+def check_accuracy_matrix(stream: Stream) -> None:
+    """Refuse an accuracy matrix of a stream whose tasks have no tests of their own, or of too many tasks.
+
+    Raises
+    ------
+    SettingError
+        If so.
+    """
+    count = f"{len(stream)} task{'s' * (len(stream) != 1)}"
+    why = "" if 2 <= len(stream) <= _MOST_TASKS else f" has {count}: accepted are 2 to {_MOST_TASKS}"
+    if stream.plain:
+        why = " is one of phases, which are tested on the same test set: accepted are tasks with tests of their own"
+    if why:
+        reason = f": the stream {stream.name!r}{why}."
+        raise SettingError(owner="VisionSettings", field="accuracy_matrix", value=True, reason=reason)
+
+
+def is_of_matrix(column: str) -> bool:
+    """Whether a row's column is one of the accuracy matrix."""
+    return column.startswith(("test_accuracy_on_", "test_accuracy_untrained_on_", "test_stream_accuracy"))
 
 
 def _sizes(stream: Stream) -> list[list[Any]]:
@@ -46,6 +71,8 @@ def _sizes(stream: Stream) -> list[list[Any]]:
             task += [None if part is None else part.tolist() for part in (phase.relabel, phase.outputs)]
             if phase.transform is not None:
                 task += [type(phase.transform).__name__, *phase.transform.checksum()]
+            if phase.test_indices is not None and phase.test_labels is not None:
+                task += [len(phase.test_indices), int(phase.test_indices.sum()), int(phase.test_labels.sum())]
         return [len(phase), phase.epochs, int(phase.indices.sum()), int(phase.labels.sum()), *task]
 
     return [sizes(phase) for phase in stream]
@@ -77,7 +104,7 @@ class TrainingRun:
 
     Parameters
     ----------
-    model, data, stream, method, training, seed, device, indicators, evaluate_every
+    model, data, stream, method, training, seed, device, indicators, evaluate_every, accuracy_matrix
         As in `ht_ray.vision.fit`.
 
     Attributes
@@ -106,8 +133,16 @@ class TrainingRun:
         device: torch.device | str = "cpu",
         indicators: IndicatorConfig | None = None,
         evaluate_every: int = 1,
+        accuracy_matrix: bool = False,
     ) -> None:
         check_number("fit: evaluate_every", evaluate_every, low=1, integer=True)
+        if accuracy_matrix:
+            check_accuracy_matrix(stream)
+        if data.val_images is not None and any(phase.test_indices is not None for phase in stream):
+            raise SettingError(
+                f"fit: data: the tasks of {stream.name!r} have test sets of their own, which a validation part has "
+                "not: accepted is a data set without one."
+            )
         self.device = check_device("fit: device", device)
         given = Composition(model, [method]) if isinstance(method, Method) else method or MethodConfig("plain")
         self.config = fitting(given.training(training or TrainingConfig(), data.shape), data.shape)
@@ -128,6 +163,11 @@ class TrainingRun:
         }
         if indicators is not None:
             self.settings["indicators"] = asdict(indicators)
+        #: Whether every task is tested as each ends.
+        self.accuracy_matrix = accuracy_matrix
+        if accuracy_matrix:
+            self.settings["accuracy_matrix"] = True
+        self._untrained: list[float] = []
         self._held = held = data.on(self.device)  # which other runs on the device share
         self.images, self.test_images, self.test_labels = held.train_images, held.test_images, held.test_labels
         #: Images and labels of the validation part, if there is one.
@@ -185,6 +225,8 @@ class TrainingRun:
         self.tests = [self.tested]
         if self.validation is not None:
             self.tests.append(self._task_test(phase, *self.validation, own=False))
+        if self.accuracy_matrix and not self._epochs:
+            self._untrained = [tested.accuracy for tested, _ in self._test_all()]
         if self.epoch:
             self.method.resume(partial(_last_inputs, self.loader, self.epoch + 1))
         else:
@@ -208,15 +250,27 @@ class TrainingRun:
     def _task_test(self, phase: Task, images: Tensor, labels: Tensor, *, own: bool) -> TaskTest:
         """Return what the phase's task makes of images to test on; with `own`, the phase's samples in their place."""
         if own:
-            images = self.images.index_select(0, self.loader.indices)
-            labels = self.loader.labels
-        else:
-            if phase.relabel is not None:
-                labels = phase.relabel.to(self.device)[labels]
-                if (labels < 0).any():
-                    images, labels = images[labels >= 0], labels[labels >= 0]
+            images = self.images.index_select(0, phase.indices.to(self.device))
+            labels = phase.labels.to(self.device)
+        elif phase.test_indices is not None and phase.test_labels is not None:
+            images = images.index_select(0, phase.test_indices.to(self.device))
+            labels = phase.test_labels.to(self.device)
+        elif phase.relabel is not None:
+            labels = phase.relabel.to(self.device)[labels]
+            if (labels < 0).any():
+                images, labels = images[labels >= 0], labels[labels >= 0]
         outputs = None if phase.outputs is None else phase.outputs.to(self.device)
-        return TaskTest(images, labels, self.loader.transform, outputs)
+        transform = None if phase.transform is None else phase.transform.prepared(self.images.shape[1:], self.device)
+        return TaskTest(images, labels, transform, outputs)
+
+    def _test_all(self) -> list[tuple[Evaluation, int]]:
+        """Test the network that predicts on each task of the stream; each with its number of samples."""
+        found = []
+        with self.method.predict():
+            for phase in self.stream:
+                test = self._task_test(phase, self.test_images, self.test_labels, own=phase.tested_on == "own")
+                found.append((self._test(test), len(test.labels)))
+        return found
 
     @torch.no_grad()
     def _reset_head(self) -> None:
@@ -295,9 +349,20 @@ class TrainingRun:
         }
         if validated is not None:
             row |= {"val_loss": validated.loss, "val_accuracy": validated.accuracy}
+        if self.accuracy_matrix and self.epoch == self.epochs:
+            row |= self._row_of_matrix()
         if self.measuring is not None and self._indicated:
             row.update(self.measuring.measure())
         self.rows.append(row)
+        return row
+
+    def _row_of_matrix(self) -> Row:
+        tests = self._test_all()
+        row = {f"test_accuracy_on_{number}": tested.accuracy for number, (tested, _) in enumerate(tests, start=1)}
+        total = math.fsum(tested.accuracy * samples for tested, samples in tests)
+        row["test_stream_accuracy"] = total / sum(samples for _, samples in tests)
+        if self.phase == 0:
+            row |= {f"test_accuracy_untrained_on_{k}": value for k, value in enumerate(self._untrained, start=1)}
         return row
 
     def end_phase(self) -> None:
@@ -317,6 +382,7 @@ class TrainingRun:
             "rows": self.rows,
             "phases": self.phase,
             "epochs": self.epoch,
+            **({"untrained": self._untrained} if self.accuracy_matrix else {}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any], where: object) -> None:
@@ -338,4 +404,5 @@ class TrainingRun:
         if self.measuring is not None:
             self.measuring.load_state_dict(state["indicators"])
         self.rows, self.phase, self.epoch = list(state["rows"]), state["phases"], state.get("epochs", 0)
+        self._untrained = state.get("untrained", [])
         self._epochs = sum(phase.epochs for phase in self.stream.phases[: self.phase]) + self.epoch
