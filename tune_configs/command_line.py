@@ -303,6 +303,7 @@ def run_settings(
     prepare: Prepare,
     warn: Callable[[str], None],
     console: Console | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> Done:
     """Run, or resume, a study with these settings, and write its report: what all ways to start one have in common.
 
@@ -320,6 +321,8 @@ def run_settings(
         Called with each sentence that whoever started the study should know.
     console
         Where the progress is shown; standard error by default.
+    callbacks
+        Callbacks of Ray Tune; see `ht_ray.sweep.run_study`.
 
     Raises
     ------
@@ -344,7 +347,9 @@ def run_settings(
         planned = _as_planned(location, settings, planned)
     prepared = prepare(settings, planned)
     said = [*device_warnings(settings, run), *prepared.warnings]
-    if run.resume is None and prepared.pack is not None:  # a study that is resumed keeps its packs
+    # Tune's callback has two processes for each trial that runs, and all of a pack run at a time.
+    packs = run.wandb is None or settings.pack_size is not None
+    if run.resume is None and prepared.pack is not None and packs:  # a study that is resumed keeps its packs
         planned, more = prepared.pack(planned, run.cpus_per_trial)
         said += more
     for sentence in said:
@@ -374,7 +379,7 @@ def run_settings(
             lines["TensorBoard"] = f"tensorboard --logdir {shlex.quote(f'{location}/report')}"
         summary.extend(f"{title:<12} {text}" for title, text in lines.items())
 
-    result = run_study(study, run, console=console, finish=report)
+    result = run_study(study, run, console=console, finish=report, callbacks=callbacks)
     return Done(result, tuple(summary))
 
 
