@@ -181,7 +181,7 @@ class StudyCallbacks:
         self._say = say
         self._iteration = 0
         self._fed: dict[str, _Fed] = {}
-        # It stays as it was written when the study began.
+        # It stays as it was written when the study began, and has the study's own id.
         self._study = hashlib.sha256((directory / CONFIG_FILE).read_bytes()).hexdigest() if brought else ""
         self._due = due
 
