@@ -1,4 +1,4 @@
-"""Hare & Tortoise as a callback of Lightning (pip install 'ht-ray[lightning]'). Run: python examples/lightning_digits.py"""
+"""Hare & Tortoise as a callback of Lightning (extra: ht-ray[lightning]). Run: python examples/lightning_digits.py"""
 
 import sys
 

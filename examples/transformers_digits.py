@@ -1,6 +1,6 @@
-"""Hare & Tortoise in Hugging Face's Trainer (pip install 'ht-ray[transformers]'). Run: python examples/transformers_digits.py
+"""Hare & Tortoise in Hugging Face's Trainer: a small BERT, drawn at random, reads the pixels of a digit as words.
 
-A small BERT, drawn at random, reads the 64 pixels of a digit as words.
+Run: pip install 'ht-ray[transformers]'; python examples/transformers_digits.py
 """
 
 import sys
@@ -19,7 +19,7 @@ def accuracy(predictions):
 def main(epochs: float) -> float:
     set_seed(0)
     images, labels = load_digits(return_X_y=True)
-    samples = [{"input_ids": image.astype(int), "labels": int(label)} for image, label in zip(images, labels)]  # noqa: B905
+    samples = [{"input_ids": x.astype(int), "labels": int(y)} for x, y in zip(images, labels, strict=True)]
     config = BertConfig(
         vocab_size=17, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64, num_labels=10
     )

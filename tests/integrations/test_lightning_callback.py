@@ -1,4 +1,4 @@
-"""The callback of Lightning trains as a plain loop with a tortoise does, bit for bit, and predicts with the tortoise."""
+"""The callback of Lightning trains as a plain loop with a tortoise does, bit for bit, and predicts with it."""
 
 from __future__ import annotations
 
@@ -27,9 +27,7 @@ def network() -> nn.Sequential:
 
 def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
     draw = torch.Generator().manual_seed(1)
-    return [
-        (torch.randn(8, 4, generator=draw), torch.randint(3, (8,), generator=draw)) for _ in range(BATCHES)
-    ]
+    return [(torch.randn(8, 4, generator=draw), torch.randint(3, (8,), generator=draw)) for _ in range(BATCHES)]
 
 
 def loss_of(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -206,15 +204,15 @@ def test_the_hare_is_back_after_an_error_in_validation(tmp_path: Path) -> None:
 
 
 def test_what_cannot_work_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="momentum = 1.5"):
+    with pytest.raises(SettingError, match=r"momentum = 1.5"):
         HareTortoiseCallback(momentum=1.5)
     with pytest.raises(SettingError, match="Did you mean 'momentum'"):
         HareTortoiseCallback(momentm=0.9)
-    with pytest.raises(SettingError, match="momenta = .*leave it out"):
+    with pytest.raises(SettingError, match=r"momenta = .*leave it out"):
         HareTortoiseCallback(momenta=(0.9, 0.99))
-    with pytest.raises(SettingError, match="part = 'backbone'.*accepted are network"):
+    with pytest.raises(SettingError, match=r"part = 'backbone'.*accepted are network"):
         trainer(tmp_path, HareTortoiseCallback("backbone")).fit(Module(), loader())
     one = trainer(tmp_path, HareTortoiseCallback("network"))
     one.strategy.__class__ = type("FSDPStrategy", (lightning.strategies.ParallelStrategy,), {})
-    with pytest.raises(SettingError, match="strategy = 'FSDPStrategy'.*accepted are a single device and DDP"):
+    with pytest.raises(SettingError, match=r"strategy = 'FSDPStrategy'.*accepted are a single device and DDP"):
         one.callbacks[0].on_fit_start(one, Module())

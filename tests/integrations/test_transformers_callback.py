@@ -1,4 +1,4 @@
-"""The callback of Transformers trains as a plain loop with a tortoise does, bit for bit, and predicts with the tortoise."""
+"""The callback of Transformers trains as a plain loop with a tortoise does, bit for bit, and predicts with it."""
 
 from __future__ import annotations
 
@@ -163,15 +163,15 @@ def test_best_model_is_that_of_hare_and_tortoise(tmp_path: Path) -> None:
 
 
 def test_what_cannot_work_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="momentum = 1.5"):
+    with pytest.raises(SettingError, match=r"momentum = 1.5"):
         HareTortoiseCallback(momentum=1.5)
-    with pytest.raises(SettingError, match="momenta = .*leave it out"):
+    with pytest.raises(SettingError, match=r"momenta = .*leave it out"):
         HareTortoiseCallback(momenta=(0.9, 0.99))
     with pytest.raises(SettingError, match="bf16_full_eval = True"):
         trainer(tmp_path, HareTortoiseCallback(), bf16_full_eval=True)
     one = trainer(tmp_path, HareTortoiseCallback())
     one.is_fsdp_enabled = True
-    with pytest.raises(SettingError, match="is_fsdp_enabled = True.*DDP and DataParallel"):
+    with pytest.raises(SettingError, match=r"is_fsdp_enabled = True.*DDP and DataParallel"):
         HareTortoiseCallback().attach(one)
     arguments = transformers.TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[])
     alone = transformers.Trainer(Network(), arguments, train_dataset=samples(), callbacks=[HareTortoiseCallback()])

@@ -106,7 +106,7 @@ def test_a_callback_that_raises_is_called_no_more_and_harms_nothing(tmp_path: Pa
 
 
 def test_a_callback_that_cannot_be_set_up_ends_the_study_before_it_begins(tmp_path: Path) -> None:
-    with fake_tune(), pytest.raises(SettingError, match="callbacks = .*its setup raised OSError: made to fail"):
+    with fake_tune(), pytest.raises(SettingError, match=r"callbacks = .*its setup raised OSError: made to fail"):
         run(walkers(), tmp_path / "study", Seen("setup"))
     assert not (tmp_path / "study" / "config.json").exists()
 

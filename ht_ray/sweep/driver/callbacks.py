@@ -15,7 +15,6 @@ from ray.tune.experiment import Trial
 
 from ht_ray._checks import refused
 from ht_ray._parts import load_part
-from ht_ray.errors import SettingError
 from ht_ray.records import EventKind, TrialStatus
 from ht_ray.records.study_files import CONFIG_FILE
 from ht_ray.sweep.records.trial_record import TrialRecord
