@@ -347,11 +347,16 @@ def run_settings(
         planned = _as_planned(location, settings, planned)
     prepared = prepare(settings, planned)
     said = [*device_warnings(settings, run), *prepared.warnings]
-    # Tune's callback has two processes for each trial that runs, and all of a pack run at a time.
-    packs = run.wandb is None or settings.pack_size is not None
-    if run.resume is None and prepared.pack is not None and packs:  # a study that is resumed keeps its packs
-        planned, more = prepared.pack(planned, run.cpus_per_trial)
+    if run.resume is None and prepared.pack is not None:  # a study that is resumed keeps its packs
+        grouped, more = prepared.pack(planned, run.cpus_per_trial)
         said += more
+        if run.wandb is not None and settings.pack_size is None and grouped != planned:
+            said.append(
+                "--wandb: trials are trained alone, not in packs, as Tune's callback keeps two processes for each that "
+                "runs; --pack 8 packs all the same."
+            )
+        else:
+            planned = grouped
     for sentence in said:
         warn(sentence)
     study = Study(

@@ -188,8 +188,20 @@ def test_wandb_writes_a_run_for_each_trial(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.usefixtures("cluster")
 def test_a_run_of_wandb_that_could_not_begin_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb", reason="needs ht-ray[wandb]")
-    monkeypatch.setenv("WANDB_MODE", "no such mode")
+    from ht_ray.sweep.driver.trackers import Wandb
+
+    class Broken:
+        """Stands for the process that logs a run, where Weights & Biases refuses it."""
+
+        def __init__(self, **settings: Any) -> None:
+            pass
+
+        def run(self) -> None:
+            raise PermissionError("no such entity")
+
+    monkeypatch.setattr(Wandb, "_logger_actor_cls", Broken)
+    monkeypatch.setenv("WANDB_MODE", "offline")
     result, _ = run(study(spec("one")), tmp_path / "study", wandb="project")
     assert result.finished == 1
     (text,) = result.callbacks
-    assert "1 of 1 runs are not whole: one: " in text
+    assert "1 of 1 runs are not whole: one: PermissionError: no such entity" in text

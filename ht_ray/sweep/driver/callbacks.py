@@ -306,4 +306,4 @@ def _length(report: Mapping[str, Any]) -> int:
 
 
 def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -34,7 +34,7 @@ class Wandb(WandbLoggerCallback):
     def __init__(self, project: str) -> None:
         entity, _, project = project.rpartition("/")
         # A worker of a cluster need not have the driver's environment.
-        given = {"entity": entity or None, "mode": os.environ.get("WANDB_MODE"), "dir": os.environ.get("WANDB_DIR")}
+        given = {"entity": entity, "mode": os.environ.get("WANDB_MODE"), "dir": os.environ.get("WANDB_DIR")}
         super().__init__(
             project=project,
             upload_timeout=_UPLOAD_SECONDS,
@@ -59,7 +59,7 @@ class Wandb(WandbLoggerCallback):
                 self._lost.append(f"{trial}: not uploaded within {_UPLOAD_SECONDS:g} s")
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None) or error
-            self._lost.append(f"{trial}: {type(cause).__name__}: {cause}".splitlines()[0])
+            self._lost.append(f"{trial}: {type(cause).__name__}: {cause}")
         super()._cleanup_logging_actor(trial)
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
