@@ -1,43 +1,45 @@
-"""Hare & Tortoise in Hugging Face's Trainer: a small BERT, drawn at random, reads the pixels of a digit as words.
-
-Run: pip install 'ht-ray[transformers]'; python examples/transformers_digits.py
-"""
+"""Hare & Tortoise in Hugging Face's Trainer (extra: ht-ray[transformers]). Run: python examples/transformers_digits.py"""
 
 import sys
 import tempfile
 
 from sklearn.datasets import load_digits
-from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments, set_seed
+from torch import nn
+from transformers import Trainer, TrainingArguments, set_seed
 
 from ht_ray.integrations.transformers import HareTortoiseCallback
 
 
-def accuracy(predictions):
-    return {"accuracy": (predictions.predictions.argmax(1) == predictions.label_ids).mean()}
+class Digits(nn.Module):  # or any network of transformers
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, 10))
+
+    def forward(self, pixels, labels):
+        logits = self.layers(pixels)
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
 
 
-def main(epochs: float) -> float:
+def accuracy(predicted):
+    return {"accuracy": (predicted.predictions.argmax(1) == predicted.label_ids).mean()}
+
+
+def main(epochs: int) -> float:
     set_seed(0)
     images, labels = load_digits(return_X_y=True)
-    samples = [{"input_ids": x.astype(int), "labels": int(y)} for x, y in zip(images, labels, strict=True)]
-    config = BertConfig(
-        vocab_size=17, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64, num_labels=10
-    )
+    samples = [{"pixels": x, "labels": int(y)} for x, y in zip(images.astype("f") / 16, labels, strict=True)]
     arguments = TrainingArguments(
         output_dir=tempfile.mkdtemp(),
         num_train_epochs=epochs,
         per_device_train_batch_size=32,
         learning_rate=2e-3,
         eval_strategy="epoch",
+        save_strategy="no",
         use_cpu=True,
         report_to=[],
     )
     trainer = Trainer(
-        BertForSequenceClassification(config),
-        arguments,
-        train_dataset=samples[:1400],
-        eval_dataset=samples[1400:],
-        compute_metrics=accuracy,
+        Digits(), arguments, train_dataset=samples[:1400], eval_dataset=samples[1400:], compute_metrics=accuracy
     )
     # Not by callbacks=[...]: it also makes evaluate and predict use the tortoise.
     HareTortoiseCallback(momentum=0.98, reset_interval=100, reset_unit="steps").attach(trainer)
@@ -48,4 +50,4 @@ def main(epochs: float) -> float:
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]) if len(sys.argv) > 1 else 5)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 10)

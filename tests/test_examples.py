@@ -72,5 +72,5 @@ def test_lightning(capsys: pytest.CaptureFixture[str]) -> None:
 @needs("transformers")
 @pytest.mark.filterwarnings("ignore")
 def test_transformers(capsys: pytest.CaptureFixture[str]) -> None:
-    run("transformers_digits.py", "3")
-    assert float(capsys.readouterr().out.split()[-1]) > 0.3
+    run("transformers_digits.py", "4")
+    assert float(capsys.readouterr().out.split()[-1]) > 0.7

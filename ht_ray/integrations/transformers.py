@@ -81,9 +81,10 @@ class HareTortoiseCallback(TrainerCallback):
         SettingError
             If the trainer shards weights, or casts them for evaluation.
         """
-        for name in ("bf16_full_eval", "fp16_full_eval"):
+        cast = ": the weights would be cast in place while the tortoise's are among them; leave it out."
+        legacy = ": the tortoise predicts in the present evaluation loop alone; leave it out."
+        for name, why in {"bf16_full_eval": cast, "fp16_full_eval": cast, "use_legacy_prediction_loop": legacy}.items():
             if getattr(trainer.args, name, False):
-                why = ": the weights would be cast in place while the tortoise's are among them; leave it out."
                 raise refused(f"TrainingArguments: {name}", True, why)
         for name in ("is_fsdp_enabled", "is_deepspeed_enabled"):
             if getattr(trainer, name, False):

@@ -168,6 +168,7 @@ def test_mlflow_has_a_run_for_each_trial_in_which_a_resumed_study_goes_on(tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.usefixtures("cluster")
 def test_wandb_writes_a_run_for_each_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb", reason="needs ht-ray[wandb]")
