@@ -1,17 +1,23 @@
-"""What pytest collects with ``-m gpu``: the files with tests of that mark, and nothing that others need.
+"""What pytest collects: modules of optional libraries where these are installed, and less with ``-m gpu``.
 
-So ``pytest -m gpu`` runs on a machine that has torch alone, where tests and modules of Ray and Avalanche cannot be
-imported.
+With that, only the files with tests of that mark, and nothing that others need: so ``pytest -m gpu`` runs on a machine
+that has torch alone, where tests and modules of Ray and Avalanche cannot be imported.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
 
+_INTEGRATIONS = Path(__file__).parent / "ht_ray" / "integrations"
+
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    if collection_path.parent == _INTEGRATIONS and not collection_path.name.startswith("_"):
+        # Each is called as the library that it is for.
+        return None if importlib.util.find_spec(collection_path.stem) else True
     if config.option.markexpr != "gpu":
         return None
     files = [collection_path] if collection_path.is_file() else collection_path.rglob("test_*.py")

@@ -171,6 +171,7 @@ def test_study_commands_are_accepted(script: str, arguments: list[str], monkeypa
     monkeypatch.setattr(command_line, "_run", accept)
     written = json.loads(json.dumps(asdict(settings().resolved())))
     monkeypatch.setattr(command_line, "load_study_settings", lambda directory: written)
+    monkeypatch.setattr("ht_ray.sweep.study.config._installed", lambda extra: True)
     assert module.main(arguments) == 0
     assert seen == [Path(script).stem]
 

@@ -306,6 +306,7 @@ def run_settings(
     prepare: Prepare,
     warn: Callable[[str], None],
     console: Console | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> Done:
     """Run, or resume, a study with these settings, and write its report: what all ways to start one have in common.
 
@@ -323,6 +324,8 @@ def run_settings(
         Called with each sentence that whoever started the study should know.
     console
         Where the progress is shown; standard error by default.
+    callbacks
+        Callbacks of Ray Tune; see `ht_ray.sweep.run_study`.
 
     Raises
     ------
@@ -348,8 +351,15 @@ def run_settings(
     prepared = prepare(settings, planned)
     said = [*device_warnings(settings, run), *prepared.warnings]
     if run.resume is None and prepared.pack is not None:  # a study that is resumed keeps its packs
-        planned, more = prepared.pack(planned, run.cpus_per_trial)
+        grouped, more = prepared.pack(planned, run.cpus_per_trial)
         said += more
+        if run.wandb is not None and settings.pack_size is None and grouped != planned:
+            said.append(
+                "--wandb: trials are trained alone, not in packs, as Tune's callback keeps two processes for each that "
+                "runs; --pack 8 packs all the same."
+            )
+        else:
+            planned = grouped
     for sentence in said:
         warn(sentence)
     study = Study(
@@ -377,7 +387,7 @@ def run_settings(
             lines["TensorBoard"] = f"tensorboard --logdir {shlex.quote(f'{location}/report')}"
         summary.extend(f"{title:<12} {text}" for title, text in lines.items())
 
-    result = run_study(study, run, console=console, finish=report)
+    result = run_study(study, run, console=console, finish=report, callbacks=callbacks)
     return Done(result, tuple(summary))
 
 

@@ -21,6 +21,7 @@ from ht_ray.methods import find_method, setting_names
 from ht_ray.methods.registry import all_settings, split_methods
 from ht_ray.records.checked_json import Damaged, check_form, form_of
 from ht_ray.sweep import SweepConfig, TrialSpec
+from ht_ray.sweep.study.config import check_callback
 from ht_ray.sweep.study.plan import load_study_name
 from tune_configs import ablation, continual, warm_start
 from tune_configs.command_line import (
@@ -93,6 +94,9 @@ class Study:
         method is run with every combination of those that it has.
     seeds : int, optional
         The number of seeds; by default what the data set's name implies, for most five.
+    callbacks : sequence, optional
+        Callbacks of Ray Tune that see every trial and every result: objects, classes, functions that return one, or
+        their names as ``"module:name"``. One that raises an error is called no more, and the study goes on.
     **settings
         All other flags: those of the study (``epochs=5``) and of how it is run (``address="auto"``,
         ``gpus_per_trial=0.25``, ``results_dir=...``).
@@ -123,6 +127,7 @@ class Study:
         methods: str | type[Any] | Sequence[str | type[Any]] | None = None,
         grid: Mapping[str, Sequence[Any]] | None = None,
         seeds: int | None = None,
+        callbacks: Sequence[Any] = (),
         **settings: Any,
     ) -> None:
         check_choice("Study: kind", kind, _KINDS)
@@ -130,7 +135,7 @@ class Study:
         named = {"model": model, "data": data, "methods": methods, "seeds": seeds}
         given = {
             **{name: _by_name(name, value) for name, value in named.items() if value is not None},
-            **{name: _by_name(name, value) for name, value in settings.items()},
+            **{name: _by_name(name, value) for name, value in _with_callbacks(settings, callbacks).items()},
         }
         own = _KINDS[kind]
         texts = given.get("methods")
@@ -149,9 +154,12 @@ class Study:
             _expand(own, given, grid or {}, settings_class)
             settled = _typed(settings_class, {name: value for name, value in given.items() if name in known})
             running = _typed(SweepConfig, {name: value for name, value in given.items() if name not in known})
-            self._begin(kind, settings_class(**settled).resolved(), SweepConfig(**running))
+            self._begin(kind, settings_class(**settled).resolved(), SweepConfig(**running), callbacks)
 
-    def _begin(self, kind: str, settings: VisionSettings, running: SweepConfig) -> None:
+    def _begin(self, kind: str, settings: VisionSettings, running: SweepConfig, callbacks: Sequence[Any]) -> None:
+        self._callbacks = [one for one in callbacks if not isinstance(one, str)]
+        for one in self._callbacks:
+            check_callback("Study: callbacks", one, one)
         self.kind = kind
         #: All settings of the study, with what they imply written out.
         self.settings = settings
@@ -161,7 +169,7 @@ class Study:
         self.trials: tuple[TrialSpec, ...] = _KINDS[kind].trials(settings)
 
     @classmethod
-    def resume(cls, directory: str | os.PathLike[str], **running: Any) -> Self:
+    def resume(cls, directory: str | os.PathLike[str], *, callbacks: Sequence[Any] = (), **running: Any) -> Self:
         """Return the study that was begun in a directory, or at a URI; `run` trains what is missing of it.
 
         It may have been begun by a command line. It keeps its settings; how it is run may change.
@@ -170,6 +178,8 @@ class Study:
         ----------
         directory : path
             The study's directory, or its URI.
+        callbacks : sequence, optional
+            As of a new study.
         **running
             How to run it: ``address``, ``cpus_per_trial``, ``max_concurrent`` and the other settings of
             `ht_ray.sweep.SweepConfig`.
@@ -191,11 +201,11 @@ class Study:
                     f"Study.resume: {name!r} is no setting of how a study is run; those of the study itself it keeps."
                     f"{hint}"
                 )
-        given = {name: _by_name(name, value) for name, value in running.items()}
+        given = {name: _by_name(name, value) for name, value in _with_callbacks(running, callbacks).items()}
         study = cls.__new__(cls)
         with _refused_as_keywords(_KINDS[kind].settings):
             running_as = SweepConfig(**_typed(SweepConfig, given), resume=location)
-            study._begin(kind, saved_settings(_KINDS[kind].settings, location), running_as)
+            study._begin(kind, saved_settings(_KINDS[kind].settings, location), running_as, callbacks)
         return study
 
     def run(self, *, quiet: bool = False) -> Results:
@@ -229,7 +239,9 @@ class Study:
         with _refused_as_keywords(kind.settings):
             if running.resume is not None and self.running.resume is None:  # it was begun before
                 check_same(saved_settings(kind.settings, running.resume), self.settings)
-            done = run_settings(self.kind, self.settings, running, kind.trials, kind.prepare, _warn)
+            done = run_settings(
+                self.kind, self.settings, running, kind.trials, kind.prepare, _warn, callbacks=self._callbacks
+            )
         location = done.result.location
         again = f"Study.resume({location!r}).run()"
         if not quiet:
@@ -348,6 +360,12 @@ class Results:
 
 def _a(kind: str) -> str:
     return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+
+
+def _with_callbacks(settings: Mapping[str, Any], callbacks: Sequence[Any]) -> Mapping[str, Any]:
+    """Return settings with those of the callbacks that are given by name, as the flag ``--callback`` takes them."""
+    named = [one for one in callbacks if isinstance(one, str)]
+    return {**settings, "callback": named} if named else settings
 
 
 def _by_name(field: str, value: Any) -> Any:

@@ -101,6 +101,8 @@ class EventKind(StrEnum):
     """The storage could not be used, or can be used again."""
     WAITING = "waiting"
     """A trial waits for memory of its GPU."""
+    CALLBACK = "callback"
+    """A callback of the user's own raised an error, and is called no more."""
 
 
 class RunEnd(StrEnum):

@@ -82,6 +82,7 @@ _SETTINGS = {str: _SCALAR}
 CONFIG = {
     "format": int,
     "study": str,
+    "id?": str,
     "metric": str,
     "mode": {"max", "min"},
     "settings": dict,

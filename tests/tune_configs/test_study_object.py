@@ -6,14 +6,16 @@ import functools
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ray import tune
 from study_files import all_reports, table
 
 from ht_ray import Results, Study
-from ht_ray.errors import SettingError
+from ht_ray.errors import SettingError, SettingWarning
 from ht_ray.methods import METHODS
 from ht_ray.sweep import StudyResult, SweepConfig
 from ht_ray.vision import make_model
@@ -64,6 +66,52 @@ def test_keywords_are_the_flags() -> None:
     other = Study("warm_start", compare="methods", methods="fresh", seeds=1)
     assert other.settings == WarmStartSettings(compare="methods", methods=("fresh",), seeds=1).resolved()
     assert repr(study) == "<Study continual: 4 trials, data 'digits'>"
+
+
+class Callback(tune.Callback):
+    pass
+
+
+def test_callbacks_are_objects_classes_and_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+
+    def run_study(study: Any, config: SweepConfig, *, callbacks: Any, **others: Any) -> StudyResult:
+        given.append((study, config, callbacks))
+        return StudyResult(str(tmp_path), 0, 0, 0, 1, True, 0.0)
+
+    monkeypatch.setattr(command_line, "run_study", run_study)
+    mine = Callback()
+    study = Study(callbacks=[mine, "my_module:Mine", Callback], **SMALL, results_dir=str(tmp_path / "new"))
+    assert study.running.callback == ("my_module:Mine",)
+    monkeypatch.setattr("ht_ray.sweep.study.config.load_part", lambda *path: Callback)
+    with pytest.raises(KeyboardInterrupt):
+        study.run(quiet=True)
+    (_, config, callbacks) = given.pop()
+    assert (config.callback, callbacks) == (("my_module:Mine",), [mine, Callback])
+    with pytest.raises(SettingError, match=r"Study: callbacks = 3: accepted is a class derived from ray\.tune"):
+        Study(callbacks=[3])
+    with pytest.raises(SettingError, match=r"Study: callback = 'mine': accepted is 'package\.module:name'"):
+        Study(callbacks=["mine"])
+
+
+@pytest.mark.parametrize(("pack", "packed", "told"), [("auto", False, True), ("2", True, False)])
+def test_with_wandb_packs_are_made_where_they_are_asked_for(
+    pack: str, packed: bool, told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+
+    def run_study(study: Any, config: SweepConfig, **others: Any) -> StudyResult:
+        given.append(study)
+        return StudyResult(str(tmp_path), 0, 0, 0, 1, True, 0.0)
+
+    monkeypatch.setattr(command_line, "run_study", run_study)
+    monkeypatch.setattr("ht_ray.sweep.study.config._installed", lambda package: True)
+    study = Study(methods="plain", wandb="mine", pack=pack, **SMALL, results_dir=str(tmp_path / "new"))
+    with warnings.catch_warnings(record=True) as caught, pytest.raises(KeyboardInterrupt):
+        warnings.simplefilter("always", SettingWarning)
+        study.run(quiet=True)
+    assert [trial.pack is not None for trial in given[0].trials] == [packed] * 2
+    assert any("wandb: trials are trained alone" in str(warning.message) for warning in caught) == told
 
 
 def test_a_grid_is_put_into_the_methods_that_have_its_settings() -> None:

@@ -15,6 +15,7 @@ from ray.tune.result import DONE
 from ht_ray._storage import StorageError, retry
 from ht_ray.records import EventKind, FaultKind, Outcome, TrialStatus
 from ht_ray.records.study_files import CHECKPOINTS, note
+from ht_ray.sweep.driver.callbacks import Brought, StudyCallbacks
 from ht_ray.sweep.driver.search_driver import SearchDriver
 from ht_ray.sweep.records.failure_log import FailureLog, last_line
 from ht_ray.sweep.records.progress import Console, StudyProgress
@@ -53,6 +54,8 @@ class StudyRecorder(tune.Callback):
         What is watched.
     searching
         The study's search.
+    brought
+        Callbacks of the user's own.
     stopping
         Whether the user wants the study to stop: then no storage is waited for.
 
@@ -60,6 +63,8 @@ class StudyRecorder(tune.Callback):
     ----------
     stopped
         Why the study cannot go on; None while it can.
+    callbacks
+        Lets the user's own see what the trials do.
     """
 
     def __init__(
@@ -73,6 +78,7 @@ class StudyRecorder(tune.Callback):
         events: StudyEvents,
         metrics: StudyMetrics,
         searching: SearchDriver,
+        brought: Sequence[Brought],
         stopping: Callable[[], bool],
     ) -> None:
         self.stopped: str | None = None
@@ -88,6 +94,7 @@ class StudyRecorder(tune.Callback):
         self._events = events
         self._metrics = metrics
         self._failures = FailureLog(console.say)
+        self.callbacks = StudyCallbacks(brought, self._directory, due, self._note, console.say)
         self._table_due = time.monotonic() + _TABLE_EVERY
         self._position: dict[str, Position] = {}
         self._notices: dict[str, int] = {}
@@ -113,6 +120,7 @@ class StudyRecorder(tune.Callback):
         for record in members:
             self._position.setdefault(record.spec.id, (-1, 0))
             self._write(partial(self._events.begin, record))
+            self.callbacks.start(record)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -148,6 +156,7 @@ class StudyRecorder(tune.Callback):
         # Its next worker need not know of those that have ended.
         trial.set_config({**trial.config, "members": tuple(record.spec.id for record in live)})
         for record in live:
+            self.callbacks.recover(record)
             record.restarts += 1
             self._fault(record, kind, detail)
             if record.node is not None:
@@ -174,7 +183,11 @@ class StudyRecorder(tune.Callback):
                 self._end(record, TrialStatus.FAILED, error)
         self._clean_up(trial)
 
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self.callbacks.step(iteration, begins=True)
+
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self.callbacks.step(iteration, begins=False)
         self._nodes.look()
         if self._location.lost is not None:
             self._stop(self._location.lost)
@@ -274,6 +287,7 @@ class StudyRecorder(tune.Callback):
         known = record.reports
         if self._write(lambda: record.restore(lines)):
             self._write(lambda: self._events.changed(record))
+            self.callbacks.feed(record)
         if known == len(lines) and self._searching.pauses(record):
             return
         self._note(EventKind.RESUMED, trial=record.spec.id, node=record.node, reports=len(lines), known=known)
@@ -286,10 +300,12 @@ class StudyRecorder(tune.Callback):
             self._write(lambda: self._events.changed(record))
         self._write(lambda: record.append(line, report))
         self._write(lambda: self._events.add(record, report))
+        self.callbacks.feed(record, report)
 
     def _end(self, record: TrialRecord, status: TrialStatus, error: str | None) -> None:
         self._write(lambda: record.end(status, error))
         self._write(lambda: self._events.end(record))
+        self.callbacks.end(record)
         if error is not None:
             self._failures.add(record.spec.id, status, error)
 

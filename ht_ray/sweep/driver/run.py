@@ -34,6 +34,7 @@ from ht_ray.sweep.study.trial import Study
 from ht_ray.sweep.worker.drain_node import TRIAL_WORKER
 
 if TYPE_CHECKING:
+    from ht_ray.sweep.driver.callbacks import Brought
     from ht_ray.sweep.records.tensorboard import StudyEvents
 
 __all__ = ["StudyResult", "run_study"]
@@ -67,6 +68,8 @@ class StudyResult:
         Whether the run was stopped by a signal.
     stopped
         Why the run had to end before its trials did; None if it had not to.
+    callbacks
+        A sentence for each of the user's callbacks that raised an error, and so may lack results.
     seconds
         The wall time of this run.
     """
@@ -80,6 +83,7 @@ class StudyResult:
     seconds: float
     stopped: str | None = None
     fell_behind: int = 0
+    callbacks: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -102,6 +106,7 @@ class StudyResult:
         """Return the last lines that a terminal shows: how to go on, if something is missing, and how the run ended."""
         trials = ", ".join(f"{number} {name}" for name, number in self.counts.items())
         said = [f"Stopped: {self.stopped}"] if self.stopped is not None else []
+        said += [f"{'callback':<12} {text}" for text in self.callbacks]
         if self.interrupted:
             said.append("Interrupted: everything reported is kept.")
         how = resume if self.failed + self.unfinished else "nothing is missing"
@@ -124,6 +129,7 @@ def run_study(
     *,
     console: Console | None = None,
     finish: Callable[[Path], None] | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> StudyResult:
     """Run all trials of `study`, or, with ``config.resume``, those that have not ended well.
 
@@ -142,11 +148,14 @@ def run_study(
     finish
         Called at the end, if a trial has finished or diverged, with the directory in which the results are: what it
         writes there is part of the study, also where that is at a URI and the directory a copy that goes away.
+    callbacks
+        Callbacks of Ray Tune besides those of `config`: objects, classes, or functions that return one. They are given
+        each trial of the study by itself, also where several run as a pack. One that raises an error is called no more.
 
     Raises
     ------
     SettingError
-        If the study cannot run as configured.
+        If the study cannot run as configured, or a callback cannot be set up.
     RayStartError
         If Ray does not start on this machine.
     StorageError
@@ -158,6 +167,8 @@ def run_study(
     name = check_before_ray(config, study.name)
     resuming = config.resume is not None
     lost_plan = check_plan(name, study) if resuming else None
+    brought = _brought(config, study, callbacks)
+    failed: list[str] = []
     stopped, interrupted, complete = None, False, False
 
     def waiting(what: Callable[[], T]) -> T:
@@ -172,6 +183,10 @@ def run_study(
         open_study(name, patience=60 * config.storage_minutes, say=console.say) as location,
     ):
         directory = location.directory
+        if brought:
+            from ht_ray.sweep.driver.callbacks import set_up
+
+            set_up(brought, len(study.trials))
         if not resuming:
             waiting(lambda: create_study(directory, study))
         if lost_plan is not None:
@@ -183,7 +198,7 @@ def run_study(
         records, due = waiting(lambda: _prepare(directory, study, console))
         events = waiting(lambda: _events(config, location, records, due, console))
         if due:
-            interrupted, stopped = _run(study, config, location, records, due, slots, events, console)
+            interrupted, stopped, failed = _run(study, config, location, records, due, slots, events, console, brought)
         try:
             waiting(lambda: write_results_csv(directory, records))
             if finish is not None and stopped is None and any(record.status.measured for record in records):
@@ -203,7 +218,18 @@ def run_study(
         interrupted=interrupted,
         seconds=time.monotonic() - began,
         stopped=stopped,
+        callbacks=tuple(failed),
     )
+
+
+def _brought(config: SweepConfig, study: Study, callbacks: Sequence[Any]) -> list[Brought]:
+    """Make the callbacks of the user's own."""
+    if not (callbacks or config.callback or config.wandb or config.mlflow):
+        return []
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # see `running_ray`
+    from ht_ray.sweep.driver.callbacks import make_callbacks
+
+    return make_callbacks(config, study.name, callbacks)
 
 
 def _prepare(directory: Path, study: Study, console: Console) -> tuple[list[TrialRecord], list[TrialRecord]]:
@@ -265,8 +291,12 @@ def _run(
     slots: int,
     events: StudyEvents,
     console: Console,
-) -> tuple[bool, str | None]:
-    """Run the trials that are due, and return whether a signal stopped them, and why they could not go on if so."""
+    brought: Sequence[Brought],
+) -> tuple[bool, str | None, list[str]]:
+    """Run the trials that are due.
+
+    Returns whether a signal stopped them, why they could not go on if so, and which callbacks failed.
+    """
     from ray import tune
 
     from ht_ray.sweep.driver.recorder import StopEarly, StudyRecorder
@@ -292,6 +322,7 @@ def _run(
         events,
         StudyMetrics(study.name, study.metric),
         searching,
+        brought,
         stopping=lambda: stop.requested,
     )
     recorder.tidy()
@@ -348,6 +379,7 @@ def _run(
                 verbose=0,
                 **recorder.tune_options(),
             )
+            recorder.callbacks.close()
         except KeyboardInterrupt:
             stop.requested = True
         finally:
@@ -360,8 +392,8 @@ def _run(
     try:
         note(directory, EventKind.RUN_ENDED, how=how)
     except StorageError as error:
-        return stop.requested, recorder.stopped or str(error)
-    return stop.requested, recorder.stopped
+        return stop.requested, recorder.stopped or str(error), recorder.callbacks.failures
+    return stop.requested, recorder.stopped, recorder.callbacks.failures
 
 
 def _resources(config: SweepConfig) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 import itertools
 import os
 import socket
@@ -9,13 +11,14 @@ import tempfile
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ht_ray._checks import check_choice, check_fields, check_number, refused
+from ht_ray._parts import is_path_of_part, load_part
 from ht_ray._storage import PASSING, Storage, StorageError, is_uri
 from ht_ray.sweep.study.plan import PROBE, is_free, is_study, load_study_settings
 
-__all__ = ["GIB", "SweepConfig", "check_before_ray", "ray_address"]
+__all__ = ["GIB", "SweepConfig", "check_before_ray", "check_callback", "ray_address"]
 
 GIB = 1 << 30
 
@@ -78,6 +81,15 @@ class SweepConfig:
     tensorboard: Literal["trials", "configurations", "none"] = "trials"
     """What runs TensorBoard shows: trials, configurations (the means over the seeds: lighter, for studies of hundreds
     of trials), or none."""
+    callback: tuple[str, ...] = ()
+    """Callbacks of Ray Tune, which see every trial and every result: my_package.my_module:MyCallback, a class derived
+    from ray.tune.Callback or a function that returns one."""
+    wandb: str | None = None
+    """The project of Weights & Biases, or ENTITY/PROJECT, in which each trial has a run (needs ht-ray[wandb]);
+    WANDB_MODE=offline writes the runs into the trials' folders."""
+    mlflow: str | None = None
+    """Where each trial has a run of MLflow (needs ht-ray[mlflow]): a tracking URI such as sqlite:///mlflow.db, or the
+    name of an experiment on MLFLOW_TRACKING_URI."""
 
     def __post_init__(self) -> None:
         check_fields(self, "cpus_per_trial", "memory_per_trial", "gpu_memory_per_trial", low=_GRAIN)
@@ -95,10 +107,17 @@ class SweepConfig:
             why = ": trials have no GPU; give them a share with {SweepConfig.gpus_per_trial}."
             raise refused("SweepConfig.gpu_memory_per_trial", self.gpu_memory_per_trial, why)
         _ = self.custom_resources, self.label_selector
+        for path in self.callback:
+            if not is_path_of_part(path):
+                raise refused("SweepConfig.callback", path, accepted="'package.module:name'")
         locations = ("results_dir", "resume", "resume_or_start")
-        for name in (*locations, "address"):
+        for name in (*locations, "address", "wandb", "mlflow"):
             if getattr(self, name) == "":
                 raise refused(f"SweepConfig.{name}", "", ": accepted is a name, or leave it out.")
+        for name in ("wandb", "mlflow"):
+            if getattr(self, name) is not None and not _installed(name):
+                why = f": {name} is not installed here: pip install 'ht-ray[{name}]'."
+                raise refused(f"SweepConfig.{name}", getattr(self, name), why)
         given = [name for name in locations if getattr(self, name) is not None]
         if len(given) > 1:
             first, second = given[:2]
@@ -181,11 +200,15 @@ def check_before_ray(config: SweepConfig, study_name: str = "study") -> str:
     SettingError
         If ``config.resume`` is no study, the location holds something already (other than what the making of a study
         that was never begun has left), cannot be written, or would vanish with a submitted job; or the cluster's
-        address is of the wrong kind or does not answer.
+        address is of the wrong kind or does not answer; or a callback is none.
     StorageError
         If the disk is full or lost.
     """
     config = config.located()
+    for path in config.callback:
+        # Under `uv run` Ray would re-create the environment for its workers; it reads this when it is imported.
+        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+        check_callback("SweepConfig.callback", path, load_part("SweepConfig", "callback", path))
     _check_address(ray_address(config))
     if config.resume is not None:
         location = _absolute(config.resume)
@@ -214,6 +237,30 @@ def check_before_ray(config: SweepConfig, study_name: str = "study") -> str:
         raise refused(where, location, f": it exists and nothing is ever overwritten. {advice}", location=location)
     _try_writing(where, location)
     return location
+
+
+def check_callback(setting: str, value: object, part: Any) -> None:
+    """Refuse what is neither a callback of Ray Tune, nor its class, nor a function that may return one.
+
+    This imports Ray, which whoever has written one does too.
+
+    Raises
+    ------
+    SettingError
+        If so.
+    """
+    from ray.tune import Callback
+
+    fitting = issubclass(part, Callback) if inspect.isclass(part) else isinstance(part, Callback) or callable(part)
+    if not fitting:
+        accepted = "a class derived from ray.tune.Callback, an object of one, or a function that returns one"
+        raise refused(setting, value, accepted=accepted)
+
+
+def _installed(package: str) -> bool:
+    # A folder of that name, as wandb leaves in the working directory, is found too, as a package without a file.
+    found = importlib.util.find_spec(package)
+    return found is not None and found.origin is not None
 
 
 def ray_address(config: SweepConfig) -> str:

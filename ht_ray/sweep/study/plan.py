@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
+import secrets
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -197,6 +198,7 @@ def create_study(directory: Path, study: Study) -> None:
     config = {
         "format": FORMAT,
         "study": study.name,
+        "id": secrets.token_hex(8),
         "command": this_command(),
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), **dict(_versions())},
