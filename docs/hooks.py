@@ -5,6 +5,7 @@ A link is written as GitHub follows it. Where it leaves this folder, the site ge
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 from posixpath import dirname, normpath, relpath
@@ -24,7 +25,7 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "findings/README.md": "findings.md",
 }
-# Pages of the reference: a package's name, and where its names are read.
+# Pages of the reference: a package's name, and the module whose names it has.
 REFERENCE = {
     name: name
     for name in (
@@ -41,6 +42,27 @@ REFERENCE = {
         "ht_ray.errors",
     )
 } | {"ht_ray.avalanche": "strategies"}
+# Packages that load their names when asked for, and where those names are imported for type checkers.
+LAZY = {"ht_ray": "ht_ray/__init__.pyi", "ht_ray.agents": "ht_ray/agents/__init__.py"}
+
+
+def directives(paths: list[str], options: str) -> str:
+    """Return what has mkdocstrings show the objects at `paths`."""
+    return "".join(f"\n::: {path}\n    options: {{{options}}}\n" for path in paths)
+
+
+def imported_names(source: str) -> list[str]:
+    """Return the paths of the public names that a file of the repository imports from the packages of the repository."""
+    statements = ast.walk(ast.parse((ROOT / source).read_text(encoding="utf-8")))
+    return sorted(
+        (
+            f"{statement.module}.{name.name}"
+            for statement in statements
+            if isinstance(statement, ast.ImportFrom) and str(statement.module).startswith(("ht_ray.", "tune_configs."))
+            for name in statement.names
+        ),
+        key=lambda path: path.rpartition(".")[2],
+    )
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
@@ -48,7 +70,13 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     for source, target in PAGES.items():
         files.append(File.generated(config, target, abs_src_path=str(ROOT / source)))
     for name, module in REFERENCE.items():
-        files.append(File.generated(config, f"reference/{name}.md", content=f"# {name}\n\n::: {module}\n"))
+        content = f"# `{name}`\n\n::: {module}\n"
+        if name in LAZY:
+            content += "    options: {members: false}\n"
+            content += directives(imported_names(LAZY[name]), "show_root_heading: true, show_root_toc_entry: true")
+        if module == "strategies":  # plugins of single methods, which are made without a text
+            content += directives(["strategies.plugins.named"], "show_if_no_docstring: true")
+        files.append(File.generated(config, f"reference/{name}.md", content=content))
     return files
 
 
@@ -68,4 +96,4 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
             files.append(File.generated(config, target, abs_src_path=str(ROOT / path)))
         return f"]({relpath(target, dirname(here) or '.')}{anchor})"
 
-    return re.sub(r"\]\((?![a-z]+:)([^)#\s]+)(#[^)\s]+)?\)", site_link, markdown)
+    return re.sub(r"\]\((?![a-z]+:)([^)#\s]+)((?:#[^)\s]+)?)\)", site_link, markdown)

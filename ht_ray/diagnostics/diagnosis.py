@@ -71,7 +71,6 @@ class Sign:
     evidence: str
 
 
-#: The signs that `diagnose` looks for, the one that asks directly first.
 SIGNS = (
     Sign(
         "trainability",
@@ -124,6 +123,7 @@ SIGNS = (
         "docs/indicators.md#gradients",
     ),
 )
+"""The signs that `diagnose` looks for, the one that asks directly first."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The plugins of single methods, made from their classes."""
+"""Plugins of single methods, made from their classes, whose settings they take."""
 
 from __future__ import annotations
 

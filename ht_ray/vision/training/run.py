@@ -32,8 +32,8 @@ from ht_ray.vision.training.precision import autocast
 
 __all__ = ["Row", "TrainingRun"]
 
-#: What one epoch measured: ``phase`` and ``epoch`` (from 1), ``step`` (epochs so far, all phases), and the metrics.
 Row = dict[str, float]
+"""What one epoch measured: ``phase`` and ``epoch`` (from 1), ``step`` (epochs so far, all phases), and the metrics."""
 
 
 def _sizes(stream: Stream) -> list[list[Any]]:
