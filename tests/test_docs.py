@@ -223,6 +223,11 @@ def test_other_commands_exist() -> None:
             assert importlib.util.find_spec(words[2]), f"{place}: no module {words[2]}"
 
 
+def test_table_of_commands() -> None:
+    _, *rows = table("cluster.md", "| command | what it does")
+    assert [row[0].strip("`").removeprefix("ht-ray ") for row in rows] == list(COMMANDS)
+
+
 def test_flags_in_the_text_are_flags() -> None:
     names = {field.name for _, settings in STUDIES.values() for field in (*fields(settings), *fields(SweepConfig))}
     flags = {f"--{negation}{name.replace('_', '-')}" for name in names for negation in ("", "no-")} | FOREIGN_FLAGS

@@ -44,11 +44,11 @@ class AgentKind(NamedTuple):
 _agents: dict[str, AgentKind] = {}
 _variants: dict[str, AgentConfig] = {}
 
-#: All agents, by name.
 AGENTS: Mapping[str, AgentKind] = MappingProxyType(_agents)
+"""All agents, by name."""
 
-#: The variants of all agents, by name.
 AGENT_VARIANTS: Mapping[str, AgentConfig] = MappingProxyType(_variants)
+"""The variants of all agents, by name."""
 
 
 def register_agent(name: str, agent: type[Agent], variants: Mapping[str, AgentConfig]) -> None:

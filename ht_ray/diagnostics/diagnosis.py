@@ -69,7 +69,6 @@ class Sign:
     evidence: str
 
 
-#: The signs that `diagnose` looks for, the one that asks directly first.
 SIGNS = (
     Sign(
         "trainability",
@@ -122,6 +121,7 @@ SIGNS = (
         "docs/indicators.md#gradients",
     ),
 )
+"""The signs that `diagnose` looks for, the one that asks directly first."""
 
 
 @dataclass(frozen=True)

@@ -76,14 +76,14 @@ class Indicator:
     """Whether others of its group say it already: measured and written, but not shown in reports."""
 
 
-#: Every indicator, by its name, in the order of the results.
 INDICATORS: dict[str, Indicator] = {}
+"""Every indicator, by its name, in the order of the results."""
 
-#: The names of a group's indicators, by the name of the group in `IndicatorConfig.names`.
 INDICATOR_GROUPS: dict[str, tuple[str, ...]] = {}
+"""The names of a group's indicators, by the name of the group in `IndicatorConfig.names`."""
 
-#: The groups that need neither labels nor an optimiser: what agents measure.
 UNLABELLED_GROUPS = ("weights", "features", "units")
+"""The groups that need neither labels nor an optimiser: what agents measure."""
 
 
 def register_indicator(indicator: Indicator) -> Indicator:

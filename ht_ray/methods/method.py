@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FIRST", "Composition", "Inputs", "Method", "Phase"]
 
-#: A batch as the network is called with it: ``module(batch)``, or ``module(*batch)`` for a tuple.
 Inputs = Tensor | tuple[Tensor, ...]
+"""A batch as the network is called with it: ``module(batch)``, or ``module(*batch)`` for a tuple."""
 
 
 class Phase(NamedTuple):

@@ -24,12 +24,8 @@ __all__ = ["Muon", "MuonAdamW"]
 class MuonAdamW(AdamW):
     """AdamW whose parameter groups with ``muon=True`` are stepped by ``torch.optim.Muon``.
 
-    It is one optimiser: state, schedules, hooks and copies are those of any other. `Muon` makes it.
-
-    Parameters
-    ----------
-    params
-        Parameter groups; those with ``muon=True`` have all settings of ``torch.optim.Muon``.
+    It is one optimiser: state, schedules, hooks and copies are those of any other. `Muon` makes it. It takes parameter
+    groups; those with ``muon=True`` have all settings of ``torch.optim.Muon``.
     """
 
     @torch.no_grad()

@@ -116,8 +116,8 @@ class _Registry(Mapping[str, "type[Method]"]):
         return len(_classes)
 
 
-#: All methods that are known, by name.
 METHODS: Mapping[str, type[Method]] = _Registry()
+"""All methods that are known, by name."""
 
 
 def load_method(path: str) -> type[Method]:

@@ -179,6 +179,25 @@ def test_without_a_terminal_lines_are_few_and_plain() -> None:
     assert stream.getvalue() == "a; b\ntold\n"
 
 
+class Notebook(io.StringIO):
+    __module__ = "ipykernel.iostream"  # as that of a kernel's standard error
+
+
+def test_in_a_notebook_one_line_is_written_over() -> None:
+    stream = Notebook()
+    console = Console(stream)
+    console.status(["1 of 10", "later"])
+    console.say("told")
+    console.status(["9 of 10"])
+    shown = []  # as a notebook shows it
+    for line in stream.getvalue().split("\n"):
+        row = ""
+        for part in line.split("\r"):
+            row = part + row[len(part) :]
+        shown.append(row.rstrip())
+    assert shown == ["told", "9 of 10"]
+
+
 def some_records(tmp_path: Path) -> list[TrialRecord]:
     (tmp_path / "trials").mkdir()
     return [TrialRecord(tmp_path, spec(f"t{seed}", label=f"m={seed}", seed=seed)) for seed in range(8)]

@@ -9,12 +9,12 @@ from ht_ray.errors import SettingError
 
 __all__ = ["ATARI_100K_GAMES", "game_name", "rom_name"]
 
-#: As the literature spells them (Kaiser et al. 2020, arXiv:1903.00374).
 ATARI_100K_GAMES = (
     "Alien", "Amidar", "Assault", "Asterix", "BankHeist", "BattleZone", "Boxing", "Breakout", "ChopperCommand",
     "CrazyClimber", "DemonAttack", "Freeway", "Frostbite", "Gopher", "Hero", "Jamesbond", "Kangaroo", "Krull",
     "KungFuMaster", "MsPacman", "Pong", "PrivateEye", "Qbert", "RoadRunner", "Seaquest", "UpNDown",
 )  # fmt: skip
+"""The games of Atari-100k, as the literature spells them (Kaiser et al. 2020, arXiv 1903.00374)."""
 
 _BY_LETTERS = {name.lower(): name for name in ATARI_100K_GAMES}
 

@@ -45,12 +45,12 @@ Layers = Sequence[tuple[str, str, Sequence[str]] | tuple[str, str, Sequence[str]
 _Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _LAYERS = (nn.Linear, *_CONVOLUTIONS)
-#: The element-wise activation modules behind which units are found, and whose output is looked at.
 ACTIVATIONS: tuple[type[nn.Module], ...] = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.RReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh,
     nn.Sigmoid, nn.LogSigmoid, nn.Softplus, nn.Softsign, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Tanhshrink,
     nn.Softshrink, nn.Hardshrink, nn.Threshold, CReLU, Fourier,
 )  # fmt: skip
+"""The element-wise activation modules behind which units are found, and whose output is looked at."""
 # As fx names what is called, without underscores around it.
 _ACTIVATION_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "relu": F.relu, "relu6": F.relu6, "leaky_relu": F.leaky_relu, "elu": F.elu, "selu": F.selu, "celu": F.celu,

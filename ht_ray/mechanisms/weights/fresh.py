@@ -14,8 +14,8 @@ from ht_ray.mechanisms.weights.weight_copy import named_tensors
 
 __all__ = ["HEAD_NAMES", "FreshWeights", "find_head", "fresh_weights"]
 
-#: Where `find_head` looks when no head is named, in this order.
 HEAD_NAMES = ("head", "classifier", "fc", "linear", "output")
+"""Where `find_head` looks when no head is named, in this order."""
 
 
 def _reinitialise(module: nn.Module) -> None:

@@ -130,7 +130,7 @@ def _together(trials: Sequence[Workload]) -> list[list[Workload]]:
 
 
 class Console:
-    """Lines that are repainted on a terminal, and printed now and then elsewhere.
+    """Lines that are repainted on a terminal and in a notebook, and printed now and then elsewhere.
 
     Parameters
     ----------
@@ -143,6 +143,8 @@ class Console:
     def __init__(self, stream: TextIO | None = None, every: float = 10.0) -> None:
         self._stream = sys.stderr if stream is None else stream
         self._repaints = self._stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+        # A notebook's output has no cursor, but goes back to the beginning of a line.
+        self._notebook = type(self._stream).__module__.startswith("ipykernel.")
         self._every = 1.0 if self._repaints else every
         self._painted: list[str] = []
         self._last = -float("inf")
@@ -156,8 +158,9 @@ class Console:
         self._last = time.monotonic()
         self._erase()
         if self._repaints:
-            self._painted = [self._coloured(line[: _columns()]) for line in lines]
-            self._print(self._painted)
+            self._paint([self._coloured(line[: _columns()]) for line in lines])
+        elif self._notebook:
+            self._paint(["; ".join(lines)])
         else:
             self._print(["; ".join(lines)])
 
@@ -175,21 +178,25 @@ class Console:
         self._erase()
         self._print([text])
         if painted:
-            self._painted = painted
-            self._print(painted)
+            self._paint(painted)
 
     def _coloured(self, line: str) -> str:
         for pattern, colour in () if os.environ.get("NO_COLOR") else _COLOURS.items():
             line = re.sub(pattern, f"\x1b[{colour}m\\1\x1b[0m", line)
         return line
 
+    def _paint(self, lines: list[str]) -> None:
+        self._painted = lines
+        self._print(lines, end="" if self._notebook else "\n")
+
     def _erase(self) -> None:
         if self._painted:
-            self._stream.write(f"\x1b[{len(self._painted)}F\x1b[J")
+            blank = f"\r{' ' * len(self._painted[0])}\r"
+            self._stream.write(blank if self._notebook else f"\x1b[{len(self._painted)}F\x1b[J")
             self._painted = []
 
-    def _print(self, lines: Iterable[str]) -> None:
-        self._stream.writelines(f"{line}\n" for line in lines)
+    def _print(self, lines: Iterable[str], end: str = "\n") -> None:
+        self._stream.writelines(f"{line}{end}" for line in lines)
         self._stream.flush()
 
 

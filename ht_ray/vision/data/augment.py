@@ -16,8 +16,8 @@ from ht_ray.mechanisms.weights.transfer import upload
 
 __all__ = ["AUGMENTATIONS", "crop_flip", "random_crop_flip"]
 
-#: What `TrainingConfig.augment` accepts.
 AUGMENTATIONS = ("none", "crop", "crop_flip")
+"""What `TrainingConfig.augment` accepts."""
 
 
 def random_crop_flip(

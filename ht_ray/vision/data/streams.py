@@ -175,8 +175,8 @@ class StreamConfig(ABC):
 
 _Config = TypeVar("_Config", bound=type[StreamConfig])
 
-#: The class of each stream's settings, by the stream's name.
 STREAMS: dict[str, type[StreamConfig]] = {}
+"""The class of each stream's settings, by the stream's name."""
 
 
 def register_stream(name: str) -> Callable[[_Config], _Config]:

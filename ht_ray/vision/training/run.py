@@ -32,8 +32,8 @@ from ht_ray.vision.training.precision import autocast
 
 __all__ = ["Row", "TrainingRun", "check_accuracy_matrix", "is_of_matrix"]
 
-#: What one epoch measured: ``phase`` and ``epoch`` (from 1), ``step`` (epochs so far, all phases), and the metrics.
 Row = dict[str, float]
+"""What one epoch measured: ``phase`` and ``epoch`` (from 1), ``step`` (epochs so far, all phases), and the metrics."""
 
 #: Beyond, a matrix takes more tests than training, and nobody reads it.
 _MOST_TASKS = 200
