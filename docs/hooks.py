@@ -52,7 +52,7 @@ def directives(paths: list[str], options: str) -> str:
 
 
 def imported_names(source: str) -> list[str]:
-    """Return the paths of the public names that a file of the repository imports from the packages of the repository."""
+    """Return the paths of the public names that a file of the repository imports from its packages."""
     statements = ast.walk(ast.parse((ROOT / source).read_text(encoding="utf-8")))
     return sorted(
         (
