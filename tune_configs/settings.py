@@ -492,7 +492,8 @@ class VisionSettings(_Flags, StudySettings):
             return value
         if name == "augment" and self.stream == "warm_start":
             return "none"  # protocol of tables 4 and 5 and appendix D
-        return _STREAM_PRESETS.get(self.stream, presets_of(self.data)).get(name)
+        implied = presets_of(self.stream if is_benchmark(self.stream) else self.data)
+        return _STREAM_PRESETS.get(self.stream, implied).get(name)
 
     def _made(self, section: _Section, **given: Any) -> Any:
         values = {own: self._preset(name) for own, name in section.names().items() if name not in _NO_FLAGS}

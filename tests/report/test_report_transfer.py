@@ -53,7 +53,7 @@ def test_the_table_has_means_in_per_cent_and_marks_the_best(study: Path) -> None
     assert [cell.text for cell in plain] == [
         *("Plain", "2", "66.00 ± 1.41", "40.00 ± 0.00", "-40.00 ± 0.00", "10.00 ± 0.00")
     ]
-    assert [cell.best for cell in plain] == [False, False, True, True, True, True]
+    assert [cell.best for cell in plain] == [False, False, True, False, False, False]
     assert other[2].text == "56.00 ± 1.41" and not other[2].best
 
 

@@ -57,7 +57,7 @@ def transfer_table(study: StudyData) -> Table:
     """Tabulate the accuracy on all tasks' test samples at the end, forgetting, backward and forward transfer, by label.
 
     Mean and standard deviation (divisor n - 1) over the finished trials. The best of each column is marked among the
-    labels that finished on all seeds.
+    labels that finished on all seeds, where not all are alike.
     """
     measure = humanize(study.measure)
     points = " (points)" if display_unit(study.measure)[1] else ""
@@ -76,6 +76,8 @@ def transfer_table(study: StudyData) -> Table:
         complete = {label: own.mean for label, own in means.items() if own.n == len(study.seeds)}
         better = "min" if name == "task_forgetting" else "max"
         best = best_as_shown(complete, better, partial(format_value, study.measure))
+        # Where all are alike, that is no distinction.
+        best = best if len(best) < len(means) else []
         for label, own in means.items():
             finished = sum(trial.finished for trial in study.by_label[label])
             text = format_mean_sd(study.measure, own.mean, own.sd) + format_n(own.n, finished)
