@@ -1,4 +1,4 @@
-"""Hare & Tortoise in Hugging Face's Trainer (extra: transformers). Run: python examples/transformers_digits.py"""
+"""Hare & Tortoise in the Trainer of Hugging Face (ht-ray[transformers]). Run: python examples/transformers_digits.py"""
 
 import sys
 import tempfile
