@@ -1,4 +1,4 @@
-"""The documentation builds as a site: links lead somewhere, every public name is there, nothing comes from elsewhere."""
+"""The documentation builds as a site: links lead somewhere, public names are there, nothing comes from elsewhere."""
 
 from __future__ import annotations
 
