@@ -9,11 +9,13 @@ import ast
 import re
 from pathlib import Path
 from posixpath import dirname, normpath, relpath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from griffe import Extension
 from mkdocs.structure.files import File, Files
 
 if TYPE_CHECKING:
+    from griffe import Object
     from mkdocs.config.defaults import MkDocsConfig
     from mkdocs.structure.pages import Page
 
@@ -52,7 +54,7 @@ def directives(paths: list[str], options: str) -> str:
 
 
 def imported_names(source: str) -> list[str]:
-    """Return the paths of the public names that a file of the repository imports from its packages."""
+    """Return the paths of the public names that a file imports from the repository's packages."""
     statements = ast.walk(ast.parse((ROOT / source).read_text(encoding="utf-8")))
     return sorted(
         (
@@ -63,6 +65,20 @@ def imported_names(source: str) -> list[str]:
         ),
         key=lambda path: path.rpartition(".")[2],
     )
+
+
+class EachParameter(Extension):
+    """Describe ``a, b`` of a docstring one after the other: griffe would give `b` the type and the default of `a`."""
+
+    def on_object(self, *, obj: Object, **_: Any) -> None:
+        """Rewrite the object's docstring."""
+        if obj.docstring is not None:
+            obj.docstring.value = re.sub(
+                r"^((?:\*{0,2}\w+, )+\*{0,2}\w+)\n((?: +\S.*(?:\n|\Z))+)",
+                lambda found: "".join(f"{name}\n{found[2].rstrip()}\n" for name in found[1].split(", ")),
+                obj.docstring.value,
+                flags=re.MULTILINE,
+            )
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:

@@ -42,6 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 _LONGEST = (
     "test_study_runs.py",
     "test_sweep_run.py",
+    "test_site.py",
     "test_atari_interruptions.py",
     "test_warm_start.py",
     "test_atari100k.py",
@@ -49,6 +50,7 @@ _LONGEST = (
     "test_sweep_damage.py",
     "test_bbf_algorithm.py",
     "test_docs.py",
+    "test_notebook.py",
     "test_vision_interruptions.py",
     "test_sweep_search_run.py",
     "test_reproduce.py",

@@ -11,12 +11,13 @@ from nbclient import NotebookClient
 NOTEBOOK = Path(__file__).resolve().parents[1] / "examples" / "first_study.ipynb"
 
 
+@pytest.mark.timeout(900)
 def test_the_first_study_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))  # results go there
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert not any(cell.outputs or cell.execution_count for cell in cells), "it is stored without outputs"
-    NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(notebook, timeout=840, resources={"metadata": {"path": str(tmp_path)}}).execute()
 
     outputs = [output for cell in cells for output in cell.outputs]
     shown = [output.data for output in outputs if "data" in output]
