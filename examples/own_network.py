@@ -33,4 +33,4 @@ if __name__ == "__main__":
         seeds=2,
     )
     results = study.run()
-    print(results.table()[["label", "average_accuracy_mean", "average_accuracy_std"]])
+    print(results.table()[["label", "average_accuracy_mean", "average_accuracy_sd"]])
