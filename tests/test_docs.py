@@ -153,6 +153,11 @@ def test_the_code_of_a_page_runs_in_one_go(document: Path, in_tmp: Path) -> None
 )
 def test_scripts_run_on_real_data(block: Block, in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
     execute(block, {"__name__": "script"})
+    if block.document.name == "streams.md":
+        told = ast.literal_eval(capsys.readouterr().out)
+        assert told.keys() == {"stream_accuracy", "task_forgetting", "backward_transfer", "forward_transfer"}
+        assert told["stream_accuracy"] > 0.15
+        return
     values = dict(re.findall(r"^(\w+): (-?[\d.]+)$", capsys.readouterr().out, re.MULTILINE))
     assert values.keys() == {"Top1_Acc_Stream", "StreamForgetting", "StreamBWT", "StreamForwardTransfer"}
     assert float(values["Top1_Acc_Stream"]) > 0.6
