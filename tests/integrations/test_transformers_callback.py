@@ -19,6 +19,12 @@ SETTINGS: dict[str, Any] = {"momentum": 0.8, "reset_interval": 5, "reset_unit": 
 BATCH, BATCHES = 8, 6
 
 
+@pytest.fixture(autouse=True)
+def own_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the precision of the test before: Transformers 4 leaves it in the environment, for all later trainers."""
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+
+
 class Network(nn.Module):
     """Returns its loss first, as networks of Transformers do."""
 
