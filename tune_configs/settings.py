@@ -18,6 +18,7 @@ from ht_ray.numerics import TF32
 from ht_ray.records.checked_json import Damaged, check_form, form_of
 from ht_ray.report.data.selection import validation_metric
 from ht_ray.sweep import Search, TrialSpec
+from ht_ray.sweep.study.config import is_in_copy_of_job
 from ht_ray.vision import (
     AUGMENTATIONS,
     DATA_SETS,
@@ -258,6 +259,12 @@ def _fields(config: Any) -> dict[str, Field[Any]]:
     return {one.name: one for one in fields(config)}
 
 
+def _from_anywhere(path: str) -> str:
+    """Return a path as a study finds it that is resumed from another directory, or by another job."""
+    found = Path(path).expanduser().absolute()
+    return path if is_in_copy_of_job(str(found)) and not Path(path).is_absolute() else str(found)
+
+
 def _streams_with(name: str) -> list[str]:
     return [stream for stream, config in STREAMS.items() if name in _fields(config)]
 
@@ -381,12 +388,11 @@ class VisionSettings(_Flags, StudySettings):
         """Return these settings with the data set's own values written out, as results record them."""
         values = {name: self._preset(name) for name in _IMPLIED if self._has_meaning(name)}
         if self.data_root is not None:
-            # A study may be resumed from another directory.
-            values["data_root"] = str(Path(self.data_root).expanduser().absolute())
+            values["data_root"] = _from_anywhere(self.data_root)
         if self._makes_data:
             values["data"] = self.stream
         elif self.data not in DATA_SETS and not is_path_of_part(self.data):
-            values["data"] = str(Path(self.data).expanduser().absolute())
+            values["data"] = _from_anywhere(self.data)
         return replace(self, **values)
 
     @property

@@ -214,6 +214,21 @@ def test_settings_of_another_study_are_refused() -> None:
         ContinualSettings.from_json(asdict(AblationSettings()))
 
 
+def test_data_of_a_job_are_kept_relative_to_its_working_directory(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    copy.mkdir(parents=True)
+    for folder in (copy, tmp_path):
+        (folder / "table.parquet").touch()
+    monkeypatch.chdir(copy)
+    settings = ContinualSettings(data="table.parquet", data_root="images", model="mlp").resolved()
+    assert (settings.data, settings.data_root) == ("table.parquet", "images")
+    monkeypatch.chdir(tmp_path)
+    settings = ContinualSettings(data="table.parquet", data_root="images", model="mlp").resolved()
+    assert (settings.data, settings.data_root) == (str(tmp_path / "table.parquet"), str(tmp_path / "images"))
+
+
 def test_data_root_is_kept_as_an_absolute_path(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert AblationSettings(data="mnist", data_root="here").resolved().data_root == str(tmp_path / "here")

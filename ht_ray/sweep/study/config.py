@@ -18,7 +18,7 @@ from ht_ray._parts import is_path_of_part, load_part
 from ht_ray._storage import PASSING, Storage, StorageError, is_uri
 from ht_ray.sweep.study.plan import PROBE, is_free, is_study, load_study_settings
 
-__all__ = ["GIB", "SweepConfig", "check_before_ray", "check_callback", "ray_address"]
+__all__ = ["GIB", "SweepConfig", "check_before_ray", "check_callback", "is_in_copy_of_job", "ray_address"]
 
 GIB = 1 << 30
 
@@ -221,8 +221,7 @@ def check_before_ray(config: SweepConfig, study_name: str = "study") -> str:
         root = os.environ.get("HT_RAY_RESULTS") or "~/ht-ray-results"
         where = "HT_RAY_RESULTS" if "HT_RAY_RESULTS" in os.environ else "the default of SweepConfig.results_dir"
         location = _unused(root, study_name)
-    parts = Path(location).parts
-    if ("runtime_resources", "working_dir_files") in itertools.pairwise(parts):
+    if is_in_copy_of_job(location):
         why = (
             ": that is Ray's temporary copy of the job's working directory, which is deleted after the job. Give an "
             "absolute path outside it."
@@ -284,6 +283,11 @@ def _check_address(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except OSError as error:
         raise refused(where, address, ": no Ray cluster answers there ({error}).", error=error) from error
+
+
+def is_in_copy_of_job(location: str) -> bool:
+    """Whether that is in Ray's temporary copy of a submitted job's working directory; another job has another."""
+    return ("runtime_resources", "working_dir_files") in itertools.pairwise(Path(location).parts)
 
 
 def _absolute(location: str) -> str:
