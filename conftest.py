@@ -7,9 +7,16 @@ that has torch alone, where tests and modules of Ray and Avalanche cannot be imp
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 import pytest
+
+# oneDNN of torch 2.15 ends the process in channels_last convolutions of few channels, in its kernels for AVX2, which it
+# takes where there is no AVX-512. It reads this when it first computes; workers and command lines inherit it.
+_CPU = Path("/proc/cpuinfo")
+if _CPU.exists() and "avx512f" not in _CPU.read_text():
+    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX")
 
 _INTEGRATIONS = Path(__file__).parent / "ht_ray" / "integrations"
 

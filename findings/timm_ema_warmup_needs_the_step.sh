@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Package: timm 1.0.31 (timm.utils.ModelEmaV3), with torch 2.13.0
+# Package: timm 1.0.31 (timm.utils.ModelEmaV3), with torch 2.14.1
 # Expected: ModelEmaV3(network, decay=0.9999, use_warmup=True) begins with a small decay, so that the average follows
 # the network closely at first; update() counts its own calls.
 # Observed: The decay is warmed up only if the caller passes update(network, step=...). Without it the full decay is
@@ -8,7 +8,7 @@ set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 "${PYTHON:-python3}" -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet timm==1.0.31 torch==2.13.0 torchvision==0.28.0
+"$work/venv/bin/pip" install --quiet timm==1.0.31 torch==2.14.1 torchvision==0.29.1
 cd "$work"
 "$work/venv/bin/python" -W ignore - <<'EOF'
 import sys
