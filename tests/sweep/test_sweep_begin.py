@@ -20,6 +20,7 @@ from sweep_trials import spec, study
 from ht_ray._storage import Storage, StorageError
 from ht_ray.errors import SettingError
 from ht_ray.sweep import SweepConfig, check_before_ray
+from ht_ray.sweep.driver import run as driver
 from ht_ray.sweep.study.plan import create_study, is_study
 
 STUDY = study(spec("one", parts=2), spec("two", parts=2, seed=1))
@@ -161,7 +162,8 @@ def test_the_plan_is_there_before_anything_is_run(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("ht_ray.sweep.storage.lease._SETTLES", 0.0)
     uri = (tmp_path / "study").as_uri()
     found: list[bool] = []
-    monkeypatch.setattr("ht_ray.sweep.driver.run._run", lambda *_: (found.append(is_study(uri)), (False, None))[1])
+    its_own = driver._run
+    monkeypatch.setattr(driver, "_run", lambda *given: (found.append(is_study(uri)), its_own(*given))[1])
     with fake_tune():
         run(STUDY, results_dir=uri)
     assert found == [True]
