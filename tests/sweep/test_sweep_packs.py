@@ -205,7 +205,7 @@ def test_trials_of_a_factory_without_packs_are_refused(tmp_path: Path) -> None:
     assert "'sweep_trials:Counting': it has no 'pack'" in status(tmp_path / "study", "one")["error"]
 
 
-@pytest.mark.parametrize("method", ["save", "load_newest"])
+@pytest.mark.parametrize("method", ["save", "newest"])
 def test_a_storage_that_does_not_answer_now_and_then(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
