@@ -165,6 +165,8 @@ class Climbing:
             os.kill(os.getpid(), signal.SIGKILL)
         if part == config.get("diverge_at"):
             raise Diverged("the loss was nan")
+        if part == config.get("fail_at") and not Path(config["mended"]).exists():
+            raise ValueError("this trial was made to fail")
         self.gained.append([method["momentum"], method["interval"]])
         total = sum(self.worth(*one) for one in self.gained) + config["seed"]
         return Report({"epoch": [{"step": part, "accuracy": total}]}, {"average": total / part}, part / config["parts"])
