@@ -34,6 +34,10 @@ from ht_ray.sweep.records.trial_record import TrialRecord
 from ht_ray.sweep.search.suggest import Tried, suggest
 from ht_ray.sweep.study.plan import check_plan, create_study, load_plan
 from ht_ray.sweep.worker.checkpoints import CheckpointStore
+from ht_ray.vision import load_data
+from tune_configs import ablation
+from tune_configs.ablation import AblationSettings
+from tune_configs.packs import packed as packed_trials
 
 
 def run(what: Study, directory: Path, **config: Any) -> tuple[StudyResult, str]:
@@ -363,6 +367,49 @@ def test_a_member_that_fails_is_left_out_until_the_study_is_resumed(tmp_path: Pa
         result, _ = faked(what, tmp_path / name, resume=str(tmp_path / name))
         assert (result.finished, result.exit_code) == (5, 0)
     assert_same(failing, tmp_path / "packed", tmp_path / "alone")
+
+
+def digits(pack_size: int | None) -> Study:
+    """A population on digits, and plain training."""
+    settings = AblationSettings(
+        scheduler="pbt", population=4, momenta=(0.5, 0.9), reset_intervals=(1, 3), baselines=("plain",),
+        phases=4, epochs=2, train_limit=200, test_limit=100, hidden=(16,),
+    ).resolved()  # fmt: skip
+    planned = ablation.trials(settings)
+    trials, _ = packed_trials(settings, planned, shape=(1, 8, 8), num_classes=10)
+    assert {spec.pack for spec in trials} == {"pack1"}
+    factory, search = "tune_configs.vision_trial:VisionTrial", settings.search_of(planned)
+    shared = load_data(settings.data_config()).to_arrays()
+    return Study("digits", factory, trials, settings.metric, shared=shared, search=search, pack_size=pack_size)
+
+
+@pytest.mark.filterwarnings("ignore::ht_ray.errors.SettingWarning")
+def test_a_population_on_digits_has_the_same_bits_in_other_packs(tmp_path: Path) -> None:
+    whole, others = tmp_path / "whole", tmp_path / "others"
+    result, said = faked(digits(None), whole)
+    assert (result.finished, result.exit_code) == (5, 0), said
+    rounds = [json.loads(line) for line in (whole / "population.jsonl").read_text().splitlines()]
+    assert [line["reports"] for line in rounds] == [1, 2, 3] and any(line["legs"] for line in rounds)
+    # By hand: the accuracies that each member's state has behind it, phase by phase.
+    members = list(rounds[0]["scores"])
+    behind: dict[str, list[float]] = {name: [] for name in members}
+    for phase in range(4):
+        segments = rounds[phase - 1]["legs"] if phase else {}
+        behind = {name: list(behind[segments[name]["source"] if name in segments else name]) for name in members}
+        for name in members:
+            report = reports(whole, name)[phase]
+            (row,) = report["curves"]["schedule"]
+            assert (name in segments) == (row["copied_from"] > 0)
+            assert row.items() >= (segments[name]["values"].items() if name in segments else set())
+            behind[name] += [epoch["test_accuracy"] for epoch in report["curves"]["epoch"]]
+            assert report["summary"]["online_accuracy"] == pytest.approx(sum(behind[name]) / len(behind[name]))
+    # Killed in the middle, and in packs of two, then of three.
+    faked(digits(2), others, results=11)
+    faked(digits(3), others, results=4, resume=str(others))
+    result, _ = faked(digits(2), others, resume=str(others))
+    assert (result.finished, result.exit_code) == (5, 0)
+    assert decisions(others) == decisions(whole)
+    assert_same(digits(None), others, whole)
 
 
 # Suggestions.

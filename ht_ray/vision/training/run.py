@@ -398,8 +398,9 @@ class TrainingRun:
         ValueError
             If it is of a run with another seed, stream or method, or with other settings.
         """
-        names = {**self.settings, **state["settings"]}.keys() - ({"method", "training"} if copied else set())
-        if differing := [name for name in sorted(names) if state["settings"].get(name) != self.settings.get(name)]:
+        free = ("method", "training") if copied else ()
+        names = [name for name in {**self.settings, **state["settings"]} if name not in free]
+        if differing := [name for name in names if state["settings"].get(name) != self.settings.get(name)]:
             raise ValueError(f"{where} is the checkpoint of a run with another {' and '.join(differing)}")
         self.method.rebuild(state["method"])
         self.model.load_state_dict(state["model"])
