@@ -131,7 +131,8 @@ class StudyTrainable(tune.Trainable):
         members = self._step()
         done = not self._live and not self._failed
         held = None if self._leaving or self._faulty else self._held
-        result = {"members": members, "left": len(self._live), "held": held, "node": self._node, DONE: done}
+        result: dict[str, Any] = {"members": members, "left": len(self._live), "held": held, "node": self._node}
+        result[DONE] = done
         if self._notes:
             result["notes"], self._notes = self._notes, []
         if self._leaving:
@@ -217,9 +218,10 @@ class StudyTrainable(tune.Trainable):
         if self._plan.gpu_memory is not None:
             wait_for_gpu_memory(self._plan.gpu_memory, share=_gpu_share(), say=self._notes.append)
         self._pack = self._built()
-        for member in [member for member in self._live if member.files is not None]:
+        for member in list(self._live):
             try:
-                self._pack.load(member.id, member.files)
+                if member.files is not None:
+                    self._pack.load(member.id, member.files)
             except Exception as error:  # as in _step()
                 self._end(member, error)
         self._fetched.close()
