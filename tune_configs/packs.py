@@ -41,18 +41,11 @@ def packed(
     shape, num_classes
         Of the data.
 
-    Raises
-    ------
-    SettingError
-        If a search was chosen whose trials cannot be packed, and packs as well.
     """
     if settings.pack == "off":
         return tuple(planned), []
     asked, search = settings.pack != "auto", settings.search_of(planned)
-    if search is not None and (search.config.scheduler == "pbt" or search.config.search == "optuna"):
-        if asked:
-            why = ": with {scheduler} = 'pbt' or {search} = 'optuna' trials are trained alone; accepted is 'off'."
-            raise settings.refused("pack", why)
+    if search is not None and search.config.search == "optuna" and not asked:  # its suggestions would know less
         return tuple(planned), []
     if cpus > 1 and not asked:  # where threads share a tensor, rounding depends on the others in the pack
         return tuple(planned), []

@@ -208,8 +208,8 @@ class VisionPack:
         save_checkpoint(self.runs[trial].state_dict(), directory / _STATE)
 
     def load(self, trial: str, directory: Path) -> None:
-        """Let one trial continue from what `save` wrote."""
-        self.runs[trial].load_state_dict(load_checkpoint(directory / _STATE), directory / _STATE)
+        """Let one trial continue from what `save` wrote of it, or of another of its population."""
+        self.runs[trial].load_state_dict(load_checkpoint(directory / _STATE), directory / _STATE, copied=True)
 
     def drop(self, trial: str) -> None:
         """Train a trial no longer."""
@@ -306,10 +306,10 @@ class VisionTrial:
         save_checkpoint({"phase": self.phase, "strategy": self.strategy.training_state()}, directory / _STATE)
 
     def load(self, directory: Path) -> None:
-        """Continue from what `save` wrote."""
+        """Continue from what `save` wrote of this trial, or of another of its population."""
         state = load_checkpoint(directory / _STATE)
         if self.run is not None:
-            self.run.load_state_dict(state, directory / _STATE)
+            self.run.load_state_dict(state, directory / _STATE, copied=True)
             return
         self.phase = state["phase"]
         self.strategy.load_training_state(state["strategy"])

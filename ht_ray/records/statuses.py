@@ -57,8 +57,6 @@ class Outcome(StrEnum):
     """It made its last report, and was saved."""
     SAVED = "saved"
     """It was saved inside a part, and goes on."""
-    HELD = "held"
-    """How it goes on is not decided yet; nothing was done."""
     WAITING = "waiting"
     """The storage is full or does not answer; the next step tries again."""
     DIVERGED = "diverged"

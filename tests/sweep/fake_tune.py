@@ -35,7 +35,7 @@ class _Run:
     def __init__(self, trainable: Any, options: dict[str, Any], results: int | None) -> None:
         self.worker = StudyTrainable.__new__(StudyTrainable)
         self.worker._plan, self.worker._shared = trainable.plan, trainable.shared
-        self.worker._leaving, self.worker._node = False, "here"
+        self.worker._leaving, self.worker._failed, self.worker._node = False, False, "here"
         (self.callback,) = options["callbacks"]
         self.stop, self.scheduler = options["stop"], options.get("scheduler")
         self.searcher = options.get("search_alg")
@@ -84,10 +84,11 @@ class _Run:
             if "fault" in outcomes or not (result["left"] or result[DONE]):
                 trial.status = "ERROR"
                 self.callback.on_trial_error(0, [], trial)
+                self.worker._failed = False  # as that of another process
             elif result.get(DONE) or decision == TrialScheduler.STOP:
                 trial.status = "TERMINATED"
                 self.callback.on_trial_complete(0, [], trial)
-            elif self.population and outcomes == {"held"}:
+            elif self.population and result["held"] is not None:
                 self.scheduler.choose_trial_to_run(self)
         if trial.status in ("ERROR", "TERMINATED") and self.searcher is not None:
             self.searcher.on_trial_complete(trial.trial_id)

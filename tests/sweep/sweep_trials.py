@@ -9,6 +9,8 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from ht_ray.sweep import (
     TrialSpec,
     draw_distinct,
 )
+from ht_ray.sweep.worker.checkpoints import Checkpoint, CheckpointStore
 
 
 class Counting:
@@ -162,6 +165,8 @@ class Climbing:
             os.kill(os.getpid(), signal.SIGKILL)
         if part == config.get("diverge_at"):
             raise Diverged("the loss was nan")
+        if part == config.get("fail_at") and not Path(config["mended"]).exists():
+            raise ValueError("this trial was made to fail")
         self.gained.append([method["momentum"], method["interval"]])
         total = sum(self.worth(*one) for one in self.gained) + config["seed"]
         return Report({"epoch": [{"step": part, "accuracy": total}]}, {"average": total / part}, part / config["parts"])
@@ -202,6 +207,19 @@ def climbing(
     label = "m={momentum:g} r={interval:g}"
     found = Search(chosen, (MOMENTUM, INTERVAL), tuple(groups), parts, groups, label) if search is not None else None
     return Study("climbing", "sweep_trials:Climbing", tuple(trials), "average", search=found)
+
+
+def load_newest(
+    store: CheckpointStore, build: Callable[[Checkpoint], Any], say: Callable[[str], None], *, after: int | None = None
+) -> tuple[Any, Checkpoint] | None:
+    """A trial that goes on from its newest checkpoint, and that checkpoint; None if there is none."""
+    with ExitStack() as cleaning:
+        found = store.newest(cleaning, say, after=after)
+        if found is None:
+            return None
+        trial = build(found[1])
+        trial.load(found[0])
+        return trial, found[1]
 
 
 def _hill(momentum: float, interval: float, seed: int, parts: int) -> dict[str, Any]:

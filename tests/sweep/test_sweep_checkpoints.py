@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sweep_trials import Counting
+from sweep_trials import Counting, load_newest
 
 from ht_ray._storage import Storage, StorageError
 from ht_ray.records.checked_json import to_json
@@ -58,7 +58,7 @@ def saved(store: CheckpointStore, trial: Trial, parts: int) -> list[str]:
     lines: list[str] = []
     for _ in range(parts):
         lines.append(line_of(trial))
-        store.save(trial, Checkpoint((len(lines), 0), tuple(lines)))
+        store.save(trial.save, Checkpoint((len(lines), 0), tuple(lines)))
     return lines
 
 
@@ -122,7 +122,7 @@ def check_every_harm(
     def go_on() -> int:
         """Return from which report the trial went on."""
         said.clear()
-        found = CheckpointStore(storage, "one").load_newest(lambda _: build("one"), said.append)
+        found = load_newest(CheckpointStore(storage, "one"), lambda _: build("one"), said.append)
         trial, lines = (build("one"), []) if found is None else (found[0], list(found[1].lines))
         begun = len(lines)
         assert lines == expected[:begun]
@@ -189,16 +189,16 @@ def test_the_two_newest_are_kept(everywhere: tuple[Path, Storage]) -> None:
     store, trial = CheckpointStore(storage, "one"), counting()
     lines = saved(store, trial, 3)
     assert positions(folder) == [2, 3]
-    store.save(trial, Checkpoint((3, 1), tuple(lines), seconds=1.5, extra={"rung": 2}))
+    store.save(trial.save, Checkpoint((3, 1), tuple(lines), seconds=1.5, extra={"rung": 2}))
     assert [name[:13] for name in names(folder)] == ["000003-000000", "000003-000001"]
-    found = store.load_newest(new, pytest.fail)
+    found = load_newest(store, new, pytest.fail)
     assert found is not None
     assert found[1] == Checkpoint((3, 1), tuple(lines), 1.5, {"rung": 2})
     store.end(keep=True)
     assert [name[:13] for name in names(folder)] == ["000003-000001"]
     store.end(keep=False)
     assert not (folder / "one").exists()
-    assert store.load_newest(new, pytest.fail) is None
+    assert load_newest(store, new, pytest.fail) is None
 
 
 def test_after_damage_the_good_ones_are_kept(everywhere: tuple[Path, Storage]) -> None:
@@ -208,11 +208,11 @@ def test_after_damage_the_good_ones_are_kept(everywhere: tuple[Path, Storage]) -
     for name in names(folder):
         (folder / "one" / name / "manifest.json").write_bytes(b"")
     store, said = CheckpointStore(storage, "one"), []
-    assert store.load_newest(new, said.append) is None
+    assert load_newest(store, new, said.append) is None
     assert len(said) == 2
     lines = saved(store, counting(), 1)
     assert positions(folder) == [1]
-    found = CheckpointStore(storage, "one").load_newest(new, pytest.fail)
+    found = load_newest(CheckpointStore(storage, "one"), new, pytest.fail)
     assert found is not None
     assert found[1].lines == tuple(lines)
 
@@ -227,14 +227,14 @@ def test_what_a_kill_left_is_not_used_and_goes_away(everywhere: tuple[Path, Stor
     half = shutil.copytree(newest, newest.with_name("000003-000000-ffffffff"))
     (half / "manifest.json").unlink()
     said: list[str] = []
-    found = CheckpointStore(storage, "one").load_newest(new, said.append)
+    found = load_newest(CheckpointStore(storage, "one"), new, said.append)
     assert found is not None
     assert found[1].position == (2, 0)
     assert [text.partition(" is damaged (")[2] for text in said] == [
         "it was not written to its end: it has no manifest); going back to the one before"
     ]
     lines.append(line_of(trial))
-    store.save(trial, Checkpoint((3, 0), tuple(lines)))
+    store.save(trial.save, Checkpoint((3, 0), tuple(lines)))
     assert positions(folder) == [2, 3]
     assert "ffffffff" not in names(folder)[-1]
 
@@ -242,7 +242,7 @@ def test_what_a_kill_left_is_not_used_and_goes_away(everywhere: tuple[Path, Stor
 _MID_SAVE = """
 import os, signal, sys
 from pathlib import Path
-from sweep_trials import Counting
+from sweep_trials import Counting, load_newest
 from ht_ray._storage import Storage
 from ht_ray.sweep.worker.checkpoints import Checkpoint, CheckpointStore
 class Killed(Counting):
@@ -253,7 +253,7 @@ class Killed(Counting):
 trial, store = Killed({"seed": 1, "parts": 5}, None), CheckpointStore(Storage(sys.argv[1]), "one")
 for part in (1, 2):
     trial.advance()
-    store.save(trial, Checkpoint((part, 0), ("{}",) * part))
+    store.save(trial.save, Checkpoint((part, 0), ("{}",) * part))
 """
 
 
@@ -270,10 +270,10 @@ def test_a_kill_in_mid_save(everywhere: tuple[Path, Storage], monkeypatch: pytes
     # The half one is next to the whole one, or in the scratch.
     assert len([*(folder / "one").glob(".*.tmp"), *(tmp_path / "scratch").iterdir()]) == 1
     store = CheckpointStore(storage, "one")
-    found = store.load_newest(new, pytest.fail)
+    found = load_newest(store, new, pytest.fail)
     assert found is not None
     assert found[1].position == (1, 0)
-    store.save(found[0], Checkpoint((2, 0), ("{}", "{}")))
+    store.save(found[0].save, Checkpoint((2, 0), ("{}", "{}")))
     assert positions(folder) == [1, 2]
     assert not list((tmp_path / "scratch").iterdir())
 
@@ -285,12 +285,12 @@ def test_a_folder_that_is_gone_is_not_an_empty_one(tmp_path: Path) -> None:
     lines = saved(store, trial, 1)
     away = folder.rename(tmp_path / "away")
     with pytest.raises(StorageError, match=r"cannot be used.*checkpoints"):
-        store.load_newest(new, pytest.fail)
+        load_newest(store, new, pytest.fail)
     with pytest.raises(StorageError, match=r"cannot be used.*checkpoints"):
-        store.save(trial, Checkpoint((1, 1), tuple(lines)))
+        store.save(trial.save, Checkpoint((1, 1), tuple(lines)))
     assert not folder.exists()
     away.rename(folder)
-    assert store.load_newest(new, pytest.fail) is not None
+    assert load_newest(store, new, pytest.fail) is not None
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
@@ -307,7 +307,7 @@ def test_one_that_cannot_be_read_is_passed_over(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
     said: list[str] = []
-    found = store.load_newest(new, said.append)
+    found = load_newest(store, new, said.append)
     assert found is not None
     assert found[1].position == (1, 0)
     assert os.strerror(number) in said[0]
@@ -319,7 +319,7 @@ def test_a_folder_without_permission(tmp_path: Path) -> None:
     newest = tmp_path / "one" / names(tmp_path)[-1]
     newest.chmod(0)
     said: list[str] = []
-    found = CheckpointStore(Storage(tmp_path), "one").load_newest(new, said.append)
+    found = load_newest(CheckpointStore(Storage(tmp_path), "one"), new, said.append)
     newest.chmod(0o700)
     assert found is not None
     assert found[1].position == (1, 0)
@@ -345,11 +345,11 @@ def test_a_full_disk_is_the_storages_fault_and_not_the_trials(tmp_path: Path, wr
         trial.error = RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
         trial.error.__cause__ = full
     with pytest.raises(StorageError, match=r"cannot be used: \[Errno 28\] No space left"):
-        CheckpointStore(Storage(tmp_path), "one").save(trial, Checkpoint((0, 0), ()))
+        CheckpointStore(Storage(tmp_path), "one").save(trial.save, Checkpoint((0, 0), ()))
     assert not names(tmp_path)
     trial.error = ValueError("this is its own")
     with pytest.raises(ValueError, match="its own"):
-        CheckpointStore(Storage(tmp_path), "one").save(trial, Checkpoint((0, 0), ()))
+        CheckpointStore(Storage(tmp_path), "one").save(trial.save, Checkpoint((0, 0), ()))
 
 
 class Nothing(Counting):
@@ -364,8 +364,8 @@ class Nothing(Counting):
 
 def test_a_trial_may_save_nothing(everywhere: tuple[Path, Storage]) -> None:
     store = CheckpointStore(everywhere[1], "one")
-    store.save(Nothing({"seed": 1, "parts": 5}, None), Checkpoint((0, 1), ()))
-    assert store.load_newest(lambda _: Nothing({"seed": 1, "parts": 5}, None), pytest.fail) is not None
+    store.save(Nothing({"seed": 1, "parts": 5}, None).save, Checkpoint((0, 1), ()))
+    assert load_newest(store, lambda _: Nothing({"seed": 1, "parts": 5}, None), pytest.fail) is not None
 
 
 def test_a_later_format_is_not_guessed_at(tmp_path: Path) -> None:
@@ -378,5 +378,5 @@ def test_a_later_format_is_not_guessed_at(tmp_path: Path) -> None:
     content = json.dumps({**values, "format": 99})
     path.write_text(f"{content}\n{hashlib.blake2b(content.encode()).hexdigest()}\n")
     said: list[str] = []
-    assert store.load_newest(new, said.append) is None
+    assert load_newest(store, new, said.append) is None
     assert "its format is 99" in said[0]

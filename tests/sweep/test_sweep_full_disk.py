@@ -60,11 +60,11 @@ def test_a_full_disk_is_reported_as_one(trial: type[FullForAMoment], small_disk:
     (small_disk / "checkpoints").mkdir()
     store, one = CheckpointStore(Storage(small_disk / "checkpoints"), "one"), trial({"seed": 1, "parts": 3}, None)
     one.advance()
-    store.save(one, Checkpoint((1, 0), ("{}",)))
+    store.save(one.save, Checkpoint((1, 0), ("{}",)))
     one.advance()
     with pytest.raises(StorageError, match=r"cannot be used: .*(No space left on device|iostream error)"):
-        store.save(one, Checkpoint((2, 0), ("{}", "{}")))
-    store.save(one, Checkpoint((2, 0), ("{}", "{}")))
+        store.save(one.save, Checkpoint((2, 0), ("{}", "{}")))
+    store.save(one.save, Checkpoint((2, 0), ("{}", "{}")))
     assert [path.name[:6] for path in sorted((small_disk / "checkpoints/one").iterdir())] == ["000001", "000002"]
 
 

@@ -21,17 +21,23 @@ from fake_tune import fake_tune
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sweep_packs import packed, walk, walkers, walking
-from sweep_trials import climbing
+from sweep_trials import Climbing, climbing
 
 from ht_ray._storage import StorageError
 from ht_ray.errors import SettingError
+from ht_ray.records import TrialStatus
 from ht_ray.report import load_study
 from ht_ray.sweep import Study, StudyResult, SweepConfig, TrialSpec, run_study
 from ht_ray.sweep.driver.packing import pack_trials
 from ht_ray.sweep.records.progress import Console, StudyProgress, Workload, seconds_left
 from ht_ray.sweep.records.trial_record import TrialRecord
+from ht_ray.sweep.search.suggest import Tried, suggest
 from ht_ray.sweep.study.plan import check_plan, create_study, load_plan
 from ht_ray.sweep.worker.checkpoints import CheckpointStore
+from ht_ray.vision import load_data
+from tune_configs import ablation
+from tune_configs.ablation import AblationSettings
+from tune_configs.packs import packed as packed_trials
 
 
 def run(what: Study, directory: Path, **config: Any) -> tuple[StudyResult, str]:
@@ -205,7 +211,7 @@ def test_trials_of_a_factory_without_packs_are_refused(tmp_path: Path) -> None:
     assert "'sweep_trials:Counting': it has no 'pack'" in status(tmp_path / "study", "one")["error"]
 
 
-@pytest.mark.parametrize("method", ["save", "load_newest"])
+@pytest.mark.parametrize("method", ["save", "newest"])
 def test_a_storage_that_does_not_answer_now_and_then(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
@@ -271,7 +277,207 @@ def test_halving_goes_on_after_its_driver_was_killed(tmp_path: Path, results: in
     assert result.fell_behind > 0
 
 
+# Populations.
+
+
+def population(**changes: Any) -> Study:
+    """Two populations of five; of the first a member diverges, between two decisions."""
+    search = {"scheduler": "pbt", "perturbation_interval": 2, "quantile": 0.4}
+    return climbing(5, parts=7, seeds=2, search=search, who=3, diverge_at=4, **changes)
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The populations, each member alone."""
+    directory = tmp_path_factory.mktemp("grown") / "study"
+    result, _ = faked(population(), directory)
+    assert (result.finished, result.diverged) == (9, 2)
+    return directory
+
+
+def assert_same_population(directory: Path, other: Path) -> None:
+    assert decisions(directory) == decisions(other)
+    assert_same(population(), directory, other)
+
+
+def decisions(directory: Path) -> list[str]:
+    # Of two populations the one or the other comes first.
+    return sorted((directory / "population.jsonl").read_text().splitlines())
+
+
+@pytest.mark.parametrize("pack_size", [None, 1, 2, 4])
+def test_a_population_in_packs_is_the_one_of_lone_members(grown: Path, tmp_path: Path, pack_size: int | None) -> None:
+    what = packed(population(), pack_size=pack_size)
+    result, said = faked(what, tmp_path / "study")
+    assert (result.finished, result.diverged, result.exit_code) == (9, 2, 0), said
+    assert_same_population(tmp_path / "study", grown)
+    copied = [line for line in journal(tmp_path / "study") if line["event"] == "copied"]
+    assert len(copied) == sum(len(json.loads(line)["legs"]) for line in decisions(grown)) > 4
+    # Nobody needs the states of the past any more, nor is a pause told as something that went wrong.
+    assert all(len(checkpoints(tmp_path / "study", spec.id)) == 1 for spec in what.trials)
+    assert not [line for line in journal(tmp_path / "study") if line["event"] in ("resumed", "fault")]
+
+
+@settings(deadline=None, max_examples=8)
+@given(
+    runs=st.lists(st.tuples(st.integers(1, 8), st.sampled_from([1, 2, 3, 5])), min_size=1, max_size=4),
+    lost=st.lists(st.sampled_from(["trial0-seed0", "trial2-seed0", "trial4-seed1"]), unique=True),
+)
+def test_a_population_goes_on_in_other_packs(
+    grown: Path, tmp_path_factory: pytest.TempPathFactory, runs: list[tuple[int, int]], lost: list[str]
+) -> None:
+    """Runs of so many results, in packs of so many; and of `lost` the newest checkpoint is gone, if none copies it."""
+    directory = tmp_path_factory.mktemp("population") / "study"
+    where: dict[str, Any] = {}
+    for results, pack_size in runs:
+        faked(packed(population(), pack_size=pack_size), directory, results=results, **where)
+        where = {"resume": str(directory)}
+        for trial in lost:
+            for newest in checkpoints(directory, trial)[-1:]:
+                if status_of(directory, trial) != "finished" and int(newest.name[:6]) % 2:
+                    shutil.rmtree(newest)
+    result, _ = faked(packed(population(), pack_size=4), directory, **where)
+    assert (result.finished, result.diverged, result.exit_code) == (9, 2, 0)
+    assert_same_population(directory, grown)
+
+
+def test_a_member_that_begins_again_takes_each_state_over_on_its_way(grown: Path, tmp_path: Path) -> None:
+    """Without its checkpoints a member, that copied, is behind its pack, which is made again where it copies."""
+    directory = tmp_path / "study"
+    (copier, *_) = next(json.loads(line)["legs"] for line in decisions(grown) if '"seed 1", "reports": 2' in line)
+    faked(packed(population()), directory, results=16)
+    assert len(reports(directory, copier)) == 3
+    shutil.rmtree(directory / "checkpoints" / copier)
+    result, _ = faked(packed(population()), directory, resume=str(directory))
+    assert (result.finished, result.diverged, result.exit_code) == (9, 2, 0)
+    assert_same_population(directory, grown)
+
+
+def test_a_member_that_fails_is_left_out_until_the_study_is_resumed(tmp_path: Path) -> None:
+    mended = tmp_path / "mended"
+    failing = climbing(4, parts=4, search={"scheduler": "pbt"}, who=0, fail_at=2, mended=str(mended))
+    for name, what in (("alone", failing), ("packed", packed(failing))):
+        result, _ = faked(what, tmp_path / name)
+        assert (result.finished, result.failed) == (4, 1)
+        scores = [len(json.loads(line)["scores"]) for line in decisions(tmp_path / name)]
+        assert scores == [4, 3, 3]
+    assert decisions(tmp_path / "packed") == decisions(tmp_path / "alone")
+    mended.touch()
+    for name, what in (("alone", failing), ("packed", packed(failing))):
+        result, _ = faked(what, tmp_path / name, resume=str(tmp_path / name))
+        assert (result.finished, result.exit_code) == (5, 0)
+    assert_same(failing, tmp_path / "packed", tmp_path / "alone")
+
+
+def digits(pack_size: int | None) -> Study:
+    """A population on digits, and plain training."""
+    settings = AblationSettings(
+        scheduler="pbt", population=4, momenta=(0.5, 0.9), reset_intervals=(1, 3), baselines=("plain",),
+        phases=4, epochs=2, train_limit=200, test_limit=100, hidden=(16,),
+    ).resolved()  # fmt: skip
+    planned = ablation.trials(settings)
+    trials, _ = packed_trials(settings, planned, shape=(1, 8, 8), num_classes=10)
+    assert {spec.pack for spec in trials} == {"pack1"}
+    factory, search = "tune_configs.vision_trial:VisionTrial", settings.search_of(planned)
+    shared = load_data(settings.data_config()).to_arrays()
+    return Study("digits", factory, trials, settings.metric, shared=shared, search=search, pack_size=pack_size)
+
+
+@pytest.mark.filterwarnings("ignore::ht_ray.errors.SettingWarning")
+def test_a_population_on_digits_has_the_same_bits_in_other_packs(tmp_path: Path) -> None:
+    whole, others = tmp_path / "whole", tmp_path / "others"
+    result, said = faked(digits(None), whole)
+    assert (result.finished, result.exit_code) == (5, 0), said
+    rounds = [json.loads(line) for line in (whole / "population.jsonl").read_text().splitlines()]
+    assert [line["reports"] for line in rounds] == [1, 2, 3] and any(line["legs"] for line in rounds)
+    # By hand: the accuracies that each member's state has behind it, phase by phase.
+    members = list(rounds[0]["scores"])
+    behind: dict[str, list[float]] = {name: [] for name in members}
+    for phase in range(4):
+        segments = rounds[phase - 1]["legs"] if phase else {}
+        behind = {name: list(behind[segments[name]["source"] if name in segments else name]) for name in members}
+        for name in members:
+            report = reports(whole, name)[phase]
+            (row,) = report["curves"]["schedule"]
+            assert (name in segments) == (row["copied_from"] > 0)
+            assert row.items() >= (segments[name]["values"].items() if name in segments else set())
+            behind[name] += [epoch["test_accuracy"] for epoch in report["curves"]["epoch"]]
+            assert report["summary"]["online_accuracy"] == pytest.approx(sum(behind[name]) / len(behind[name]))
+    # Killed in the middle, and in packs of two, then of three.
+    faked(digits(2), others, results=11)
+    faked(digits(3), others, results=4, resume=str(others))
+    result, _ = faked(digits(2), others, resume=str(others))
+    assert (result.finished, result.exit_code) == (5, 0)
+    assert decisions(others) == decisions(whole)
+    assert_same(digits(None), others, whole)
+
+
+# Suggestions.
+
+
+def suggested(**changes: Any) -> Study:
+    pytest.importorskip("optuna")
+    search = {"search": "optuna", "samples": 7, "search_seed": 3}
+    return packed(climbing(7, settled=False, search=search, who=1, diverge_at=3), pack_size=3, **changes)
+
+
+def values_of(directory: Path) -> dict[str, dict[str, float]]:
+    paths = sorted(directory.glob("trials/*/settled.json"))
+    found = {path.parent.name: json.loads(path.read_text())["settings"] for path in paths}
+    return {name: {column: given[column] for column in ("momentum", "interval")} for name, given in found.items()}
+
+
+def test_a_pack_is_given_suggestions_one_after_another(tmp_path: Path) -> None:
+    what, directory = suggested(), tmp_path / "study"
+    result, _ = faked(what, directory)
+    assert (result.finished, result.diverged) == (7, 1)
+    found = values_of(directory)
+    assert len({str(values) for values in found.values()}) == 7
+    assert what.search is not None
+    rows, tried = table(directory), []
+    # Packs of 3, 2 and 2: those of one know of one another that they run, and how the earlier have ended.
+    for first, end in ((0, 3), (3, 5), (5, 7)):
+        running = []
+        for number in range(first, end):
+            values = found[f"trial{number}-seed0"]
+            assert values == suggest(what.search, "max", number, [*tried, *running])
+            running.append(Tried(values, TrialStatus.UNFINISHED, None, 0))
+        for number in range(first, end):
+            row = rows[f"trial{number}-seed0"]
+            ended = TrialStatus(row["status"])
+            tried.append(Tried(found[row["id"]], ended, float(row["average"]), len(reports(directory, row["id"]))))
+    # Each is trained with what was suggested.
+    for name, values in found.items():
+        worth = Climbing.worth(values["momentum"], int(values["interval"]))
+        assert float(rows[name]["average"]) == pytest.approx(worth)
+
+
+@pytest.mark.parametrize("results", [3, 8, 10, 13])
+def test_suggestions_are_kept_and_made_alike_when_a_study_is_resumed(tmp_path: Path, results: int) -> None:
+    faked(suggested(), tmp_path / "quiet")
+    directory = tmp_path / "study"
+    faked(suggested(), directory, results=results)
+    before = values_of(directory)
+    result, _ = faked(suggested(), directory, resume=str(directory))
+    assert (result.finished, result.diverged) == (7, 1)
+    assert values_of(directory) == values_of(tmp_path / "quiet") == {**values_of(directory), **before}
+    assert_same(suggested(), directory, tmp_path / "quiet")
+
+
 # On a real Ray.
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_population_in_packs_on_ray(grown: Path, tmp_path: Path) -> None:
+    """More packs than run at a time: they wait for one another, and one of their workers dies."""
+    died = tmp_path / "died"
+    what = packed(population(sleep=0.02), pack_size=2)
+    first, *others = what.trials[1:]
+    dying = replace(first, config={**first.config, "die_at": 4, "died": str(died)})
+    what = replace(what, trials=(what.trials[0], dying, *others))
+    result, said = run(what, tmp_path / "study", max_concurrent=2)
+    assert died.exists() and (result.finished, result.diverged, result.exit_code) == (9, 2, 0), said
+    assert_same_population(tmp_path / "study", grown)
 
 
 @pytest.mark.usefixtures("cluster")
@@ -354,11 +560,21 @@ def test_what_cannot_be_packed_is_refused() -> None:
         TrialSpec("one", "One", pack="a/b")
     with pytest.raises(SettingError, match="pack_size"):
         walking(walk("one"), pack_size=0)
-    with pytest.raises(SettingError, match="trial 'plain': accepted with scheduler = 'pbt' is None"):
-        packed(climbing(4, search={"scheduler": "pbt"}))
-    pytest.importorskip("optuna")
-    with pytest.raises(SettingError, match="accepted with search = 'optuna' is None"):
-        packed(climbing(4, search={"search": "optuna", "samples": 4}))
+    *others, last = packed(climbing(4, search={"scheduler": "pbt"})).trials
+    with pytest.raises(SettingError, match=r"TrialSpec\.pack = None of trial 'trial3-seed0': accepted is 'hill'"):
+        climbing_trials = (*others, replace(last, pack=None))
+        replace(climbing(4, search={"scheduler": "pbt"}), trials=climbing_trials)
+
+
+def test_what_a_search_keeps_apart_is_in_packs_of_its_own() -> None:
+    what = packed(climbing(3, seeds=2, search={"scheduler": "pbt"}))
+    assert pack_trials(what.trials, 1, None, what.search) == [
+        ("plain",),
+        ("trial0-seed0", "trial1-seed0", "trial2-seed0"),
+        ("trial0-seed1", "trial1-seed1", "trial2-seed1"),
+    ]
+    asha = packed(climbing(3, search={"scheduler": "asha"}))
+    assert pack_trials(asha.trials, 1, None, asha.search) == [("plain", "trial0-seed0", "trial1-seed0", "trial2-seed0")]
 
 
 @given(

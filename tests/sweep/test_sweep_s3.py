@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from disturbed_runs import assert_same, journal, run, wait_for
 from s3_server import CREDENTIALS, Proxy, Server, free_port, s3_server
-from sweep_trials import Counting, spec, study
+from sweep_trials import Counting, load_newest, spec, study
 
 from ht_ray._storage import Storage, StorageError
 from ht_ray.errors import SettingError
@@ -92,13 +92,13 @@ def test_checkpoints(server: Server, scratch: Path, monkeypatch: pytest.MonkeyPa
     store, trial = CheckpointStore(storage, "one"), Counting({"seed": 1, "parts": 9}, None)
     for part in (1, 2, 3):
         trial.advance()
-        store.save(trial, Checkpoint((part, 0), ("{}",) * part))
+        store.save(trial.save, Checkpoint((part, 0), ("{}",) * part))
     older, newest = storage.names("one")
     assert (older[:6], newest[:6]) == ("000002", "000003")
     storage.write(f"one/{newest}/trial/deep/state.json", b"{}")
     said: list[str] = []
     again = Counting({"seed": 1, "parts": 9}, None)
-    found = store.load_newest(lambda _: again, said.append)
+    found = load_newest(store, lambda _: again, said.append)
     assert found is not None
     assert (found[1].position, len(said)) == ((2, 0), 1)
     again.advance()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sweep_trials import INTERVAL, MOMENTUM, Climbing, climbing
+from sweep_trials import INTERVAL, MOMENTUM, Climbing, climbing, load_newest
 
 from ht_ray._storage import Storage
 from ht_ray.errors import SettingError
@@ -236,13 +236,13 @@ def test_checkpoints_that_others_may_copy_are_kept_longer(tmp_path: Path) -> Non
     for part in range(1, 9):
         trial.advance()
         lines.append("{}")
-        store.save(trial, Checkpoint((part, 0), tuple(lines)))
-        store.save(trial, Checkpoint((part, 1), tuple(lines)))
+        store.save(trial.save, Checkpoint((part, 0), tuple(lines)))
+        store.save(trial.save, Checkpoint((part, 1), tuple(lines)))
     assert sorted(path.name[:13] for path in (tmp_path / "one").iterdir()) == [
         *("000003-000000", "000006-000000"),
         *("000008-000000", "000008-000001"),
     ]
-    found = store.load_newest(lambda checkpoint: copy.deepcopy(trial), pytest.fail, after=6)
+    found = load_newest(store, lambda checkpoint: copy.deepcopy(trial), pytest.fail, after=6)
     assert found is not None and len(found[0].gained) == 6  # type: ignore[attr-defined]
-    assert store.load_newest(lambda checkpoint: trial, pytest.fail, after=5) is None
+    assert load_newest(store, lambda checkpoint: trial, pytest.fail, after=5) is None
     store.end(keep=True)

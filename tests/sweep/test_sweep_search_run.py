@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -208,11 +207,6 @@ def records_of(study: Study, directory: Path) -> list[TrialRecord]:
     return [TrialRecord(directory, spec) for spec in study.trials if spec.id != "plain"]
 
 
-def record_of(records: list[TrialRecord]) -> Callable[[Any], TrialRecord]:
-    """What finds the record of one of Tune's trials."""
-    return lambda trial: next(record for record in records if (record.spec.id,) == trial.config["members"])
-
-
 def add(record: TrialRecord, score: float, parts: int = 6) -> str:
     index = record.reports
     report = {
@@ -243,10 +237,10 @@ def test_a_waiting_member_is_paused_only_if_another_could_run(tmp_path: Path) ->
         decided.append(log.decide(group, scores))
         return True
 
-    scheduler = PopulationScheduler(study, search, records, record_of(records), log, decide, 3, None)
+    scheduler = PopulationScheduler(study, search, records, log, decide, 3, None)
     for trial in tune.trials:
         scheduler.on_trial_add(tune, trial)
-    result = {"members": [{"outcome": "running", "reports": 1}]}
+    result = {"held": 1}
     a, b, c = tune.trials
     a.status = b.status = "RUNNING"
     add(records[0], 1.0)
@@ -260,13 +254,17 @@ def test_a_waiting_member_is_paused_only_if_another_could_run(tmp_path: Path) ->
     assert scheduler.on_trial_result(tune, c, result) == "CONTINUE"
     assert scheduler.choose_trial_to_run(tune) is a
     assert [set(segments) for segments in decided] == [{records[2].spec.id}]
-    assert a.config["lineage"].until == 2
+    lineages = {record.spec.id: trial.config["lineages"] for record, trial in zip(records, tune.trials, strict=True)}
+    until = {name: lineages[name][name].until for name in lineages}
+    assert list(until.values()) == [2, 1, 1]
     # Those that ran on hear of it when their workers ask.
+    a.status = "RUNNING"
     for trial in (b, c):
-        assert trial.config["lineage"].until == 1
-        assert scheduler.on_trial_result(tune, trial, {"members": [{"outcome": "held", "reports": 1}]}) == "NOOP"
-        assert trial.config["lineage"].until == 2
-    assert c.config["lineage"].segment(1).source == records[1].spec.id
+        assert scheduler.on_trial_result(tune, trial, result) == "NOOP"
+        assert scheduler.choose_trial_to_run(tune) is trial
+        trial.status = "RUNNING"
+    ours = c.config["lineages"][records[2].spec.id]
+    assert (ours.until, ours.segment(1).source) == (2, records[1].spec.id)
 
 
 def test_rungs_know_what_an_earlier_run_reported(tmp_path: Path) -> None:

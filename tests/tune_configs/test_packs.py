@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shlex
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from study_files import all_reports, plain_loop, reports, rows, status, table
 from test_study_runs import METHODS, kill_worker
 
@@ -27,6 +29,8 @@ from tune_configs.vision_trial import VisionPack, VisionTrial
 pytestmark = pytest.mark.filterwarnings("ignore::ht_ray.errors.SettingWarning")
 
 SHAPE = (1, 8, 8)
+
+needs_optuna = pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="needs ht-ray[optuna]")
 
 
 def groups(
@@ -60,18 +64,22 @@ def test_what_is_alone_stays_alone() -> None:
     assert groups(one, continual_trials) == ({"full-plain-seed0": None}, [])
     off = AblationSettings(pack="off").resolved()
     assert set(groups(off, ablation.trials)[0].values()) == {None}
-    for scheduler in ({"scheduler": "pbt"}, {"search": "optuna"}):
-        settings = AblationSettings(**scheduler).resolved()
-        assert set(groups(settings, ablation.trials)[0].values()) == {None}
-        with pytest.raises(SettingError, match="trials are trained alone"):
-            groups(replace(settings, pack="8"), ablation.trials)
     threads, said = groups(AblationSettings().resolved(), ablation.trials, cpus=2.0)
     assert (set(threads.values()), said) == ({None}, [])
     threads, said = groups(AblationSettings(pack="9").resolved(), ablation.trials, cpus=2.0)
     assert set(threads.values()) == {"pack1"}
     assert "the last bits of a trial may depend on the others in its pack" in said[0]
-    asha = AblationSettings(scheduler="asha").resolved()
-    assert set(groups(asha, ablation.trials)[0].values()) == {"pack1"}
+    for scheduler in ("asha", "pbt"):
+        searched = AblationSettings(scheduler=scheduler).resolved()
+        assert set(groups(searched, ablation.trials)[0].values()) == {"pack1"}
+
+
+@needs_optuna
+def test_suggestions_come_in_packs_if_asked_for() -> None:
+    settings = AblationSettings(search="optuna").resolved()
+    assert set(groups(settings, ablation.trials)[0].values()) == {None}
+    found, said = groups(replace(settings, pack="8"), ablation.trials)
+    assert (set(found.values()), said) == ({"pack1"}, [])
 
 
 def test_packs_that_are_asked_for_say_who_is_left_out() -> None:
@@ -169,6 +177,53 @@ def test_a_trial_goes_on_from_what_it_saved_in_any_company(shared: Any, tmp_path
         for name in names:
             other.load(name, tmp_path / name)
         assert run(other) == {name: expected[name][1:] for name in names}
+
+
+def tensors_of(run: Any) -> list[torch.Tensor]:
+    """All that a run has learnt: its network, its tortoise, its moments and steps."""
+    moments = [tensor for state in run.optimizer.state.values() for tensor in state.values()]
+    return [*run.model.state_dict().values(), *run.method.tortoise.weights.state_dict().values(), *moments]
+
+
+def test_a_copy_has_the_state_of_its_source_and_settings_of_its_own(shared: Any, tmp_path: Path) -> None:
+    """In float32, bit by bit, in any company; the learning rate is one of the settings."""
+    settings = AblationSettings(phases=3, epochs=2, train_limit=200, seeds=1, momenta=(0.5, 0.7, 0.9), baselines=())
+    chosen = {spec.id: spec.config for spec in ablation.trials(settings.resolved())}
+    first, second, *others = list(chosen)
+    chosen[second]["method"]["momentum"] = 0.8
+    chosen[second]["training"]["learning_rate"] = 3e-3
+    pack = VisionPack(chosen, shared)
+    pack.advance()
+    (tmp_path / first).mkdir()
+    pack.save(first, tmp_path / first)
+    reports = []
+    for company in ([second], [second, *others]):
+        copied = VisionPack({name: chosen[name] for name in company}, shared)
+        for name in company:  # the others, too, as it is the same
+            copied.load(name, tmp_path / first)
+        source, copy = pack.runs[first], copied.runs[second]
+        pairs = zip(tensors_of(source), tensors_of(copy), strict=True)
+        assert all(torch.equal(one, other) for one, other in pairs)
+        assert (copy.rows, copy.method.tortoise.momentum) == (source.rows, 0.8)
+        assert copy.optimizer.param_groups[0]["lr"] == 3e-3
+        reports.append([copied.advance()[second], copied.advance()[second]])
+    assert reports[0] == reports[1]
+    # What it goes on with matters.
+    (tmp_path / "alone").mkdir()
+    source = VisionPack({first: chosen[first]}, shared)
+    source.load(first, tmp_path / first)
+    assert source.advance()[first] != reports[0][0]
+
+
+def test_a_copy_of_another_seed_or_method_is_refused(shared: Any, tmp_path: Path) -> None:
+    chosen = configs(2)
+    pack = VisionPack(chosen, shared)
+    name, method = "full-hare_tortoise-m0.5-r1e-seed1", "full-plain-seed0"
+    for other, why in ((name, "another seed and phases"), (method, "the state is of")):
+        (tmp_path / other).mkdir()
+        pack.save(other, tmp_path / other)
+        with pytest.raises(ValueError, match=why):
+            VisionPack(chosen, shared).load("full-hare_tortoise-m0.5-r1e-seed0", tmp_path / other)
 
 
 def test_one_that_diverges_is_told_and_dropped(shared: Any) -> None:

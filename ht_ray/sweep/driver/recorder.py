@@ -325,15 +325,13 @@ class StudyRecorder(tune.Callback):
                 self._clean_after(record)
 
     def _clean_up(self, trial: Any) -> None:
-        for record in self._members(trial):
-            # What failed may be resumed, from the checkpoint before if the newest is damaged.
-            if record.status.complete:
-                self._clean_after(record)
+        # What failed may be resumed, from the checkpoint before if the newest is damaged.
+        self._clean_after(*(record for record in self._members(trial) if record.status.complete))
 
-    def _clean_after(self, record: TrialRecord) -> None:
-        """Delete the checkpoints that nobody needs any more, as a trial has ended for good."""
+    def _clean_after(self, *records: TrialRecord) -> None:
+        """Delete the checkpoints that nobody needs any more, as trials have ended for good."""
         now = time.monotonic()
-        for ended in self._searching.needless(record):
+        for ended in dict.fromkeys(one for record in records for one in self._searching.needless(record)):
             self._cleaning.append(self._cleaner.submit(self._clean, ended, now))
 
     def _clean(self, record: TrialRecord, ended: float) -> None:

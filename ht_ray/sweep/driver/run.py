@@ -306,7 +306,7 @@ def _run(
 
     directory = location.directory
     stop = _StopSignals(console)
-    packs = pack_trials([record.spec for record in due], slots, study.pack_size)
+    packs = pack_trials([record.spec for record in due], slots, study.pack_size, study.search)
     progress = StudyProgress(study.name, records, study.metric, study.mode, slots, packs)
     # Tune makes a placement group for each pending trial. More than can start soon only cost; where nodes are added for
     # them, they are how Ray learns of the need.

@@ -11,15 +11,12 @@ from typing import Any
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from ht_ray.records import Outcome
 from ht_ray.sweep.records.trial_record import TrialRecord
 from ht_ray.sweep.search.population import Lineage, PopulationLog
 from ht_ray.sweep.search.search import Search
 from ht_ray.sweep.study.trial import Study
 
 __all__ = ["HalvingScheduler", "PopulationScheduler", "SuggestionSearcher"]
-
-_RecordOf = Callable[[Any], TrialRecord]
 
 
 class HalvingScheduler(FIFOScheduler):
@@ -99,25 +96,24 @@ class HalvingScheduler(FIFOScheduler):
 class PopulationScheduler(FIFOScheduler):
     """Lets the members of each population wait for one another, and gives those that fall behind a better's state.
 
-    A member that waits is paused if another needs its resources, so that a population may be larger than what runs at a
-    time; otherwise its process is kept for what comes. Its worker takes up its own newest checkpoint afterwards, or
-    that of the member it copies: nothing is kept in Tune.
+    One of Tune's trials is a member, or a pack of members of one population, which wait and go on together. What waits
+    is paused if another needs its resources, so that a population may be larger than what runs at a time; otherwise its
+    process is kept for what comes. Its worker takes up each member's newest checkpoint afterwards, or that of the
+    member it copies: nothing is kept in Tune.
 
     Parameters
     ----------
     records
         All trials of the study.
-    record_of
-        The record of one of Tune's trials.
     log
         What was decided so far.
     decide
         Called with a population and its members' scores, the higher the better, once all wait: decides what is due, and
         returns whether that could be written down.
     due
-        How many trials there are to run.
+        How many of Tune's trials there are to run.
     limit
-        Most trials at one time; None for as many as the resources allow.
+        Most of them at one time; None for as many as the resources allow.
     """
 
     def __init__(
@@ -125,7 +121,6 @@ class PopulationScheduler(FIFOScheduler):
         study: Study,
         search: Search,
         records: Sequence[TrialRecord],
-        record_of: _RecordOf,
         log: PopulationLog,
         decide: Callable[[str, dict[str, float]], bool],
         due: int,
@@ -135,36 +130,29 @@ class PopulationScheduler(FIFOScheduler):
         self._search = search
         self._summary_metric = study.metric
         self._sign = 1 if study.mode == "max" else -1
-        self._records = {record.spec.id: record for record in records if record.spec.id in search.groups}
-        self._record_of = record_of
+        self._records = {record.spec.id: record for record in records}
         self._log = log
         self._decide = decide
         self._due = due
         self._limit = limit
-        self._added: dict[str, Any] = {}
+        self._added: list[Any] = []
         self._waiting: set[str] = set()
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        name = self._record_of(trial).spec.id
-        self._added[name] = trial
-        if name in self._records:
-            self._waiting.discard(name)
-            self._set_lineage(trial)
+        self._added.append(trial)
+        self._set_lineages(trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
-        name = self._record_of(trial).spec.id
-        result = result["members"][-1]
-        if name not in self._records or result["outcome"] not in (Outcome.RUNNING, Outcome.HELD):
+        members, held = trial.config["members"], result["held"]
+        if held is None:
+            # Back to work, it may be from an earlier checkpoint than that at which it waited.
+            self._waiting.difference_update(members)
             return str(TrialScheduler.CONTINUE)
-        # Its worker has not heard of what was decided since it took the trial up.
-        if result["reports"] != trial.config["lineage"].until:
-            return str(TrialScheduler.CONTINUE)
-        if result["reports"] == self._log.due(self._search.groups[name]):
-            self._waiting.add(name)
+        # Otherwise its worker has not heard of what was decided since it took the trial up.
+        if held == self._log.due(self._search.groups[members[0]]):
+            self._waiting.update(members)
             if len(self._added) == self._due and not self._ready():
                 return str(TrialScheduler.CONTINUE)
-        else:
-            self._set_lineage(trial)
         # Tune would save it first; its worker has.
         tune_controller.pause_trial(trial, should_checkpoint=False)
         return str(TrialScheduler.NOOP)
@@ -174,19 +162,22 @@ class PopulationScheduler(FIFOScheduler):
             self._go_on(group)
         ready = self._ready() if self.room() else [trial for trial in self._ready() if trial.status == "PENDING"]
         # Whoever is furthest behind keeps the others waiting.
-        return min(ready, key=lambda trial: self._record_of(trial).reports, default=None)
+        chosen = min(ready, key=lambda trial: min(record.reports for record in self._live(trial)), default=None)
+        if chosen is not None and chosen.status == "PAUSED":
+            self._set_lineages(chosen)
+        return chosen
 
     def room(self) -> bool:
         """Whether one more trial may run."""
-        active = sum(trial.status in ("PENDING", "RUNNING") for trial in self._added.values())
+        active = sum(trial.status in ("PENDING", "RUNNING") for trial in self._added)
         return self._limit is None or active < self._limit
 
     def _ready(self) -> list[Any]:
         """The trials that could run, and do not."""
         return [
             trial
-            for name, trial in self._added.items()
-            if trial.status in ("PENDING", "PAUSED") and name not in self._waiting
+            for trial in self._added
+            if trial.status in ("PENDING", "PAUSED") and self._waiting.isdisjoint(trial.config["members"])
         ]
 
     def _go_on(self, group: str) -> None:
@@ -197,16 +188,18 @@ class PopulationScheduler(FIFOScheduler):
         scores = {
             name: self._sign * self._records[name].finite_summary.get(self._summary_metric, math.nan) for name in live
         }
-        if not self._decide(group, scores):
-            return
-        for name in live:
-            self._waiting.discard(name)
-            if self._added[name].status == "PAUSED":
-                self._set_lineage(self._added[name])
+        if self._decide(group, scores):
+            self._waiting.difference_update(members)
 
-    def _set_lineage(self, trial: Any) -> None:
-        lineage = self._log.lineage(self._record_of(trial).spec.id)
-        trial.set_config({**trial.config, "lineage": lineage})
+    def _live(self, trial: Any) -> list[TrialRecord]:
+        records = [self._records[name] for name in trial.config["members"]]
+        return [record for record in records if not record.status.ended]
+
+    def _set_lineages(self, trial: Any) -> None:
+        """Let a worker that takes the trial up know what is decided, and who of its members goes on."""
+        members = tuple(record.spec.id for record in self._live(trial))
+        lineages = {name: self._log.lineage(name) for name in members if name in self._search.groups}
+        trial.set_config({**trial.config, "members": members, "lineages": lineages})
 
 
 class SuggestionSearcher(Searcher):
@@ -216,8 +209,8 @@ class SuggestionSearcher(Searcher):
     ----------
     packs
         The ids of the trials to run, those together that run as one of Tune's trials.
-    lineage_of
-        Returns the settings that a trial is to have, if it is one whose settings are suggested.
+    lineages_of
+        Returns the settings that trials are to have, of those whose settings are suggested.
     room
         Whether one more trial may start, in addition to so many that have not ended.
     more
@@ -227,13 +220,13 @@ class SuggestionSearcher(Searcher):
     def __init__(
         self,
         packs: Sequence[tuple[str, ...]],
-        lineage_of: Callable[[tuple[str, ...]], Lineage | None],
+        lineages_of: Callable[[tuple[str, ...]], dict[str, Lineage]],
         room: Callable[[int], bool],
         more: Callable[[], bool],
     ) -> None:
         super().__init__()
         self._packs = packs
-        self._lineage_of = lineage_of
+        self._lineages_of = lineages_of
         self._room = room
         self._more = more
         self._handed = 0
@@ -245,10 +238,10 @@ class SuggestionSearcher(Searcher):
         if not self._room(len(self._live)):
             return None
         members = self._packs[self._handed]
-        lineage = self._lineage_of(members)
+        lineages = self._lineages_of(members)
         self._handed += 1
         self._live.add(trial_id)
-        return {"members": members, "lineage": lineage}
+        return {"members": members, "lineages": lineages}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         self._live.discard(trial_id)

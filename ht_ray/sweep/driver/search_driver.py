@@ -111,18 +111,20 @@ class SearchDriver:
         def room(live: int) -> bool:
             return most is None or live < most
 
-        def lineage_of(members: tuple[str, ...]) -> Lineage | None:
-            return self._suggested_lineage(self._due[members[0]], search, write) if self.suggests else None
+        def lineages_of(members: tuple[str, ...]) -> dict[str, Lineage]:
+            # One after the other: each knows of those that start with it, and of their settings.
+            searched = [self._due[name] for name in members if self.suggests and name in search.groups]
+            return {record.spec.id: self._suggested_lineage(record, search, write) for record in searched}
 
         scheduler: Any = None
-        searcher = SuggestionSearcher(self._packs, lineage_of, room, more=lambda: False)
+        searcher = SuggestionSearcher(self._packs, lineages_of, room, more=lambda: False)
         if search.config.scheduler == "asha":
             scheduler = self._halving = HalvingScheduler(study, search, self._records)
         elif search.config.scheduler == "pbt":
             scheduler = self._populations(search, write, note, say)
             searcher = SuggestionSearcher(
                 self._packs,
-                lineage_of,
+                lineages_of,
                 # One that is paused does not count.
                 room=lambda live: scheduler.room(),
                 more=lambda: not all(record.status.ended for record in self._due.values()),
@@ -163,14 +165,10 @@ class SearchDriver:
                 note(EventKind.COPIED, trial=trial, source=segment.source, reports=reports, detail="; ".join(changes))
             return True
 
-        return PopulationScheduler(
-            study, search, self._records, self._record_of, log, decide, due=len(self._due), limit=self._limit
-        )
+        return PopulationScheduler(study, search, self._records, log, decide, due=len(self._packs), limit=self._limit)
 
-    def _suggested_lineage(self, record: TrialRecord, search: Search, write: _Write) -> Lineage | None:
-        """The settings of a trial, suggested now or by an earlier run; None if it is not searched."""
-        if record.spec.id not in search.groups:
-            return None
+    def _suggested_lineage(self, record: TrialRecord, search: Search, write: _Write) -> Lineage:
+        """The settings of a trial, suggested now or by an earlier run."""
         values = self._values(record, search)
         if values is None:
             values = self._suggested(record, search)
@@ -198,11 +196,6 @@ class SearchDriver:
     def _synced(self) -> bool:
         self._location.sync()
         return True
-
-    def _record_of(self, trial: Any) -> TrialRecord:
-        """The record of one of Tune's trials that is not packed."""
-        (name,) = trial.config["members"]
-        return self._due[name]
 
     def _values(self, record: TrialRecord, search: Search) -> Values | None:
         """The values that a trial was given, now or by an earlier run."""

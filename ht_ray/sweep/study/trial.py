@@ -245,16 +245,16 @@ class Study:
 
     def _check_search(self, search: Search) -> None:
         planned = {spec.id: spec for spec in self.trials}
-        packed = next((spec for spec in self.trials if spec.pack is not None), None)
-        for name, alone in (("scheduler", "pbt"), ("search", "optuna")):
-            if packed is not None and getattr(search.config, name) == alone:
-                raise SettingError(
-                    f"TrialSpec.pack = {packed.pack!r} of trial {packed.id!r}: accepted with {name} = {alone!r} is "
-                    "None: such trials wait for one another's results, and a pack cannot; they run alone."
-                )
+        first: dict[str, TrialSpec] = {}
         for trial in search.trials:
             if trial not in planned:
                 raise SettingError(f"Study.search: its trial {trial!r} is not planned.{did_you_mean(trial, planned)}")
+            other = first.setdefault(search.groups[trial], planned[trial])
+            if search.config.scheduler == "pbt" and planned[trial].pack != other.pack:
+                raise SettingError(
+                    f"TrialSpec.pack = {planned[trial].pack!r} of trial {trial!r}: accepted is {other.pack!r}, as of "
+                    f"{other.id!r}: the members of a population copy one another's state."
+                )
             for parameter in search.parameters:
                 parameter.set(copy.deepcopy(planned[trial].config), parameter.low)
 

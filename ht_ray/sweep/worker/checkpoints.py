@@ -15,14 +15,14 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from ht_ray._storage import PASSING, Storage, StorageError, storage_errors
 from ht_ray.records.checked_json import Damaged, check_form, parse, to_json
 from ht_ray.records.study_files import MANIFEST
 from ht_ray.sweep.storage.scratch import scratch_folder
 
-__all__ = ["Checkpoint", "CheckpointStore", "Position", "Saved"]
+__all__ = ["Checkpoint", "CheckpointStore", "Position"]
 
 _MANIFEST = "manifest.json"
 _FILES = "trial"
@@ -37,19 +37,6 @@ _UNREADABLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.EISDIR)
 
 #: How far a trial is: its reports, and how often it was saved after the last of them.
 Position = tuple[int, int]
-
-
-class Saved(Protocol):
-    """What a checkpoint is of: a `Trial`, or one trial of a `Pack`."""
-
-    def save(self, directory: Path) -> None:
-        """Write what is needed to continue, as `Trial.save` does."""
-
-    def load(self, directory: Path) -> None:
-        """Continue from what `save` wrote."""
-
-
-_Saved = TypeVar("_Saved", bound=Saved)
 
 
 @dataclass(frozen=True)
@@ -98,13 +85,13 @@ class CheckpointStore:
         self._every = every
         self._damaged: set[str] = set()
 
-    def save(self, trial: Saved, checkpoint: Checkpoint) -> None:
-        """Save `trial`, and delete what it makes superfluous.
+    def save(self, write: Callable[[Path], None], checkpoint: Checkpoint) -> None:
+        """Save what `write` writes into the folder it is given, and delete what that makes superfluous.
 
         Raises
         ------
         StorageError
-            If the storage is full or does not answer; `save` may be called again then. What the trial itself raises
+            If the storage is full or does not answer; `save` may be called again then. What `write` itself raises
             goes through.
         """
         reports, part = checkpoint.position
@@ -123,7 +110,7 @@ class CheckpointStore:
             files = folder / _FILES
             try:
                 files.mkdir()
-                trial.save(files)
+                write(files)
                 written = self._describe(folder, checkpoint)
             except Exception as error:
                 # Libraries report a full disk in many ways.
@@ -179,15 +166,15 @@ class CheckpointStore:
         (folder / _MANIFEST).write_text(f"{content}\n{hashlib.blake2b(content.encode()).hexdigest()}\n")
         return [*paths, _MANIFEST]
 
-    def load_newest(
-        self, build: Callable[[Checkpoint], _Saved], say: Callable[[str], None], *, after: int | None = None
-    ) -> tuple[_Saved, Checkpoint] | None:
-        """Return a trial that goes on from its newest good checkpoint, and that checkpoint; None if there is none.
+    def newest(
+        self, cleaning: ExitStack, say: Callable[[str], None], *, after: int | None = None
+    ) -> tuple[Path, Checkpoint] | None:
+        """Return the trial's files in its newest good checkpoint, and that checkpoint; None if there is none.
 
         Parameters
         ----------
-        build
-            Makes the trial that is to go on from a checkpoint, as yet without a past.
+        cleaning
+            The files are on this machine until it is closed.
         say
             Called about each checkpoint that is damaged.
         after
@@ -203,18 +190,15 @@ class CheckpointStore:
         if after is not None:
             names = [name for name in names if _position(name) == (after, 0)]
         for name in reversed(names):
-            with ExitStack() as cleaning:
-                try:
-                    with storage_errors(self._storage.location):
-                        folder, checkpoint = self._fetched(name, cleaning)
-                except Damaged as damage:
-                    self._damaged.add(name)
-                    path = self._storage.child(name)
-                    say(f"its checkpoint {path} is damaged ({damage}); going back to the one before")
-                    continue
-                trial = build(checkpoint)
-                trial.load(folder / _FILES)
-                return trial, checkpoint
+            try:
+                with storage_errors(self._storage.location):
+                    folder, checkpoint = self._fetched(name, cleaning)
+            except Damaged as damage:
+                self._damaged.add(name)
+                path = self._storage.child(name)
+                say(f"its checkpoint {path} is damaged ({damage}); going back to the one before")
+                continue
+            return folder / _FILES, checkpoint
         return None
 
     def _fetched(self, name: str, cleaning: ExitStack) -> tuple[Path, Checkpoint]:

@@ -12,11 +12,11 @@ from typing import Any
 from ht_ray.errors import Diverged
 from ht_ray.records import Outcome
 from ht_ray.records.checked_json import to_sealed_json
-from ht_ray.sweep.search.population import Lineage
-from ht_ray.sweep.study.trial import Pack, Report, Trial
+from ht_ray.sweep.search.population import Lineage, Segment
+from ht_ray.sweep.study.trial import Report, Trial
 from ht_ray.sweep.worker.checkpoints import Checkpoint, CheckpointStore
 
-__all__ = ["Lone", "Member", "MemberState"]
+__all__ = ["Lone", "Member"]
 
 
 class Lone:
@@ -49,20 +49,6 @@ class Lone:
         """Nothing: its worker lets the pack go."""
 
 
-@dataclass(frozen=True)
-class MemberState:
-    """What a checkpoint is of: one trial of a pack."""
-
-    pack: Pack
-    trial: str
-
-    def save(self, directory: Path) -> None:
-        self.pack.save(self.trial, directory)
-
-    def load(self, directory: Path) -> None:
-        self.pack.load(self.trial, directory)
-
-
 @dataclass
 class Member:
     """One trial of a worker.
@@ -78,8 +64,12 @@ class Member:
 
     Attributes
     ----------
-    begun
-        Whether it is ready to be trained, from its newest checkpoint if it has one.
+    read
+        Whether it was found out from where it goes on.
+    files
+        The folder with the state that it goes on from; None if it has no past.
+    segment
+        The segment of its lineage in which it was made ready; None if it has no lineage.
     lines
         Its reports so far, as JSON.
     part
@@ -90,20 +80,19 @@ class Member:
         The result to return once it is saved; None if it is.
     asked
         Whether it was looked up, since its last report, if the driver lets it go on.
-    taken
-        After how many reports it last took over another's state.
     """
 
     id: str
     store: CheckpointStore
     lineage: Lineage | None = None
-    begun: bool = False
+    read: bool = False
+    files: Path | None = None
+    segment: Segment | None = None
     lines: list[str] = field(default_factory=list)
     part: int = 0
     seconds: float = 0.0
     unsaved: dict[str, Any] | None = None
     asked: bool = True
-    taken: int = -1
     _reached: dict[str, float] = field(default_factory=dict)  # the last step of each curve
 
     @property
@@ -121,9 +110,28 @@ class Member:
         """Whether its last report is made."""
         return bool(self.lines) and bool(json.loads(self.lines[-1])["progress"] >= 1)
 
+    @property
+    def source(self) -> str | None:
+        """The trial whose state it takes over where it stands."""
+        here = self.segment is not None and (self.segment.reports, 0) == (len(self.lines), self.part)
+        return self.segment.source if self.segment is not None and here else None
+
+    @property
+    def turns(self) -> bool:
+        """Whether it goes on in another segment than that in which it was made ready."""
+        return self.lineage is not None and self.lineage.segment(len(self.lines)) != self.segment
+
+    @property
+    def held(self) -> int | None:
+        """After how many reports it waits for a decision; None if it can go on."""
+        waits = self.lineage is not None and self.lineage.until == len(self.lines)
+        return len(self.lines) if waits else None
+
     def resume(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """Go on from a checkpoint, and return the result of that."""
         self.lines, self.seconds, self.part = list(checkpoint.lines), checkpoint.seconds, checkpoint.position[1]
+        self.segment = self.lineage.segment(len(self.lines)) if self.lineage is not None else None
+        self._reached = {}
         for line in self.lines:
             self._go_to(json.loads(line)["curves"])
         # Its worker may have died between the last report and the driver's note of it.

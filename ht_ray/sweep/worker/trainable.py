@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import FrameType
@@ -24,13 +24,12 @@ from ray.tune.result import DONE
 from ht_ray._storage import Storage, StorageError
 from ht_ray.errors import Diverged, Interrupted, SettingError
 from ht_ray.records import EventKind, FaultKind, Outcome
-from ht_ray.sweep.search.population import Segment
 from ht_ray.sweep.search.search import Parameter, with_values
 from ht_ray.sweep.study.trial import Pack, Report, load_factory
 from ht_ray.sweep.worker.checkpoints import Checkpoint, CheckpointStore
 from ht_ray.sweep.worker.faults import node_name
 from ht_ray.sweep.worker.gpu_memory import wait_for_gpu_memory
-from ht_ray.sweep.worker.member import Lone, Member, MemberState
+from ht_ray.sweep.worker.member import Lone, Member
 
 __all__ = ["StudyTrainable", "TrialEnded", "WorkerPlan"]
 
@@ -79,7 +78,8 @@ class StudyTrainable(tune.Trainable):
 
     A result has ``"members"``: what came of which trial, in the order in which it came. Each has its id as ``"trial"``
     and an ``"outcome"``, an `Outcome`. With ``RESUMED`` come the reports so far, as ``"lines"``; with ``FAULT``, which
-    all trials have at once, a ``"kind"``, a `FaultKind`. ``"left"`` is the number of trials that go on.
+    all trials have at once, a ``"kind"``, a `FaultKind`. ``"left"`` is the number of trials that go on; ``"held"``, the
+    number of reports after which all of these wait for a decision on how they go on; None if they do not wait.
 
     An error of a trial's code, ``FAILED``, is not raised at once: the driver notes it. After a fault, and once nothing
     is left of a pack in which a trial failed, the next `step` raises, which makes Tune end the process. It is not used
@@ -95,12 +95,12 @@ class StudyTrainable(tune.Trainable):
         gc.collect()
         names, plan = config["members"], self._plan
         stores = [CheckpointStore(plan.checkpoints, name, every=plan.keep_every) for name in names]
-        lineage = config.get("lineage")  # of a trial that runs alone
+        lineages = config.get("lineages", {})
         #: The trials that go on.
-        self._live = [Member(name, store, lineage) for name, store in zip(names, stores, strict=True)]
+        self._live = [Member(name, store, lineages.get(name)) for name, store in zip(names, stores, strict=True)]
+        self._fetched = ExitStack()  # of the files that they go on from
         self._news: list[dict[str, Any]] = []
         self._notes: list[Mapping[str, str]] = []
-        self._failed = False  # whether an error of a trial's code came up
         self._no_memory: Exception | None = None
         self._faulty = False
         self._outage: float | None = None  # when the storage was found to be away
@@ -109,6 +109,7 @@ class StudyTrainable(tune.Trainable):
         self._plan = plan
         self._shared = shared
         self._leaving = False
+        self._failed = False  # whether an error of a trial's code came up
         self._node = node_name(socket.gethostname(), ray.get_runtime_context().get_node_id())
         if not ray.get_gpu_ids():
             # Ray leaves all of the node's GPUs visible to a worker that was given none.
@@ -129,7 +130,9 @@ class StudyTrainable(tune.Trainable):
             raise TrialEnded("what ended it was reported before")
         members = self._step()
         done = not self._live and not self._failed
-        result = {"members": members, "left": len(self._live), "node": self._node, DONE: done}
+        held = None if self._leaving or self._faulty else self._held
+        result: dict[str, Any] = {"members": members, "left": len(self._live), "held": held, "node": self._node}
+        result[DONE] = done
         if self._notes:
             result["notes"], self._notes = self._notes, []
         if self._leaving:
@@ -171,7 +174,9 @@ class StudyTrainable(tune.Trainable):
         if self._news or self._leaving or not self._live:
             return
         if not self._no_memory and not any(member.unsaved for member in self._live):
-            if self._held():
+            if self._held is not None:
+                # Each time the driver is asked.
+                time.sleep(_ASK_EVERY)
                 return
             self._advance(start)
         self._save()
@@ -186,79 +191,77 @@ class StudyTrainable(tune.Trainable):
                 self._drop(member)
             member.asked = True
 
+    @property
+    def _held(self) -> int | None:
+        """After how many reports all trials wait for a decision; None if one can go on."""
+        if self._pack is None or any(member.held is None or member.unsaved for member in self._live):
+            return None
+        return min((len(member.lines) for member in self._live), default=None)
+
     def _begin(self) -> None:
-        """Make the trials ready that are not; those with a checkpoint go on from it."""
-        new = [member for member in self._live if not member.begun]
-        if not new:
-            return
-        if self._pack is None:
-            if self._plan.gpu_memory is not None:
-                wait_for_gpu_memory(self._plan.gpu_memory, share=_gpu_share(), say=self._notes.append)
-            if new[0].id in self._plan.packed:
-                self._pack = self._packed()
-        for member in new:
+        """Make the trials ready: at first, and where one goes on with other settings."""
+        if self._pack is not None:
+            if not any(member.turns for member in self._live) or any(member.unsaved for member in self._live):
+                return
+            self._pack = None
+            for member in self._live:
+                member.read = False
+        for member in [member for member in self._live if not member.read]:
             try:
-                self._begin_with(member)
+                self._read(member)
             except StorageError:
                 raise
             except Exception as error:  # as in _step()
                 self._end(member, error)
+        if not self._live or self._no_memory:
+            return
+        if self._plan.gpu_memory is not None:
+            wait_for_gpu_memory(self._plan.gpu_memory, share=_gpu_share(), say=self._notes.append)
+        self._pack = self._built()
+        for member in list(self._live):
+            try:
+                if member.files is not None:
+                    self._pack.load(member.id, member.files)
+            except Exception as error:  # as in _step()
+                self._end(member, error)
+        self._fetched.close()
 
-    def _begin_with(self, member: Member) -> None:
-        found = member.store.load_newest(partial(self._built, member), partial(self._note_damage, member))
+    def _read(self, member: Member) -> None:
+        """Find out from where a trial goes on: from its newest checkpoint, with another's state if it copies that."""
+        say = partial(self._note_damage, member)
+        found = member.store.newest(self._fetched, say)
+        member.files, checkpoint = found or (None, Checkpoint((0, 0), ()))
+        result = member.resume(checkpoint)
+        if (source := member.source) is not None:
+            reports = len(member.lines)
+            copied = CheckpointStore(self._plan.checkpoints, source).newest(self._fetched, say, after=reports)
+            if copied is None:
+                raise RuntimeError(
+                    f"it goes on from the state that {source!r} had after {reports} reports, and that checkpoint is "
+                    "gone or damaged"
+                )
+            member.files = copied[0]
         self._storage_answers()
-        member.begun = True
-        if found is None:
-            self._built(member, Checkpoint((0, 0), ()))
-        else:
-            self._tell(member, member.resume(found[1]))
+        member.read = True
+        if found is not None:
+            self._tell(member, result)
 
-    def _packed(self) -> Pack:
+    def _built(self) -> Pack:
+        """Return the trials, as yet without a past, each with the settings with which it goes on."""
+        configs = {}
+        for member in self._live:
+            config = self._plan.configs[member.id]
+            if member.segment is not None:
+                config = with_values(config, self._plan.parameters, member.segment.values)
+            configs[member.id] = config
         factory = load_factory(self._plan.factory)
+        name = self._live[0].id
+        if name not in self._plan.packed:
+            return Lone(name, factory(configs[name], self._shared))
         if not hasattr(factory, "pack"):
             raise SettingError(f"Study.factory = {self._plan.factory!r}: it has no 'pack', and its trials are packed.")
-        pack: Pack = factory.pack({member.id: self._plan.configs[member.id] for member in self._live}, self._shared)
+        pack: Pack = factory.pack(configs, self._shared)
         return pack
-
-    def _built(self, member: Member, checkpoint: Checkpoint) -> MemberState:
-        """Return the trial that is to go on from a checkpoint, as yet without a past."""
-        if member.id not in self._plan.packed:
-            config = self._plan.configs[member.id]
-            if member.lineage is not None:
-                values = member.lineage.segment(checkpoint.position[0]).values
-                config = with_values(config, self._plan.parameters, values)
-            self._pack = Lone(member.id, load_factory(self._plan.factory)(config, self._shared))
-        assert self._pack is not None
-        return MemberState(self._pack, member.id)
-
-    def _held(self) -> bool:
-        """Whether it is not decided yet how the trial goes on; if it is, do what was decided."""
-        for member in self._live:
-            if member.lineage is None:
-                continue
-            if len(member.lines) == member.lineage.until:
-                # Each time the driver is asked.
-                time.sleep(_ASK_EVERY)
-                self._tell(member, {"outcome": Outcome.HELD, **member.position})
-                return True
-            self._take_over(member, member.lineage.segment(len(member.lines)))
-        return False
-
-    def _take_over(self, member: Member, segment: Segment) -> None:
-        """Give a trial the state of another, if that is how it goes on from here."""
-        source, reports = segment.source, segment.reports
-        if source is None or (reports, 0) != (len(member.lines), member.part) or member.taken == reports:
-            return
-        self._pack = None
-        store = CheckpointStore(self._plan.checkpoints, source)
-        found = store.load_newest(partial(self._built, member), partial(self._note_damage, member), after=reports)
-        self._storage_answers()
-        if found is None:
-            raise RuntimeError(
-                f"it goes on from the state that {source!r} had after {reports} reports, and that checkpoint is gone "
-                "or damaged"
-            )
-        member.taken = reports
 
     def _advance(self, start: float) -> None:
         """Do the next part, or what of it there is time for."""
@@ -292,7 +295,7 @@ class StudyTrainable(tune.Trainable):
         for member in [member for member in self._live if member.unsaved]:
             assert self._pack is not None
             try:
-                member.store.save(MemberState(self._pack, member.id), member.checkpoint)
+                member.store.save(partial(self._pack.save, member.id), member.checkpoint)
             except StorageError:
                 raise
             except Exception as error:  # as in _step()

@@ -385,21 +385,30 @@ class TrainingRun:
             **({"untrained": self._untrained} if self.accuracy_matrix else {}),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], where: object) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], where: object, *, copied: bool = False) -> None:
         """Continue from `state`, which was found at `where`.
+
+        Parameters
+        ----------
+        copied : bool, default False
+            Whether it may be of a run whose method or training has other settings: this run's hold from here on.
 
         Raises
         ------
         ValueError
-            If it is of a run with other settings, seed or stream.
+            If it is of a run with another seed, stream or method, or with other settings.
         """
-        if state["settings"] != self.settings:
-            differing = [name for name, value in self.settings.items() if state["settings"].get(name) != value]
+        free = ("method", "training") if copied else ()
+        names = [name for name in {**self.settings, **state["settings"]} if name not in free]
+        if differing := [name for name in names if state["settings"].get(name) != self.settings.get(name)]:
             raise ValueError(f"{where} is the checkpoint of a run with another {' and '.join(differing)}")
         self.method.rebuild(state["method"])
         self.model.load_state_dict(state["model"])
         self.optimizer = self._make_optimizer()
-        load_optimizer_state(self.optimizer, state["optimizer"])
+        optimizer = state["optimizer"]
+        if state["settings"]["training"] != self.settings["training"]:
+            optimizer = {**optimizer, "param_groups": self.optimizer.state_dict()["param_groups"]}
+        load_optimizer_state(self.optimizer, optimizer)
         self.method.load_state_dict(state["method"])
         if self.measuring is not None:
             self.measuring.load_state_dict(state["indicators"])
