@@ -281,6 +281,16 @@ def test_the_command_compares_goes_on_and_refuses(tmp_path: Path, capsys: pytest
     assert main(["--methods", "redoo"]) == 2 and "Did you mean 'redo'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("games", [["Krull", "RoadRunner"], ["Krull,RoadRunner"]])
+def test_settings_of_several_values_are_given_apart_or_with_commas(
+    games: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The studies take them apart, and this command took them with commas alone."""
+    stream = ["--stream", "atari_games", "--games", *games]
+    assert main([*stream, "--set", "none=1"]) == 2 and "no setting 'none'" in capsys.readouterr().err
+    assert main([*stream, "Pongg"]) == 2 and "Did you mean 'Pong'" in capsys.readouterr().err
+
+
 def test_a_record_that_a_kill_cut_short_is_gone_on_with_and_a_damaged_one_is_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from ht_ray.agents.continual.measures import measure
 from ht_ray.agents.continual.methods import agent_with, method_label, with_methods
 from ht_ray.agents.continual.run import ContinualRun
-from ht_ray.agents.continual.streams import TASK_STREAMS, TaskStreamConfig, task_stream_config
+from ht_ray.agents.continual.streams import TASK_STREAMS, task_stream_config
 from ht_ray.agents.registry import AGENT_VARIANTS
 from ht_ray.errors import Diverged, SettingError
 from ht_ray.methods.config import parse_value
@@ -53,36 +53,32 @@ def make_parser() -> argparse.ArgumentParser:
     settings = parser.add_argument_group("stream", "Settings of the stream; one of another stream is refused.")
     known = dict.fromkeys(field.name for config in TASK_STREAMS.values() for field in fields(config))
     for name in known:
-        told = [
-            f"{stream}: {_shown(field.default)}"
+        defaults = {
+            stream: field.default
             for stream, config in TASK_STREAMS.items()
             for field in fields(config)
             if field.name == name and field.default is not MISSING
-        ]
+        }
         settings.add_argument(
             f"--{name.replace('_', '-')}",
             dest=f"{_STREAM}{name}",
             default=argparse.SUPPRESS,
+            nargs="+" if any(isinstance(value, tuple) for value in defaults.values()) else None,
             metavar="VALUE",
-            help="; ".join(told),
+            help="; ".join(f"{stream}: {_shown(value)}" for stream, value in defaults.items()),
         )
     return parser
 
 
 def _shown(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _parsed(field: Any, text: str) -> Any:
-    if isinstance(field.default, tuple):
-        return tuple(parse_value(piece) for piece in text.split(","))
-    return parse_value(text)
-
-
-def _stream(name: str, given: dict[str, str]) -> TaskStreamConfig:
-    config = TASK_STREAMS.get(name)
-    known = {} if config is None else {field.name: field for field in fields(config)}
-    return task_stream_config(name, **{key: _parsed(known[key], v) if key in known else v for key, v in given.items()})
+def _parsed(given: str | list[str]) -> Any:
+    """Return a value, or those of a setting that takes several: apart, as the studies have them, or with commas."""
+    if isinstance(given, str):
+        return parse_value(given)
+    return tuple(parse_value(piece) for text in given for piece in text.split(","))
 
 
 def _done(path: Path | None, run: dict[str, Any]) -> set[tuple[str, int]]:
@@ -123,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
     path: Path | None = given["record"]
     options = {name: given[name] for name in ("replay", "evaluation_episodes", "indicators")}
     try:
-        stream = _stream(given["stream"], own)
+        stream = task_stream_config(given["stream"], **{name: _parsed(text) for name, text in own.items()})
         base = agent_with(given["variant"], given["set"])
         interval = given["interval"] or stream.visit_steps * base.updates_per_step
         agents = {text: with_methods(base, text, interval=interval) for text in given["methods"]}

@@ -162,7 +162,7 @@ class PopulationScheduler(FIFOScheduler):
             self._go_on(group)
         ready = self._ready() if self.room() else [trial for trial in self._ready() if trial.status == "PENDING"]
         # Whoever is furthest behind keeps the others waiting.
-        chosen = min(ready, key=lambda trial: min(record.reports for record in self._live(trial)), default=None)
+        chosen = min(ready, key=self._furthest_behind, default=None)
         if chosen is not None and chosen.status == "PAUSED":
             self._set_lineages(chosen)
         return chosen
@@ -194,6 +194,9 @@ class PopulationScheduler(FIFOScheduler):
     def _live(self, trial: Any) -> list[TrialRecord]:
         records = [self._records[name] for name in trial.config["members"]]
         return [record for record in records if not record.status.ended]
+
+    def _furthest_behind(self, trial: Any) -> int:
+        return min((record.reports for record in self._live(trial)), default=0)
 
     def _set_lineages(self, trial: Any) -> None:
         """Let a worker that takes the trial up know what is decided, and who of its members goes on."""
