@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from by_hand import SETTINGS, assert_same, train_by_hand
 from torch import nn
 
 transformers = pytest.importorskip("transformers", reason="needs ht-ray[transformers]")
@@ -15,7 +16,6 @@ from ht_ray.errors import SettingError  # noqa: E402
 from ht_ray.integrations.transformers import HareTortoiseCallback  # noqa: E402
 from ht_ray.methods import Tortoise  # noqa: E402
 
-SETTINGS: dict[str, Any] = {"momentum": 0.8, "reset_interval": 5, "reset_unit": "steps", "optimizer_state": "clear"}
 BATCH, BATCHES = 8, 6
 
 
@@ -71,35 +71,9 @@ def trainer(folder: Path, callback: HareTortoiseCallback, epochs: int = 3, **set
     return callback.attach(made)
 
 
-def by_hand(
-    epochs: int = 3, *, accumulate: int = 1, clip: float | None = None, autocast: bool = False, **settings: Any
-) -> tuple[nn.Module, Tortoise]:
-    model, every = Network(), samples()
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
-    tortoise = Tortoise(model, **{**SETTINGS, **settings})
-    for _ in range(epochs):
-        for number in range(BATCHES):
-            batch = every[number * BATCH : (number + 1) * BATCH]
-            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                loss, _ = model(*(torch.stack([one[name] for one in batch]) for name in ("x", "labels")))
-            (loss / accumulate).backward()
-            if (number + 1) % accumulate == 0:
-                if clip is not None:
-                    nn.utils.clip_grad_norm_(model.parameters(), clip)
-                optimizer.step()
-                optimizer.zero_grad()
-                tortoise.step(optimizer)
-        tortoise.end_epoch(optimizer)
-    return model, tortoise
-
-
-def assert_same(callback: HareTortoiseCallback, model: nn.Module, expected: tuple[nn.Module, Tortoise]) -> None:
-    hare, tortoise = expected
-    assert callback.tortoise is not None
-    assert (callback.tortoise.updates, callback.tortoise.resets) == (tortoise.updates, tortoise.resets)
-    for name, value in hare.state_dict().items():
-        assert torch.equal(model.state_dict()[name], value), name
-        assert torch.equal(callback.tortoise.weights[name], tortoise.weights[name]), name
+def by_hand(*given: Any, **settings: Any) -> tuple[nn.Module, Tortoise]:
+    every = torch.utils.data.DataLoader(samples(), batch_size=BATCH)
+    return train_by_hand(Network(), every, lambda model, batch: model(**batch)[0], *given, **settings)
 
 
 @pytest.mark.parametrize(
