@@ -1,19 +1,25 @@
-"""Figure of methods over the tasks of a stream: accuracy (or R2) on each batch before it is trained on.
+"""Figure of methods over the tasks of any stream: how well each task is learned, next to a network drawn anew for it.
 
-    python benchmarks/task_streams.py permuted --tasks 300 --samples 500 --out docs/figures/stream_permuted.png
+    python benchmarks/task_streams.py permuted --data-root /data --set tasks=300 task_samples=500 --out permuted.png
+    python benchmarks/task_streams.py binary --data digits --set tasks=100 task_epochs=10 --out binary.png
+
+Where samples come once, it is the accuracy on each batch before it is trained on, in a regression the squared error;
+elsewhere that on the task's test samples as it ends, and of a stream of two phases after each epoch.
 
 Methods have the package's defaults, but for ReDo's interval of 100 steps, and Hare & Tortoise with momentum 0.9 and a
-reset after each epoch; nothing was tuned. The network has two hidden layers of ReLU without normalization, and AdamW
-without decay keeps its state over the tasks, without warm-up and clipping. MNIST is read from ``--data-root``.
+reset after each epoch; nothing was tuned. "fresh" draws the weights anew as each task begins, and forgets the
+optimiser's state. The network has two hidden layers of ReLU without normalization, and AdamW without decay keeps its
+state over the tasks, without warm-up and clipping.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -21,19 +27,17 @@ from torch import nn
 
 from ht_ray.mechanisms import derive_seed, isolated_rng
 from ht_ray.vision import (
+    STREAMS,
     BitFlippingConfig,
     DataConfig,
     MethodConfig,
     Network,
     Pack,
-    Stream,
-    StreamConfig,
     TrainingConfig,
     TrainingRun,
     load_data,
     make_stream,
     obstacle_to_packing,
-    plasticity,
     stream_config,
 )
 from ht_ray.vision.training.fit import train_phase
@@ -45,6 +49,7 @@ METHODS = {
     "ReDo": MethodConfig("redo", redo_interval=100, redo_unit="steps"),
     "continual backprop": MethodConfig("continual_backprop"),
     "Hare & Tortoise": MethodConfig("hare_tortoise", momentum=0.9, reset_interval=1),
+    "fresh": MethodConfig("shrink_perturb", shrink_perturb_ratio=1.0, toward="fresh"),
 }
 
 
@@ -54,74 +59,78 @@ def network(inputs: int, outputs: int, hidden: int, seed: int) -> Network:
         return Network(nn.Sequential(*layers), nn.Sequential(nn.Linear(hidden, outputs)), hidden)
 
 
+def setting(text: str) -> tuple[str, Any]:
+    name, _, value = text.partition("=")
+    try:
+        return name, ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        return name, value
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stream", choices=["permuted", "random_labels", "bit_flipping"])
+    parser.add_argument("stream", choices=sorted(STREAMS))
+    parser.add_argument(
+        "--set", type=setting, nargs="*", default=[], metavar="NAME=VALUE", help="the stream's settings"
+    )
     parser.add_argument("--data", default="mnist")
     parser.add_argument("--data-root")
-    parser.add_argument("--tasks", type=int, default=300)
-    parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--samples", type=int, default=500)
-    parser.add_argument("--tested", type=int, default=200, help="test images, of which little depends here")
+    parser.add_argument("--train-limit", type=int, help="training images; the others are left out")
+    parser.add_argument("--tested", type=int, help="test images; where samples come once, little depends on them")
+    parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--hidden", type=int, default=100)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args(arguments)
-    config: StreamConfig = stream_config(
-        given.stream, tasks=given.tasks, task_epochs=given.epochs, task_samples=given.samples
-    )
+    config = stream_config(given.stream, **dict(given.set))
     training = TrainingConfig(given.batch, given.rate, 0.0, warmup_ratio=0.0, clip=None, fresh_optimizer=False)
-    runs: dict[str, list[TrainingRun]] = {name: [] for name in METHODS}
-    whole = None if isinstance(config, BitFlippingConfig) else load_data(DataConfig(given.data, root=given.data_root))
-    if whole is not None:
-        some = slice(given.tested)
-        whole = replace(whole, test_images=whole.test_images[some], test_labels=whole.test_labels[some])
+    own_data = isinstance(config, BitFlippingConfig)
+    source = DataConfig(given.data, root=given.data_root, train_limit=given.train_limit, test_limit=given.tested)
+    whole = None if own_data else load_data(source)
+    runs: dict[str, list[TrainingRun]] = {name: [] for name in given.methods}
     for seed in range(given.seeds):
         data = config.data(seed=seed) if isinstance(config, BitFlippingConfig) else whole
         assert data is not None
-        stream: Stream = make_stream(data.train_labels, data.num_classes, config, seed=seed)
-        for name, method in METHODS.items():
+        stream = make_stream(data.train_labels, data.num_classes, config, seed=seed)
+        by_epoch, online = len(stream) == 2, all(phase.epochs == 1 for phase in stream)
+        every = 1 if by_epoch else stream.epochs
+        packed = []
+        for name in given.methods:
             model = network(data.train_images[0].numel(), data.num_classes, given.hidden, seed)
-            runs[name].append(
-                TrainingRun(
-                    model, data, stream, method=method, training=training, seed=seed, evaluate_every=given.epochs
-                )
+            run = TrainingRun(
+                model, data, stream, method=METHODS[name], training=training, seed=seed, evaluate_every=every
             )
-    every = [run for own in runs.values() for run in own]
-    packed = []
-    for run in every:
-        if config.not_packed or obstacle_to_packing(run.model, run.method, run.config):
-            while not run.done:
-                train_phase(run)
-        else:
-            packed.append(run)
-    if packed:
-        pack = Pack(packed)
-        while pack.runs:
+            runs[name].append(run)
+            if config.not_packed or obstacle_to_packing(run.model, run.method, run.config):
+                while not run.done:
+                    train_phase(run)
+            else:
+                packed.append(run)
+        pack = Pack(packed) if packed else None
+        while pack is not None and pack.runs:
             pack.train_phase()
-    figure, axes = plt.subplots(figsize=(8, 4.5))
-    width = max(1, given.tasks // 20)
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    width = 1 if by_epoch else max(1, len(stream) // 20)
+    what, unit = "squared error" if own_data else "accuracy", "epoch" if by_epoch else "task"
+    column = "train_loss" if own_data else "train_accuracy" if online else "test_accuracy"
     found = {}
     for name, own in runs.items():
-        values = np.array([[row["train_accuracy"] for row in run.rows] for run in own])
+        values = np.array([[row[column] for row in run.rows] for run in own])
         smooth = np.apply_along_axis(lambda one: np.convolve(one, np.ones(width) / width, "valid"), 1, values)
-        tasks = np.arange(width, given.tasks + 1)
-        (line,) = axes.plot(tasks, smooth.mean(0), label=name)
-        axes.fill_between(tasks, smooth.min(0), smooth.max(0), color=line.get_color(), alpha=0.15)
-        slopes = [plasticity(run.rows)["plasticity_slope"] for run in own]
+        places = np.arange(width, values.shape[1] + 1)
+        style = {"color": "black", "linestyle": "--"} if name == "fresh" else {}
+        (line,) = axes.plot(places, smooth.mean(0), label=name, **style)
+        axes.fill_between(places, smooth.min(0), smooth.max(0), color=line.get_color(), alpha=0.15)
         first, last = values[:, :width].mean(), values[:, -width:].mean()
-        found[name] = {"first": first, "last": last, "slope": float(np.mean(slopes)), "mean": float(values.mean())}
-        print(f"{name:20s} first {width} tasks {first:.3f}, last {last:.3f}, slope {np.mean(slopes):+.2e} per task")
-    regression = isinstance(config, BitFlippingConfig)
-    online = "R2" if regression else "accuracy"
-    kind = f"Online {online}" if given.epochs == 1 else f"{online.capitalize()} in a task's last epoch"
-    axes.set(xlabel="Task", ylabel=f"{kind} (mean of {width} tasks)")
+        found[name] = {"first": first, "last": last, "mean": float(values.mean())}
+        print(f"{name:20s} first {width} {unit}s {first:.3f}, last {last:.3f}, mean {values.mean():.3f}")
+    kind = f"Online {what}" if online else f"Test {what}" if by_epoch else f"Test {what} at task ends"
+    axes.set(xlabel=unit.capitalize(), ylabel=kind + (f" (mean of {width} tasks)" if width > 1 else ""))
     axes.set_title(f"{given.stream}: seeds 0 to {given.seeds - 1}, mean and range")
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(given.out, dpi=110)
+    figure.legend(loc="outside lower center", ncols=4)
+    figure.savefig(given.out, dpi=80)
     given.out.with_suffix(".json").write_text(json.dumps(found, indent=1))
     return 0
 

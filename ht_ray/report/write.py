@@ -341,9 +341,10 @@ def _tables(part: StudyData) -> Iterator[tuple[str, Callable[[], Table], tuple[s
         yield "table", partial(_summary, part), both
         if len(part.labels) > len({trial.method for trial in part.trials}) and not is_population(part):
             yield "choice", partial(choice_table, part, _metrics(part)), both
-        if has_matrix(part):
+        if has_matrix(part):  # each phase has tests of its own: to be worse there than before is no drop
             yield "transfer", partial(transfer_table, part), both
-        yield "drops", partial(drops_table, part), both
+        else:
+            yield "drops", partial(drops_table, part), both
     if is_search(part):
         yield "search", partial(search_table, [part]), both
     if part.indicator_names:

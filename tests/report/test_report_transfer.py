@@ -70,8 +70,14 @@ def test_the_figure_has_a_panel_for_each_method_with_the_untrained_network_on_to
     assert {text.get_text() for text in other.texts} == {"10", "20", "80", "40", "70"}
 
 
-def test_a_report_has_both_and_one_without_a_matrix_neither(study: Path, write_study: Any, planned: Any) -> None:
+def test_a_report_has_both_and_one_without_a_matrix_neither(
+    study: Path, write_study: Any, planned: Any, drawn: list[Any]
+) -> None:
     write_report(study)
+    # Another task's accuracy is no drop.
+    assert not (study / "drops.csv").exists()
+    said = {" ".join(text.get_text().split()) for figure in drawn for text in figure.texts}
+    assert any("tested on its own test samples" in text for text in said) and not any("Arrows" in text for text in said)
     assert (study / "figures" / "accuracy_matrix.png").is_file()
     with (study / "transfer.csv").open() as file:
         rows = list(csv.DictReader(file))
