@@ -82,6 +82,10 @@ class AblationSettings(SearchConfig, VisionSettings):
         return replace(super().resolved(), **self.written_out())
 
     @property
+    def _tunes(self) -> bool:
+        return False
+
+    @property
     def parameters(self) -> tuple[Parameter, ...]:
         """What a search varies: what has more than one value in the grid."""
         momenta, intervals = sorted(self.momenta), sorted(self.reset_intervals)

@@ -16,7 +16,6 @@ if __package__ in (None, ""):  # run as a script: the checkout need not be insta
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ht_ray._checks import check_choice
-from ht_ray.methods import parse_method
 from ht_ray.sweep import TrialSpec
 from ht_ray.vision import TaskStreamConfig
 from ht_ray.vision.data.benchmark_stream import BenchmarkStreamConfig
@@ -77,12 +76,12 @@ class ContinualSettings(VisionSettings):
 
 def trials(settings: ContinualSettings) -> tuple[TrialSpec, ...]:
     """Return the planned trials: by access, method and seed."""
-    methods = [(settings.method_config(text), parse_method(text)[1]) for text in settings.methods]
+    methods = {unordered(method): (method, own) for text in settings.methods for method, own in settings.variants(text)}
     modes = settings.access if settings.stream == "continual" else settings.access[:1]
     return tuple(
         trial(settings, method, access, seed, own)
         for access in modes
-        for method, own in methods
+        for method, own in methods.values()
         for seed in settings.seed_list
     )
 

@@ -32,13 +32,15 @@ from ht_ray._checks import check_choice, check_number
 from ht_ray._device import check_device
 from ht_ray.errors import Diverged, SettingError, SettingWarning
 from ht_ray.methods import METHODS, MethodConfig, parse_method
+from ht_ray.methods.registry import tried_settings
 from ht_ray.report.data.files import print_line as say
 from ht_ray.report.data.selection import validation_metric
 from ht_ray.report.leaderboard import read_records, write_page, write_record
 from ht_ray.sweep import RayStartError
-from ht_ray.vision import load_data
+from ht_ray.vision import STREAMS, load_data
 from ht_ray.vision.training.fit import train_phase
 from tune_configs.study import Results, Study
+from tune_configs.trials import written
 from tune_configs.vision_trial import VisionPack
 
 __all__ = ["BOARDS", "Board", "candidates", "main"]
@@ -62,16 +64,21 @@ class Board:
         Those of `tune_configs.study.Study`.
     metric
         What methods are compared by.
-    validated
-        Whether settings are chosen on validation data; where a task is to memorize its samples there is nothing to
-        validate on, and what chooses is the metric itself, on other draws of the tasks.
     """
 
     name: str
     title: str
     settings: Mapping[str, Any]
     metric: str = "average_accuracy"
-    validated: bool = True
+
+    @property
+    def validated(self) -> bool:
+        """Whether settings are chosen on validation data.
+
+        Where a task is to memorize its samples there is nothing to validate on, and what chooses is the metric itself,
+        on other draws of the tasks.
+        """
+        return not STREAMS[self.settings.get("stream", "continual")].memorized
 
     @property
     def online(self) -> bool:
@@ -150,64 +157,21 @@ BOARDS = {
                 "evaluate_every": 20,
                 **_TASKS,
             },
-            validated=False,
         ),
         Board("permuted_mnist", "permuted pixels: MNIST", {"stream": "permuted", **_MNIST}),
         Board("shuffled_mnist", "shuffled classes: MNIST", {"stream": "shuffled_classes", **_MNIST}),
     )
 }
 
-_TORTOISE = ("momentum=0.9,reset_interval=1", "momentum=0.99,reset_interval=1", "momentum=0.99,reset_interval=5")
-_STEPS = ("momentum=0.9", "momentum=0.99", "momentum=0.995", "momentum=0.999")
-_RECYCLED = {
-    "redo": [f"redo_unit=steps,redo_interval={n},redo_threshold={t}" for n in (100, 500) for t in (0.025, 0.1)],
-    "regrama": [
-        f"regrama_unit=steps,regrama_interval={n},regrama_threshold={t}" for n in (100, 500) for t in (0.01, 0.1)
-    ],
-}
-#: Settings to try of each method, its default among them; of others the default alone.
-CANDIDATES: dict[str, Sequence[str]] = {
-    **_RECYCLED,
-    "adam": [f"adam_eps={eps},adam_betas={b}" for eps in (1e-4, 1e-6) for b in ("0.9/0.9", "0.9/0.999")],
-    "aid": [f"aid_keep={p}" for p in (0.99, 0.95, 0.9, 0.8)],
-    "augment": ["augment_kind=crop", "augment_kind=crop_flip"],
-    "continual_backprop": [f"continual_backprop_replacement_rate={rate}" for rate in (1e-5, 1e-4, 1e-3, 1e-2)],
-    "dash": [f"dash_alpha={a},dash_floor={f}" for a in (0.3, 0.1) for f in (0.05, 0.5)],
-    "ema": _STEPS,
-    "fire": [f"fire_strength={share}" for share in (1.0, 0.5, 0.25, 0.1)],
-    "hare_tortoise": (*_TORTOISE, "momentum=0.9,reset_interval=5"),
-    "head_reset": ["toward=initial", "toward=fresh"],
-    "l2": [f"l2_strength={s}" for s in (0.01, 0.1, 0.3, 1.0)],
-    "muon": [f"muon_learning_rate={rate}" for rate in (3e-4, 1e-3, 3e-3, 1e-2)],
-    "normalize_and_project": [f"normalize_and_project_strength={s}" for s in (1.0, 0.3, 0.1, 0.01)],
-    "optimizer_reset": [f"optimizer_reset_unit=steps,optimizer_reset_interval={n}" for n in (30, 100, 300, 1000)],
-    "parseval": [f"parseval_strength={s}" for s in (1e-4, 1e-3, 1e-2, 1e-1)],
-    "plasticity_injection": [f"plasticity_injection_times={n}" for n in (1, 2, 4)],
-    "regenerative": [f"regenerative_strength={s}" for s in (1e-4, 1e-3, 1e-2, 1e-1)],
-    "self_distillation": [f"momentum=0.99,self_distillation_strength={s}" for s in (0.1, 0.3, 1.0, 3.0)],
-    "shrink_perturb": [f"shrink_perturb_ratio={r}" for r in (0.2, 0.5, 0.8)]
-    + ["shrink_perturb_ratio=0.6,shrink_perturb_perturb=0.1"],
-    "snr": [f"snr_unit=steps,snr_interval={n},snr_percentile={p}" for n in (100, 500) for p in (0.95, 0.99)],
-    "spectral_decoupling": [f"spectral_decoupling_strength={s}" for s in (1e-3, 1e-2, 3e-2, 1e-1)],
-    "spectral_regularization": [f"spectral_regularization_strength={s}" for s in (1e-4, 1e-3, 1e-2, 1e-1)],
-    "trac": [f"trac_initial={s}" for s in (1e-8, 1e-6, 1e-4, 1e-2)],
-    "upgd": [f"upgd_noise={s}" for s in (1e-4, 1e-3, 1e-2)],
-    "wasserstein": [f"wasserstein_strength={s}" for s in (1e-4, 1e-3, 1e-2, 1e-1)],
-    "weight_clipping": [f"weight_clipping_factor={f}" for f in (1.0, 2.0, 3.0, 5.0)],
-    "weight_consolidation": [f"weight_consolidation_retain={share}" for share in (0.2, 0.5, 0.8, 0.95)],
-}
-_ONLINE = {
-    "hare_tortoise": [f"momentum={m},reset_unit=steps,reset_interval={n}" for m in (0.9, 0.99) for n in (30, 300)]
-}
 #: Combinations that are compared as methods are; their settings are those of the one that has most to choose.
 COMBINED = ("hare_tortoise+shrink_perturb", "hare_tortoise+head_reset", "hare_tortoise+layer_norm")
 
 
 def candidates(method: str, board: Board) -> tuple[str, ...]:
     """Return the settings of a method that are tried on a board, as the studies take them: at most four."""
-    known = {**CANDIDATES, **(_ONLINE if board.online else {})}
-    tried = next((known[part] for part in method.split("+") if part in known), ())
-    return tuple(f"{method}:{settings}" for settings in tried) or (method,)
+    tried = tried_settings(method, online=board.online)
+    texts = [",".join(f"{name}={written(value)}" for name, value in one.items()) for one in tried]
+    return tuple(f"{method}:{settings}" for settings in texts) or (method,)
 
 
 class _Parser(argparse.ArgumentParser):

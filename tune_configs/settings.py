@@ -13,7 +13,7 @@ from ht_ray._parts import is_path_of_part
 from ht_ray.diagnostics import INDICATOR_GROUPS, IndicatorConfig
 from ht_ray.errors import SettingError
 from ht_ray.methods import registry
-from ht_ray.methods.registry import split_methods
+from ht_ray.methods.registry import split_methods, tried_settings
 from ht_ray.numerics import TF32
 from ht_ray.records.checked_json import Damaged, check_form, form_of
 from ht_ray.report.data.selection import validation_metric
@@ -78,6 +78,11 @@ _BENCHMARK_DATA: Mapping[str, str] = {
 _DEFAULTS: Mapping[str, Any] = {"epochs": 20}
 #: What a study has of its own in their place: a grid, or one value with another default.
 _METHODS_OWN = ("momentum", "reset_interval")
+
+#: Where the settings of methods come from.
+_SETTINGS = ("default", "published", "tuned")
+#: Share of the training data that is held out where methods are tuned.
+_HELD_OUT = 0.1
 
 #: The most trials in a pack: beyond, memory is no longer near.
 MOST_PACKED = 1000
@@ -306,9 +311,10 @@ class VisionSettings(_Flags, StudySettings):
     next to the test data: what is chosen is chosen on it. 0 holds none out."""
     versions: tuple[str, ...] = field(default=(), metadata={"flag": False})
     """Of the parts that are a user's own, such as network and data: hashes of them when the study began."""
-    settings: str = field(default="default", metadata={"choices": ("default", "published")})
-    """Of the methods: default, or published: where a flag has its default, what the method's paper or FIRE's comparison
-    used on this data set with its network."""
+    settings: str = field(default="default", metadata={"choices": _SETTINGS})
+    """Of the methods, where a flag has its default: default; published is what the method's paper or FIRE's comparison
+    used on this data set with its network; tuned tries up to four settings of each method, and the report says which is
+    best on validation data (a tenth of the training data, if --validation says nothing else)."""
     pack: str = "auto"
     """Many small networks are trained as one program, which takes a fraction of the time: auto packs where that
     profits, a number packs up to so many trials wherever it is possible, off trains each alone."""
@@ -329,7 +335,9 @@ class VisionSettings(_Flags, StudySettings):
                 raise refused(f"{owner}.pack", self.pack, accepted="auto, off, or a number")
             check_number(f"{owner}.pack", int(self.pack), low=2, high=MOST_PACKED, integer=True)
         check_choice(f"{owner}.device", self.device, ["auto", "cpu", "cuda"])
-        check_choice(f"{owner}.settings", self.settings, ["default", "published"])
+        check_choice(f"{owner}.settings", self.settings, _SETTINGS)
+        if self.settings == "tuned" and not self._tunes:
+            raise self.refused("settings", ": this study has its own grid; accepted by ht-ray continual.")
         if self.settings == "published" and PUBLISHED.get(self.data) != self._preset("model"):
             known = ", ".join(f"{data} with {model}" for data, model in PUBLISHED.items())
             why = ": none are known for {data} = {given!r} with {model} = {network!r}; accepted with it are {known}."
@@ -393,6 +401,8 @@ class VisionSettings(_Flags, StudySettings):
             values["data"] = self.stream
         elif self.data not in DATA_SETS and not is_path_of_part(self.data):
             values["data"] = _from_anywhere(self.data)
+        if self.settings == "tuned" and not (self.validation or self._makes_data or self._stream_class.memorized):
+            values["validation"] = _HELD_OUT
         return replace(self, **values)
 
     @property
@@ -446,6 +456,33 @@ class VisionSettings(_Flags, StudySettings):
                 known = published_settings(part, self.data, self.stream)
                 values |= {one: value for one, value in known.items() if getattr(self, one) == usual[one]}
         return MethodConfig(name, **{**values, **settings, **own})
+
+    def variants(self, text: str) -> list[tuple[MethodConfig, dict[str, Any]]]:
+        """Return a method of this study, with what it has for itself; several where its settings are tuned.
+
+        Settings behind the name, and flags that were given, stay as they are.
+        """
+        name, own = parse_method(text)
+        tried: list[dict[str, Any]] = []
+        if self.settings == "tuned" and not own:
+            given = {one.name for one in fields(self) if getattr(self, one.name) != one.default}
+            # An interval that was given is in the unit that was, or in the default one.
+            given |= {one.removesuffix("interval") + "unit" for one in given if one.endswith("interval")}
+            online = self.reset_unit == "steps" or getattr(self._stream_config(), "one_epoch", False)
+            tried = [
+                {one: value for one, value in each.items() if one not in given}
+                for each in tried_settings(name, online=online)
+            ]
+        found: dict[MethodConfig, tuple[MethodConfig, dict[str, Any]]] = {}
+        for values in tried or [own]:
+            method = self.method_config(name, **values)
+            found.setdefault(unordered(method), (method, values))
+        return list(found.values())
+
+    @property
+    def _tunes(self) -> bool:
+        """Whether methods are compared, so that each may have several settings."""
+        return True
 
     def trial_config(self, method: MethodConfig, access: str, seed: int, **stream: Any) -> dict[str, Any]:
         """Return what a trial is made from, as plain data; `stream` are settings of its stream that go before these."""

@@ -10,7 +10,7 @@ from ht_ray.methods import MethodConfig, display_name
 from ht_ray.sweep import TrialSpec
 from tune_configs.settings import VisionSettings
 
-__all__ = ["label_of", "trial"]
+__all__ = ["label_of", "trial", "written"]
 
 
 def label_of(method: MethodConfig, own: Mapping[str, Any] | None = None) -> str:
@@ -31,11 +31,16 @@ def label_of(method: MethodConfig, own: Mapping[str, Any] | None = None) -> str:
     return label + (f" ({', '.join(told)})" if (told := _told(own)) else "")
 
 
+def written(value: Any) -> str:
+    """Return the value of a setting as it is written behind a method's name."""
+    return "/".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 def _told(own: Mapping[str, Any] | None) -> list[str]:
     return [
-        f"{name}={'/'.join(map(str, value)) if isinstance(value, tuple) else value}"
+        f"{name}={written(value)}"
         for name, value in (own or {}).items()
-        if name not in ("momentum", "reset_interval")
+        if name not in ("momentum", "reset_interval", "reset_unit")  # which the label and the name have already
     ]
 
 

@@ -184,9 +184,15 @@ class WarmStartSettings(VisionSettings):
         """The methods to compare, each with the base, and each once."""
         found: dict[Hashable, _Compared] = {}
         for text in self.methods:
-            compared = self._parsed(text, self.base or "")
-            found.setdefault(_identity(compared), compared)
+            fresh, method, own = self._parsed(text, self.base or "")
+            for one in [(method, own)] if own else self.variants(method.name):
+                compared = _Compared(fresh, *one)
+                found.setdefault(_identity(compared), compared)
         return tuple(found.values())
+
+    @property
+    def _tunes(self) -> bool:
+        return self.compare == "methods"
 
     def _preset(self, name: str) -> Any:
         # Learning rate and weight decay go with the network, which figure 7 trains on another data set than its own.

@@ -7,7 +7,7 @@ from typing import Any
 
 from ht_ray.methods.method import Method
 from ht_ray.methods.registry import register
-from ht_ray.methods.settings import MethodSettings, setting
+from ht_ray.methods.settings import MethodSettings, grid, setting
 
 __all__ = ["Adam"]
 
@@ -21,6 +21,7 @@ class Adam(Method):
 
     name = "adam"
     title = "Adam ε β"
+    tried = grid(eps=(1e-4, 1e-6), betas=((0.9, 0.9), (0.9, 0.999)))
     capturable = True
     only_configures = True
     not_for_agents = "an agent has its own: its setting `adam_eps`"

@@ -15,7 +15,7 @@ from ht_ray.mechanisms.weights.rng import generator
 from ht_ray.methods.method import Method
 from ht_ray.methods.packed import PackedMethod
 from ht_ray.methods.registry import register
-from ht_ray.methods.settings import MethodSettings, setting
+from ht_ray.methods.settings import MethodSettings, grid, setting
 
 __all__ = ["AID", "IntervalDropout"]
 
@@ -84,6 +84,7 @@ class AID(Method):
     name = "aid"
     title = "AID"
     rank = -4
+    tried = grid(keep=(0.99, 0.95, 0.9, 0.8))
     counters = ("steps",)
     packed = PackedMethod
     not_for_agents = "it replaces activations of the network, and the target network has its own"

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from ht_ray.methods.method import Method
 from ht_ray.methods.registry import register
-from ht_ray.methods.settings import MethodSettings, setting
+from ht_ray.methods.settings import MethodSettings, grid, setting
 
 __all__ = ["Augment"]
 
@@ -21,6 +21,7 @@ class Augment(Method):
 
     name = "augment"
     title = "Augmentation"
+    tried = grid(kind=("crop", "crop_flip"))
     capturable = True
     only_configures = True
     not_for_agents = "an agent has its own augmentation: its settings `shift` and `intensity`"

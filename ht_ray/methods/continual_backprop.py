@@ -17,7 +17,7 @@ from ht_ray.mechanisms.weights.optimizer_state import Optimizers
 from ht_ray.mechanisms.weights.rng import derive_seed
 from ht_ray.methods.recycling import Recycling
 from ht_ray.methods.registry import register
-from ht_ray.methods.settings import MethodSettings, recycled_steps, setting, treats_tortoise
+from ht_ray.methods.settings import MethodSettings, grid, recycled_steps, setting, treats_tortoise
 from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["ContinualBackprop"]
@@ -86,6 +86,7 @@ class ContinualBackprop(Recycling):
     name = "continual_backprop"
     title = "Continual Backprop"
     rank = 4
+    tried = grid(replacement_rate=(1e-5, 1e-4, 1e-3, 1e-2))
     counters = ("steps", "replacements")
 
     @dataclass(frozen=True, kw_only=True)

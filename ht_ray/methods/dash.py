@@ -16,7 +16,7 @@ from ht_ray.mechanisms.weights.optimizer_state import clear_optimizer_state
 from ht_ray.mechanisms.weights.rng import derive_seed, isolated_rng
 from ht_ray.methods.method import FIRST, Method, Phase
 from ht_ray.methods.registry import register
-from ht_ray.methods.settings import MethodSettings, setting, state_of_changed, treats_tortoise
+from ht_ray.methods.settings import MethodSettings, grid, setting, state_of_changed, treats_tortoise
 from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["DASH"]
@@ -69,6 +69,7 @@ class DASH(Method):
     name = "dash"
     title = "DASH"
     rank = 2.3
+    tried = grid(alpha=(0.3, 0.1), floor=(0.05, 0.5))
     acts_before_phases = True
     capturable = True
     not_for_agents = "it needs the data of the phase that comes, and an agent's training has no phases"

@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from ht_ray.mechanisms.weights.optimizer_state import Optimizers
 from ht_ray.methods.registry import register
 from ht_ray.methods.reinitializer import Reinitializer
-from ht_ray.methods.settings import setting, state_of_changed, treats_tortoise
+from ht_ray.methods.settings import grid, setting, state_of_changed, treats_tortoise
 from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["FIRE", "nearest_isometry"]
@@ -107,6 +107,7 @@ class FIRE(Reinitializer):
     name = "fire"
     title = "FIRE"
     rank = 2.6
+    tried = grid(strength=(1.0, 0.5, 0.25, 0.1))
     agent_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({"interval": 20_000})
 
     @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from ht_ray.mechanisms.weights.rng import derive_seed
 from ht_ray.mechanisms.weights.weight_copy import named_tensors
 from ht_ray.methods.registry import register
 from ht_ray.methods.reinitializer import Reinitializer
-from ht_ray.methods.settings import setting, treats_tortoise
+from ht_ray.methods.settings import grid, setting, treats_tortoise
 from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["HeadReset"]
@@ -64,6 +64,7 @@ class HeadReset(Reinitializer):
     name = "head_reset"
     title = "Head Reset"
     rank = 2
+    tried = grid(toward=("initial", "fresh"))
     agent_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({"interval": 40_000})
 
     @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from ht_ray.mechanisms.weights.stepped_groups import stepped_groups
 from ht_ray.methods.method import Method
 from ht_ray.methods.packed import PackedMethod, by_row
 from ht_ray.methods.registry import register
-from ht_ray.methods.settings import MethodSettings, setting
+from ht_ray.methods.settings import MethodSettings, grid, setting
 
 __all__ = ["L2"]
 
@@ -81,6 +81,7 @@ class L2(Method):
     name = "l2"
     title = "L2"
     rank = -10
+    tried = grid(strength=(0.01, 0.1, 0.3, 1.0))
     capturable = True
     packed = _PackedL2
 

@@ -122,6 +122,10 @@ class Method:
     not_for_agents: ClassVar[str | None] = None
     #: Settings whose defaults differ for agents, where everything is counted in optimiser steps.
     agent_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    #: Settings that are tried where it is tuned, at most four, so that all methods have the same budget.
+    tried: ClassVar[tuple[Mapping[str, Any], ...]] = ()
+    #: The same where each task is one epoch, if that makes a difference.
+    tried_online: ClassVar[tuple[Mapping[str, Any], ...]] = ()
     #: Whether what it does within a step may be captured as a CUDA graph, whose replay calls nothing of it:
     #: `before_forward`, `watch`, `loss`, `before_step` and, with a rank below 0, `after_step` change tensors in place,
     #: keep none, and neither count, draw nor decide on the host.

@@ -16,7 +16,7 @@ from ht_ray.mechanisms.weights.matrices import weight_matrices
 from ht_ray.methods.method import Method
 from ht_ray.methods.plasticity_injection import InjectedHead
 from ht_ray.methods.registry import register
-from ht_ray.methods.settings import MethodSettings, setting
+from ht_ray.methods.settings import MethodSettings, grid, setting
 
 __all__ = ["Muon", "MuonAdamW"]
 
@@ -92,6 +92,7 @@ class Muon(Method):
     name = "muon"
     title = "Muon"
     rank = -3
+    tried = grid(learning_rate=(3e-4, 1e-3, 3e-3, 1e-2))
     not_for_agents = "an agent has its own optimiser"
 
     @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from ht_ray.mechanisms.weights.weight_copy import WeightCopy
 from ht_ray.methods.initial_weights import KeepsInitial
 from ht_ray.methods.packed import PackedMethod, by_row
 from ht_ray.methods.registry import register
-from ht_ray.methods.settings import MethodSettings, setting
+from ht_ray.methods.settings import MethodSettings, grid, setting
 from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["NormalizeAndProject"]
@@ -80,6 +80,7 @@ class NormalizeAndProject(KeepsInitial):
     title = "Normalize & Project"
     aliases = ("nap",)
     rank = -0.5
+    tried = grid(strength=(1.0, 0.3, 0.1, 0.01))
     capturable = True
     packed = _PackedProjection
 

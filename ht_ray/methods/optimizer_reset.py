@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from ht_ray.mechanisms.weights.optimizer_state import clear_optimizer_state
 from ht_ray.methods.method import FIRST, Method, Phase
 from ht_ray.methods.registry import register
-from ht_ray.methods.settings import MethodSettings, interval_unit, setting
+from ht_ray.methods.settings import MethodSettings, grid, interval_unit, setting
 from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["OptimizerReset"]
@@ -56,6 +56,7 @@ class OptimizerReset(Method):
     name = "optimizer_reset"
     title = "Optimiser Reset"
     rank = 6
+    tried = grid(unit=("steps",), interval=(30, 100, 300, 1000))
     capturable = True
     counters = ("resets", "steps", "epochs")
     agent_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({"interval": 1000, "unit": "steps"})

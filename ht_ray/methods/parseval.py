@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ht_ray.mechanisms.weights.matrices import weight_matrices
 from ht_ray.methods.registry import register
-from ht_ray.methods.settings import MethodSettings, setting
+from ht_ray.methods.settings import MethodSettings, grid, setting
 from ht_ray.methods.weight_penalty import WeightPenalty, as_matrix
 
 __all__ = ["Parseval"]
@@ -51,6 +51,7 @@ class Parseval(WeightPenalty):
     name = "parseval"
     title = "Parseval"
     rank = -7.8
+    tried = grid(strength=(1e-4, 1e-3, 1e-2, 1e-1))
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(MethodSettings):

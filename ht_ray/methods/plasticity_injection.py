@@ -19,7 +19,7 @@ from ht_ray.mechanisms.weights.spectral_norm import fit_spectral_norm
 from ht_ray.mechanisms.weights.weight_copy import named_tensors
 from ht_ray.methods.method import FIRST, Method, Phase
 from ht_ray.methods.registry import register
-from ht_ray.methods.settings import MethodSettings, setting, treats_tortoise
+from ht_ray.methods.settings import MethodSettings, grid, setting, treats_tortoise
 from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["InjectedHead", "PlasticityInjection"]
@@ -134,6 +134,7 @@ class PlasticityInjection(Method):
     name = "plasticity_injection"
     title = "Plasticity Injection"
     rank = 3
+    tried = grid(times=(1, 2, 4))
     acts_before_phases = True
     capturable = True
     counters = ("applications",)

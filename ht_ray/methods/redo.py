@@ -24,7 +24,7 @@ from ht_ray.methods.method import FIRST, Inputs, Phase
 from ht_ray.methods.packed import Separately
 from ht_ray.methods.recycling import IntervalRecycling
 from ht_ray.methods.registry import register
-from ht_ray.methods.settings import MethodSettings, interval_unit, recycled_steps, setting, treats_tortoise
+from ht_ray.methods.settings import MethodSettings, grid, interval_unit, recycled_steps, setting, treats_tortoise
 from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["ReDo"]
@@ -78,6 +78,7 @@ class ReDo(IntervalRecycling):
     name = "redo"
     title = "ReDo"
     rank = 5
+    tried = grid(unit=("steps",), interval=(100, 500), threshold=(0.025, 0.1))
     packed = Separately
 
     @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from ht_ray.mechanisms.weights.weight_copy import WeightCopy
 from ht_ray.methods.initial_weights import KeepsInitial
 from ht_ray.methods.packed import PackedMethod, by_row
 from ht_ray.methods.registry import register
-from ht_ray.methods.settings import MethodSettings, setting
+from ht_ray.methods.settings import MethodSettings, grid, setting
 
 __all__ = ["Regenerative"]
 
@@ -101,6 +101,7 @@ class Regenerative(KeepsInitial):
     title = "Regenerative (L2 Init)"
     aliases = ("l2_init",)
     rank = -8
+    tried = grid(strength=(1e-4, 1e-3, 1e-2, 1e-1))
     packed = _PackedRegenerative
     counters = ("draws",)
 

@@ -32,6 +32,7 @@ __all__ = [
     "old_names",
     "register",
     "split_methods",
+    "tried_settings",
 ]
 
 #: Group of entry points by which an installed package offers methods: ``my_method = "my_package.my_module:MyMethod"``.
@@ -264,6 +265,31 @@ def all_settings() -> dict[str, FlatSetting]:
             one = found.get(flat, FlatSetting(own[name][0], defaults[name], own[name][1], ()))
             found[flat] = one._replace(methods=(*one.methods, cls.name))
     return found
+
+
+def tried_settings(name: str, *, online: bool = False) -> list[dict[str, Any]]:
+    """Return the settings to try where a method is tuned, at most four: each by their names in `MethodConfig`.
+
+    Of a combination they are those of its first method that has any.
+
+    Parameters
+    ----------
+    name
+        Of the method, or of several joined by ``+``.
+    online
+        Whether each task is one epoch.
+
+    Examples
+    --------
+    >>> tried_settings("layer_norm+l2")
+    [{'l2_strength': 0.01}, {'l2_strength': 0.1}, {'l2_strength': 0.3}, {'l2_strength': 1.0}]
+    """
+    for part in method_parts(name):
+        cls = METHODS[part]
+        if tried := (online and cls.tried_online) or cls.tried:
+            flat = {field: flat for flat, field in flat_names(cls).items()}
+            return [{flat[field]: value for field, value in one.items()} for one in tried]
+    return []
 
 
 def old_names() -> dict[str, str]:

@@ -15,7 +15,7 @@ from ht_ray.mechanisms.weights.optimizer_state import Optimizers
 from ht_ray.methods.method import FIRST, Phase
 from ht_ray.methods.recycling import IntervalRecycling
 from ht_ray.methods.registry import register
-from ht_ray.methods.settings import MethodSettings, interval_unit, recycled_steps, setting, treats_tortoise
+from ht_ray.methods.settings import MethodSettings, grid, interval_unit, recycled_steps, setting, treats_tortoise
 from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["ReGraMa"]
@@ -65,6 +65,7 @@ class ReGraMa(IntervalRecycling):
     name = "regrama"
     title = "ReGraMa"
     rank = 5.5
+    tried = grid(unit=("steps",), interval=(100, 500), threshold=(0.01, 0.1))
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(MethodSettings):

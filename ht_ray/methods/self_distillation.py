@@ -15,7 +15,7 @@ from ht_ray.mechanisms.weights.spectral_norm import spectral_layers
 from ht_ray.methods.method import Inputs, Method
 from ht_ray.methods.packed import PackedMethod, by_row
 from ht_ray.methods.registry import register
-from ht_ray.methods.settings import MethodSettings, setting
+from ht_ray.methods.settings import MethodSettings, grid, setting
 from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["SelfDistillation"]
@@ -81,6 +81,7 @@ class SelfDistillation(Method):
     name = "self_distillation"
     title = "Self-Distillation"
     rank = -7
+    tried = grid(strength=(0.1, 0.3, 1.0, 3.0))
     capturable = True
     packed = _PackedSelfDistillation
     brings = "ema"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
+from itertools import product
 from typing import Any, ClassVar, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from ht_ray._checks import check_choice, check_number, did_you_mean, refused
@@ -14,6 +15,7 @@ __all__ = [
     "MethodSettings",
     "SettingInfo",
     "declared",
+    "grid",
     "interval_unit",
     "recycled_steps",
     "setting",
@@ -97,6 +99,17 @@ def recycled_steps(default: str, source: str) -> Any:
         "What becomes of Adam's step count where units are recycled: keep, per_weight (recycled weights count their "
         f"own steps), or reset (that of the whole parameter). The default is that of {source}.",
     )
+
+
+def grid(**values: tuple[Any, ...]) -> tuple[dict[str, Any], ...]:
+    """Return all combinations of the values of settings; the last setting changes first.
+
+    Examples
+    --------
+    >>> grid(unit=("steps",), interval=(100, 500))
+    ({'unit': 'steps', 'interval': 100}, {'unit': 'steps', 'interval': 500})
+    """
+    return tuple(dict(zip(values, each, strict=True)) for each in product(*values.values()))
 
 
 @dataclass(frozen=True, kw_only=True)

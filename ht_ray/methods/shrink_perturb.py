@@ -14,7 +14,7 @@ from ht_ray.mechanisms.weights.fresh import fresh_weights
 from ht_ray.mechanisms.weights.rng import derive_seed, generator
 from ht_ray.methods.registry import register
 from ht_ray.methods.reinitializer import Reinitializer
-from ht_ray.methods.settings import setting, state_of_changed, treats_tortoise
+from ht_ray.methods.settings import grid, setting, state_of_changed, treats_tortoise
 from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["ShrinkPerturb"]
@@ -68,6 +68,7 @@ class ShrinkPerturb(Reinitializer):
     name = "shrink_perturb"
     title = "Shrink & Perturb"
     rank = 1
+    tried = (*grid(ratio=(0.2, 0.5, 0.8)), {"ratio": 0.6, "perturb": 0.1})
     agent_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({"interval": 20_000})
 
     @dataclass(frozen=True, kw_only=True)

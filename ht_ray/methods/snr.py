@@ -17,7 +17,7 @@ from ht_ray.mechanisms.weights.fresh import fresh_weights
 from ht_ray.mechanisms.weights.rng import derive_seed
 from ht_ray.methods.recycling import Recycling
 from ht_ray.methods.registry import register
-from ht_ray.methods.settings import MethodSettings, recycled_steps, setting, treats_tortoise
+from ht_ray.methods.settings import MethodSettings, grid, recycled_steps, setting, treats_tortoise
 from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["SelfNormalizedResets"]
@@ -74,6 +74,7 @@ class SelfNormalizedResets(Recycling):
     title = "Self-Normalized Resets"
     aliases = ("self_normalized_resets",)
     rank = 4.5
+    tried = grid(unit=("steps",), interval=(100, 500), percentile=(0.95, 0.99))
     agent_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({"interval": 1000, "unit": "steps"})
     counters = ("epochs", "steps", "applications", "recycled", "batch")
 

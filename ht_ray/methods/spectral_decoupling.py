@@ -11,7 +11,7 @@ from torch import Tensor
 from ht_ray.methods.method import Method
 from ht_ray.methods.packed import PackedMethod
 from ht_ray.methods.registry import register
-from ht_ray.methods.settings import MethodSettings, setting
+from ht_ray.methods.settings import MethodSettings, grid, setting
 
 __all__ = ["SpectralDecoupling"]
 
@@ -60,6 +60,7 @@ class SpectralDecoupling(Method):
     name = "spectral_decoupling"
     title = "Spectral Decoupling"
     rank = -9
+    tried = grid(strength=(1e-3, 1e-2, 3e-2, 1e-1))
     capturable = True
     packed = _PackedSpectralDecoupling
     not_for_agents = "it is a penalty on the logits of classes, and an agent's outputs are values"

@@ -15,7 +15,7 @@ from ht_ray.mechanisms.weights.matrices import weight_matrices
 from ht_ray.mechanisms.weights.rng import generator
 from ht_ray.mechanisms.weights.spectral_norm import POWER_ITERATIONS
 from ht_ray.methods.registry import register
-from ht_ray.methods.settings import MethodSettings, setting
+from ht_ray.methods.settings import MethodSettings, grid, setting
 from ht_ray.methods.weight_penalty import WeightPenalty, as_matrix
 
 __all__ = ["SpectralRegularization"]
@@ -54,6 +54,7 @@ class SpectralRegularization(WeightPenalty):
     name = "spectral_regularization"
     title = "Spectral Regularization"
     rank = -7.6
+    tried = grid(strength=(1e-4, 1e-3, 1e-2, 1e-1))
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(MethodSettings):

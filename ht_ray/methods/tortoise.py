@@ -24,7 +24,7 @@ from ht_ray.mechanisms.weights.spectral_norm import fit_spectral_norm
 from ht_ray.mechanisms.weights.weight_copy import WeightCopy, named_tensors
 from ht_ray.methods.method import FIRST, Inputs, Method, Phase
 from ht_ray.methods.registry import register
-from ht_ray.methods.settings import MethodSettings, setting
+from ht_ray.methods.settings import MethodSettings, grid, setting
 
 __all__ = ["EMA", "HareTortoise", "Tortoise", "half_life", "momentum_of_half_life"]
 
@@ -597,6 +597,8 @@ class HareTortoise(Tortoise):
 
     name = "hare_tortoise"
     title = "Hare & Tortoise"
+    tried = grid(momentum=(0.9, 0.99), reset_interval=(1, 5))
+    tried_online = grid(momentum=(0.9, 0.99), reset_unit=("steps",), reset_interval=(30, 300))
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(Tortoise.Settings):
@@ -611,6 +613,7 @@ class EMA(Tortoise):
 
     name = "ema"
     title = "EMA"
+    tried = grid(momentum=(0.9, 0.99, 0.995, 0.999))
     agent_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({"momentum": 0.995})
 
     @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from ht_ray.mechanisms.weights.stepped_groups import stepped_groups
 from ht_ray.mechanisms.weights.weight_copy import WeightCopy
 from ht_ray.methods.method import Method
 from ht_ray.methods.registry import register
-from ht_ray.methods.settings import MethodSettings, setting
+from ht_ray.methods.settings import MethodSettings, grid, setting
 from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["TRAC"]
@@ -93,6 +93,7 @@ class TRAC(Method):
     name = "trac"
     title = "TRAC"
     rank = -2.5
+    tried = grid(initial=(1e-8, 1e-6, 1e-4, 1e-2))
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(MethodSettings):

@@ -16,7 +16,7 @@ from ht_ray.mechanisms.weights.stepped_groups import stepped_groups
 from ht_ray.methods.method import Method
 from ht_ray.methods.packed import PackedMethod, by_row
 from ht_ray.methods.registry import register
-from ht_ray.methods.settings import MethodSettings, setting
+from ht_ray.methods.settings import MethodSettings, grid, setting
 from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["UPGD"]
@@ -158,6 +158,7 @@ class UPGD(Method):
     name = "upgd"
     title = "UPGD"
     rank = -2
+    tried = grid(noise=(1e-4, 1e-3, 1e-2))
     counters = ("steps",)
     packed = _PackedUPGD
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ht_ray.mechanisms.weights.weight_copy import WeightCopy
 from ht_ray.methods.initial_weights import KeepsInitial
 from ht_ray.methods.registry import register
-from ht_ray.methods.settings import MethodSettings, setting
+from ht_ray.methods.settings import MethodSettings, grid, setting
 from ht_ray.methods.weight_penalty import WeightPenalty
 
 __all__ = ["Wasserstein"]
@@ -51,6 +51,7 @@ class Wasserstein(KeepsInitial, WeightPenalty):
     name = "wasserstein"
     title = "Wasserstein"
     rank = -7.4
+    tried = grid(strength=(1e-4, 1e-3, 1e-2, 1e-1))
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(MethodSettings):

@@ -14,7 +14,7 @@ from ht_ray._checks import check_number
 from ht_ray.methods.method import Method
 from ht_ray.methods.packed import PackedMethod, by_row
 from ht_ray.methods.registry import register
-from ht_ray.methods.settings import MethodSettings, setting
+from ht_ray.methods.settings import MethodSettings, grid, setting
 from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["WeightClipping"]
@@ -85,6 +85,7 @@ class WeightClipping(Method):
     name = "weight_clipping"
     title = "Weight Clipping"
     rank = -1
+    tried = grid(factor=(1.0, 2.0, 3.0, 5.0))
     capturable = True
     packed = _PackedWeightClipping
 

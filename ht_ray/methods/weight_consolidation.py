@@ -15,7 +15,7 @@ from ht_ray.mechanisms.weights.spectral_norm import fit_spectral_norm
 from ht_ray.mechanisms.weights.weight_copy import named_tensors
 from ht_ray.methods.method import FIRST, Method, Phase
 from ht_ray.methods.registry import register
-from ht_ray.methods.settings import MethodSettings, setting
+from ht_ray.methods.settings import MethodSettings, grid, setting
 from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["WeightConsolidation"]
@@ -72,6 +72,7 @@ class WeightConsolidation(Method):
     name = "weight_consolidation"
     title = "Weight Consolidation"
     rank = 6
+    tried = grid(retain=(0.2, 0.5, 0.8, 0.95))
     not_for_agents = "it acts within phases, and an agent has none"
     counters = ("epochs", "total", "steps", "averaged")
 

@@ -11,7 +11,7 @@ from ht_ray.methods import METHODS
 from ht_ray.report.leaderboard import read_records
 from ht_ray.vision import MethodConfig, parse_method
 from tune_configs import leaderboard
-from tune_configs.leaderboard import BOARDS, CANDIDATES, COMBINED, Board, candidates, main
+from tune_configs.leaderboard import BOARDS, COMBINED, Board, candidates, main
 from tune_configs.study import Study
 
 
@@ -23,10 +23,6 @@ def test_what_is_tried_are_at_most_four_different_settings(board: Board, method:
     configs = [MethodConfig(name, **own) for name, own in map(parse_method, tried)]
     assert {config.name for config in configs} == {parse_method(method)[0]}
     assert len({str(config.flat) for config in configs}) == len(tried)
-
-
-def test_methods_that_are_tuned_are_methods() -> None:
-    assert set(CANDIDATES) <= set(METHODS)
 
 
 @pytest.mark.parametrize("board", [own for own in BOARDS.values() if own.settings["data"] == "digits"])

@@ -162,6 +162,9 @@ class StreamConfig(ABC):
     makes_data: ClassVar[bool] = False
     """Whether its data are its own, of each seed others: ``data(seed=)`` returns them."""
 
+    memorized: ClassVar[bool] = False
+    """Whether its tasks are tested on their own samples, so that there is nothing to validate on."""
+
     needs_classes: ClassVar[bool] = False
     """Whether it is about classes, which a regression has not."""
 

@@ -61,6 +61,11 @@ class TaskStreamConfig(StreamConfig):
         check_fields(self, "tasks", low=1, high=_MOST_TASKS, integer=True)
         check_fields(self, "task_epochs", low=1, high=_MOST_EPOCHS, integer=True)
 
+    @property
+    def one_epoch(self) -> bool:
+        """Whether each task is one epoch."""
+        return self.value("task_epochs") == 1
+
     def value(self, name: str) -> Any:
         """Return a setting, or what is published where it is None."""
         given = getattr(self, name)
@@ -128,6 +133,7 @@ class RandomLabelsConfig(_SampledConfig):
     """
 
     published: ClassVar[dict[str, Any]] = {"tasks": 50, "task_epochs": 400, "task_samples": 1200}
+    memorized: ClassVar[bool] = True
     needs_classes: ClassVar[bool] = True
 
     def task(self, index: int, labels: Tensor, num_classes: int, seed: int) -> Phase:
