@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ht_ray._memory import keep_freed_memory
 from ht_ray.vision import (
     ContinualConfig,
     ImageData,
@@ -108,6 +109,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()  # as workers do
     warnings.simplefilter("ignore")
     rows = []
     print(f"Milliseconds of processor time per trial and step, {chosen.method}; in brackets, times as fast as alone")
@@ -130,7 +132,7 @@ def main() -> None:
         told = [f"{count}: {medians[count]:.3f} ({medians[0] / medians[count]:.1f})" for count in chosen.sizes]
         print(f"{case.name}: alone {medians[0]:.3f}; in packs of " + ", ".join(told), flush=True)
         held = sum(p.numel() for p in make_model(case.model, shape=data.shape, num_classes=10, seed=0).parameters())
-        print(f"    {held} weights; {4 * 5 * held / 2**20:.2f} MiB per trial: weights, gradients, moments, tortoise")
+        print(f"    {held} weights; {4 * 6 * held / 2**20:.2f} MiB per trial: weights, gradients twice, moments, tortoise")
         rows.append({"case": case.name, "method": chosen.method, "alone": medians.pop(0), "packs": medians})
     if chosen.json is not None:
         chosen.json.write_text(json.dumps({"torch": torch.__version__, "milliseconds": rows}, indent=1) + "\n")

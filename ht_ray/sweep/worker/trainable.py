@@ -21,6 +21,7 @@ import ray
 from ray import tune
 from ray.tune.result import DONE
 
+from ht_ray._memory import keep_freed_memory
 from ht_ray._storage import Storage, StorageError
 from ht_ray.errors import Diverged, Interrupted, SettingError
 from ht_ray.records import EventKind, FaultKind, Outcome
@@ -117,6 +118,7 @@ class StudyTrainable(tune.Trainable):
         sys.path.extend(entry for entry in plan.import_path if entry not in sys.path)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._on_notice)
+        keep_freed_memory()
         # Collecting garbage between trials need not go through all of Ray's modules each time.
         gc.freeze()
         self._assign(config)

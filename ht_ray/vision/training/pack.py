@@ -23,7 +23,7 @@ from ht_ray.vision.training.evaluate import Evaluation
 from ht_ray.vision.training.objective import explained
 from ht_ray.vision.training.optimizer import TrainingConfig, set_learning_rate, warmup_factor
 from ht_ray.vision.training.run import TrainingRun
-from ht_ray.vision.training.stacked import StackedNetwork, empty_rows, laid_out_as, stacked_obstacle
+from ht_ray.vision.training.stacked import StackedNetwork, empty_rows, stacked_obstacle
 
 __all__ = ["Pack", "obstacle_to_packing", "pack_key"]
 
@@ -351,9 +351,15 @@ class _Stack:
                 kept.extend(tensor.unbind(0)[: len(self.members)])
         self._steps = steps
         self._moments = moments
-        self._targets = [
-            row for weight in self.weights.values() for row in weight.detach().unbind(0)[: len(self.members)]
-        ]
+        # What is read as the gradient lies as its weight does: fused optimisers on a CPU walk both in memory order and
+        # pair other entries otherwise, without a word (torch 2.15: Adam, AdamW, SGD).
+        self._clipped = {
+            name: empty_rows(len(weight), weight.shape[1:], weight) for name, weight in self.weights.items()
+        }
+        self._targets, self._rows = (
+            [row for tensor in held.values() for row in tensor.detach().unbind(0)[: len(self.members)]]
+            for held in (self.weights, self._clipped)
+        )
         groups = [optimizer.param_groups[0] for optimizer in optimizers]
         self.decays = self._per_member([group["weight_decay"] for group in groups])
         # Those that one call of the optimiser's kernel can serve.
@@ -541,8 +547,7 @@ class _Stack:
                 objective = objective + term.sum()
         gradients = torch.autograd.grad(objective, list(self.weights.values()))
         with torch.no_grad():
-            pairs = zip(self.weights.items(), gradients, strict=True)
-            self.gradients = {name: laid_out_as(weight, gradient) for (name, weight), gradient in pairs}
+            self.gradients = dict(zip(self.weights, gradients, strict=True))
             for _, method in self._methods:
                 method.add_gradients()
             self._clip()
@@ -565,13 +570,13 @@ class _Stack:
         norms = torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in self.gradients.values()])
         total = torch.linalg.vector_norm(norms, dim=0)
         kept = (self._clips / (total + 1e-6)).clamp(max=1.0)
-        for gradient in self.gradients.values():
-            gradient *= by_row(kept, gradient)
+        for name, gradient in self.gradients.items():
+            torch.mul(gradient, by_row(kept, gradient), out=self._clipped[name])
+        self.gradients = self._clipped
 
     def _update(self, rates: Sequence[float | Tensor]) -> None:
         """Make the step of each member's AdamW, with the learning rate of each kind."""
         count = len(self.members)
-        rows = [row for gradient in self.gradients.values() for row in gradient.unbind(0)[:count]]
         torch._foreach_add_(self._steps, 1)
         averages, squares, steps = self._moments
         for ((_, betas, eps, decay, _), numbers, chosen), rate in zip(self._kinds, rates, strict=True):
@@ -583,7 +588,7 @@ class _Stack:
             # What `torch.optim.AdamW(fused=True)` calls.
             torch._fused_adamw_(
                 of(self._targets),
-                of(rows),
+                of(self._rows),
                 of(averages),
                 of(squares),
                 [],

@@ -16,7 +16,7 @@ from ht_ray.mechanisms.units.crelu import Doubling
 from ht_ray.vision.models import Network
 from ht_ray.vision.models.mlp import MLP
 
-__all__ = ["StackedNetwork", "empty_rows", "laid_out_as", "stacked_obstacle"]
+__all__ = ["StackedNetwork", "empty_rows", "stacked_obstacle"]
 
 #: What a layer does to features ``(T, F, B)``; the tensors by name, then whether the networks train.
 _Layer = Callable[[Tensor, Mapping[str, Tensor], bool], Tensor]
@@ -51,17 +51,6 @@ def empty_rows(count: int, shape: Sequence[int], like: Tensor) -> Tensor:
         return like.new_empty((count, *shape), requires_grad=False)
     whole = like.new_empty((count, size + -size % grain), requires_grad=False)
     return whole[:, :size].view(count, *shape)
-
-
-def laid_out_as(weight: Tensor, gradient: Tensor) -> Tensor:
-    """Return `gradient`, or a copy, such that its entries on the first axis lie in memory as those of `weight`.
-
-    Fused optimizers on a CPU walk both in memory order and pair other entries, without a word (torch 2.15: Adam, AdamW,
-    SGD). ``backward()`` lays gradients out as their parameters; `torch.autograd.grad` need not.
-    """
-    if gradient.stride()[1:] == weight.stride()[1:]:
-        return gradient
-    return empty_rows(len(weight), weight.shape[1:], weight).copy_(gradient)
 
 
 def aligned_rows(tensors: Tensor) -> Tensor:
