@@ -2,7 +2,8 @@
 
 Plain training and Hare & Tortoise take turns in the rows; all contenders run in one process, one thread, one after the
 other, several times; the median of processor time is printed. A step is everything that `fit` and `Pack` do in an epoch
-of training: draws, batches, forward, backward, clipping, AdamW, the tortoise; evaluation apart.
+of training: draws, batches, forward, backward, clipping, AdamW, the tortoise; evaluation apart. Of a narrow ResNet and
+a narrow ViT, which no pack takes, it is forward and backward alone: one after the other, and by `torch.func.vmap`.
 Run it alone on the machine: ``uv run python benchmarks/packs.py``; ``--json FILE`` keeps the numbers.
 """
 
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ht_ray._memory import keep_freed_memory
 from ht_ray.vision import (
@@ -100,6 +103,42 @@ def packed(case: Case, data: ImageData, count: int, method: str) -> Callable[[],
     return stack.train_steps
 
 
+#: Convolutions and attention; LayerNorm, as `vmap` has no running statistics.
+NARROW = {
+    "ResNet-18, a narrow one (width 0.125, LayerNorm)": ModelConfig("resnet18", width=0.125, normalisation="layer"),
+    "ViT-Tiny, a narrow one (width 0.25)": ModelConfig("vit_tiny", width=0.25, dropout=0.0),
+}
+
+
+def by_vmap(config: ModelConfig, count: int, repeats: int) -> tuple[float, float]:
+    """Return the milliseconds of a network's forward and backward pass of 32 images: alone, and among `count`."""
+    models = [make_model(config, shape=(3, 32, 32), num_classes=10, seed=seed) for seed in range(count)]
+    images, labels = torch.randn(32, 3, 32, 32), torch.randint(10, (32,))
+    stacked = torch.func.stack_module_state(models)[0]
+
+    def loss(weights: dict[str, torch.Tensor]) -> torch.Tensor:
+        return functional.cross_entropy(torch.func.functional_call(models[0], weights, (images,)), labels)
+
+    gradients = torch.func.vmap(torch.func.grad(loss))
+
+    def together() -> None:
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernel knows no vmap, and would be called for one at a time
+            gradients(stacked)
+
+    contenders: list[Callable[[], Any]] = [
+        lambda: functional.cross_entropy(models[0](images), labels).backward(),
+        together,
+    ]
+    taken: list[list[float]] = [[], []]
+    for _ in range(repeats + 1):
+        for own, step in zip(taken, contenders, strict=True):
+            began = time.process_time()
+            step()
+            own.append(1e3 * (time.process_time() - began))
+    alone, all_at_once = (statistics.median(own[1:]) for own in taken)
+    return alone, all_at_once / count
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -132,8 +171,15 @@ def main() -> None:
         told = [f"{count}: {medians[count]:.3f} ({medians[0] / medians[count]:.1f})" for count in chosen.sizes]
         print(f"{case.name}: alone {medians[0]:.3f}; in packs of " + ", ".join(told), flush=True)
         held = sum(p.numel() for p in make_model(case.model, shape=data.shape, num_classes=10, seed=0).parameters())
-        print(f"    {held} weights; {4 * 6 * held / 2**20:.2f} MiB per trial: weights, gradients twice, moments, tortoise")
+        print(
+            f"    {held} weights; {4 * 6 * held / 2**20:.2f} MiB per trial: weights, gradients twice, moments, tortoise"
+        )
         rows.append({"case": case.name, "method": chosen.method, "alone": medians.pop(0), "packs": medians})
+    for name, config in NARROW.items():
+        measured = {count: by_vmap(config, count, 5 * chosen.repeats) for count in chosen.sizes if count > 1}
+        told = [f"{count}: {own:.1f} ({alone / own:.2f})" for count, (alone, own) in measured.items()]
+        print(f"{name}, forward and backward alone; by vmap in packs of " + ", ".join(told), flush=True)
+        rows.append({"case": name, "alone": [own[0] for own in measured.values()], "vmap": measured})
     if chosen.json is not None:
         chosen.json.write_text(json.dumps({"torch": torch.__version__, "milliseconds": rows}, indent=1) + "\n")
 

@@ -436,12 +436,10 @@ def prepare_vision(settings: VisionSettings, planned: tuple[TrialSpec, ...]) -> 
     check_streams(planned, data.train_labels, data.num_classes, data.shape, made)
     check_networks(planned, data.shape, data.num_classes)
     check_objective(planned, data, made)
-    said += [
-        *unpublished(settings, planned),
-        *unused_settings(settings, planned),
-        *method_warnings(planned, data.shape, data.num_classes),
-    ]
-    said += schedule_warnings(planned, data.train_labels, data.num_classes, made)
+    said += [*unpublished(settings, planned), *unused_settings(settings, planned)]
+    if settings.settings != "tuned":  # of several settings some do not suit the stream: that is what is found out
+        said += method_warnings(planned, data.shape, data.num_classes)
+        said += schedule_warnings(planned, data.train_labels, data.num_classes, made)
     said += size_warnings(settings, len(data.train_labels))
     pack = partial(packed, settings, shape=data.shape, num_classes=data.num_classes)
     recorded = {"versions": tuple(f"{name} {version}" for name, version in versions.items())}
