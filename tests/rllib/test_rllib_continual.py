@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
+from ray.cloudpickle import register_pickle_by_value, unregister_pickle_by_value
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from rllib_agents import MODULE, SMALL
@@ -102,7 +104,12 @@ def test_tasks_change_at_the_step_and_measures_are_those_of_the_games(tmp_path: 
 
 @pytest.mark.slow
 def test_tasks_change_on_remote_env_runners() -> None:
-    algorithm = on_stream(runners=2).build_algo()
+    # Packages that are called tests are installed, Avalanche's for one, and workers would look for the callback there.
+    register_pickle_by_value(sys.modules[__name__])
+    try:
+        algorithm = on_stream(runners=2).build_algo()
+    finally:
+        unregister_pickle_by_value(sys.modules[__name__])
     for _ in range(6):
         visit = algorithm.train()["task_stream"]["visit"]
         runners = algorithm.env_runner_group.foreach_env_runner(

@@ -309,7 +309,7 @@ def test_resumed_in_a_fresh_process(tmp_path) -> None:
     path = str(tmp_path / "parts")
     train_on(path, 1)
     # In this process the images are still in memory; in the other they are not.
-    code = "import runpy, sys; runpy.run_path(sys.argv[1])['train_on'](sys.argv[2], 1)"
+    code = "import runpy, sys, torch; torch.set_num_threads(1); runpy.run_path(sys.argv[1])['train_on'](sys.argv[2], 1)"
     command = [sys.executable, "-W", "ignore", "-c", code, __file__, path]
     subprocess.run(command, check=True, cwd=Path(__file__).parents[2])
     assert train_on(path, 1) == whole
