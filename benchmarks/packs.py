@@ -176,7 +176,7 @@ def main() -> None:
         )
         rows.append({"case": case.name, "method": chosen.method, "alone": medians.pop(0), "packs": medians})
     for name, config in NARROW.items():
-        measured = {count: by_vmap(config, count, 5 * chosen.repeats) for count in chosen.sizes if count > 1}
+        measured = {count: by_vmap(config, count, chosen.repeats) for count in chosen.sizes if 1 < count <= 25}
         told = [f"{count}: {own:.1f} ({alone / own:.2f})" for count, (alone, own) in measured.items()]
         print(f"{name}, forward and backward alone; by vmap in packs of " + ", ".join(told), flush=True)
         rows.append({"case": name, "alone": [own[0] for own in measured.values()], "vmap": measured})
