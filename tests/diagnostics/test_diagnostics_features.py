@@ -122,7 +122,8 @@ def test_the_backbone_is_found_by_its_name_its_head_or_as_it_is_given():
     named = nn.Sequential(OrderedDict(backbone=encoder, head=head))
     by_head = nn.Sequential(OrderedDict(encoder=encoder, classifier=head))
     for module, backbone in ((named, None), (by_head, None), (by_head, "encoder"), (by_head, encoder)):
-        assert torch.equal(feature_matrix(module, inputs, backbone=backbone, chunk_size=4), expected)
+        # Products of four rows round otherwise than those of ten, with some kernels.
+        torch.testing.assert_close(feature_matrix(module, inputs, backbone=backbone, chunk_size=4), expected)
 
 
 def test_maps_are_flattened():
