@@ -53,3 +53,9 @@ def test_limits_in_the_environment_stay() -> None:
     kept, faults = steps("keep", MALLOC_TRIM_THRESHOLD_="65536", MALLOC_MMAP_THRESHOLD_="65536")
     assert kept == "False"
     assert faults > 20 * 1000
+
+
+def test_what_the_page_on_packs_names_does_the_same() -> None:
+    kept, faults = steps("leave", MALLOC_TRIM_THRESHOLD_="134217728", MALLOC_MMAP_THRESHOLD_="33554432")
+    assert kept == "None"
+    assert faults < 1000
