@@ -3,7 +3,8 @@
 Random images; an MLP on MNIST's shape (batch 256) and a VGG-16 of an eighth of the width on CIFAR-10's (batch 64), in
 the plain loop, on one thread. Methods take turns over several rounds; the least processor time per iteration is
 printed, as whatever else the machine does only adds to it, and its ratio to plain training's. An epoch has 20
-iterations, and what happens at its end (resets, ReDo every fifth) is part of it.
+iterations, and what happens at its end (resets, ReDo every fifth) is part of it. It is one of the second phase: some
+methods do nothing in the first.
 Run: ``uv run python benchmarks/method_costs.py``; a faster look: ``--rounds 1 --only redo upgd``.
 """
 
@@ -60,13 +61,14 @@ def seconds_of_epochs(name: str, network: str) -> list[float]:
     """Return the processor time of each epoch but the first, with a method."""
     config, shape, batch = NETWORKS[network]
     data = random_data(shape, batch * ITERATIONS)
-    stream = make_stream(data.train_labels, 10, ContinualConfig(phases=1, epochs=EPOCHS, noise="none"), seed=0)
+    stream = make_stream(data.train_labels, 10, ContinualConfig(phases=2, epochs=EPOCHS, noise="none"), seed=0)
     method = MethodConfig(name, momentum=0.99, reset_interval=5)
     model = make_model(method.model(config), shape=shape, num_classes=10, seed=0)
     times: list[float] = []
 
     def note(row: Row) -> None:
-        times.append(time.process_time())
+        if row["phase"] == 2:
+            times.append(time.process_time())
 
     fit(model, data, stream, method=method, training=TrainingConfig(batch_size=batch), on_epoch=note)
     return [after - before for before, after in pairwise(times)]

@@ -24,8 +24,8 @@ if __package__ in (None, ""):  # run as a script: the checkout need not be insta
 from ht_ray._checks import check_choice
 from ht_ray.methods import MethodConfig, display_name
 from ht_ray.sweep import Parameter, Search, SearchConfig, TrialSpec, Values, draw_distinct
-from tune_configs.command_line import Prepared, prepare_vision
 from tune_configs.command_line import main as run_main
+from tune_configs.prepare import Prepared, prepare_vision
 from tune_configs.settings import VisionSettings, check_distinct, check_values
 from tune_configs.trials import label_of, trial
 

@@ -36,8 +36,9 @@ from ht_ray.errors import SettingError
 from ht_ray.methods import HareTortoise, Phase
 from ht_ray.report.atari.study import format_thousands
 from ht_ray.sweep import TrialSpec, load_study_settings
-from tune_configs.command_line import Prepared, check_memory, first_look, warnings_of
+from tune_configs.command_line import first_look
 from tune_configs.command_line import main as run_main
+from tune_configs.prepare import Prepared, check_memory, warnings_of
 from tune_configs.settings import LAST_SEED, MOST_SEEDS, StudySettings, check_distinct, check_values
 
 __all__ = ["AtariSettings", "BBFSettings", "main", "schedule_warnings", "trials"]

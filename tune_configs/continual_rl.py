@@ -25,9 +25,9 @@ from ht_ray.agents.continual.methods import agent_with, method_label
 from ht_ray.agents.registry import AGENT_VARIANTS, agent_from_dict
 from ht_ray.methods import parse_method
 from ht_ray.sweep import TrialSpec
-from tune_configs.command_line import Prepared
 from tune_configs.command_line import main as run_main
 from tune_configs.flags import help_texts
+from tune_configs.prepare import Prepared
 from tune_configs.settings import LAST_SEED, MOST_SEEDS, StudySettings, check_distinct
 
 __all__ = ["ContinualRLSettings", "main", "trials"]

@@ -25,16 +25,15 @@ from ht_ray.sweep.study.config import check_callback
 from ht_ray.sweep.study.plan import load_study_name
 from tune_configs import ablation, continual, warm_start
 from tune_configs.command_line import (
-    Prepare,
     add_working_directory,
     check_same,
     load_methods,
     names_for,
-    prepare_vision,
     run_settings,
     saved_settings,
 )
 from tune_configs.flags import default_of, readable_type
+from tune_configs.prepare import Prepare, prepare_vision
 from tune_configs.settings import StudySettings, VisionSettings, with_methods
 
 if TYPE_CHECKING:

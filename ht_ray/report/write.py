@@ -18,7 +18,7 @@ from ht_ray.report.continual.curves import epoch_curves, phase_curves
 from ht_ray.report.continual.maps import adam_map, has_adam_grid, heat_map
 from ht_ray.report.continual.method_bars import method_bars
 from ht_ray.report.continual.tables import choice_table, drops_table, summary_table
-from ht_ray.report.continual.transfer import has_matrix, matrix_figure, transfer_table
+from ht_ray.report.continual.transfer import has_matrix, has_own_tests, matrix_figure, transfer_table
 from ht_ray.report.continual.warm_start_grid import grid_cells_table, grid_figure, grid_metrics, grid_table, is_grid
 from ht_ray.report.continual_rl.visits import is_continual_rl, losses_figure, visits_figure, visits_table
 from ht_ray.report.data.combine import combine
@@ -341,9 +341,9 @@ def _tables(part: StudyData) -> Iterator[tuple[str, Callable[[], Table], tuple[s
         yield "table", partial(_summary, part), both
         if len(part.labels) > len({trial.method for trial in part.trials}) and not is_population(part):
             yield "choice", partial(choice_table, part, _metrics(part)), both
-        if has_matrix(part):  # each phase has tests of its own: to be worse there than before is no drop
+        if has_matrix(part):
             yield "transfer", partial(transfer_table, part), both
-        else:
+        if not has_own_tests(part):
             yield "drops", partial(drops_table, part), both
     if is_search(part):
         yield "search", partial(search_table, [part]), both

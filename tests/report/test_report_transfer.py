@@ -89,6 +89,14 @@ def test_a_report_has_both_and_one_without_a_matrix_neither(
         matrix_figure(load_study(usual), usual / "matrix.png")
 
 
+def test_tasks_without_a_matrix_have_no_drops_either(write_study: Any, planned: Any, drawn: list[Any]) -> None:
+    summary = {"plasticity_slope": -0.1, "average_online_accuracy": 0.5}
+    write_report(root := write_study([planned("Plain", seed, [[0.9], [0.5]], summary=summary) for seed in (0, 1)]))
+    said = {" ".join(text.get_text().split()) for figure in drawn for text in figure.texts}
+    assert any("tested on its own test samples" in text for text in said) and not any("Arrows" in text for text in said)
+    assert not (root / "drops.csv").exists() and not (root / "transfer.csv").exists()
+
+
 def test_many_tasks_are_drawn_without_numbers(write_study: Any, planned: Any, tmp_path: Path, drawn: list[Any]) -> None:
     phases = [[0.5]] * 40
     measured = {f"test_accuracy_on_{k}": [[0.5]] * 40 for k in range(1, 41)}

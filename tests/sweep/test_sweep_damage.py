@@ -27,8 +27,8 @@ from ht_ray.errors import SettingError
 from ht_ray.report.__main__ import main as report_main
 from tune_configs.ablation import AblationSettings, trials
 from tune_configs.atari100k import AtariSettings
-from tune_configs.command_line import Prepared
 from tune_configs.command_line import main as study_main
+from tune_configs.prepare import Prepared
 
 _COMMON = ["--seeds", "1", "--phases", "4", "--epochs", "2", "--baselines", "plain"]
 STUDIES = {

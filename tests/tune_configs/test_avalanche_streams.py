@@ -12,7 +12,7 @@ import pytest
 from ht_ray.errors import Interrupted, SettingError
 from ht_ray.report import load_study
 from ht_ray.vision import ModelConfig, TrainingConfig, fit, make_model
-from tune_configs import command_line, continual
+from tune_configs import command_line, continual, prepare
 from tune_configs.ablation import AblationSettings
 from tune_configs.continual import ContinualSettings
 from tune_configs.packs import packed
@@ -71,7 +71,7 @@ def test_a_benchmark_is_planned_trained_and_measured_as_the_plain_loop_does(fold
     planned = continual.trials(settings)
     assert planned[0].id == "avalanche_own_split_split-plain-seed0" and settings.metric == "stream_accuracy"
     assert planned[-1].settings["reset_interval"] == 2 and settings.data == STREAM
-    prepared = command_line.prepare_vision(settings, planned)
+    prepared = prepare.prepare_vision(settings, planned)
     grouped, said = packed(settings, planned, shape=(1, 4, 4), num_classes=6)
     assert {spec.pack for spec in grouped} == {None} and "its tasks have test sets of their own" in said[0]
 
@@ -97,7 +97,7 @@ def test_a_benchmark_is_planned_trained_and_measured_as_the_plain_loop_does(fold
 def test_a_trial_that_is_stopped_within_the_first_experience_ends_as_one_that_is_not(folder: Path) -> None:
     settings = settings_of(task_epochs=2, seeds=1)
     (spec,) = continual.trials(settings)
-    shared = command_line.prepare_vision(settings, (spec,)).shared
+    shared = prepare.prepare_vision(settings, (spec,)).shared
     whole = trained(spec.config, shared)
     first = VisionTrial(spec.config, shared)
     first.interrupt()
@@ -116,22 +116,22 @@ def test_versions_of_avalanche_and_of_the_benchmark_are_recorded_and_held_to(
 ) -> None:
     settings = settings_of(seeds=1)
     planned = continual.trials(settings)
-    recorded = command_line.prepare_vision(settings, planned).recorded
+    recorded = prepare.prepare_vision(settings, planned).recorded
     assert recorded["versions"][0].startswith("stream avalanche-lib ") and len(recorded["versions"]) == 1
     saved = type(settings).from_json(json.loads(json.dumps({**vars(settings), **recorded})))
-    command_line.prepare_vision(saved, planned)
+    prepare.prepare_vision(saved, planned)
     other = settings_of(seeds=1, stream_args=("n_experiences=2",))
     with pytest.raises(SettingError, match=r"the study that is resumed has .*n_experiences=3"):
         command_line.check_same(saved, other)
-    monkeypatch.setattr(command_line, "version", lambda name: "99.0")
+    monkeypatch.setattr(prepare, "version", lambda name: "99.0")
     with pytest.raises(SettingError, match="it is not what it was when the study began"):
-        command_line.prepare_vision(saved, planned)
+        prepare.prepare_vision(saved, planned)
 
 
 def test_training_transforms_that_are_left_out_are_told_unless_the_study_has_the_same(folder: Path) -> None:
     for augment, told in {"none": 1, "crop": 0}.items():
         settings = settings_of(seeds=1, augment=augment, stream_args=("n_experiences=2", "crop=true"))
-        said = command_line.prepare_vision(settings, continual.trials(settings)).warnings
+        said = prepare.prepare_vision(settings, continual.trials(settings)).warnings
         assert sum("RandomCrop" in text and f"--augment {augment} is in" in text for text in said) == told
 
 
@@ -182,14 +182,14 @@ def test_other_streams_of_tasks_have_a_matrix_if_they_are_asked_for_one() -> Non
     given = {"data": "digits", "train_limit": 60, "seeds": 1, "batch_size": 16, "stream_args": (), "pack": "2"}
     settings = settings_of(**given, stream="permuted", tasks=2, accuracy_matrix=True, methods=("plain", "l2"))
     planned = continual.trials(settings)
-    prepared = command_line.prepare_vision(settings, planned)
+    prepared = prepare.prepare_vision(settings, planned)
     assert settings.metric == "average_accuracy"
     assert {spec.pack for spec in packed(settings, planned, shape=(1, 8, 8), num_classes=10)[0]} == {None}
     *_, last = trained(planned[0].config, prepared.shared)
     assert {"stream_accuracy", "task_forgetting", "forward_transfer", "average_accuracy"} <= last.summary.keys()
     plain = settings_of(**given, stream="continual", accuracy_matrix=True)
     with pytest.raises(SettingError, match="accepted are tasks with tests of their own"):
-        command_line.prepare_vision(plain, continual.trials(plain))
+        prepare.prepare_vision(plain, continual.trials(plain))
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from ht_ray.vision import (
     make_stream,
     stream_config,
 )
-from tune_configs import command_line, continual
+from tune_configs import command_line, continual, prepare
 from tune_configs.continual import ContinualSettings
 from tune_configs.packs import packed
 from tune_configs.vision_trial import VisionPack, VisionTrial
@@ -226,7 +226,7 @@ def test_bit_flipping_is_a_study_also_in_packs_of_one_seed() -> None:
     )
     assert settings.data == "bit_flipping" and settings.metric == "average_r2"
     planned = continual.trials(settings)
-    prepared = command_line.prepare_vision(settings, planned)
+    prepared = prepare.prepare_vision(settings, planned)
     assert prepared.shared is None
     grouped, said = packed(settings, planned, shape=(1, 1, 21), num_classes=1)
     assert said == [] and [spec.pack for spec in grouped] == ["pack1", "pack2"] * 2
@@ -249,7 +249,7 @@ def test_a_stream_of_ones_own_is_trained_and_refused_when_it_has_changed(folder:
     )
     planned = continual.trials(settings)
     assert planned[0].id == "own_tasks_phases-plain-seed0"
-    prepared = command_line.prepare_vision(settings, planned)
+    prepared = prepare.prepare_vision(settings, planned)
     assert [text.partition(" ")[0] for text in prepared.recorded["versions"]] == ["stream", "data"]
     reports = trained(settings, prepared.shared)
     assert [report.curves["phase"][0]["phase"] for report in reports] == [1, 2, 3]
@@ -258,10 +258,10 @@ def test_a_stream_of_ones_own_is_trained_and_refused_when_it_has_changed(folder:
     )
     assert trained(named, prepared.shared)[-1].summary == reports[-1].summary
     saved = type(settings).from_json(json.loads(json.dumps({**vars(settings), **prepared.recorded})))
-    command_line.prepare_vision(saved, planned)
+    prepare.prepare_vision(saved, planned)
     Path("own_tasks.py").write_text(MODULE + "# changed\n")
     with pytest.raises(SettingError, match="not what it was when the study began"):
-        command_line.prepare_vision(saved, planned)
+        prepare.prepare_vision(saved, planned)
 
 
 @pytest.mark.parametrize(

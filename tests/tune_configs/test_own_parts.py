@@ -14,7 +14,7 @@ import torch
 
 from ht_ray.errors import SettingError
 from ht_ray.vision import DataConfig, ModelConfig, load_data, make_model
-from tune_configs import command_line, continual
+from tune_configs import command_line, continual, prepare
 
 MODULE = """
 import torch
@@ -214,11 +214,11 @@ def test_what_has_changed_is_refused_on_resume(name: str, change: Callable[[], N
         data="good.npz", model="own_things:make_network", methods=("plain",), access=("full",)
     ).resolved()
     planned = continual.trials(settings)
-    recorded = command_line.prepare_vision(settings, planned).recorded
+    recorded = prepare.prepare_vision(settings, planned).recorded
     assert [text.partition(" ")[0] for text in recorded["versions"]] == ["model", "data"]
     saved = type(settings).from_json(json.loads(json.dumps({**vars(settings), **recorded})))
-    assert command_line.prepare_vision(saved, planned).recorded == recorded
+    assert prepare.prepare_vision(saved, planned).recorded == recorded
     change()
     with pytest.raises(SettingError, match="not what it was when the study began") as raised:
-        command_line.prepare_vision(saved, planned)
+        prepare.prepare_vision(saved, planned)
     assert raised.value.field == name

@@ -7,8 +7,8 @@ import pytest
 from ht_ray.errors import SettingError
 from ht_ray.methods import METHODS
 from ht_ray.methods.registry import flat_names
-from tune_configs.command_line import unpublished
 from tune_configs.continual import ContinualSettings, trials
+from tune_configs.prepare import unpublished
 from tune_configs.published import PUBLISHED, published_settings
 
 

@@ -19,9 +19,9 @@ from ht_ray.vision import DATA_SETS, ContinualConfig, ModelConfig, TrainingConfi
 from tune_configs import ablation, continual
 from tune_configs.ablation import AblationSettings
 from tune_configs.atari100k import AtariSettings, BBFSettings
-from tune_configs.command_line import device_warnings, method_warnings, schedule_warnings, unused_settings
 from tune_configs.continual import ContinualSettings
 from tune_configs.flags import flags_of
+from tune_configs.prepare import device_warnings, method_warnings, schedule_warnings, unused_settings
 from tune_configs.settings import PRESETS, VisionSettings
 from tune_configs.trials import label_of
 from tune_configs.vision_trial import plain_method, stream_of, trial_config

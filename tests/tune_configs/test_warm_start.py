@@ -34,7 +34,7 @@ from ht_ray.vision import (
     make_stream,
 )
 from tune_configs import warm_start
-from tune_configs.command_line import unused_settings
+from tune_configs.prepare import unused_settings
 from tune_configs.settings import PRESETS
 from tune_configs.vision_trial import VisionTrial, stream_of
 from tune_configs.warm_start import WarmStartSettings

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ht_ray.report.continual.transfer import has_matrix
+from ht_ray.report.continual.transfer import has_own_tests
 from ht_ray.report.data.statistics import drop_and_recovery
 from ht_ray.report.data.study import MissingDataError, StudyData
 from ht_ray.report.style.curve_lines import (
@@ -84,7 +84,7 @@ def _draw_curves(study: StudyData, curve: str, paths: Sequence[PathLike], labels
         raise MissingDataError(f"{curve}_curves: no finished trial has a test {humanize(study.measure)} by {curve}.")
     warm = study.warm_start
     lines = [align_warm_start(line, curve) for line in lines] if warm else lines
-    caption, own_tests = lines_caption(study, empty), has_matrix(study)
+    caption, own_tests = lines_caption(study, empty), has_own_tests(study)
     caption += " Each phase is a task, tested on its own test samples." * own_tests
     starts = np.unique(np.concatenate([line.starts for line in lines])) if curve == "epoch" else np.empty(0)
     if curve == "epoch":

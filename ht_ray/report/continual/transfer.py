@@ -36,7 +36,7 @@ from ht_ray.report.style.formats import (
 )
 from ht_ray.report.style.tables import Cell, Column, Table, format_n, label_columns, study_table
 
-__all__ = ["has_matrix", "matrix_figure", "transfer_table"]
+__all__ = ["has_matrix", "has_own_tests", "matrix_figure", "transfer_table"]
 
 #: Panels in a row.
 ACROSS = 3
@@ -51,6 +51,11 @@ Matrix = NDArray[np.float64]
 def has_matrix(study: StudyData) -> bool:
     """Return whether trials measured an accuracy matrix."""
     return any(_columns(study, trial) for trial in study.trials)
+
+
+def has_own_tests(study: StudyData) -> bool:
+    """Return whether phases are tasks with tests of their own: to be worse there than on the one before is no drop."""
+    return has_matrix(study) or "plasticity_slope" in study.summary_names
 
 
 def transfer_table(study: StudyData) -> Table:
