@@ -33,7 +33,7 @@ class SettingError(ValueError):
     reason : str or None, default None
         What follows the value, in place of `accepted` and `hint`. Other settings are named in braces, alone or with
         their owner: ``" changes nothing: {search} = {kind!r}."``
-    **told
+    **values
         What stands in the other braces of `reason`: values, as ``kind="grid"``, or another error.
 
     Examples
@@ -58,7 +58,7 @@ class SettingError(ValueError):
         accepted: str | None = None,
         hint: str = "",
         reason: str | None = None,
-        **told: Any,
+        **values: Any,
     ) -> None:
         self.owner = owner
         self.field = field
@@ -66,7 +66,7 @@ class SettingError(ValueError):
         self.accepted = accepted
         self.hint = hint
         self.reason = reason
-        self.told = told
+        self.values = values
         super().__init__(self.describe(_plain_name) if message is None else message)
 
     def describe(self, name: Callable[[str | None, str], str]) -> str:
@@ -75,7 +75,7 @@ class SettingError(ValueError):
             return str(self)
         start = f"{name(self.owner, self.field)} = {self.value!r}"
         if self.reason is not None:
-            return start + _Names(name).vformat(self.reason, (), self.told)
+            return start + _Names(name).vformat(self.reason, (), self.values)
         return f"{start}: accepted is {self.accepted}." + (f" {self.hint}" if self.hint else "")
 
     def of(self, owner: str, field: str, value: Any = None) -> SettingError:
@@ -86,17 +86,17 @@ class SettingError(ValueError):
         # Bounds have the setting's name between them.
         between = rf"(?<=[<=] ){self.field}\b|\b{self.field}(?= <)"
         accepted = None if self.accepted is None else re.sub(between, field, self.accepted)
-        rest: dict[str, Any] = {"accepted": accepted, "hint": self.hint, "reason": self.reason, **self.told}
+        rest: dict[str, Any] = {"accepted": accepted, "hint": self.hint, "reason": self.reason, **self.values}
         return SettingError(owner=owner, field=field, value=given, **rest)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # An exception is pickled by its arguments alone, and some cross processes.
         names = ("owner", "field", "value", "accepted", "hint", "reason")
-        return _restored, (str(self), {name: getattr(self, name) for name in names} | self.told)
+        return _restored, (str(self), {name: getattr(self, name) for name in names} | self.values)
 
 
 class _Names(Formatter):
-    """Fills in a reason: what is told by its name, and settings by theirs."""
+    """Fills in a reason: values by their names, and settings as they are called."""
 
     def __init__(self, name: Callable[[str | None, str], str]) -> None:
         self.name = name

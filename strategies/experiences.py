@@ -283,8 +283,8 @@ def _parts(data: Any, rows: Any, places: Any, outer: tuple[Any, ...], group: str
             yield from _parts(part, rows[here], places[here] - start, (*own, *outer), group)
 
 
-def _unfit(reason: str, **told: Any) -> SettingError:
-    return refused("stream_from_benchmark: benchmark", told.pop("name", None), reason, **told)
+def _unfit(reason: str, **values: Any) -> SettingError:
+    return refused("stream_from_benchmark: benchmark", values.pop("name", None), reason, **values)
 
 
 class _Task(NamedTuple):

@@ -69,7 +69,7 @@ class PlasticityIndicators(PluginMetric):
         make the loss large.
     fresh
         For that group: a freshly initialised network, or what makes one; None if the model's layers can initialise
-        themselves anew.
+        themselves.
     seed
         The run's seed. Default 0.
 

@@ -1,4 +1,4 @@
-"""Sweep momentum and reset interval of Hare & Tortoise, beside plain training, EMA, Shrink & Perturb and Head Reset.
+"""Sweep momentum and reset interval of Hare & Tortoise, next to plain training, EMA, Shrink & Perturb and Head Reset.
 
 On the continual stream by default; ``--stream warm_start`` is the setting of the paper's appendix D. Run it alone
 (``python tune_configs/ablation.py``), on a cluster (``--address auto``), or as a submitted job
@@ -103,7 +103,7 @@ class AblationSettings(SearchConfig, VisionSettings):
         return self.method_config("hare_tortoise", **{**fixed, **values})
 
     def search_of(self, planned: Sequence[TrialSpec]) -> Search | None:
-        """Return how the planned trials are searched: all of Hare & Tortoise, beside the baselines."""
+        """Return how the planned trials are searched: all of Hare & Tortoise, next to the baselines."""
         # What is drawn at random beforehand, and not stopped, is an ordinary study.
         if self.scheduler == "none" and self.search != "optuna":
             return None
@@ -187,13 +187,13 @@ def prepare(settings: AblationSettings, planned: tuple[TrialSpec, ...]) -> Prepa
     """Load the images, and check the planned trials, or the ends of what a search may plan, against them."""
     if not settings.draws:
         return prepare_vision(settings, planned)
-    # What has no values yet, or many, is told of by the ends of the ranges.
+    # Where there are no values yet, or many, the ends of the ranges are checked.
     ends = [
         [(parameter.column, parameter.low), (parameter.column, parameter.high)] for parameter in settings.parameters
     ]
     corners = [settings.hare_tortoise(dict(corner)) for corner in product(*ends)]
-    told = [trial(settings, method, settings.access, settings.seed_list[0]) for method in corners]
-    return prepare_vision(settings, (*_baselines(settings), *told))
+    checked = [trial(settings, method, settings.access, settings.seed_list[0]) for method in corners]
+    return prepare_vision(settings, (*_baselines(settings), *checked))
 
 
 def main(arguments: Sequence[str] | None = None, program: str | None = None) -> int:

@@ -1,8 +1,8 @@
 """Compare DrQ or BBF and what keeps it plastic on the games of Atari-100k, or sweep momentum and reset interval.
 
 By default all 26 games, the agents of the paper's table 1 (six of DrQ, or with ``--agent bbf`` three of BBF), and five
-seeds; with ``--momenta`` or ``--reset-intervals``, the plain agent beside Hare & Tortoise with each combination. Run it
-alone (``python tune_configs/atari100k.py --games pong --steps 20000``), on a cluster (``--address auto``), or as a
+seeds; with ``--momenta`` or ``--reset-intervals``, the plain agent next to Hare & Tortoise with each combination. Run
+it alone (``python tune_configs/atari100k.py --games pong --steps 20000``), on a cluster (``--address auto``), or as a
 submitted job (``ray job submit --working-dir . -- python tune_configs/atari100k.py --gpus-per-trial 0.25``). All flags
 of BBF: ``--agent bbf --help-all``.
 """
@@ -104,7 +104,7 @@ class _AtariStudy(_StudyFields):
     having: ClassVar[_Having]
     #: What a variant's name says by itself.
     in_name: ClassVar[tuple[str, ...]]
-    #: Those compared by default, and beside each other with a grid.
+    #: Those compared by default, and those next to a grid.
     paper: ClassVar[tuple[str, ...]]
     plain_and_ht: ClassVar[tuple[str, str]]
     sections: ClassVar[Mapping[type[Any], str]] = {DrQConfig: "Agent", BBFConfig: "Agent"}
@@ -220,12 +220,12 @@ class _AtariStudy(_StudyFields):
         changed = self._changed()
         ours = {name: value for name, value in changed.items() if self.having.get(name, lambda own: True)(own)}
         config = replace(own, **ours, **self._implied)
-        told = [
+        changed_here = [
             f"{name}={value}"
             for name, value in ours.items()
             if name in self.having and name not in self.in_name and value != getattr(own, name)
         ]
-        end = f" ({', '.join(told)})" if told else ""
+        end = f" ({', '.join(changed_here)})" if changed_here else ""
         if variant in PUBLISHED_PROTOCOLS:
             year = variant.rpartition("-published")[2].lstrip("-")
             end = " as published" + (f" in {year}" if year else "") + end
@@ -255,7 +255,7 @@ class _AtariStudy(_StudyFields):
 
     @property
     def differs(self) -> list[str]:
-        """What is not as in the protocol, and the same for all agents; steps and episodes are told elsewhere."""
+        """What is not as in the protocol, and the same for all agents; steps and episodes stand elsewhere."""
         changed = {name: value for name, value in self._changed().items() if name not in self.having}
         usual = {name: getattr(self._config, name) for name in changed}
         for name in ("max_steps", "precision", "overlap"):
@@ -499,16 +499,16 @@ def schedule_warnings(settings: _AtariStudy) -> list[str]:
             tortoise = HareTortoise(
                 nn.Identity(), momentum=config.momentum, reset_interval=config.reset_interval, reset_unit="steps"
             )
-            told = warnings_of(partial(tortoise.before_phase, Phase(steps_per_epoch=1)))
-            sentences += [f"{agent.name}: {text}" for text in told]
+            found = warnings_of(partial(tortoise.before_phase, Phase(steps_per_epoch=1)))
+            sentences += [f"{agent.name}: {text}" for text in found]
     return sentences
 
 
 def _prepare(settings: _AtariStudy, planned: tuple[TrialSpec, ...]) -> Prepared:
     counts = (len(settings.games), "game"), (len(settings.agents), "variant"), (settings.seeds, "seed")
-    told = " × ".join(f"{number} {what}{'s' if number > 1 else ''}" for number, what in counts)
+    product = " × ".join(f"{number} {what}{'s' if number > 1 else ''}" for number, what in counts)
     print(
-        f"atari100k.py: {told} = {len(planned)} runs of {format_thousands(settings.steps)} steps, each evaluated on "
+        f"atari100k.py: {product} = {len(planned)} runs of {format_thousands(settings.steps)} steps, each evaluated on "
         f"{settings.evaluation_episodes} games",
         file=sys.stderr,
     )
@@ -523,7 +523,7 @@ def _settings_class(arguments: Sequence[str] | None) -> type[_AtariStudy]:
     given = first_look(arguments, agent="?", resume="?")
     agent = given["agent"]
     if agent is None and given["resume"] is not None:
-        with suppress(SettingError):  # which is told, as of every study, when the flags are parsed
+        with suppress(SettingError):  # which is refused, as of every study, when the flags are parsed
             agent = load_study_settings(Path(given["resume"]).expanduser()).get("agent")
     return _SETTINGS.get(str(agent), AtariSettings)
 

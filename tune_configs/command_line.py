@@ -159,7 +159,7 @@ def _parse(
         saved = saved_settings(settings_class, config.resume)
     except SettingError as error:
         raise refused("SweepConfig.resume", config.resume, ": {why}", why=error) from error
-    # With the study's settings as defaults, a flag that was given is told from one that was not.
+    # With the study's settings as defaults, a flag that was given differs from one that was not.
     check_same(saved, type(saved)(**{**asdict(saved), **parse(**asdict(saved))[0]}).resolved())
     return saved, config
 
@@ -206,7 +206,7 @@ def _as_planned(location: str, settings: StudySettings, planned: tuple[TrialSpec
     """Return the trials as the study that is resumed has them, if they train the same under other names."""
     try:
         stored = load_plan(location)
-    except SettingError:  # which is told, or mended, when the study goes on
+    except SettingError:  # which is reported, or mended, when the study goes on
         return planned
 
     def meaning(spec: TrialSpec) -> Any:

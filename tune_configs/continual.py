@@ -66,7 +66,7 @@ class ContinualSettings(VisionSettings):
         if self.reset_interval is not None:
             return self.reset_interval
         stream = self._stream_config()
-        # An interval that is longer than a task never ends, as epochs are counted anew in each.
+        # An interval that is longer than a task never ends, as epochs are counted from 1 in each.
         tasks = isinstance(stream, (TaskStreamConfig, BenchmarkStreamConfig)) and self.reset_unit == "epochs"
         return min(_INTERVAL, stream.value("task_epochs")) if tasks else _INTERVAL
 

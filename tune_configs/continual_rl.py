@@ -39,14 +39,14 @@ def _stream_fields() -> list[tuple[str, Any, Any]]:
     for stream, config in TASK_STREAMS.items():
         hints, texts = get_type_hints(config), help_texts(config)
         for one in fields(config):
-            _, told = found.setdefault(one.name, (hints[one.name] | None, []))
+            _, meanings = found.setdefault(one.name, (hints[one.name] | None, []))
             shared = one.name in TaskStreamConfig.__dataclass_fields__
             text = texts[one.name] if shared else f"{stream}: {texts[one.name]}"
-            if text not in told:
-                told.append(text)
+            if text not in meanings:
+                meanings.append(text)
     return [
-        (name, kind, field(default=None, metadata={"help": " ".join(told), "section": "Stream"}))
-        for name, (kind, told) in found.items()
+        (name, kind, field(default=None, metadata={"help": " ".join(meanings), "section": "Stream"}))
+        for name, (kind, meanings) in found.items()
     ]
 
 
@@ -81,7 +81,7 @@ class ContinualRLSettings(_StreamFields, StudySettings):
     interval: int | None = None
     """Gradient steps from one reset to the next, in methods that reset; by default those of a visit."""
     replay: Literal["clear", "keep"] = "clear"
-    """Whether the replay begins anew at each visit."""
+    """Whether the replay starts empty at each visit."""
     evaluation_episodes: int = 5
     """Games played without learning, before and after each visit."""
     indicators: bool = False

@@ -194,8 +194,8 @@ def _entry(flag: Flag, value: Any) -> list[str]:
             left = f"  {flag_name(flag.name)} NAME"
             help_ += f" One of {_metavar(flag).strip('{}').replace(',', ', ')}."
     text = textwrap.wrap(f"{help_} (default: {_shown(value)})", _WIDTH - _COLUMN, break_on_hyphens=False)
-    beside = [text.pop(0)] if len(left) < _COLUMN - 1 else []
-    return [(left.ljust(_COLUMN) + "".join(beside)).rstrip(), *(" " * _COLUMN + line for line in text)]
+    same_line = [text.pop(0)] if len(left) < _COLUMN - 1 else []
+    return [(left.ljust(_COLUMN) + "".join(same_line)).rstrip(), *(" " * _COLUMN + line for line in text)]
 
 
 def _shown(value: Any) -> str:

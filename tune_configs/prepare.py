@@ -371,9 +371,9 @@ def schedule_warnings(
             for text in _unfit(method, phase.index, phase.epochs, -(-len(phase) // batch_size)):
                 # The same reason in another phase has other numbers.
                 raised.setdefault(re.sub(r"[\d.,]+", "", text), []).append((phase.index + 1, text))
-        for told_of in raised.values():
-            first, text = told_of[0]
-            listed = f"phase {first}" if len(told_of) == 1 else f"{len(told_of)} phases, first {first}"
+        for reasons in raised.values():
+            first, text = reasons[0]
+            listed = f"phase {first}" if len(reasons) == 1 else f"{len(reasons)} phases, first {first}"
             sentences.append(f"{spec.label} ({listed} of {len(stream)}): {text}")
     return sentences
 
@@ -387,7 +387,7 @@ def _unfit(method: MethodConfig, number: int, epochs: int, steps_per_epoch: int)
             name = {field: flat for flat, field in flat_names(cls).items()}
             yield (
                 f"{name['interval']} = {interval} epochs, and a phase has {epochs}: it never acts, as epochs are "
-                f"counted anew in each. Take an interval of at most {epochs}, or {name['unit']} = 'steps'."
+                f"counted from 1 in each. Take an interval of at most {epochs}, or {name['unit']} = 'steps'."
             )
         if issubclass(cls, Tortoise):
             tortoise = cls(nn.Identity(), own)

@@ -200,10 +200,10 @@ class StudySettings(ABC):
         usual = {"tf32": StudySettings.tf32, "benchmark": False, "deterministic": False}
         return {} if chosen == usual else {"numerics": chosen}
 
-    def refused(self, name: str, reason: str, value: Any = None, **told: Any) -> SettingError:
+    def refused(self, name: str, reason: str, value: Any = None, **values: Any) -> SettingError:
         """Return the refusal of a setting, of all its value or of `value` in it; see `SettingError`."""
         given = getattr(self, name) if value is None else value
-        return refused(f"{type(self).__name__}.{name}", given, reason, **told)
+        return refused(f"{type(self).__name__}.{name}", given, reason, **values)
 
     @abstractmethod
     def resolved(self) -> Self:
@@ -341,8 +341,8 @@ class VisionSettings(_Flags, StudySettings):
         if self.settings == "published" and PUBLISHED.get(self.data) != self._preset("model"):
             known = ", ".join(f"{data} with {model}" for data, model in PUBLISHED.items())
             why = ": none are known for {data} = {given!r} with {model} = {network!r}; accepted with it are {known}."
-            told = {"given": self.data, "network": self._preset("model"), "known": known}
-            raise self.refused("settings", why, **told)
+            values = {"given": self.data, "network": self._preset("model"), "known": known}
+            raise self.refused("settings", why, **values)
         if self._makes_data:
             self._refuse_data()
         else:

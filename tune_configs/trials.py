@@ -28,7 +28,7 @@ def label_of(method: MethodConfig, own: Mapping[str, Any] | None = None) -> str:
         label += f" m={settings['momentum']:.12g}"
     if "reset_interval" in settings:
         label += f" r={settings['reset_interval']}" + (" steps" if settings["reset_unit"] == "steps" else "")
-    return label + (f" ({', '.join(told)})" if (told := _told(own)) else "")
+    return label + (f" ({', '.join(named)})" if (named := _named(own)) else "")
 
 
 def written(value: Any) -> str:
@@ -36,7 +36,7 @@ def written(value: Any) -> str:
     return "/".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _told(own: Mapping[str, Any] | None) -> list[str]:
+def _named(own: Mapping[str, Any] | None) -> list[str]:
     return [
         f"{name}={written(value)}"
         for name, value in (own or {}).items()
@@ -80,7 +80,7 @@ def trial(
             parts.append(f"m{values['momentum']:.12g}")
         if "reset_interval" in values:
             parts.append(f"r{values['reset_interval']}{values['reset_unit'][0]}")
-        parts += map(_file_name, _told(own))
+        parts += map(_file_name, _named(own))
     stream_part = access if settings.stream == "continual" else _file_name(settings.stream)
     return TrialSpec(
         id="-".join([stream_part, *parts, f"seed{seed}"]),

@@ -131,7 +131,7 @@ class WarmStartSettings(VisionSettings):
             "beta2s": below_1,
             "epsilons": {"low": 0},
         }.items():
-            check_values(_OWNER, name, getattr(self, name), same=_told, **bounds)
+            check_values(_OWNER, name, getattr(self, name), same=_written, **bounds)
         if self.base is not None:
             self._check_base(self.base)
         check_distinct(_OWNER, "methods", self.methods, same=lambda text: _identity(self._parsed(text, "")))
@@ -202,7 +202,7 @@ class WarmStartSettings(VisionSettings):
         return super()._preset(name)
 
 
-def _told(value: float) -> str:
+def _written(value: float) -> str:
     # As trials are named.
     return f"{value:.12g}"
 
@@ -243,9 +243,9 @@ def _grid(settings: WarmStartSettings) -> Iterator[TrialSpec]:
     for seeds, cells in ((settings.seed_list, set(product(ratios, noises))), (more, corners)):
         for ratio, noise in product(ratios, noises):
             start: dict[str, Any] = {"subset_ratio": ratio, "label_noise": noise}
-            told = {"ratio": _told(ratio), "noise": _told(noise)}
-            name = "plain-" + "-".join(f"{key}{value}" for key, value in told.items())
-            label = " ".join(f"{key} {value}" for key, value in told.items())
+            written = {"ratio": _written(ratio), "noise": _written(noise)}
+            name = "plain-" + "-".join(f"{key}{value}" for key, value in written.items())
+            label = " ".join(f"{key} {value}" for key, value in written.items())
             for seed in seeds if (ratio, noise) in cells else ():
                 yield trial(settings, plain, "full", seed, name=name, label=label, columns=start, **start)
 
@@ -267,8 +267,8 @@ def _adam(settings: WarmStartSettings) -> Iterator[TrialSpec]:
     start: dict[str, Any] = {"subset_ratio": settings.subset_ratio, "label_noise": settings.label_noise}
     for beta1, beta2, epsilon in product(settings.beta1s, settings.beta2s, settings.epsilons):
         method = settings.method_config("adam", adam_betas=(beta1, beta2), adam_eps=epsilon)
-        told = [_told(value) for value in (beta1, beta2, epsilon)]
-        name, label = "adam-b{}-b{}-eps{}".format(*told), "β1={} β2={} ε={}".format(*told)
+        written = [_written(value) for value in (beta1, beta2, epsilon)]
+        name, label = "adam-b{}-b{}-eps{}".format(*written), "β1={} β2={} ε={}".format(*written)
         columns = {**start, "beta1": beta1, "beta2": beta2, "epsilon": epsilon}
         for seed in settings.seed_list:
             yield trial(settings, method, "full", seed, name=name, label=label, columns=columns, **start)

@@ -290,7 +290,7 @@ class Agent(ABC):
         return torch.cat(list(drawn), dim=1)
 
     def _gradient_step(self, *_fixed: Hashable, draws: Tensor, **columns: Tensor) -> dict[str, Tensor]:
-        # All that an update does on the device. By precision and learning rates one captured step is told from another.
+        # All that an update does on the device. A captured step is known by precision and learning rates.
         measured = self._measure(Batch(**columns), draws)
         self.optimizer.zero_grad()
         measured["loss"].backward()

@@ -287,8 +287,8 @@ def parse_method(text: str) -> tuple[str, dict[str, Any]]:
     return "+".join(parts), settings
 
 
-def _refused(text: str, reason: str, **told: Any) -> SettingError:
-    return refused("MethodConfig.name", text, reason, **told)
+def _refused(text: str, reason: str, **values: Any) -> SettingError:
+    return refused("MethodConfig.name", text, reason, **values)
 
 
 def parse_value(text: str) -> Any:

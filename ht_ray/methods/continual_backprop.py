@@ -1,4 +1,4 @@
-"""Continual backprop: at every step, a small share of the least useful units is made anew."""
+"""Continual backprop: at every step, a small share of the least useful units is reset."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ContinualBackprop(Recycling):
     ``decay * u_i + (1 - decay) * mean|h_i| * sum|w_i|``, with the mean of its activation over the training batch (and
     positions) and the sum over its outgoing weights; and ``replacement_rate`` times the number of units older than
     `maturity` is added to the number of units to replace. Once that is 1 or more, its whole part of the mature units
-    with the lowest utility are made anew: incoming weights drawn by their layer's own initialiser, outgoing weights
+    with the lowest utility are reset: incoming weights drawn by their layer's own initialiser, outgoing weights
     zero, neutral BatchNorm entries, the optimiser forgets them (see `ht_ray.mechanisms.units.recycle`), age and utility
     start at 0.
 
@@ -143,7 +143,7 @@ class ContinualBackprop(Recycling):
         self.used = {h.name: _grown(self.used.get(h.name), h.units, torch.bool) for h in self.hidden}
 
     def grown(self) -> None:
-        """Find the network's units anew: known ones keep utility and age, new ones start at 0."""
+        """Find the network's units again: known ones keep utility and age, new ones start at 0."""
         self._follow()
         for hidden in self.hidden:
             self._draw_anew(hidden.name)  # the layers may have other inputs now

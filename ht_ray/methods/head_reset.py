@@ -1,4 +1,4 @@
-"""Head Reset: the layers after the encoder start anew."""
+"""Head Reset: the layers after the encoder get fresh weights."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class HeadReset(Reinitializer):
     settings, seed, **changes
         As in `Method`; the seed is that of fresh weights.
     factory
-        Makes the network anew, for ``"fresh"`` with networks that have no ``reset_parameters`` methods.
+        Builds the network again, for ``"fresh"`` with networks that have no ``reset_parameters`` methods.
 
     Raises
     ------

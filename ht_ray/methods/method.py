@@ -308,14 +308,14 @@ class Method:
         return own.unit == unit and own.interval is not None and count % own.interval == 0
 
     def _warn_of_interval(self, interval: int | None, unit: str, phase: Phase, name: str = "interval") -> None:
-        """Warn where an interval in epochs, which are counted anew in each phase, is longer than a phase."""
+        """Warn where an interval in epochs, which are counted from 1 in each phase, is longer than a phase."""
         if interval is None or unit != "epochs" or phase.epochs is None or interval <= phase.epochs:
             return
         if not self._warned:
             self._warned = True
             warnings.warn(
                 f"{type(self).__name__}: {name} = {interval} epochs, and a phase has {phase.epochs}: it never acts, as "
-                f"epochs are counted anew in each phase. Take an interval of at most {phase.epochs}, or count in "
+                f"epochs are counted from 1 in each phase. Take an interval of at most {phase.epochs}, or count in "
                 "steps.",
                 SettingWarning,
                 stacklevel=3,
@@ -326,9 +326,9 @@ def _overrides(method: Method, moment: str) -> bool:
     return getattr(type(method), moment) is not getattr(Method, moment)
 
 
-def _refused_momenta(tortoise: Tortoise, reason: str, **told: Any) -> SettingError:
+def _refused_momenta(tortoise: Tortoise, reason: str, **values: Any) -> SettingError:
     momenta = tortoise.settings.momenta
-    return SettingError(owner="MethodConfig", field="tortoise_momenta", value=momenta, reason=reason, **told)
+    return SettingError(owner="MethodConfig", field="tortoise_momenta", value=momenta, reason=reason, **values)
 
 
 class Composition:

@@ -32,7 +32,7 @@ class MuonAdamW(AdamW):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override,unused-ignore]
         """Make a step of both; `closure` as in every optimiser."""
         loss = None if closure is None else torch.enable_grad()(closure)()  # type: ignore[no-untyped-call,unused-ignore]
-        # Loading a state exchanges what both share, so that they get it anew.
+        # Loading a state exchanges what both share, so that they get it again.
         for kind in (TorchMuon, AdamW):
             groups = [group for group in self.param_groups if bool(group.get("muon")) == (kind is TorchMuon)]
             if groups:

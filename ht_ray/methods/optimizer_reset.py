@@ -1,4 +1,4 @@
-"""Optimiser reset: moments start anew every so often."""
+"""Optimiser reset: moments start at zero every so often."""
 
 from __future__ import annotations
 

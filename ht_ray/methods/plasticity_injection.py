@@ -1,4 +1,4 @@
-"""Plasticity injection: a new head learns beside the old one, which is frozen."""
+"""Plasticity injection: the head is frozen, and a new one is added that learns."""
 
 from __future__ import annotations
 
@@ -81,11 +81,11 @@ class InjectedHead(nn.Module):
 class PlasticityInjection(Method):
     """Plasticity injection (Nikishin et al. 2023, arXiv 2305.15555).
 
-    The head ``h`` is frozen and becomes ``h(x) + h1(x) - h2(x)``, where ``h1`` is drawn anew and learns, and ``h2`` is
+    The head ``h`` is frozen and becomes ``h(x) + h1(x) - h2(x)``, where ``h1`` is drawn and learns, and ``h2`` is
     its frozen copy: the predictions do not change at that moment, nor does the number of trainable parameters. They do
     not change in training mode either, unless the head has dropout or BatchNorm (see `InjectedHead`).
 
-    The new head takes the old one's places in the optimiser, whose state of them starts anew. Of the head, trainable
+    The new head takes the old one's places in the optimiser, whose state of them starts at zero. Of the head, trainable
     parameters and statistics are drawn; parameters that were frozen before, and integer buffers, are the old ones in
     all three parts.
 

@@ -1,4 +1,4 @@
-"""Recycling: the base of methods that make hidden units anew, and that of methods that do so at an interval."""
+"""Recycling: the base of methods that reset hidden units, and that of methods that do so at an interval."""
 
 from __future__ import annotations
 

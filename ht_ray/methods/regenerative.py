@@ -66,7 +66,7 @@ class Regenerative(KeepsInitial):
     settings, seed, **changes
         As in `Method`; the seed is that of fresh weights.
     factory
-        Makes the network anew, for ``"fresh"`` with networks that have no ``reset_parameters`` methods.
+        Builds the network again, for ``"fresh"`` with networks that have no ``reset_parameters`` methods.
 
     Raises
     ------

@@ -31,7 +31,7 @@ class Reinitializer(KeepsInitial):
     settings, seed, **changes
         As in `Method`; the seed is that of what is drawn.
     factory
-        Makes the network anew, for fresh weights of networks that have no ``reset_parameters`` methods.
+        Builds the network again, for fresh weights of networks that have no ``reset_parameters`` methods.
     """
 
     acts_before_phases = True

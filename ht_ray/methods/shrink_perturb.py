@@ -28,7 +28,7 @@ class ShrinkPerturb(Reinitializer):
     ``w0`` the initial weights, fresh ones, or zero; arXiv 2406.02596 has ``ratio=0.8, toward="initial"`` and no noise.
 
     With `perturb`, it becomes ``(1 - ratio) * w + perturb * fresh + noise * n`` with the weights ``fresh`` of a network
-    that is drawn anew each time. That is the method of Ash & Adams: ``1 - ratio`` is the factor that they shrink by,
+    that is drawn each time. That is the method of Ash & Adams: ``1 - ratio`` is the factor that they shrink by,
     and `perturb` their other one, so that their shrink 0.4 and perturb 0.1 are ``ratio=0.6, perturb=0.1``. The two need
     not add up to 1. Their noise is not `noise`: a fresh layer's weights are a small part of a standard normal's.
 
@@ -41,7 +41,7 @@ class ShrinkPerturb(Reinitializer):
     settings, seed, **changes
         As in `Method`; the seed is that of noise and fresh weights.
     factory
-        Makes the network anew, for ``"fresh"`` and `perturb` with networks that have no ``reset_parameters`` methods.
+        Builds the network again, for ``"fresh"`` and `perturb` with networks that have no ``reset_parameters`` methods.
 
     Raises
     ------

@@ -35,7 +35,7 @@ class SelfNormalizedResets(Recycling):
     layer's own initialiser, bias zero, outgoing weights zero, neutral BatchNorm entries, and the optimiser forgets it
     (see `ht_ray.mechanisms.units.recycle`).
 
-    At an interval each threshold is set anew: to the `percentile` of the unit's silences since the last time, if that
+    At an interval each threshold is set again: to the `percentile` of the unit's silences since the last time, if that
     is below the present one, otherwise to twice the present one; it is at least one batch and at most `longest`. It
     starts at half of that. A unit that has never been silent is reset, from then on, at its first silent batch.
 
@@ -87,7 +87,7 @@ class SelfNormalizedResets(Recycling):
         )
         longest: int = setting(20_000, "Largest threshold, in samples; the first is half of it.", low=2)
         interval: int | None = setting(
-            16, "Thresholds are set anew after every so many epochs or steps; None: nothing is ever reset.", low=1
+            16, "Thresholds are set again after every so many epochs or steps; None: nothing is ever reset.", low=1
         )
         unit: Literal["epochs", "steps"] = setting("epochs", "Unit of the interval, counted over the whole run.")
         step_count: Literal["keep", "per_weight", "reset"] = recycled_steps("keep", "the authors' code")
@@ -160,7 +160,7 @@ class SelfNormalizedResets(Recycling):
             self._set_thresholds()
 
     def end_epoch(self, optimizer: Any = None, tortoise: Tortoise | None = None, *, last: bool = False) -> None:
-        """Call after each epoch: set the thresholds anew, if that is due in epochs."""
+        """Call after each epoch: set the thresholds again, if that is due in epochs."""
         self.epochs += 1
         if self._due("epochs", self.epochs):
             self._set_thresholds()

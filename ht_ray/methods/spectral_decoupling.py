@@ -30,7 +30,7 @@ class SpectralDecoupling(Method):
     """Spectral decoupling: an L2 penalty on the logits, against gradient starvation.
 
     Adds ``strength / 2`` times the squared norm of a sample's logits (the sum over its classes), averaged over the
-    batch. The paper writes ``lambda / 2 * ||y||^2`` for the single logits of binary classification, beside a loss that
+    batch. The paper writes ``lambda / 2 * ||y||^2`` for the single logits of binary classification, next to a loss that
     is likewise summed over samples; that is ours times the number of samples, in both terms. Code that averages over
     classes as well has a penalty smaller by their number.
 

@@ -564,7 +564,7 @@ class Tortoise(Method):
         if self.reset_unit == "epochs" and epochs is not None and first > epochs:
             warnings.warn(
                 f"Tortoise: {named} {first} epochs, and a phase has {epochs}: the hare is never "
-                f"reset, as epochs are counted anew in each phase. Take an interval of at most {epochs}, or count in "
+                f"reset, as epochs are counted from 1 in each phase. Take an interval of at most {epochs}, or count in "
                 "steps.",
                 SettingWarning,
                 stacklevel=3,

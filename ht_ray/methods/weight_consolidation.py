@@ -34,7 +34,7 @@ class WeightConsolidation(Method):
     at the ends of epochs is taken, and after the phase's last epoch the network gets it.
 
     The authors begin when the loss on test data has stopped to fall for four epochs, and put SGD's learning rate up to
-    0.1 then; here when it begins is a setting, and the learning rate stays. They compute BatchNorm's statistics anew;
+    0.1 then; here when it begins is a setting, and the learning rate stays. They compute BatchNorm's statistics again;
     here they are averaged as the weights are. In the code that they published the reset changes a copy of the weights,
     and so nothing: it is done here as their paper and the text in that code describe it.
 

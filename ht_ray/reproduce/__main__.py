@@ -126,11 +126,11 @@ def _work(cells: Sequence[_AnyCell], bench: Bench, out: Path) -> bool:
         path = write_record(out, record)
         forget(run, bench)
         write_page(out)
-        say(f"{path}: {_told(record)}")
+        say(f"{path}: {_described(record)}")
     return bool(failed)
 
 
-def _told(record: Record) -> str:
+def _described(record: Record) -> str:
     results = record["results"]
     if is_atari(record):
         return f"score {results['score']:g}, human-normalised {results['human_normalised']:.3f}"
@@ -150,7 +150,7 @@ def _add(study: str, machine: str, cells: Sequence[_AnyCell], records: Sequence[
         elif file_name(found) in there:
             say(f"left out: {out / file_name(found)} is there already")
         else:
-            say(f"{write_record(out, found)}: {_told(found)}")
+            say(f"{write_record(out, found)}: {_described(found)}")
 
 
 def _found(cells: Sequence[_AnyCell], out: Path) -> Iterator[tuple[_AnyCell, Record]]:

@@ -1,4 +1,4 @@
-"""Calls that train a run: where, with what and for how long, noted beside what is underway."""
+"""Calls that train a run: where, with what and for how long, noted with what is underway."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def ledger_page(records: Sequence[Record]) -> str:
 
 
 def write_page(folder: Path) -> Path:
-    """Make the page of the records in `folder` anew, and return its path."""
+    """Write the page of the records in `folder` again, and return its path."""
     path = folder / "README.md"
     write_text(path, ledger_page(read_records(folder)))
     return path
@@ -130,8 +130,8 @@ def _grid(ledger: _Ledger, metric: str) -> str:
             for noise in NOISES:
                 cell = ledger.cell(data, "plain", ratio=ratio, noise=noise)
                 paper = grid_value(data, model, subset_ratio=ratio, label_noise=noise, split=_SPLIT[metric])
-                beside = [_whole(paper), ledger.difference(cell, metric, paper)]
-                shown.append(f"{ledger.ours(cell, metric)} ({', '.join(filter(None, beside))})")
+                compared = [_whole(paper), ledger.difference(cell, metric, paper)]
+                shown.append(f"{ledger.ours(cell, metric)} ({', '.join(filter(None, compared))})")
             rows.append(shown)
         parts += [
             f"### {_name(data)}, {_name(model)}, {measure}\n",

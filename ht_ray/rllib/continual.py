@@ -36,7 +36,7 @@ def over_stream(config: AlgorithmConfig, stream: TaskStreamConfig, *, seed: int 
 
     The task changes, in all environments of all env runners, after the iteration in which the visit's steps are
     reached: at the exact step, where ``visit_steps`` is a multiple of an iteration's steps. A game that runs then is
-    cut off with its next step. Learner, networks, replay and exploration go on and are not told.
+    cut off with its next step. Learner, networks, replay and exploration go on and do not know of it.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Settings that a call of an RLlib config's methods names, told from those that it leaves alone."""
+"""Which settings a call of an RLlib config's methods names, and which it leaves alone."""
 
 from __future__ import annotations
 

@@ -343,7 +343,7 @@ class NStepEpisodeReplayBuffer(ReplayBufferInterface, metaclass=_Named):
         -------
         list of SingleAgentEpisode
             Each of one step, with ``weights`` and the number of steps that were summed, ``n_step``, for the learner.
-            Where an episode was cut or truncated is not told; nothing is learned from it.
+            Where an episode was cut or truncated is not marked; nothing is learned from it.
         """
         if batch_length_T:
             raise SettingError(f"{type(self).__name__}: sequences for recurrent modules are not drawn.")

@@ -52,7 +52,7 @@ class AugmentPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignor
         self._draw: torch.Generator | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_draw": None}  # made anew at each epoch
+        return {**self.__dict__, "_draw": None}  # made again at each epoch
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         loader = getattr(strategy.dataloader, "loader", None)

@@ -1,4 +1,4 @@
-"""The tortoise beside Avalanche's early stopping."""
+"""The tortoise with Avalanche's early stopping."""
 
 from __future__ import annotations
 

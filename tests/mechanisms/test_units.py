@@ -235,7 +235,7 @@ def test_shared_modules_and_functions_show_their_activations() -> None:
     seen: dict[str, torch.Tensor] = {}
     batch = torch.randn(7, 5)
     with watch_activations(net, found.hidden, lambda hidden, values: seen.update({hidden.name: values.clone()})):
-        for _ in range(2):  # calls are counted anew in each pass
+        for _ in range(2):  # calls are counted again in each pass
             net(batch)
     first = functional.relu(net.one(batch))
     assert torch.equal(seen["relu"], first)

@@ -76,7 +76,7 @@ def test_the_summary_shows_the_papers_value_and_the_difference(write_study, warm
     low, high = mean_interval([0.69, 0.70, 0.71])
     assert (float(rows["Plain"]["final_accuracy_low"]), float(rows["Plain"]["final_accuracy_high"])) == (low, high)
     text = " ".join(table.to_text().split())
-    assert "appendix B.3" in text and "budget" not in text and "Not beside" not in text
+    assert "appendix B.3" in text and "budget" not in text and "Not compared" not in text
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_under_another_protocol_the_value_is_withheld_with_a_note(write_study, w
     trials = [warm("Plain", 0, 0.7, data="cifar10", **changes)]
     table = summary_table(load_study(write_study(trials, settings=LIMITS)), ("final_accuracy",), None)
     assert "final_accuracy_paper" not in rows_of(table)[0]
-    assert any(note.startswith("Not beside") and said in note for note in table.notes)
+    assert any(note.startswith("Not compared") and said in note for note in table.notes)
 
 
 def test_settings_of_a_method_are_the_protocol_of_that_method_alone(write_study, warm):

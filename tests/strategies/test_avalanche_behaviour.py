@@ -163,7 +163,7 @@ def test_a_reset_at_the_end_of_an_experience_falls_away_when_it_stops_early(make
     )
     assert plugin.tortoise is not None
     assert watch.epochs == 2 * 2
-    assert plugin.tortoise.resets == 0  # counted anew in the second experience, neither came to its third epoch
+    assert plugin.tortoise.resets == 0  # counted again in the second experience, neither came to its third epoch
 
 
 def test_an_epoch_of_avalanches_replay_is_as_long_as_the_new_data(make_network, make_benchmark) -> None:

@@ -117,7 +117,7 @@ def test_hare_is_reset_at_exactly_the_right_moments(make_network, make_benchmark
         assert plugin.tortoise.resets == 6
     else:
         assert all(not differing(a, b) for a, b in zip(before.states, after.states, strict=True))
-        # Three epochs per experience, counted anew in each: the second one ends with a reset.
+        # Three epochs per experience, counted again in each: the second one ends with a reset.
         for epoch, state in enumerate(epoch_end.states):
             last_step = 3 * epoch + 2
             expected = tortoises[last_step] if epoch % 3 == 1 else after.states[last_step]

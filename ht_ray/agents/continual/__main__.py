@@ -137,11 +137,11 @@ def main(arguments: list[str] | None = None) -> int:
                 while made.advance():
                     pass
                 record = made.record
-                told = measure(record.visits, tasks=len(record.tasks), cycles=stream.cycles).summary()
-                shown = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in told.items())
+                summary = measure(record.visits, tasks=len(record.tasks), cycles=stream.cycles).summary()
+                shown = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in summary.items())
                 print(f"{text}, seed {seed}: {shown}", flush=True)
                 if path is not None:
-                    row = {"method": text, "label": method_label(text), "seed": seed, "run": run, "summary": told}
+                    row = {"method": text, "label": method_label(text), "seed": seed, "run": run, "summary": summary}
                     with path.open("a", encoding="utf-8") as file:
                         file.write(json.dumps({**row, "record": asdict(record)}) + "\n")
     except SettingError as error:

@@ -30,7 +30,7 @@ _OWN: dict[str, dict[str, str]] = {
     },
     "head_reset": {"head_reset_interval": "head_reset_interval", "toward": "toward"},
 }
-# What says that such a method acts, and how often it does unless told otherwise, in gradient steps.
+# What says that such a method acts, and how often it does by default, in gradient steps.
 _SWITCH = {
     "hare_tortoise": "reset_interval",
     "shrink_perturb": "shrink_perturb_interval",
@@ -71,8 +71,8 @@ def method_label(text: str) -> str:
     'Hare & Tortoise + ReDo (redo_interval=500)'
     """
     name, own = parse_method(text)
-    told = ", ".join(f"{setting}={value}" for setting, value in own.items())
-    return display_name(name) + (f" ({told})" if told else "")
+    listed = ", ".join(f"{setting}={value}" for setting, value in own.items())
+    return display_name(name) + (f" ({listed})" if listed else "")
 
 
 def with_methods(config: AgentConfig, text: str, *, interval: int) -> AgentConfig:

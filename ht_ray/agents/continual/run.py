@@ -51,7 +51,7 @@ class ContinualRecord:
 class ContinualRun:
     """An agent over a stream of tasks: advanced, saved and continued by whoever drives it.
 
-    The agent goes from task to task with its weights, its optimizer's state and its methods, and is not told when the
+    The agent goes from task to task with its weights, its optimizer's state and its methods, and does not know when the
     task changes. A visit begins with a new game and, by default, with an empty replay and with epsilon at 1, so that
     what is carried over is the network. Before and after a visit some games are played without learning; they leave no
     trace in training.
@@ -65,7 +65,7 @@ class ContinualRun:
     seed : int, default 0
         Seed of every draw.
     replay : {"clear", "keep"}, default "clear"
-        Whether the replay begins anew at each visit.
+        Whether the replay starts empty at each visit.
     curve_points : int, default 10
         Points of a visit's learning curve.
     evaluation_episodes : int, default 5

@@ -1,4 +1,4 @@
-"""Weights as a module would have if it were made anew, and the head of a network."""
+"""Fresh weights, as a module has when it is built, and the head of a network."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def fresh_weights(module: nn.Module, *, seed: int, factory: Callable[[], nn.Modu
     seed
         Seed of the draw.
     factory
-        Makes the network anew, for networks whose initialisation is not in ``reset_parameters`` methods; called with
+        Builds the network again, for networks whose initialisation is not in ``reset_parameters`` methods; called with
         the global generator seeded with `seed`.
 
     Returns
@@ -97,13 +97,13 @@ class FreshWeights:
     def _reinitialised(module: nn.Module) -> dict[str, Tensor]:
         for parameter in module.parameters():
             if parameter.requires_grad:
-                parameter.fill_(float("nan"))  # so that what no initialiser reaches can be told
+                parameter.fill_(float("nan"))  # so that what no initialiser reaches is seen
         module.apply(_reinitialise)
         missed = [name for name, p in module.named_parameters() if p.requires_grad and bool(torch.isnan(p).any())]
         if missed:
             raise ValueError(
                 f"no reset_parameters() initialises {missed}: add that method to the module that owns them, "
-                "or pass a factory that makes the network anew"
+                "or pass a factory that builds the network"
             )
         return {name: tensor.clone() for name, tensor in named_tensors(module)}
 

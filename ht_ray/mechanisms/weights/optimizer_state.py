@@ -22,7 +22,7 @@ _IMPLEMENTATION = ("foreach", "fused", "capturable")
 def clear_optimizer_state(optimizer: Optimizers, parameters: Iterable[nn.Parameter] | None = None) -> None:
     """Forget what `optimizer` remembers of `parameters` (moments, momentum buffers, step counts).
 
-    The next step builds the state anew, as at the first step. Parameter groups, learning rates and schedules stay.
+    The next step builds the state again, as at the first step. Parameter groups, learning rates and schedules stay.
     ``LBFGS`` has one memory for all its parameters, and forgets all of it if it has any of these.
 
     Parameters

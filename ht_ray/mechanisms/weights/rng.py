@@ -47,7 +47,7 @@ def generator(seed: int, purpose: str, *position: int, device: torch.device | st
 
 @contextmanager
 def isolated_rng(seed: int | None = None) -> Iterator[None]:
-    """Run a block with torch's global generators seeded anew, and put them back afterwards.
+    """Run a block with torch's global generators seeded, and put them back afterwards.
 
     For code that can only draw from the global generators: layers' initialisers, dropout. The CPU generator and, if
     CUDA is in use already, those of all CUDA devices are seeded and restored. With ``seed=None`` the block draws from

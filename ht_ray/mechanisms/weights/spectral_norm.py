@@ -78,7 +78,7 @@ def _spectral_layers(module: nn.Module) -> Iterator[SpectralLayer]:
 
 
 def fit_spectral_norm(module: nn.Module) -> None:
-    """Make the vectors of all weights with spectral norm anew, from those there are; call when weights were set.
+    """Compute the vectors of all weights with spectral norm again, from those there are; call when weights were set.
 
     Nothing is drawn, and nothing happens to a module without spectral norm.
     """

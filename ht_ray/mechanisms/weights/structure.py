@@ -43,7 +43,7 @@ class Structure:
 
 
 class HeldParameters:
-    """The parameters of a module as a list, made anew only when the module has been changed.
+    """The parameters of a module as a list, made again only when the module has been changed.
 
     Examples
     --------

@@ -99,7 +99,7 @@ def _alike(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> list[tuple[l
 
 
 class _Binding:
-    """The tensor lists of one module beside those of its copy, built once and reused while nothing is replaced."""
+    """The tensor lists of one module with those of its copy, built once and reused while nothing is replaced."""
 
     def __init__(
         self,

@@ -106,7 +106,7 @@ def games_table(study: StudyData) -> Table:
     high = max(len(trials) for variant in variants for trials in variant.planned.values())
     notes = (
         "Mean ± standard deviation (n − 1) of the runs' final scores (unclipped, whole games), and human-normalised, "
-        "in brackets. Fewer runs than were planned are told as n.",
+        "in brackets. Fewer runs than were planned are given as n.",
         f"Runs planned: {low if low == high else f'{low} to {high}'} per game.",
         *variant_notes(variants),
     )

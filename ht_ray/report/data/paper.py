@@ -209,7 +209,7 @@ def paper_notes(found: Iterable[PaperComparison]) -> tuple[str, ...]:
     more = f" (and {len(reasons) - MOST_REASONS} other combinations)" if len(reasons) > MOST_REASONS else ""
     if reasons:
         listed = " | ".join(reasons[:MOST_REASONS])
-        notes.append(f"Not beside the paper's value, as the protocol differs: {listed}{more}.")
+        notes.append(f"Not compared with the paper's value, as the protocol differs: {listed}{more}.")
     return tuple(notes)
 
 

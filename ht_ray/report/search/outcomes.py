@@ -211,8 +211,8 @@ def _notes(studies: Sequence[StudyData], grid: StudyData | None) -> list[str]:
         )
     if grid is not None:
         notes.append(
-            "The grid's share and its best are those on the seeds of the study beside it; the grid's own row is all "
-            "of it."
+            "The grid's share and its best are those on the seeds of the study compared with it; the grid's own row "
+            "is all of it."
         )
     return notes
 

@@ -12,7 +12,7 @@ __all__ = ["BBF", "BBFAlgorithmConfig"]
 class BBFAlgorithmConfig(AgentAlgorithmConfig):
     """Settings of `BBF`: a game of Atari-100k, and in ``training`` those of `ht_ray.agents.bbf.config.BBFConfig`.
 
-    Who trains for more or fewer than 100 000 steps sets ``training_steps``, by which the last restart is told. The rest
+    Who trains for more or fewer than 100 000 steps sets ``training_steps``, which decides on the last restart. The rest
     is as in `AgentAlgorithmConfig`.
 
     Examples

@@ -146,7 +146,7 @@ class MethodsConfig(AlgorithmConfig):
             The methods' settings by their names on command lines, as ``redo_interval`` and ``l2_strength``, and the
             algorithm's. Shrink & Perturb and Head Reset need not be named in `methods`: they are on where
             ``shrink_perturb_interval`` or ``head_reset_interval`` is set. What they go to, ``toward``, is ``"fresh"``
-            by default: the weights of a module that is made anew.
+            by default: the weights of a module that is built again.
 
         Raises
         ------

@@ -346,7 +346,7 @@ class MethodLearner(TorchLearner):
         return isinstance(self, DQNLearner) and isinstance(module, TargetNetworkAPI)
 
     def _fresh(self, module: Any) -> nn.Module:
-        # The RLModule made anew, so that initialisers which its settings name are used.
+        # The RLModule is built again, so that initialisers which its settings name are used.
         made = RLModuleSpec.from_module(module).build()
         if isinstance(made, TargetNetworkAPI):
             made.make_target_networks()

@@ -113,12 +113,12 @@ def _slots(config: SweepConfig, nodes: Sequence[dict[str, Any]]) -> int:
             ", {gpus_per_trial} = {gpus!r}: no node of the cluster has what a trial needs ({needed}). It has "
             "{nodes}. A cluster that adds nodes when trials wait: {SweepConfig.autoscaling}."
         )
-        told = {
+        values = {
             "gpus": config.gpus_per_trial,
             "needed": needed + labels,
             "nodes": f"{count} with {'; '.join(_describe(config, node) for node in had)}",
         }
-        raise refused("SweepConfig.cpus_per_trial", config.cpus_per_trial, why, **told)
+        raise refused("SweepConfig.cpus_per_trial", config.cpus_per_trial, why, **values)
     return min(fitting, config.max_concurrent or fitting)
 
 

@@ -22,8 +22,8 @@ _UPLOAD_SECONDS = 600.0
 class Wandb(WandbLoggerCallback):
     """A run of Weights & Biases for each trial, all in one group.
 
-    Tune's callback writes each run in a process of its own, and looks at nothing that fails there. Here the study is
-    told of it when it ends.
+    Tune's callback writes each run in a process of its own, and looks at nothing that fails there. Here the study
+    says so when it ends.
 
     Parameters
     ----------

@@ -162,7 +162,7 @@ class Member:
         self.unsaved = {**result, **self.position}
 
     def _go_to(self, curves: Mapping[str, list[dict[str, float]]]) -> None:
-        """Take in how far the curves are; raise if one goes back, which on disk could not be told from damage."""
+        """Take in how far the curves are; raise if one goes back, which on disk would look like damage."""
         for curve, rows in curves.items():
             for row in rows:
                 reached = self._reached.get(curve, -math.inf)

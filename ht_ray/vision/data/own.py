@@ -85,8 +85,8 @@ def kind_of(name: str) -> str:
     return endings.get(path.suffix.lower(), "images")
 
 
-def _refused(name: str, reason: str, **told: Any) -> SettingError:
-    return refused("DataConfig.name", name, reason, **told)
+def _refused(name: str, reason: str, **values: Any) -> SettingError:
+    return refused("DataConfig.name", name, reason, **values)
 
 
 def read_own(name: str, *, root: Path | None, download: bool, label: str | None, regression: bool = False) -> OwnSets:
@@ -230,8 +230,8 @@ def _from_table(name: str, table: Any, label: str | None) -> Arrays:
     columns = list(table.column_names)
     if label is not None and label not in columns:
         why = ": {name} has no such column; it has {has}.{near}"
-        told = {"name": name, "has": ", ".join(columns[:20]), "near": did_you_mean(label, columns)}
-        raise refused("DataConfig.label", label, why, **told)
+        values = {"name": name, "has": ", ".join(columns[:20]), "near": did_you_mean(label, columns)}
+        raise refused("DataConfig.label", label, why, **values)
     target = label or next((one for one in _LABELS if one in columns), None)
     if target is None:
         why = ": it has no column called {names}; it has {has}. Name that of the labels with {DataConfig.label}."

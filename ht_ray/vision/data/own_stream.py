@@ -50,8 +50,8 @@ class OwnStreamConfig(StreamConfig):
             raise self._refused(why, text=str(error)) from error
         return found
 
-    def _refused(self, reason: str, **told: Any) -> SettingError:
-        return SettingError(owner="VisionSettings", field="stream", value=self.path, reason=reason, **told)
+    def _refused(self, reason: str, **values: Any) -> SettingError:
+        return SettingError(owner="VisionSettings", field="stream", value=self.path, reason=reason, **values)
 
     def make(self, labels: Tensor, num_classes: int, *, seed: int) -> Stream:
         """Return the stream over a training set with these true `labels`.

@@ -133,8 +133,8 @@ def find_source(name: str, root: Path, download: bool) -> Source:
     )
 
 
-def _refused(root: Path, reason: str, **told: Any) -> SettingError:
-    return refused("DataConfig.root", str(root), reason, **told)
+def _refused(root: Path, reason: str, **values: Any) -> SettingError:
+    return refused("DataConfig.root", str(root), reason, **values)
 
 
 def fingerprint(source: Source) -> dict[str, Any]:

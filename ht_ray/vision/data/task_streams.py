@@ -126,7 +126,7 @@ class PermutedConfig(_SampledConfig):
 @register_stream("random_labels")
 @dataclass(frozen=True)
 class RandomLabelsConfig(_SampledConfig):
-    """Random labels that are memorized: the same images in each task, every label drawn anew from all classes.
+    """Random labels that are memorized: the same images in each task, every label drawn again from all classes.
 
     Published: 50 tasks of 1200 images and 400 epochs (Kumar et al. 2023, section 4.2, after Lyle et al. 2023). A task
     is tested on its own samples, as nothing else has its labels.

@@ -24,8 +24,8 @@ def is_own_model(name: str) -> bool:
     return is_path_of_part(name) or name.partition(":")[0] in ("timm", "torchvision")
 
 
-def _refused(name: str, reason: str, **told: Any) -> SettingError:
-    return refused("ModelConfig.name", name, reason, **told)
+def _refused(name: str, reason: str, **values: Any) -> SettingError:
+    return refused("ModelConfig.name", name, reason, **values)
 
 
 def _timm(name: str) -> Callable[..., Any]:

@@ -45,7 +45,7 @@ class EpochSums:
         self._labels.append(labels)
 
     def total(self) -> tuple[float, int, int]:
-        """Return the sum over samples of the loss, how many were right, and how many there were; begin anew."""
+        """Return the sum over samples of the loss, how many were right, and how many there were; start at zero."""
         if not self._labels:
             return 0.0, 0, 0
         sizes = np.array(list(map(len, self._labels)), dtype=np.float32)

@@ -131,5 +131,5 @@ class Objective:
                 raise _refused(name, getattr(self, name), ": it is {got}; accepted is finite.", got=float(value))
 
 
-def _refused(field: str, value: object, reason: str, **told: Any) -> SettingError:
-    return SettingError(owner="TrainingConfig", field=field, value=value, reason=reason, **told)
+def _refused(field: str, value: object, reason: str, **values: Any) -> SettingError:
+    return SettingError(owner="TrainingConfig", field=field, value=value, reason=reason, **values)

@@ -603,7 +603,7 @@ class _Stack:
             )
 
     def _follow_changes(self) -> None:
-        """Give members' optimisers the state anew that they have lost, as a reset clears it: zeros."""
+        """Give members' optimisers the state again that they have lost, as a reset clears it: zeros."""
         for parameters, states in zip(self._parameters, self._states, strict=True):
             for run, parameter, state in zip(self.members, parameters, states, strict=True):
                 if run.optimizer.state.get(parameter) is not state:

@@ -40,7 +40,7 @@ class TrainingStep:
     samples, which crops and which learning rate are read from tensors that are written once per epoch. What decides on
     the host stays outside of it: resets, recycling, evaluation. The first steps of a size are launched as without a
     graph. When the network, the optimiser or the tortoise has other tensors than the graph writes to, it is captured
-    anew.
+    again.
 
     Results with and without a graph are the same, bit for bit, where the kernels are deterministic.
 
