@@ -1,4 +1,4 @@
-"""Parts of a user's own, named by the paths of modules: how they are imported, and which version of them it is."""
+"""Parts of a user's own, named by the paths of modules: how they are imported and called, and which version it is."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import hashlib
 import importlib
 import inspect
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ht_ray._checks import did_you_mean, refused
+from ht_ray.errors import SettingError
 
-__all__ = ["is_path_of_part", "load_part", "version_of_part"]
+__all__ = ["is_path_of_part", "load_function", "load_part", "own_code", "version_of_part"]
 
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
@@ -63,6 +66,58 @@ def load_part(owner: str, field: str, path: str) -> Any:
             raise refuse(": the module {module} has no {name}.{near}", module=module, name=name, near=hint)
         found = getattr(found, part)
     return found
+
+
+def load_function(owner: str, field: str, path: str, of: str, **arguments: Any) -> Callable[..., Any]:
+    """Return the function that ``"package.module:name"`` names.
+
+    Parameters
+    ----------
+    owner, field, path
+        As of `load_part`.
+    of
+        What it is a function of, in words: ``"shape and num_classes"``.
+    **arguments
+        Such as it is called with, to see whether it can be; none: it is not looked at.
+
+    Raises
+    ------
+    SettingError
+        As for `load_part`, and if it is no function, or none of these arguments.
+    """
+    found = load_part(owner, field, path)
+    refuse = partial(refused, f"{owner}.{field}", path)
+    if not callable(found):
+        raise refuse(f": accepted is a function of {of}; it is {{what!r}}.", what=found)
+    if arguments:
+        try:
+            inspect.signature(found).bind(**arguments)
+        except TypeError as error:
+            raise refuse(f": it is called with {of}, and cannot be: {{text}}.", text=str(error)) from error
+    return found
+
+
+@contextmanager
+def own_code(where: str, value: object, reason: str, **values: Any) -> Iterator[None]:
+    """Run code of a user's own in a block, and refuse the setting that names it where it raises something.
+
+    Parameters
+    ----------
+    where, value, reason, **values
+        As of `ht_ray._checks.refused`; ``{text}`` in the reason says what was raised.
+
+    Raises
+    ------
+    SettingError
+        That refusal, or the code's own.
+    """
+    try:
+        yield
+    except SettingError:
+        raise
+    except Exception as error:  # whatever it is
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise refused(where, value, reason, text=text, **values) from error
 
 
 def version_of_part(owner: str, field: str, path: str) -> str:

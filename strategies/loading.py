@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -54,8 +53,10 @@ class TaskLoader:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[list[Tensor]]:
-        for images, labels in self.loader:
-            yield [images, labels] if self.task is None else [images, labels, self._tasks[: len(labels)]]
+        yield from map(self._with_task, self.loader)
+
+    def _with_task(self, batch: tuple[Tensor, Tensor]) -> list[Tensor]:
+        return [*batch] if self.task is None else [*batch, self._tasks[: len(batch[1])]]
 
     def coming(self) -> Iterator[list[Tensor]]:
         """Yield the batches of an epoch before the first, which is drawn for this alone; the next is what it was."""
@@ -65,12 +66,7 @@ class TaskLoader:
 
     def before(self, epoch: int, count: int) -> list[list[Tensor]]:
         """Return the last batches, at most `count`, of the epochs before `epoch`, which is the next one then."""
-        last: deque[list[Tensor]] = deque(maxlen=count)
-        for earlier in range(max(1, epoch - -(-count // len(self))), epoch):
-            self.loader.epoch = earlier
-            last.extend(self)
-        self.loader.epoch = epoch
-        return list(last)
+        return list(map(self._with_task, self.loader.before(epoch, count)))
 
 
 class _SequentialLoader:

@@ -138,7 +138,6 @@ def make_strategy(
         )
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
-    autocast = torch.bfloat16 if config.precision == "bf16" else None
     normalise = Normalise(data.mean, data.std, device, table=data.is_table)
     measuring = make_indicators(
         indicators, model.to(device), data, training=config, normalise=normalise, seed=seed, device=device
@@ -154,7 +153,7 @@ def make_strategy(
         *plugins,
         MeasurePlugin(
             data,
-            autocast=autocast,
+            autocast=config.autocast,
             channels_last=config.channels_last,
             indicators=measuring,
             evaluate_every=evaluate_every,

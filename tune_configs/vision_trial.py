@@ -116,16 +116,9 @@ def _model_and_settings(config: dict[str, Any], data: ImageData) -> tuple[nn.Mod
 
 
 def _report(
-    rows: list[Row],
-    phase: int,
-    progress: float,
-    samples: int,
-    *,
-    tasks: bool = False,
-    benchmark: bool = False,
-    measure: str | None = None,
+    stream: Stream, rows: list[Row], phase: int, samples: int, *, benchmark: bool = False, measure: str | None = None
 ) -> Report:
-    """Return the report of a phase, from 1, that has been trained; of `tasks` with what they tell of plasticity.
+    """Return the report of a phase, from 1, that has been trained; of tasks with what they tell of plasticity.
 
     Of a `benchmark` with one test set for all of its experiences, the accuracy on that is the test stream's.
 
@@ -138,10 +131,11 @@ def _report(
     new = [row for row in rows if row["phase"] == phase]
     end = {**named(new[-1]), "step": phase}
     over_tasks = {"stream_accuracy": rows[-1]["test_accuracy"]} if benchmark else {}
-    over_tasks |= {**transfer(rows), **(plasticity(rows) if tasks and phase > 1 else {})}
+    over_tasks |= {**transfer(rows), **(plasticity(rows) if _is_tasks(stream) and phase > 1 else {})}
     summary = named({**summarise(rows), **over_tasks})
     # The matrix has a row for each task, not for each epoch.
     epochs = [named({name: value for name, value in row.items() if not is_of_matrix(name)}) for row in new]
+    progress = rows[-1]["step"] / stream.epochs if phase < len(stream) else 1.0
     return Report(curves={"epoch": epochs, "phase": [end]}, summary=summary, progress=progress, samples=samples)
 
 
@@ -195,9 +189,7 @@ class VisionPack:
 
     def _reported(self, run: TrainingRun) -> Report:
         samples = run.stream[run.phase - 1].epochs * sum(size for _, size in run.loader.batches())
-        progress = 1.0 if run.done else run.progress
-        tasks, measure = _is_tasks(run.stream), self._measures[self._names[id(run)]]
-        return _report(run.rows, run.phase, progress, samples, tasks=tasks, measure=measure)
+        return _report(run.stream, run.rows, run.phase, samples, measure=self._measures[self._names[id(run)]])
 
     def interrupt(self) -> None:
         """Ask `advance` to raise `Interrupted` after the epoch that runs, or runs next, unless it is a phase's last."""
@@ -276,17 +268,14 @@ class VisionTrial:
                 samples = train_phase(self.run, between=self._between)
             finally:
                 self._stopped = False
-            progress = 1.0 if self.run.done else self.run.progress
-            tasks, benchmark = _is_tasks(self.stream), self._benchmark
-            return _report(
-                self.rows, self.run.phase, progress, samples, tasks=tasks, benchmark=benchmark, measure=self._measure
-            )
-        phase = self.stream[self.phase]
-        self.strategy.train_epochs = phase.epochs
-        self.strategy.train(self.benchmark.train_stream[phase.index], eval_streams=[])
-        self.phase += 1
-        progress = self.rows[-1]["step"] / self.stream.epochs if self.phase < len(self.stream) else 1.0
-        return _report(self.rows, self.phase, progress, self.strategy.samples, benchmark=self._benchmark)
+            ended = self.run.phase
+        else:
+            phase = self.stream[self.phase]
+            self.strategy.train_epochs = phase.epochs
+            self.strategy.train(self.benchmark.train_stream[phase.index], eval_streams=[])
+            self.phase += 1
+            ended, samples = self.phase, self.strategy.samples
+        return _report(self.stream, self.rows, ended, samples, benchmark=self._benchmark, measure=self._measure)
 
     def interrupt(self) -> None:
         """Ask `advance` to raise `Interrupted` after the epoch that runs, or runs next, unless it is a phase's last."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -181,6 +182,15 @@ class InMemoryLoader:
         if self.channels_last:
             batch = batch.contiguous(memory_format=torch.channels_last)
         return batch, labels
+
+    def before(self, epoch: int, count: int) -> list[tuple[Tensor, Tensor]]:
+        """Return the last batches, at most `count`, of the epochs before `epoch`, which is the next one then."""
+        last: deque[tuple[Tensor, Tensor]] = deque(maxlen=count)
+        for earlier in range(max(1, epoch - -(-count // len(self))), epoch):
+            self.epoch = earlier
+            last.extend(self)
+        self.epoch = epoch
+        return list(last)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         draws = self.draw_epoch()

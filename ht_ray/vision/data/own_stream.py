@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ht_ray._parts import is_path_of_part, load_part
-from ht_ray.errors import SettingError
+from ht_ray._checks import refused
+from ht_ray._parts import is_path_of_part, load_function, load_part, own_code
 from ht_ray.vision.data.benchmark_stream import BenchmarkStreamConfig, is_benchmark
 from ht_ray.vision.data.streams import Phase, Stream, StreamConfig, stream_config
 
@@ -41,17 +41,8 @@ class OwnStreamConfig(StreamConfig):
         found = load_part("VisionSettings", "stream", self.path)
         if isinstance(found, type) and issubclass(found, StreamConfig):
             return found().make
-        if not callable(found):
-            raise self._refused(": accepted is a function of labels, num_classes and seed; it is {what!r}.", what=found)
-        try:
-            inspect.signature(found).bind(labels=None, num_classes=2, seed=0)
-        except TypeError as error:
-            why = ": it is called with labels, num_classes and seed, and cannot be: {text}."
-            raise self._refused(why, text=str(error)) from error
-        return found
-
-    def _refused(self, reason: str, **values: Any) -> SettingError:
-        return SettingError(owner="VisionSettings", field="stream", value=self.path, reason=reason, **values)
+        given: dict[str, Any] = {"labels": None, "num_classes": 2, "seed": 0}
+        return load_function("VisionSettings", "stream", self.path, "labels, num_classes and seed", **given)
 
     def make(self, labels: Tensor, num_classes: int, *, seed: int) -> Stream:
         """Return the stream over a training set with these true `labels`.
@@ -62,20 +53,16 @@ class OwnStreamConfig(StreamConfig):
             If there is no such function, it fails, or what it returns is no stream over these labels.
         """
         factory = self._factory()
-        try:
+        refuse = partial(refused, "VisionSettings.stream", self.path)
+        with own_code("VisionSettings.stream", self.path, ": making the stream raised {text}."):
             made = factory(labels=labels, num_classes=num_classes, seed=seed)
-        except SettingError:
-            raise
-        except Exception as error:  # of a user's own code, whatever it raises
-            text = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise self._refused(": making the stream raised {text}.", text=text) from error
         phases = made.phases if isinstance(made, Stream) else made
         if not isinstance(phases, Sequence) or not phases or not all(isinstance(phase, Phase) for phase in phases):
             kind = "no phases" if phases == () or phases == [] else type(made).__name__
-            raise self._refused(": it returned {kind}; accepted is a Stream, or a list of its phases.", kind=kind)
+            raise refuse(": it returned {kind}; accepted is a Stream, or a list of its phases.", kind=kind)
         for number, phase in enumerate(phases):
             if why := self._wrong(phase, number, len(labels), num_classes):
-                raise self._refused(": phase {number}: {text}.", number=number + 1, text=why)
+                raise refuse(": phase {number}: {text}.", number=number + 1, text=why)
         return Stream(self.path.partition(":")[2], tuple(phases))
 
     @staticmethod

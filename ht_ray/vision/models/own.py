@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import nn
 
 from ht_ray._checks import did_you_mean, refused
-from ht_ray._parts import is_path_of_part, load_part
+from ht_ray._parts import is_path_of_part, load_function, own_code
 from ht_ray.errors import SettingError
 from ht_ray.mechanisms.modes import evaluation_mode
 from ht_ray.mechanisms.weights.fresh import find_head
@@ -61,21 +60,10 @@ def make_own_network(name: str, head: str | None, shape: tuple[int, ...], num_cl
     if library in ("timm", "torchvision"):
         factory = _timm(own) if library == "timm" else _torchvision(own)
     else:
-        factory = load_part("ModelConfig", "name", name)
-        if not callable(factory):
-            raise _refused(name, ": accepted is a function of shape and num_classes; it is {kind}.", kind=repr(factory))
-        try:
-            inspect.signature(factory).bind(shape=shape, num_classes=num_classes)
-        except TypeError as error:
-            why = ": it is called with shape and num_classes, and cannot be: {error}."
-            raise _refused(name, why, error=str(error)) from error
-    try:
+        given: dict[str, Any] = {"shape": shape, "num_classes": num_classes}
+        factory = load_function("ModelConfig", "name", name, "shape and num_classes", **given)
+    with own_code("ModelConfig.name", name, ": for samples of shape {shape}, it raised {text}.", shape=shape):
         network = factory(shape=shape, num_classes=num_classes)
-    except SettingError:
-        raise
-    except Exception as error:  # of a user's own code, whatever it raises
-        text = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise _refused(name, ": for samples of shape {shape}, it raised {text}.", shape=shape, text=text) from error
     if not isinstance(network, nn.Module):
         raise _refused(name, ": it returned {kind}; accepted is a torch.nn.Module.", kind=type(network).__name__)
     if not any(parameter.requires_grad for parameter in network.parameters()):
@@ -109,12 +97,14 @@ def check_network(name: str, network: nn.Module, shape: tuple[int, ...], num_cla
     SettingError
         If it cannot, or returns something else.
     """
-    try:
-        with evaluation_mode(network), torch.no_grad(), isolated_rng(0):
-            logits = network(torch.zeros(2, *shape))
-    except Exception as error:  # of a user's own code, whatever it raises
-        text = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise _refused(name, ": it cannot compute samples of shape {shape}: {text}.", shape=shape, text=text) from error
+    why = ": it cannot compute samples of shape {shape}: {text}."
+    with (
+        own_code("ModelConfig.name", name, why, shape=shape),
+        evaluation_mode(network),
+        torch.no_grad(),
+        isolated_rng(0),
+    ):
+        logits = network(torch.zeros(2, *shape))
     if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != (2, num_classes):
         got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         why = ": of 2 samples it makes {got}; accepted are logits (2, {classes}), one for each class."

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ht_ray._parts import load_part
-from ht_ray.errors import SettingError
+from ht_ray._checks import refused
+from ht_ray._parts import load_function, own_code
 
 __all__ = ["Objective", "counted", "explained", "task_loss"]
 
@@ -79,11 +78,7 @@ class Objective:
 
     def function(self, name: str) -> Callable[[Tensor, Tensor], object]:
         """Return the user's ``"loss"`` or ``"measure"``."""
-        path = getattr(self, name)
-        found = load_part("TrainingConfig", name, path)
-        if not callable(found):
-            raise _refused(name, path, ": accepted is a function of outputs and labels; it is {what!r}.", what=found)
-        return found
+        return load_function("TrainingConfig", name, getattr(self, name), "outputs and labels")
 
     def loss_of(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Return the mean loss of a batch."""
@@ -93,7 +88,7 @@ class Objective:
         if not isinstance(loss, Tensor) or loss.dim() or not loss.is_floating_point():
             got = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             why = ": it returned {got}; accepted is the mean over the batch, a tensor of no dimension."
-            raise _refused("loss", self.loss, why, got=got)
+            raise refused("TrainingConfig.loss", self.loss, why, got=got)
         return loss
 
     def measure_of(self, outputs: Tensor, labels: Tensor) -> float:
@@ -107,7 +102,7 @@ class Objective:
             number = float(value)  # type: ignore[arg-type]
         except (TypeError, ValueError, RuntimeError) as error:
             why = ": it returned {got}; accepted is one number, larger for a better network."
-            raise _refused("measure", self.measure, why, got=type(value).__name__) from error
+            raise refused("TrainingConfig.measure", self.measure, why, got=type(value).__name__) from error
         return number
 
     def check(self, outputs: Tensor, labels: Tensor) -> None:
@@ -116,20 +111,12 @@ class Objective:
             if getattr(self, name) is None:
                 continue
             outputs = outputs.detach().requires_grad_(name == "loss")
-            try:
+            shapes = {"outputs": tuple(outputs.shape), "labels": tuple(labels.shape)}
+            why = ": for outputs {outputs} and labels {labels}, it raised {text}."
+            with own_code(f"TrainingConfig.{name}", getattr(self, name), why, **shapes):
                 value = self.loss_of(outputs, labels) if name == "loss" else self.measure_of(outputs, labels)
-            except SettingError:
-                raise
-            except Exception as error:  # of a user's own code, whatever it raises
-                text = f"{type(error).__name__}: {error}".splitlines()[0]
-                shapes: dict[str, Any] = {"outputs": tuple(outputs.shape), "labels": tuple(labels.shape), "text": text}
-                why = ": for outputs {outputs} and labels {labels}, it raised {text}."
-                raise _refused(name, getattr(self, name), why, **shapes) from error
             if name == "loss" and not value.requires_grad:  # type: ignore[union-attr]
-                raise _refused(name, self.loss, ": no gradient flows through what it returns.")
+                raise refused("TrainingConfig.loss", self.loss, ": no gradient flows through what it returns.")
             if not math.isfinite(float(value)):
-                raise _refused(name, getattr(self, name), ": it is {got}; accepted is finite.", got=float(value))
-
-
-def _refused(field: str, value: object, reason: str, **values: Any) -> SettingError:
-    return SettingError(owner="TrainingConfig", field=field, value=value, reason=reason, **values)
+                why = ": it is {got}; accepted is finite."
+                raise refused(f"TrainingConfig.{name}", getattr(self, name), why, got=float(value))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
@@ -89,6 +90,11 @@ class TrainingConfig:
     def measure_name(self) -> str | None:
         """What the user's own measure is called; None if there is none."""
         return None if self.measure is None else self.measure.rpartition(":")[2].lower()
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The type in which networks compute under autocast; None: float32, without it."""
+        return torch.bfloat16 if self.precision == "bf16" else None
 
     @property
     def objective(self) -> Objective:

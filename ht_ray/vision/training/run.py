@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -76,15 +74,6 @@ def _sizes(stream: Stream) -> list[list[Any]]:
         return [len(phase), phase.epochs, int(phase.indices.sum()), int(phase.labels.sum()), *task]
 
     return [sizes(phase) for phase in stream]
-
-
-def _last_inputs(loader: InMemoryLoader, epoch: int, count: int) -> list[Tensor]:
-    """Return the inputs of the last `count` batches before `epoch` of the loader's phase."""
-    inputs: deque[Tensor] = deque(maxlen=count)
-    # Every epoch has a batch at least.
-    for loader.epoch in range(max(1, epoch - count), epoch):
-        inputs.extend(images for images, _ in loader)
-    return list(inputs)
 
 
 class TaskTest(NamedTuple):
@@ -228,7 +217,7 @@ class TrainingRun:
         if self.accuracy_matrix and not self._epochs:
             self._untrained = [tested.accuracy for tested, _ in self._test_all()]
         if self.epoch:
-            self.method.resume(partial(_last_inputs, self.loader, self.epoch + 1))
+            self.method.resume(lambda count: [images for images, _ in self.loader.before(self.epoch + 1, count)])
         else:
             if self.config.fresh_optimizer:
                 self.optimizer = self._make_optimizer()
@@ -242,7 +231,7 @@ class TrainingRun:
         """Yield the losses of an epoch before the first of the present phase, which is drawn for this alone."""
         self.loader.epoch = 0
         for batch, labels in self.loader:
-            with autocast(self.device, torch.bfloat16 if self.config.precision == "bf16" else None):
+            with autocast(self.device, self.config.autocast):
                 logits = network(batch)
             outputs = logits.to(torch.promote_types(logits.dtype, torch.float32))
             yield self.config.objective.loss_of(counted(outputs, self.tested.outputs), labels)
@@ -319,7 +308,7 @@ class TrainingRun:
             test.images,
             test.labels,
             self.normalise,
-            autocast=torch.bfloat16 if self.config.precision == "bf16" else None,
+            autocast=self.config.autocast,
             channels_last=self.config.channels_last,
             transform=test.transform,
             outputs=test.outputs,

@@ -100,7 +100,7 @@ class TrainingStep:
         device = loader.images.device
         self._device = device
         self._outputs = None if outputs is None else outputs.to(device)
-        self._autocast = torch.bfloat16 if config.precision == "bf16" else None
+        self._autocast = config.autocast
         self._total = len(loader) * epochs
         self._steps = len(loader) * (loader.epoch - 1)
         self._parameters = HeldParameters()
