@@ -176,6 +176,7 @@ class InMemoryLoading(_Template):
         self.precision = precision
         self.channels_last = channels_last
         self._said: set[str] = set()
+        self._as_adapted: Any = None
         super().__init__(**kwargs)
 
     def forward(self) -> Tensor:
@@ -210,8 +211,13 @@ class InMemoryLoading(_Template):
         task = int(held.tasks[0]) if hasattr(self.experience, "task_labels") else None
         self.dataloader: Any = TaskLoader(loader, task, self.device)
 
+    def eval_dataset_adaptation(self, **kwargs: Any) -> None:
+        super().eval_dataset_adaptation(**kwargs)
+        self._as_adapted = self.adapted_dataset
+
     def make_eval_dataloader(self, **kwargs: Any) -> None:
         held = self._hold(training=False) if self.in_memory else None
+        self._as_adapted = None
         if held is None:
             super().make_eval_dataloader(**kwargs)
             return
@@ -265,13 +271,13 @@ class InMemoryLoading(_Template):
     def _materialised(self, training: bool) -> _Held:
         dataset = self.adapted_dataset
         cached = _MATERIALISED.get(id(self.experience.dataset))
-        whole = len(dataset) == len(self.experience.dataset)
-        key = (training, str(self.device))
-        if cached is not None and whole and cached[0]() is self.experience.dataset and key in cached[1]:
+        # What plugins have put in its place (a buffer, say) is another data set each time.
+        kept = not training and dataset is self._as_adapted
+        key = str(self.device)
+        if cached is not None and kept and cached[0]() is self.experience.dataset and key in cached[1]:
             return cached[1][key]
         held: _Held = self._read(dataset)
-        # What plugins have put together (a buffer, say) is another data set at every experience.
-        if whole and not training:
+        if kept:
             identity = id(self.experience.dataset)
             reference = weakref.ref(self.experience.dataset, lambda _: _MATERIALISED.pop(identity, None))
             _MATERIALISED.setdefault(identity, (reference, {}))[1][key] = held
@@ -326,4 +332,4 @@ class InMemoryLoading(_Template):
 
 
 _TASKS = "targets_task_labels"
-_MATERIALISED: dict[int, tuple[weakref.ref[Any], dict[tuple[bool, str], _Held]]] = {}
+_MATERIALISED: dict[int, tuple[weakref.ref[Any], dict[str, _Held]]] = {}

@@ -127,5 +127,5 @@ class L2(Method):
         """Shrink the parameters with ``coupling="decoupled"``."""
         if self.settings.coupling != "decoupled" or not self.settings.strength:
             return
-        for group, own in stepped_groups(optimizer, self._parameters):
+        for _, group, own in stepped_groups(optimizer, self._parameters):
             torch._foreach_mul_(own, 1 - group["lr"] * self.settings.strength)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ht_ray.errors import SettingError, SettingWarning
 from ht_ray.mechanisms.weights.detached_copy import detached_copy
 from ht_ray.mechanisms.weights.fresh import find_head, fresh_weights
-from ht_ray.mechanisms.weights.optimizer_state import clear_optimizer_state
+from ht_ray.mechanisms.weights.optimizer_state import clear_optimizer_state, each_optimizer
 from ht_ray.mechanisms.weights.rng import derive_seed
 from ht_ray.mechanisms.weights.spectral_norm import fit_spectral_norm
 from ht_ray.mechanisms.weights.weight_copy import named_tensors
@@ -284,8 +284,9 @@ class PlasticityInjection(Method):
             tortoise.weights.sync(self.module)
         if optimizer is not None:
             clear_optimizer_state(optimizer, successors)
-            for group in optimizer.param_groups:
-                group["params"][:] = [successors.get(parameter, parameter) for parameter in group["params"]]
+            for one in each_optimizer(optimizer):
+                for group in one.param_groups:
+                    group["params"][:] = [successors.get(parameter, parameter) for parameter in group["params"]]
 
     def not_packed(self) -> str:
         """Return why it cannot be packed."""

@@ -191,6 +191,6 @@ class Regenerative(KeepsInitial):
         if self.settings.coupling != "decoupled" or not self.settings.strength:
             return
         anchor = self._anchor()
-        for group, own in stepped_groups(optimizer, self._names):
+        for _, group, own in stepped_groups(optimizer, self._names):
             targets = [upload(anchor[self._names[p]].to(p.dtype), p.device) for p in own]
             torch._foreach_lerp_(own, targets, min(1.0, group["lr"] * self.settings.strength))

@@ -192,7 +192,7 @@ def method_parts(name: str) -> tuple[str, ...]:
     Raises
     ------
     SettingError
-        If one is unknown, given twice, or the combination makes no sense.
+        If it is no text, or one is unknown, given twice, or the combination makes no sense.
 
     Examples
     --------
@@ -201,6 +201,8 @@ def method_parts(name: str) -> tuple[str, ...]:
     >>> method_parts("L2-Init")
     ('regenerative',)
     """
+    if not isinstance(name, str):
+        raise refused("MethodConfig.name", name, accepted="methods' names, as in 'hare_tortoise+redo'")
     texts, rest = split_methods(name)
     if rest is not None:
         find_method(name)

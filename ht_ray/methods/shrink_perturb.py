@@ -105,6 +105,8 @@ class ShrinkPerturb(Reinitializer):
         return super()._goes_to_initial() and not self.settings.perturb
 
     def _change(self, tortoise: Tortoise | None) -> list[nn.Parameter]:
+        if not (self.settings.ratio or self.settings.perturb or self.settings.noise):
+            return []
         target: Mapping[str, Tensor] | None = None
         added: Mapping[str, Tensor] | None = None
         if self.initial is not None:

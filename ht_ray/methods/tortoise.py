@@ -547,6 +547,8 @@ class Tortoise(Method):
         super().load_state_dict(counters)
 
     def _warn(self, steps_per_epoch: int, epochs: int | None) -> None:
+        if steps_per_epoch == 0 or epochs == 0:  # a phase without a step
+            return
         life = half_life(self.momentum)
         steps = steps_per_epoch * epochs if epochs is not None else None
         if steps is not None and life > steps:

@@ -129,7 +129,7 @@ class TRAC(Method):
         """Note the weights, and how the loss changes along their way."""
         self._before = []
         self._h = torch.zeros_like(self.scale)
-        for _, parameters in stepped_groups(optimizer, self._names):
+        for _, _, parameters in stepped_groups(optimizer, self._names):
             for parameter in parameters:
                 reference = self.reference[self._names[parameter]].to(parameter.device, parameter.dtype)
                 self._onto(parameter.device)

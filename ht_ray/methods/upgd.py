@@ -205,7 +205,7 @@ class UPGD(Method):
     def before_step(self, optimizer: Any) -> None:
         """Update the utilities and remember the weights."""
         self._before = []
-        for group, parameters in stepped_groups(optimizer, self._names):
+        for one, group, parameters in stepped_groups(optimizer, self._names):
             names = [self._names[parameter] for parameter in parameters]
             utilities = [self.utilities[name] for name in names]
             gradients: list[Tensor] = [p.grad for p in parameters if p.grad is not None]
@@ -214,7 +214,7 @@ class UPGD(Method):
             for name in names:
                 self.updates[name] += 1
             corrections = [1 - self.settings.utility_decay ** self.updates[name] for name in names]
-            lr, decay = group["lr"], _decoupled_decay(optimizer, group)
+            lr, decay = group["lr"], _decoupled_decay(one, group)
             values = torch._foreach_mul(parameters, 1 - lr * decay) if decay else [p.clone() for p in parameters]
             self._before.append(_Before(parameters, list(values), lr, utilities, corrections))
 

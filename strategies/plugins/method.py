@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext, suppress
 from functools import partial
 from typing import Any, ClassVar
@@ -13,8 +14,10 @@ import torch
 from avalanche.benchmarks import OnlineCLExperience
 from avalanche.models import IncrementalClassifier, MultiHeadClassifier
 from avalanche.models.utils import avalanche_forward, is_multi_task_module
-from avalanche.training.plugins import SupervisedPlugin
+from avalanche.training.plugins import CWRStarPlugin, LRSchedulerPlugin, SupervisedPlugin
+from avalanche.training.templates.update_type import MetaUpdate
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ht_ray._checks import check_number
 from ht_ray.errors import SettingError, SettingWarning
@@ -47,6 +50,10 @@ class MethodPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore
     Several such plugins act as one: the first of them in the strategy's list calls the methods of all, in the one order
     that `ht_ray.methods.Composition` has, wherever they stand. An experience is a phase. The methods are made before
     the first experience, when the model and its initial weights are there.
+
+    A step is one of the optimiser: where a strategy accumulates gradients, or a scaler skips a step, methods wait for
+    the next call of its ``step``. What they do before a step comes after all other plugins' ``before_update``, clipping
+    among them. Where a strategy makes meta-updates (MER, La-MAML), a step is an outer update.
 
     In online streams a sub-experience counts its epochs from 1, so count intervals in steps there; a phase begins with
     the first sub-experience of an experience. A stream that hides where that is (``access_task_boundaries=False``) is
@@ -118,8 +125,12 @@ class MethodPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore
         self._acting: Composition | None = None
         self._ended = True
         self._warned = False
-        self._watching = ExitStack()
+        self._stepped = False
+        self._steps = self._batches = 0
+        # What is on model and optimiser during a batch.
+        self._hooks = ExitStack()
         self._best = BestTortoise()
+        self._owner: weakref.ref[Any] | None = None
 
     @classmethod
     def _name(cls, method: type[Method]) -> str:
@@ -127,7 +138,8 @@ class MethodPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore
 
     def __getstate__(self) -> dict[str, Any]:
         # Between batches, where alone a strategy can be saved, nothing is on the stack.
-        return {**self.__dict__, "_watching": ExitStack(), "_acting": None, "plain_loss": None, "validate": None}
+        fresh = {"_hooks": ExitStack(), "_acting": None, "_owner": None, "plain_loss": None, "validate": None}
+        return {**self.__dict__, **fresh}
 
     @property
     def method(self) -> Method | None:
@@ -174,9 +186,16 @@ class MethodPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore
 
     def restore(self) -> None:
         """Put the hare's values back into the model, and take off hooks, if an exception has left them there."""
-        self._watching.close()
+        self._hooks.close()
         if self.tortoise is not None:
             self.tortoise.stop_predicting()
+
+    def _claim(self, strategy: Any) -> None:
+        owner = None if self._owner is None else self._owner()
+        if owner is None:
+            self._owner = weakref.ref(strategy)
+        elif owner is not strategy and owner.model is not strategy.model:
+            raise SettingError(f"{type(self).__name__}: it acts in another strategy already: make one for each.")
 
     @staticmethod
     def host(strategy: Any) -> MethodPlugin | None:
@@ -214,12 +233,20 @@ class MethodPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore
         methods.resume(batches)
 
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
+        self._claim(strategy)
         self.restore()
+        if isinstance(strategy, MetaUpdate):
+            _check_meta_update(type(self).__name__, self.classes)
         plugins = self.all_in(strategy)
         with_tortoise = [p for p in plugins if any(issubclass(cls, Tortoise) for cls in p.classes)]
         if len(with_tortoise) > 1:
             named = " and ".join(type(plugin).__name__ for plugin in with_tortoise)
             raise SettingError(f"plugins: a strategy takes one tortoise; it has {named}.")
+        if with_tortoise and any(isinstance(plugin, CWRStarPlugin) for plugin in strategy.plugins):
+            raise SettingError(
+                f"{type(with_tortoise[0]).__name__}: CWRStarPlugin writes the head that is to be evaluated into the "
+                "hare after each experience, and the tortoise, which is evaluated, has none of it: use one of the two."
+            )
         bringing = [cls for cls in self.classes if cls.brings is not None]
         if bringing and not with_tortoise:
             raise SettingError(
@@ -231,7 +258,8 @@ class MethodPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore
         if (methods := self.compose(strategy)) is None:
             return
         self._best.begin(strategy)
-        strategy.optimizer = methods.configure_optimizer(strategy.optimizer)
+        self._steps = self._batches = 0
+        _configure_optimizer(strategy, methods)
         experience = strategy.experience
         online = isinstance(experience, OnlineCLExperience)
         begins = True
@@ -273,10 +301,10 @@ class MethodPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore
             self._best.watch(strategy, methods.tortoise)
         with strategy.autocast() if isinstance(strategy, InMemoryLoading) else nullcontext():
             methods.before_forward(_inputs(strategy))
-        self._watching.enter_context(methods.watch())
+        self._hooks.enter_context(methods.watch())
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
-        self._watching.close()
+        self._hooks.close()
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         if self._acting is not None:
@@ -284,12 +312,35 @@ class MethodPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore
             strategy.loss = self._acting.loss(strategy.loss, strategy.mb_output)
 
     def before_update(self, strategy: Any, **kwargs: Any) -> None:
+        if self._acting is None:
+            return
+        self._stepped = False
+        if isinstance(strategy.optimizer, Optimizer):
+            # For this batch alone: optimisers are replaced, copied and saved. A hook that returns None changes nothing.
+            handle = strategy.optimizer.register_step_pre_hook(lambda optimizer, *_: self._before_step(optimizer))
+            self._hooks.callback(handle.remove)
+        else:
+            self._before_step(strategy.optimizer)
+
+    def _before_step(self, optimizer: Any) -> None:
         if self._acting is not None:
-            self._acting.before_step(strategy.optimizer)
+            self._acting.before_step(optimizer)
+        self._stepped = True
 
     def after_update(self, strategy: Any, **kwargs: Any) -> None:
-        if self._acting is not None:
+        self._hooks.close()
+        if self._acting is None:
+            return
+        self._batches += 1
+        if self._stepped:
+            self._steps += 1
             self._acting.after_step(strategy.optimizer, _inputs(strategy))
+
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        # Such a strategy calls no `after_update`, and others warn of a plugin that has `after_outer_update`.
+        if isinstance(strategy, MetaUpdate):
+            self._stepped = True
+            self.after_update(strategy)
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         # Whoever measures after an epoch calls it first.
@@ -303,11 +354,19 @@ class MethodPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         if self._acting is None:
             return
+        if self._batches and not self._steps:
+            warnings.warn(
+                f"{', '.join(type(method).__name__ for method in self._acting.methods)}: {self._batches} batches were "
+                "trained on, and the optimiser's step was never called: nothing was done after steps.",
+                SettingWarning,
+                stacklevel=2,
+            )
         if self._acting.tortoise is not None:
             self._best.restore(self._acting.tortoise)
         self._acting.end_phase()
 
     def before_eval(self, strategy: Any, **kwargs: Any) -> None:
+        self._claim(strategy)
         self.restore()
         if self.tortoise is not None:
             self.tortoise.module = strategy.model
@@ -350,6 +409,28 @@ def _losses(strategy: Any, network: nn.Module) -> Iterator[Tensor]:
         with strategy.autocast() if isinstance(strategy, InMemoryLoading) else nullcontext():
             outputs = avalanche_forward(network, inputs, task)
         yield strategy._criterion(outputs.to(torch.promote_types(outputs.dtype, torch.float32)), labels)
+
+
+def _check_meta_update(plugin: str, classes: Iterable[type[Method]]) -> None:
+    moments = ("before_forward", "watch", "loss", "before_step", "configure_optimizer")
+    for cls in classes:
+        if any(getattr(cls, moment) is not getattr(Method, moment) for moment in moments):
+            raise SettingError(
+                f"{plugin}: {cls.__name__} acts on a batch, in its loss or before a step, and a strategy of "
+                "meta-updates has no such moments: accepted are methods that act after steps and epochs or before "
+                "experiences."
+            )
+
+
+def _configure_optimizer(strategy: Any, methods: Composition) -> None:
+    before = strategy.optimizer
+    strategy.optimizer = methods.configure_optimizer(before)
+    schedulers = [plugin.scheduler for plugin in strategy.plugins if isinstance(plugin, LRSchedulerPlugin)]
+    if strategy.optimizer is not before and any(getattr(one, "optimizer", None) is before for one in schedulers):
+        raise SettingError(
+            "LRSchedulerPlugin: its scheduler changes the optimiser that a method has replaced by its own. Make that "
+            "first, as in optimizer = Muon(model).configure_optimizer(optimizer), for strategy and scheduler."
+        )
 
 
 def _follow_injected_heads(strategy: Any) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Any
 
-from avalanche.training.plugins import SupervisedPlugin
+from avalanche.training.plugins import LRSchedulerPlugin, SupervisedPlugin
 from torch import nn
 
 from ht_ray._checks import check_number
+from ht_ray.errors import SettingError
 from ht_ray.mechanisms import derive_seed, isolated_rng
 from ht_ray.mechanisms.weights.structure import HeldParameters
 from ht_ray.vision.training.optimizer import set_learning_rate, warmup_factor
@@ -22,7 +23,8 @@ class PhaseTrainingPlugin(SupervisedPlugin, supports_distributed=True):  # type:
     Parameters
     ----------
     warmup_ratio
-        Share of an experience's steps over which the learning rate rises linearly from 0. Default 0.1.
+        Share of an experience's steps over which the learning rate rises linearly from 0. Default 0.1. With 0 the
+        plugin leaves the learning rate alone, to a scheduler, say.
     clip
         Largest gradient norm; None for no clipping. Default 0.5.
     fresh_optimizer
@@ -34,7 +36,7 @@ class PhaseTrainingPlugin(SupervisedPlugin, supports_distributed=True):  # type:
     Raises
     ------
     SettingError
-        If a setting is out of its range.
+        If a setting is out of its range; before training, if a scheduler's plugin sets the learning rate as well.
     """
 
     def __init__(
@@ -61,6 +63,16 @@ class PhaseTrainingPlugin(SupervisedPlugin, supports_distributed=True):  # type:
         # Between epochs, where alone a strategy can be saved, nothing is on the stack.
         return {**self.__dict__, "_rng": ExitStack(), "_parameters": HeldParameters()}
 
+    def before_training(self, strategy: Any, **kwargs: Any) -> None:
+        if self.warmup_ratio and any(isinstance(plugin, LRSchedulerPlugin) for plugin in strategy.plugins):
+            raise SettingError(
+                owner="PhaseTrainingPlugin",
+                field="warmup_ratio",
+                value=self.warmup_ratio,
+                reason=": the strategy has an LRSchedulerPlugin, and the warm-up sets the learning rate of every step: "
+                "accepted is 0, which leaves it to the scheduler.",
+            )
+
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         if self.fresh_optimizer:
             strategy.make_optimizer(reset_optimizer_state=True)
@@ -74,6 +86,8 @@ class PhaseTrainingPlugin(SupervisedPlugin, supports_distributed=True):  # type:
             self._rng.enter_context(isolated_rng(derive_seed(self.seed, "dropout", phase, epoch)))
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        if self.warmup_ratio == 0:
+            return
         step = strategy.clock.train_exp_iterations
         set_learning_rate(strategy.optimizer, warmup_factor(step, self._total, self.warmup_ratio))
 

@@ -9,13 +9,20 @@ from typing import Any
 
 import pytest
 import torch
-from avalanche.benchmarks import split_online_stream
+from avalanche.benchmarks import nc_benchmark, split_online_stream
 from avalanche.core import SupervisedPlugin
 from avalanche.evaluation.metrics import accuracy_metrics, forward_transfer_metrics
-from avalanche.training import Naive
-from avalanche.training.plugins import EarlyStoppingPlugin, EvaluationPlugin, GDumbPlugin, ReplayPlugin
+from avalanche.training import ICaRL, Naive
+from avalanche.training.plugins import (
+    EarlyStoppingPlugin,
+    EvaluationPlugin,
+    FromScratchTrainingPlugin,
+    GDumbPlugin,
+    ReplayPlugin,
+)
 from torch import nn
 from torch.optim import SGD
+from torch.utils.data import TensorDataset
 
 from strategies import HareTortoisePlugin, LimitedBufferPlugin
 
@@ -197,12 +204,13 @@ def test_sub_experiences_of_online_streams_count_their_epochs_anew(make_network,
     assert resets == {"epochs": 0, "steps": 2}
 
 
-def test_a_tortoise_goes_on_when_gdumb_takes_another_model(make_network, make_benchmark, recorder) -> None:
+@pytest.mark.parametrize("other", [lambda: GDumbPlugin(mem_size=24), FromScratchTrainingPlugin])
+def test_a_tortoise_goes_on_when_a_plugin_begins_with_the_first_weights(
+    make_network, make_benchmark, recorder, other: Any
+) -> None:
     network = make_network()
     begin, hares = copied(network.state_dict()), recorder()
-    _, plugin, _ = trained(
-        network, make_benchmark(), GDumbPlugin(mem_size=24), hares, settings={"reset_interval": None}
-    )
+    _, plugin, _ = trained(network, make_benchmark(), other(), hares, settings={"reset_interval": None})
     average = {name: value.double() for name, value in begin.items()}
     for state in hares.states:
         average = {name: 0.5 * value + 0.5 * state[name].double() for name, value in average.items()}
@@ -211,6 +219,40 @@ def test_a_tortoise_goes_on_when_gdumb_takes_another_model(make_network, make_be
     for name, value in plugin.tortoise.weights.tensors.items():
         if value.is_floating_point():
             torch.testing.assert_close(value.double(), average[name], rtol=1e-4, atol=1e-6)
+
+
+def test_icarls_class_means_are_of_the_hare(make_network) -> None:
+    labels = torch.arange(6).repeat_interleave(12)
+    sets = [TensorDataset(torch.randn(72, 6) + labels[:, None], labels) for _ in ("train", "test")]
+    for one in sets:
+        one.targets = labels.tolist()  # type: ignore[attr-defined]
+    network, plugin = make_network(), HareTortoisePlugin(momentum=0.9, reset_interval=None)
+    strategy = ICaRL(
+        feature_extractor=network.encoder,
+        classifier=network.classifier,
+        optimizer=SGD(network.parameters(), lr=0.5),
+        memory_size=24,
+        buffer_transform=None,
+        fixed_memory=True,
+        train_mb_size=8,
+        train_epochs=2,
+        plugins=[plugin],
+        evaluator=None,
+    )
+    strategy.train(nc_benchmark(*sets, n_experiences=2, task_labels=False, seed=0).train_stream[0])
+    icarl = next(one for one in strategy.plugins if type(one).__name__ == "_ICaRLPlugin")
+
+    def means() -> torch.Tensor:
+        return torch.stack([icarl.class_means[label] for label in sorted(icarl.class_means)]).clone()
+
+    used = means()
+    strategy.model.eval()
+    icarl.compute_class_means(strategy)
+    assert torch.equal(used, means())
+    assert plugin.tortoise is not None
+    with plugin.tortoise.predict():
+        icarl.compute_class_means(strategy)
+    assert not torch.allclose(used, means(), atol=1e-3)
 
 
 def test_every_row_of_the_docs_has_its_test() -> None:

@@ -12,7 +12,7 @@ from torch.optim import Adam, Adamax, NAdam, Optimizer, RAdam
 
 from ht_ray._checks import check_choice
 from ht_ray.errors import SettingWarning
-from ht_ray.mechanisms.weights.optimizer_state import Optimizers
+from ht_ray.mechanisms.weights.optimizer_state import Optimizers, each_optimizer
 
 __all__ = ["STEP_COUNTS", "RecycledSteps"]
 
@@ -86,7 +86,7 @@ class RecycledSteps:
         """
         if self.policy == "keep":
             return
-        for one in _each(optimizer):
+        for one in each_optimizer(optimizer):
             count = one.state.get(parameter, {}).get("step")
             if count is None:
                 continue
@@ -111,7 +111,7 @@ class RecycledSteps:
         self.recycled_at = {
             name: at for name, at in self.recycled_at.items() if name in named and named[name].shape == at.shape
         }
-        for one in _each(optimizer):
+        for one in each_optimizer(optimizer):
             if self._is_adam(one):
                 self._correct_after(one, named)
 
@@ -165,7 +165,3 @@ def _correct(parameter: Tensor, at: Tensor, group: Mapping[str, Any], state: Map
 
     corrected = parameter + (step(count.double()) - step(own)).to(parameter.dtype)
     parameter.copy_(torch.where(at > 0, corrected, parameter))
-
-
-def _each(optimizer: Optimizers) -> Any:
-    return [optimizer] if isinstance(optimizer, Optimizer) else optimizer

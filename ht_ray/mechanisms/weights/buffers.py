@@ -60,7 +60,7 @@ def check_patterns(where: str, patterns: Collection[str]) -> tuple[str, ...]:
     several = isinstance(patterns, Collection) and not isinstance(patterns, str)
     if several and all(isinstance(pattern, str) for pattern in patterns):
         return tuple(patterns)
-    raise SettingError(f"{where} = {patterns!r}: accepted is a tuple of buffers' names, as in ('*.codebook',).")
+    raise SettingError(f"{where} = {patterns!r}: accepted is a tuple of names or patterns, as in ('head.*',).")
 
 
 def check_buffers_named(where: str, patterns: Collection[str], module: nn.Module) -> None:

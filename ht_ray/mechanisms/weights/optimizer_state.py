@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import ASGD, LBFGS, Adagrad, Optimizer, Rprop
 
-__all__ = ["Optimizers", "clear_optimizer_state", "forget_entries", "load_optimizer_state"]
+__all__ = ["Optimizers", "clear_optimizer_state", "each_optimizer", "forget_entries", "load_optimizer_state"]
 
 #: A network's optimiser, or several, each with a share of its parameters.
 Optimizers = Optimizer | Sequence[Optimizer]
@@ -33,7 +33,7 @@ def clear_optimizer_state(optimizer: Optimizers, parameters: Iterable[nn.Paramet
         Whose state to forget; all of the optimiser's by default. Parameters that it does not know are passed over.
     """
     chosen = None if parameters is None else list(parameters)
-    for one in _each(optimizer):
+    for one in each_optimizer(optimizer):
         if chosen is None or (isinstance(one, LBFGS) and any(_group_of(one, parameter) for parameter in chosen)):
             one.state.clear()
         for parameter in chosen or ():
@@ -59,7 +59,7 @@ def forget_entries(optimizer: Optimizers, parameter: Tensor, index: tuple[slice 
         Which entries: slices, and as the last one, indices along its dimension.
     """
     dim = len(index) - 1
-    for one in _each(optimizer):
+    for one in each_optimizer(optimizer):
         group = _group_of(one, parameter)
         if group is None:
             continue
@@ -129,8 +129,9 @@ def _laid_out(value: Tensor, parameter: Tensor) -> Tensor:
     return torch.empty_like(parameter, dtype=value.dtype, device=value.device, requires_grad=False).copy_(value)
 
 
-def _each(optimizer: Optimizers) -> Sequence[Optimizer]:
-    return [optimizer] if isinstance(optimizer, Optimizer) else optimizer
+def each_optimizer(optimizer: Optimizers) -> Sequence[Optimizer]:
+    """Return one optimiser or several as a sequence."""
+    return optimizer if isinstance(optimizer, Sequence) else [optimizer]
 
 
 def _group_of(optimizer: Optimizer, parameter: Tensor) -> dict[str, Any] | None:

@@ -8,17 +8,20 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ht_ray.mechanisms.weights.optimizer_state import Optimizers, each_optimizer
+
 __all__ = ["stepped_groups"]
 
 
 def stepped_groups(
-    optimizer: Optimizer, parameters: Mapping[Tensor, Any]
-) -> Iterator[tuple[dict[str, Any], list[Tensor]]]:
-    """Yield each parameter group with those of `parameters` in it that are trainable and have a gradient.
+    optimizer: Optimizers, parameters: Mapping[Tensor, Any]
+) -> Iterator[tuple[Optimizer, dict[str, Any], list[Tensor]]]:
+    """Yield each optimiser and parameter group with those of `parameters` in it that are trainable and have a gradient.
 
     What has no gradient is passed over, as optimisers do. Groups without any such parameter are left out.
     """
-    for group in optimizer.param_groups:
-        own = [p for p in group["params"] if p.grad is not None and p.requires_grad and p in parameters]
-        if own:
-            yield group, own
+    for one in each_optimizer(optimizer):
+        for group in one.param_groups:
+            own = [p for p in group["params"] if p.grad is not None and p.requires_grad and p in parameters]
+            if own:
+                yield one, group, own

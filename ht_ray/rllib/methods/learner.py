@@ -73,14 +73,6 @@ _COUNTS: Mapping[str, Mapping[str, str]] = {
 _CLOCKS = ("seed", "steps", "epochs")
 
 
-class _Together(list[Any]):
-    """Optimizers that step one after the other, with the parameter groups of all of them."""
-
-    @property
-    def param_groups(self) -> list[Any]:
-        return [group for optimizer in self for group in optimizer.param_groups]
-
-
 class TargetNetwork(Tortoise):
     """A target network that the algorithm updates itself: methods treat it as they do the online networks."""
 
@@ -290,8 +282,7 @@ class MethodLearner(TorchLearner):
     def _before_step(self, module_id: str, held: ModuleMethods) -> Iterator[None]:
         # RLlib hands all gradients to their parameters, and then calls one optimizer after the other.
         optimizers = self._optimizers(module_id)
-        whole = optimizers[0] if len(optimizers) == 1 else _Together(optimizers)
-        handle = optimizers[0].register_step_pre_hook(lambda *_: held.composition.before_step(whole))
+        handle = optimizers[0].register_step_pre_hook(lambda *_: held.composition.before_step(optimizers))
         try:
             yield
         finally:
