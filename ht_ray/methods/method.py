@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ht_ray.methods.packed import PackedMethod
     from ht_ray.methods.tortoise import Tortoise
 
-__all__ = ["FIRST", "Composition", "Inputs", "Method", "Phase"]
+__all__ = ["FIRST", "Composition", "Inputs", "Method", "Phase", "check_logits"]
 
 Inputs = Tensor | tuple[Tensor, ...]
 """A batch as the network is called with it: ``module(batch)``, or ``module(*batch)`` for a tuple."""
@@ -324,6 +324,15 @@ class Method:
 
 def _overrides(method: Method, moment: str) -> bool:
     return getattr(type(method), moment) is not getattr(Method, moment)
+
+
+def check_logits(title: str, outputs: Any) -> None:
+    """Raise `SettingError` unless a network's `outputs` are logits, for a method of this title that looks at them."""
+    if not isinstance(outputs, Tensor) or outputs.dim() < 2:
+        found = f"a tensor of shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise SettingError(
+            f"{title}: the network returns {found}: accepted are logits, a tensor of shape (samples, classes)."
+        )
 
 
 def _refused_momenta(tortoise: Tortoise, reason: str, **values: Any) -> SettingError:

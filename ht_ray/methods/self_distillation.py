@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from ht_ray.mechanisms.modes import evaluation_mode
 from ht_ray.mechanisms.weights.spectral_norm import spectral_layers
-from ht_ray.methods.method import Inputs, Method
+from ht_ray.methods.method import Inputs, Method, check_logits
 from ht_ray.methods.packed import PackedMethod, by_row
 from ht_ray.methods.registry import register
 from ht_ray.methods.settings import MethodSettings, grid, setting
@@ -151,6 +151,7 @@ class SelfDistillation(Method):
             return None
         if self._teacher is None:
             raise RuntimeError("SelfDistillation.loss without before_forward: call that for each batch")
+        check_logits(self.title, outputs)
         teacher, self._teacher = self._teacher, None
         dtype = torch.promote_types(outputs.dtype, torch.float32)
         divergence = functional.kl_div(

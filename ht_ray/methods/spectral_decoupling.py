@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ht_ray.methods.method import Method
+from ht_ray.methods.method import Method, check_logits
 from ht_ray.methods.packed import PackedMethod
 from ht_ray.methods.registry import register
 from ht_ray.methods.settings import MethodSettings, grid, setting
@@ -44,7 +44,7 @@ class SpectralDecoupling(Method):
     Raises
     ------
     SettingError
-        If the strength is negative.
+        If the strength is negative; on a batch, if the outputs are no logits.
 
     References
     ----------
@@ -85,6 +85,7 @@ class SpectralDecoupling(Method):
         """Return the penalty on logits ``(B, K)``."""
         if not self.settings.strength:
             return None
+        check_logits(self.title, outputs)
         for value in self.masked:
             outputs = outputs.masked_fill(outputs == value, 0.0)
         wide = outputs.to(torch.promote_types(outputs.dtype, torch.float32))

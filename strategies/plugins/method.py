@@ -408,7 +408,9 @@ def _losses(strategy: Any, network: nn.Module) -> Iterator[Tensor]:
         inputs, labels, task = (tensor.to(strategy.device) for tensor in (batch[0], batch[1], batch[-1]))
         with strategy.autocast() if isinstance(strategy, InMemoryLoading) else nullcontext():
             outputs = avalanche_forward(network, inputs, task)
-        yield strategy._criterion(outputs.to(torch.promote_types(outputs.dtype, torch.float32)), labels)
+        if isinstance(outputs, Tensor):  # autocast may have made bfloat16 of it
+            outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        yield strategy._criterion(outputs, labels)
 
 
 def _check_meta_update(plugin: str, classes: Iterable[type[Method]]) -> None:

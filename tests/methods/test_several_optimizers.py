@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from typing import Any
 
 import pytest
 import torch
@@ -83,6 +84,15 @@ def test_shrink_and_perturb_by_nothing_leaves_the_optimiser_alone() -> None:
     method.before_phase(Phase(1), optimizer)
     assert len(optimizer.state) == 2
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "outputs", [torch.zeros(4), (torch.zeros(4, 3), torch.zeros(4, 2)), {"logits": torch.zeros(4, 3)}]
+)
+def test_outputs_that_are_no_logits_are_refused_by_what_looks_at_them(outputs: Any) -> None:
+    method = MethodConfig("spectral_decoupling").build(make_network())
+    with pytest.raises(SettingError, match=r"Spectral Decoupling: the network returns .*: accepted are logits"):
+        method.loss(torch.zeros(()), outputs)
 
 
 def test_a_name_that_is_no_text_is_refused() -> None:
