@@ -149,6 +149,21 @@ def test_early_stopping_goes_back_to_a_moment_that_was_evaluated(
     assert differing(copied(plugin.tortoise.weights.tensors), tortoise) == []
 
 
+def test_where_the_epochs_end_before_early_stopping_the_last_weights_stay(
+    make_network, make_benchmark, differing
+) -> None:
+    early = EarlyStoppingPlugin(100, "test_stream")
+    strategy, plugin, watch = trained(
+        make_network(), make_benchmark(), early, experiences=1, evaluated=1, train_epochs=9, eval_every=1
+    )
+    assert plugin.tortoise is not None
+    assert early.best_step is not None and early.best_step < 8
+    hare, tortoise = watch.ends[1, 9]
+    assert differing(copied(strategy.model.state_dict()), hare) == []
+    assert differing(copied(plugin.tortoise.weights.tensors), tortoise) == []
+    assert differing(hare, watch.ends[1, early.best_step][0]) != []
+
+
 @pytest.mark.parametrize(("every", "final"), [(1, False), (2, True)])
 def test_after_an_early_stop_the_last_metrics_may_be_those_of_the_stop(
     make_network, make_benchmark, every: int, final: bool
