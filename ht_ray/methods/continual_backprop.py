@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ht_ray.mechanisms.units.find_units import HiddenUnits, Layers, sum_of_magnitudes, watch_activations
+from ht_ray.mechanisms.units.find_units import HiddenUnits, sum_of_magnitudes, watch_activations
 from ht_ray.mechanisms.units.recycle import recycle
 from ht_ray.mechanisms.weights.fresh import fresh_weights
 from ht_ray.mechanisms.weights.optimizer_state import Optimizers
@@ -69,6 +69,7 @@ class ContinualBackprop(Recycling):
 
     Examples
     --------
+    >>> from torch import nn
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     >>> method = ContinualBackprop(net, replacement_rate=0.01, maturity=5)
@@ -115,10 +116,8 @@ class ContinualBackprop(Recycling):
 
     settings: Settings
 
-    def __init__(
-        self, module: nn.Module, settings: Any = None, *, seed: int = 0, layers: Layers | None = None, **changes: Any
-    ) -> None:
-        super().__init__(module, settings, seed=seed, layers=layers, **changes)
+    def _begin(self) -> None:
+        super()._begin()
         #: How many units were replaced.
         self.replacements = 0
         #: By activation: utility of each unit, its age in steps (on the CPU), units to replace.

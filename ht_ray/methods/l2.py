@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ht_ray.mechanisms.weights.deviation import deviation
 from ht_ray.mechanisms.weights.stepped_groups import stepped_groups
@@ -71,6 +71,7 @@ class L2(Method):
 
     Examples
     --------
+    >>> from torch import nn
     >>> layer = nn.Linear(2, 1, bias=False)
     >>> with torch.no_grad():
     ...     _ = layer.weight.copy_(torch.tensor([[3.0, 4.0]]))
@@ -101,8 +102,7 @@ class L2(Method):
 
     settings: Settings
 
-    def __init__(self, module: nn.Module, settings: Any = None, *, seed: int = 0, **changes: Any) -> None:
-        super().__init__(module, settings, seed=seed, **changes)
+    def _begin(self) -> None:
         self.grown()
 
     @classmethod

@@ -153,6 +153,10 @@ class Method:
         self.settings = type(self).Settings.make({**held, **changes})
         self.module = module
         self.seed = seed
+        self._begin()
+
+    def _begin(self) -> None:
+        """Set what the method holds at first; its settings, network and seed are there."""
 
     if not TYPE_CHECKING:
 

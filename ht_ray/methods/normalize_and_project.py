@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ht_ray.mechanisms.weights.matrices import weight_matrices
 from ht_ray.mechanisms.weights.weight_copy import WeightCopy
@@ -65,6 +65,7 @@ class NormalizeAndProject(KeepsInitial):
 
     Examples
     --------
+    >>> from torch import nn
     >>> layer = nn.Linear(2, 1, bias=False)
     >>> with torch.no_grad():
     ...     _ = layer.weight.copy_(torch.tensor([[0.0, 1.0]]))
@@ -94,9 +95,8 @@ class NormalizeAndProject(KeepsInitial):
 
     settings: Settings
 
-    def __init__(self, module: nn.Module, settings: Any = None, *, seed: int = 0, **changes: Any) -> None:
-        super().__init__(module, settings, seed=seed, **changes)
-        self.initial: WeightCopy = WeightCopy(module)
+    def _begin(self) -> None:
+        self.initial: WeightCopy = WeightCopy(self.module)
         self.grown()
 
     def grown(self) -> None:

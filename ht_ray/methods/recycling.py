@@ -37,8 +37,10 @@ class Recycling(Method):
     def __init__(
         self, module: nn.Module, settings: Any = None, *, seed: int = 0, layers: Layers | None = None, **changes: Any
     ) -> None:
-        super().__init__(module, settings, seed=seed, **changes)
         self.layers = layers
+        super().__init__(module, settings, seed=seed, **changes)
+
+    def _begin(self) -> None:
         #: Optimiser steps so far.
         self.steps = 0
         self.step_counts = RecycledSteps(self.settings.step_count)
@@ -81,10 +83,8 @@ class IntervalRecycling(Recycling):
     agent_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({"interval": 1000, "unit": "steps"})
     counters = ("epochs", "steps", "applications", "recycled")
 
-    def __init__(
-        self, module: nn.Module, settings: Any = None, *, seed: int = 0, layers: Layers | None = None, **changes: Any
-    ) -> None:
-        super().__init__(module, settings, seed=seed, layers=layers, **changes)
+    def _begin(self) -> None:
+        super()._begin()
         #: Epochs ended in this phase, how often units were looked for, and how many were recycled.
         self.epochs = self.applications = self.recycled = 0
 

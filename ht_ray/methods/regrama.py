@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ht_ray.mechanisms.units.find_units import HiddenUnits, Layers
+from ht_ray.mechanisms.units.find_units import HiddenUnits
 from ht_ray.mechanisms.weights.optimizer_state import Optimizers
 from ht_ray.methods.method import FIRST, Phase
 from ht_ray.methods.recycling import IntervalRecycling
@@ -83,10 +83,8 @@ class ReGraMa(IntervalRecycling):
 
     settings: Settings
 
-    def __init__(
-        self, module: nn.Module, settings: Any = None, *, seed: int = 0, layers: Layers | None = None, **changes: Any
-    ) -> None:
-        super().__init__(module, settings, seed=seed, layers=layers, **changes)
+    def _begin(self) -> None:
+        super()._begin()
         self._gradients: dict[str, Tensor] = {}
         self.grown()
 

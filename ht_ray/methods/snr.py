@@ -9,9 +9,9 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ht_ray.mechanisms.units.find_units import HiddenUnits, Layers, watch_activations
+from ht_ray.mechanisms.units.find_units import HiddenUnits, watch_activations
 from ht_ray.mechanisms.units.recycle import recycle
 from ht_ray.mechanisms.weights.fresh import fresh_weights
 from ht_ray.mechanisms.weights.rng import derive_seed
@@ -58,6 +58,7 @@ class SelfNormalizedResets(Recycling):
 
     Examples
     --------
+    >>> from torch import nn
     >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     >>> with torch.no_grad():
     ...     _ = net[0].bias.copy_(torch.tensor([5.0, -1e6, 5.0]))
@@ -95,10 +96,8 @@ class SelfNormalizedResets(Recycling):
 
     settings: Settings
 
-    def __init__(
-        self, module: nn.Module, settings: Any = None, *, seed: int = 0, layers: Layers | None = None, **changes: Any
-    ) -> None:
-        super().__init__(module, settings, seed=seed, layers=layers, **changes)
+    def _begin(self) -> None:
+        super()._begin()
         #: Epochs, how often units were reset, how many, and the size of the first batch.
         self.epochs = self.applications = self.recycled = self.batch = 0
         #: By activation, for each unit: for how many samples it has been silent, from how many on it is reset, and how

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torch.optim import Adafactor, AdamW, Muon, Optimizer
 
@@ -142,6 +142,7 @@ class UPGD(Method):
 
     Examples
     --------
+    >>> from torch import nn
     >>> layer = nn.Linear(1, 1, bias=False)
     >>> with torch.no_grad():
     ...     _ = layer.weight.fill_(2.0)
@@ -173,8 +174,7 @@ class UPGD(Method):
 
     settings: Settings
 
-    def __init__(self, module: nn.Module, settings: Any = None, *, seed: int = 0, **changes: Any) -> None:
-        super().__init__(module, settings, seed=seed, **changes)
+    def _begin(self) -> None:
         #: How many steps were gated.
         self.steps = 0
         #: Running average of each parameter's utility, and how many steps are in it, by name.

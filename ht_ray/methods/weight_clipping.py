@@ -101,8 +101,7 @@ class WeightClipping(Method):
 
     settings: Settings
 
-    def __init__(self, module: nn.Module, settings: Any = None, *, seed: int = 0, **changes: Any) -> None:
-        super().__init__(module, settings, seed=seed, **changes)
+    def _begin(self) -> None:
         self.factor = float(self.settings.factor) if self.settings.factor is not None else math.inf
         self.grown()
 

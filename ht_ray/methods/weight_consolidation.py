@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ht_ray.errors import SettingError
 from ht_ray.mechanisms.weights.spectral_norm import fit_spectral_norm
@@ -54,6 +54,7 @@ class WeightConsolidation(Method):
 
     Examples
     --------
+    >>> from torch import nn
     >>> layer = nn.Linear(1, 1, bias=False)
     >>> method = WeightConsolidation(layer, start=0.0)
     >>> with torch.no_grad():
@@ -93,8 +94,7 @@ class WeightConsolidation(Method):
 
     settings: Settings
 
-    def __init__(self, module: nn.Module, settings: Any = None, *, seed: int = 0, **changes: Any) -> None:
-        super().__init__(module, settings, seed=seed, **changes)
+    def _begin(self) -> None:
         #: Epochs of the present phase that have ended, and how many it has; 0: nothing is done in it.
         self.epochs = self.total = 0
         #: Steps of the phase, and ends of epochs, that are in the averages.
