@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ht_ray._checks import check_number
-from ht_ray.errors import SettingError, SettingWarning
+from ht_ray.errors import SettingError
 from ht_ray.mechanisms.weights.optimizer_state import Optimizers
 from ht_ray.methods.settings import MethodSettings
 
@@ -300,8 +299,6 @@ class Method:
         for name in self.counters:
             setattr(self, name, int(state[name]))
 
-    _warned = False
-
     def _check_not_predicting(self, tortoise: Tortoise | None) -> None:
         if tortoise is not None and tortoise.predicting:
             raise RuntimeError(f"{type(self).__name__}.apply while the tortoise predicts: stop predicting first")
@@ -310,20 +307,6 @@ class Method:
         """Return whether the settings' interval ends at this count of epochs or steps."""
         own = self.settings
         return own.unit == unit and own.interval is not None and count % own.interval == 0
-
-    def _warn_of_interval(self, interval: int | None, unit: str, phase: Phase, name: str = "interval") -> None:
-        """Warn where an interval in epochs, which are counted anew in each phase, is longer than a phase."""
-        if interval is None or unit != "epochs" or phase.epochs is None or interval <= phase.epochs:
-            return
-        if not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"{type(self).__name__}: {name} = {interval} epochs, and a phase has {phase.epochs}: it never acts, as "
-                f"epochs are counted anew in each phase. Take an interval of at most {phase.epochs}, or count in "
-                "steps.",
-                SettingWarning,
-                stacklevel=3,
-            )
 
 
 def _overrides(method: Method, moment: str) -> bool:
