@@ -132,8 +132,9 @@ class Method:
     #: What does the same within a step for several networks at once (see `ht_ray.methods.packed`). None: it does
     #: nothing within a step, or it cannot be packed.
     packed: ClassVar[type[PackedMethod] | None] = None
-    #: Its attributes that count something, which are part of its state.
+    #: Its attributes that count something, and those that hold tensors by name, which are part of its state.
     counters: ClassVar[tuple[str, ...]] = ()
+    held_tensors: ClassVar[tuple[str, ...]] = ()
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(MethodSettings):
@@ -292,12 +293,15 @@ class Method:
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and counters to continue from; settings are not part of it."""
-        return {name: getattr(self, name) for name in self.counters}
+        tensors = {name: _cloned(getattr(self, name)) for name in self.held_tensors}
+        return {**{name: getattr(self, name) for name in self.counters}, **tensors}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`, once the network has been rebuilt and loaded."""
         for name in self.counters:
             setattr(self, name, int(state[name]))
+        for name in self.held_tensors:
+            setattr(self, name, _cloned(state[name]))
 
     def _check_not_predicting(self, tortoise: Tortoise | None) -> None:
         if tortoise is not None and tortoise.predicting:
@@ -307,6 +311,10 @@ class Method:
         """Return whether the settings' interval ends at this count of epochs or steps."""
         own = self.settings
         return own.unit == unit and own.interval is not None and count % own.interval == 0
+
+
+def _cloned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 def _overrides(method: Method, moment: str) -> bool:

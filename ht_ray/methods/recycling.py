@@ -54,6 +54,14 @@ class Recycling(Method):
         self._units = recyclable_units(type(self).__name__, self.module, self.layers, before=self._units)
         return self._units
 
+    def _check_seen(self, seen: Mapping[str, Tensor], what: str) -> None:
+        """Raise unless `seen` has an entry for each activation, which `watch` sees."""
+        if unseen := [hidden.name for hidden in self.hidden if hidden.name not in seen]:
+            raise RuntimeError(
+                f"{type(self).__name__}: no {what} of {', '.join(unseen)} was seen: compute the training batch inside "
+                "watch()"
+            )
+
     def grown(self) -> None:
         """Find the network's units."""
         if self.settings.interval is not None:

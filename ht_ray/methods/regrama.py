@@ -142,12 +142,8 @@ class ReGraMa(IntervalRecycling):
         RuntimeError
             If no gradient was seen of some units.
         """
-        names = [hidden.name for hidden in self.hidden]
-        if unseen := [name for name in names if name not in self._gradients]:
-            raise RuntimeError(
-                f"ReGraMa: no gradient of {', '.join(unseen)} was seen: compute the training batch inside watch()"
-            )
-        sums = {name: self._gradients[name] for name in names}
+        self._check_seen(self._gradients, "gradient")
+        sums = {hidden.name: self._gradients[hidden.name] for hidden in self.hidden}
         return {name: total <= self.settings.threshold * total.mean() for name, total in sums.items()}
 
     def _apply_due(self, optimizer: Any, tortoise: Tortoise | None) -> None:

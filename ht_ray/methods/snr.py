@@ -22,8 +22,6 @@ from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["SelfNormalizedResets"]
 
-_TENSORS = ("ages", "thresholds", "silences")
-
 
 @register
 class SelfNormalizedResets(Recycling):
@@ -78,6 +76,7 @@ class SelfNormalizedResets(Recycling):
     tried = grid(unit=("steps",), interval=(100, 500), percentile=(0.95, 0.99))
     agent_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({"interval": 1000, "unit": "steps"})
     counters = ("epochs", "steps", "applications", "recycled", "batch")
+    held_tensors = ("ages", "thresholds", "silences")
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(MethodSettings):
@@ -135,11 +134,7 @@ class SelfNormalizedResets(Recycling):
         """
         if self._units is None:
             return
-        if unseen := [hidden.name for hidden in self._units.hidden if hidden.name not in self._fired]:
-            raise RuntimeError(
-                f"SelfNormalizedResets: no activation of {', '.join(unseen)} was seen: "
-                "compute the training batch inside watch()"
-            )
+        self._check_seen(self._fired, "activation")
         self.steps += 1
         self.batch = self.batch or self._size
         for hidden in self._units.hidden:
@@ -205,14 +200,3 @@ class SelfNormalizedResets(Recycling):
         recycle(self.module, hidden, silent, fresh, tortoise, optimizer, self.step_counts)
         self.applications += 1
         self.recycled += int(silent.sum())
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return tensors and counters to continue from; settings are not part of it."""
-        tensors = {name: {key: t.clone() for key, t in getattr(self, name).items()} for name in _TENSORS}
-        return {**super().state_dict(), **tensors}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`."""
-        super().load_state_dict(state)
-        for name in _TENSORS:
-            setattr(self, name, {key: tensor.clone() for key, tensor in state[name].items()})
