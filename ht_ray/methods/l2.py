@@ -19,9 +19,8 @@ __all__ = ["L2"]
 
 
 class _PackedL2(PackedMethod):
-    def __init__(self, methods: Any, rows: Any) -> None:
-        super().__init__(methods, rows)
-        strengths = [(method.settings.coupling, method.settings.strength) for method in methods]
+    def _begin(self) -> None:
+        strengths = [(method.settings.coupling, method.settings.strength) for method in self.methods]
         self._loss = self.per_row([2 * strength * (coupling == "loss") for coupling, strength in strengths])
         self._decay = self.per_row(
             [strength * (coupling == "decoupled") for coupling, strength in strengths], exact=True

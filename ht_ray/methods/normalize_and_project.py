@@ -20,10 +20,11 @@ __all__ = ["NormalizeAndProject"]
 
 
 class _PackedProjection(PackedMethod):
-    def __init__(self, methods: Any, rows: Any) -> None:
-        super().__init__(methods, rows)
-        self._strengths = self.per_row([method.settings.strength for method in methods])
-        self._norms = {name: torch.stack([method.norms[name] for method in methods]) for name in methods[0].norms}
+    def _begin(self) -> None:
+        self._strengths = self.per_row([method.settings.strength for method in self.methods])
+        self._norms = {
+            name: torch.stack([method.norms[name] for method in self.methods]) for name in self.methods[0].norms
+        }
 
     def after_step(self) -> None:
         for name, norms in self._norms.items():

@@ -22,11 +22,10 @@ __all__ = ["SelfDistillation"]
 
 
 class _PackedSelfDistillation(PackedMethod):
-    def __init__(self, methods: Any, rows: Any) -> None:
-        super().__init__(methods, rows)
-        self._temperatures = self.per_row([method.settings.temperature for method in methods])
+    def _begin(self) -> None:
+        self._temperatures = self.per_row([method.settings.temperature for method in self.methods])
         self._strengths = self.per_row(
-            [method.settings.strength * method.settings.temperature**2 for method in methods]
+            [method.settings.strength * method.settings.temperature**2 for method in self.methods]
         )
 
     def before_forward(self, inputs: Tensor) -> None:

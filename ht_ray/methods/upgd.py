@@ -40,16 +40,15 @@ def _decoupled_decay(optimizer: Optimizer, group: Mapping[str, Any]) -> Any:
 
 
 class _PackedUPGD(PackedMethod):
-    def __init__(self, methods: Any, rows: Any) -> None:
-        super().__init__(methods, rows)
+    def _begin(self) -> None:
         self._utilities = {}
-        for name in rows.weights:
-            stacked = torch.stack([method.utilities[name] for method in methods])
+        for name in self.rows.weights:
+            stacked = torch.stack([method.utilities[name] for method in self.methods])
             self._utilities[name] = stacked
-            for method, own in zip(methods, stacked.unbind(0), strict=True):
+            for method, own in zip(self.methods, stacked.unbind(0), strict=True):
                 method.utilities[name] = own
-        self._decays = self.per_row([method.settings.utility_decay for method in methods])
-        self._noises = self.per_row([method.settings.noise for method in methods])
+        self._decays = self.per_row([method.settings.utility_decay for method in self.methods])
+        self._noises = self.per_row([method.settings.noise for method in self.methods])
 
     def before_step(self) -> None:
         rows = self.rows
