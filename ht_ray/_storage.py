@@ -213,8 +213,7 @@ class Storage:
             self.write(name, source.read_bytes())
             return
         with source.open("rb") as file, self._writing(name) as stream:
-            while block := file.read(1 << 22):
-                stream.write(block)
+            shutil.copyfileobj(file, stream, 1 << 22)
 
     def download(self, name: str, target: Path) -> None:
         """Copy the file `name` to `target`, whose folder is made."""
@@ -224,8 +223,7 @@ class Storage:
             return
         system, root = self._open()
         with system.open_input_stream(f"{root}/{name}") as stream, target.open("wb") as file:
-            while block := stream.read(1 << 22):
-                file.write(block)
+            shutil.copyfileobj(stream, file, 1 << 22)
 
     def remove(self, name: str) -> None:
         """Delete a file, or a folder with all that is in it; nothing happens if there is none."""

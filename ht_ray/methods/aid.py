@@ -102,8 +102,7 @@ class AID(Method):
 
     settings: Settings
 
-    def __init__(self, module: nn.Module, settings: Any = None, *, seed: int = 0, **changes: Any) -> None:
-        super().__init__(module, settings, seed=seed, **changes)
+    def _begin(self) -> None:
         #: Training batches so far.
         self.steps = 0
         self.grown()
@@ -112,7 +111,7 @@ class AID(Method):
                 owner="MethodConfig",
                 field="name",
                 value=self.name,
-                reason=f": {type(module).__name__} has no nn.ReLU, which alone it replaces.",
+                reason=f": {type(self.module).__name__} has no nn.ReLU, which alone it replaces.",
             )
 
     def not_packed(self) -> str:

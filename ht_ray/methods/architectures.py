@@ -23,9 +23,8 @@ class _Architecture(Method):
     #: What a network of that form has.
     kinds: tuple[type[nn.Module], ...] = ()
 
-    def __init__(self, module: nn.Module, settings: Any = None, *, seed: int = 0, **changes: Any) -> None:
-        super().__init__(module, settings, seed=seed, **changes)
-        if not any(isinstance(part, self.kinds) for part in module.modules()):
+    def _begin(self) -> None:
+        if not any(isinstance(part, self.kinds) for part in self.module.modules()):
             why = (
                 f": the network has no {self.kinds[0].__name__}; build it with "
                 "make_model(method.model(ModelConfig(...)), ...)."

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ht_ray.mechanisms.units.find_units import HiddenUnits, Layers, sum_of_magnitudes, watch_activations
+from ht_ray.mechanisms.units.find_units import HiddenUnits, sum_of_magnitudes, watch_activations
 from ht_ray.mechanisms.units.recycle import recycle
 from ht_ray.mechanisms.weights.fresh import fresh_weights
 from ht_ray.mechanisms.weights.optimizer_state import Optimizers
@@ -69,6 +69,7 @@ class ContinualBackprop(Recycling):
 
     Examples
     --------
+    >>> from torch import nn
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     >>> method = ContinualBackprop(net, replacement_rate=0.01, maturity=5)
@@ -88,6 +89,7 @@ class ContinualBackprop(Recycling):
     rank = 4
     tried = grid(replacement_rate=(1e-5, 1e-4, 1e-3, 1e-2))
     counters = ("steps", "replacements")
+    held_tensors = ("utilities", "ages", "used")
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(MethodSettings):
@@ -115,10 +117,8 @@ class ContinualBackprop(Recycling):
 
     settings: Settings
 
-    def __init__(
-        self, module: nn.Module, settings: Any = None, *, seed: int = 0, layers: Layers | None = None, **changes: Any
-    ) -> None:
-        super().__init__(module, settings, seed=seed, layers=layers, **changes)
+    def _begin(self) -> None:
+        super()._begin()
         #: How many units were replaced.
         self.replacements = 0
         #: By activation: utility of each unit, its age in steps (on the CPU), units to replace.
@@ -176,11 +176,7 @@ class ContinualBackprop(Recycling):
         """
         if self.settings.replacement_rate == 0:
             return
-        if unseen := [hidden.name for hidden in self.hidden if hidden.name not in self._seen]:
-            raise RuntimeError(
-                f"ContinualBackprop: no activation of {', '.join(unseen)} was seen: "
-                "compute the training batch inside watch()"
-            )
+        self._check_seen(self._seen, "activation")
         self.steps += 1
         for hidden in self.hidden:
             self._update_utility(hidden, self._seen[hidden.name])
@@ -228,14 +224,7 @@ class ContinualBackprop(Recycling):
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and counters to continue from; settings are not part of it."""
-        return {
-            "utilities": {name: utility.clone() for name, utility in self.utilities.items()},
-            "ages": {name: age.clone() for name, age in self.ages.items()},
-            "due": dict(self.due),
-            "draws": dict(self.draws),
-            "used": {name: used.clone() for name, used in self.used.items()},
-            **super().state_dict(),
-        }
+        return {**super().state_dict(), "due": dict(self.due), "draws": dict(self.draws)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`.
@@ -250,10 +239,9 @@ class ContinualBackprop(Recycling):
         held = {name: len(age) for name, age in self.ages.items()}
         if saved != held:
             raise ValueError(f"the state is of the units {saved}; the network has {held}")
-        self.utilities = {name: utility.clone() for name, utility in state["utilities"].items()}
-        self.ages = {name: age.cpu().clone() for name, age in state["ages"].items()}
+        super().load_state_dict(state)
+        for tensors in (self.ages, self.used):
+            tensors.update({name: tensor.cpu() for name, tensor in tensors.items()})
         self.due = {name: float(due) for name, due in state["due"].items()}
         self.draws = {name: int(draws) for name, draws in state["draws"].items()}
-        self.used = {name: used.cpu().clone() for name, used in state["used"].items()}
         self._drawn.clear()
-        super().load_state_dict(state)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ht_ray.mechanisms.weights.deviation import deviation
 from ht_ray.mechanisms.weights.stepped_groups import stepped_groups
@@ -19,9 +19,8 @@ __all__ = ["L2"]
 
 
 class _PackedL2(PackedMethod):
-    def __init__(self, methods: Any, rows: Any) -> None:
-        super().__init__(methods, rows)
-        strengths = [(method.settings.coupling, method.settings.strength) for method in methods]
+    def _begin(self) -> None:
+        strengths = [(method.settings.coupling, method.settings.strength) for method in self.methods]
         self._loss = self.per_row([2 * strength * (coupling == "loss") for coupling, strength in strengths])
         self._decay = self.per_row(
             [strength * (coupling == "decoupled") for coupling, strength in strengths], exact=True
@@ -71,6 +70,7 @@ class L2(Method):
 
     Examples
     --------
+    >>> from torch import nn
     >>> layer = nn.Linear(2, 1, bias=False)
     >>> with torch.no_grad():
     ...     _ = layer.weight.copy_(torch.tensor([[3.0, 4.0]]))
@@ -101,8 +101,7 @@ class L2(Method):
 
     settings: Settings
 
-    def __init__(self, module: nn.Module, settings: Any = None, *, seed: int = 0, **changes: Any) -> None:
-        super().__init__(module, settings, seed=seed, **changes)
+    def _begin(self) -> None:
         self.grown()
 
     @classmethod

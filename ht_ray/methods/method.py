@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ht_ray._checks import check_number
-from ht_ray.errors import SettingError, SettingWarning
+from ht_ray.errors import SettingError
 from ht_ray.mechanisms.weights.optimizer_state import Optimizers
 from ht_ray.methods.settings import MethodSettings
 
@@ -133,8 +132,9 @@ class Method:
     #: What does the same within a step for several networks at once (see `ht_ray.methods.packed`). None: it does
     #: nothing within a step, or it cannot be packed.
     packed: ClassVar[type[PackedMethod] | None] = None
-    #: Its attributes that count something, which are part of its state.
+    #: Its attributes that count something, and those that hold tensors by name, which are part of its state.
     counters: ClassVar[tuple[str, ...]] = ()
+    held_tensors: ClassVar[tuple[str, ...]] = ()
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(MethodSettings):
@@ -153,6 +153,10 @@ class Method:
         self.settings = type(self).Settings.make({**held, **changes})
         self.module = module
         self.seed = seed
+        self._begin()
+
+    def _begin(self) -> None:
+        """Set what the method holds at first; its settings, network and seed are there."""
 
     if not TYPE_CHECKING:
 
@@ -289,14 +293,15 @@ class Method:
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and counters to continue from; settings are not part of it."""
-        return {name: getattr(self, name) for name in self.counters}
+        tensors = {name: _cloned(getattr(self, name)) for name in self.held_tensors}
+        return {**{name: getattr(self, name) for name in self.counters}, **tensors}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`, once the network has been rebuilt and loaded."""
         for name in self.counters:
             setattr(self, name, int(state[name]))
-
-    _warned = False
+        for name in self.held_tensors:
+            setattr(self, name, _cloned(state[name]))
 
     def _check_not_predicting(self, tortoise: Tortoise | None) -> None:
         if tortoise is not None and tortoise.predicting:
@@ -307,19 +312,9 @@ class Method:
         own = self.settings
         return own.unit == unit and own.interval is not None and count % own.interval == 0
 
-    def _warn_of_interval(self, interval: int | None, unit: str, phase: Phase, name: str = "interval") -> None:
-        """Warn where an interval in epochs, which are counted from 1 in each phase, is longer than a phase."""
-        if interval is None or unit != "epochs" or phase.epochs is None or interval <= phase.epochs:
-            return
-        if not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"{type(self).__name__}: {name} = {interval} epochs, and a phase has {phase.epochs}: it never acts, as "
-                f"epochs are counted from 1 in each phase. Take an interval of at most {phase.epochs}, or count in "
-                "steps.",
-                SettingWarning,
-                stacklevel=3,
-            )
+
+def _cloned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 def _overrides(method: Method, moment: str) -> bool:

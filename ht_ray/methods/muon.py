@@ -109,8 +109,7 @@ class Muon(Method):
 
     settings: Settings
 
-    def __init__(self, module: nn.Module, settings: Any = None, *, seed: int = 0, **changes: Any) -> None:
-        super().__init__(module, settings, seed=seed, **changes)
+    def _begin(self) -> None:
         if not self.matrices():
             raise SettingError(
                 owner="MethodConfig",

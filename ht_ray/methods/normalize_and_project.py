@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ht_ray.mechanisms.weights.matrices import weight_matrices
 from ht_ray.mechanisms.weights.weight_copy import WeightCopy
@@ -20,10 +20,11 @@ __all__ = ["NormalizeAndProject"]
 
 
 class _PackedProjection(PackedMethod):
-    def __init__(self, methods: Any, rows: Any) -> None:
-        super().__init__(methods, rows)
-        self._strengths = self.per_row([method.settings.strength for method in methods])
-        self._norms = {name: torch.stack([method.norms[name] for method in methods]) for name in methods[0].norms}
+    def _begin(self) -> None:
+        self._strengths = self.per_row([method.settings.strength for method in self.methods])
+        self._norms = {
+            name: torch.stack([method.norms[name] for method in self.methods]) for name in self.methods[0].norms
+        }
 
     def after_step(self) -> None:
         for name, norms in self._norms.items():
@@ -65,6 +66,7 @@ class NormalizeAndProject(KeepsInitial):
 
     Examples
     --------
+    >>> from torch import nn
     >>> layer = nn.Linear(2, 1, bias=False)
     >>> with torch.no_grad():
     ...     _ = layer.weight.copy_(torch.tensor([[0.0, 1.0]]))
@@ -94,9 +96,8 @@ class NormalizeAndProject(KeepsInitial):
 
     settings: Settings
 
-    def __init__(self, module: nn.Module, settings: Any = None, *, seed: int = 0, **changes: Any) -> None:
-        super().__init__(module, settings, seed=seed, **changes)
-        self.initial: WeightCopy = WeightCopy(module)
+    def _begin(self) -> None:
+        self.initial: WeightCopy = WeightCopy(self.module)
         self.grown()
 
     def grown(self) -> None:

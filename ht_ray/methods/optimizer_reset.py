@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from ht_ray.mechanisms.weights.optimizer_state import clear_optimizer_state
-from ht_ray.methods.method import FIRST, Method, Phase
+from ht_ray.methods.at_interval import AtInterval
 from ht_ray.methods.registry import register
 from ht_ray.methods.settings import MethodSettings, grid, interval_unit, setting
 from ht_ray.methods.tortoise import Tortoise
@@ -17,7 +15,7 @@ __all__ = ["OptimizerReset"]
 
 
 @register
-class OptimizerReset(Method):
+class OptimizerReset(AtInterval):
     """The optimiser forgets its state of the network (moments, momentum buffers, step counts) at an interval.
 
     Moments that were gathered on an earlier problem mislead the steps on the present one. Weights, parameter groups,
@@ -59,7 +57,6 @@ class OptimizerReset(Method):
     tried = grid(unit=("steps",), interval=(30, 100, 300, 1000))
     capturable = True
     counters = ("resets", "steps", "epochs")
-    agent_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({"interval": 1000, "unit": "steps"})
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(MethodSettings):
@@ -71,27 +68,9 @@ class OptimizerReset(Method):
         unit: Literal["epochs", "steps"] = interval_unit()
 
     settings: Settings
-    #: How often the state was cleared, steps made so far, epochs ended in this phase.
+    #: How often the state was cleared.
     resets = 0
-    steps = 0
-    epochs = 0
 
-    def before_phase(self, phase: Phase = FIRST, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
-        """Count epochs from 0."""
-        self._warn_of_interval(self.settings.interval, self.settings.unit, phase)
-        self.epochs = 0
-
-    def after_step(self, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
-        """Count a step, and clear the optimiser's state if that is due in steps."""
-        self.steps += 1
-        self._clear_if_due("steps", self.steps, optimizer)
-
-    def end_epoch(self, optimizer: Any = None, tortoise: Tortoise | None = None, *, last: bool = False) -> None:
-        """Count an epoch, and clear the optimiser's state if that is due in epochs."""
-        self.epochs += 1
-        self._clear_if_due("epochs", self.epochs, optimizer)
-
-    def _clear_if_due(self, unit: str, count: int, optimizer: Any) -> None:
-        if self._due(unit, count):
-            clear_optimizer_state(optimizer, self.module.parameters())
-            self.resets += 1
+    def _apply_due(self, optimizer: Any, tortoise: Tortoise | None) -> None:
+        clear_optimizer_state(optimizer, self.module.parameters())
+        self.resets += 1

@@ -55,11 +55,15 @@ class PackedMethod:
     def __init__(self, methods: Sequence[Any], rows: PackRows) -> None:
         self.methods = methods
         self.rows = rows
+        self._begin()
+
+    def _begin(self) -> None:
+        """Set what it holds for all steps; the methods and their rows are there."""
 
     def per_row(self, values: Sequence[float], *, exact: bool = False) -> Tensor:
         """Return one number for each row as a tensor ``(k,)`` of the weights' type, or of Python's, ``float64``.
 
-        To be called in ``__init__``: within a step it makes a GPU wait.
+        To be called in `_begin`: within a step it makes a GPU wait.
         """
         weight = next(iter(self.rows.weights.values()))
         return torch.tensor(values, dtype=torch.float64 if exact else weight.dtype, device=weight.device)

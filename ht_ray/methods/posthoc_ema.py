@@ -100,11 +100,10 @@ class PosthocEMA(Method):
 
     settings: Settings
 
-    def __init__(self, module: nn.Module, settings: Any = None, *, seed: int = 0, **changes: Any) -> None:
-        super().__init__(module, settings, seed=seed, **changes)
+    def _begin(self) -> None:
         own = self.settings
-        check_buffers_named("PosthocEMA: average_buffers", own.average_buffers, module)
-        self.averages = PowerAverages(module, own.sigma_rels, average_buffers=own.average_buffers)
+        check_buffers_named("PosthocEMA: average_buffers", own.average_buffers, self.module)
+        self.averages = PowerAverages(self.module, own.sigma_rels, average_buffers=own.average_buffers)
         self.epochs = 0
 
     def before_phase(self, phase: Phase = FIRST, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -15,7 +13,8 @@ from ht_ray.mechanisms.units.step_counts import RecycledSteps
 from ht_ray.mechanisms.weights.fresh import fresh_weights
 from ht_ray.mechanisms.weights.optimizer_state import Optimizers
 from ht_ray.mechanisms.weights.rng import derive_seed
-from ht_ray.methods.method import FIRST, Method, Phase
+from ht_ray.methods.at_interval import AtInterval
+from ht_ray.methods.method import Method
 from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["IntervalRecycling", "Recycling"]
@@ -37,8 +36,10 @@ class Recycling(Method):
     def __init__(
         self, module: nn.Module, settings: Any = None, *, seed: int = 0, layers: Layers | None = None, **changes: Any
     ) -> None:
-        super().__init__(module, settings, seed=seed, **changes)
         self.layers = layers
+        super().__init__(module, settings, seed=seed, **changes)
+
+    def _begin(self) -> None:
         #: Optimiser steps so far.
         self.steps = 0
         self.step_counts = RecycledSteps(self.settings.step_count)
@@ -52,6 +53,14 @@ class Recycling(Method):
     def _find(self) -> UnitMap:
         self._units = recyclable_units(type(self).__name__, self.module, self.layers, before=self._units)
         return self._units
+
+    def _check_seen(self, seen: Mapping[str, Tensor], what: str) -> None:
+        """Raise unless `seen` has an entry for each activation, which `watch` sees."""
+        if unseen := [hidden.name for hidden in self.hidden if hidden.name not in seen]:
+            raise RuntimeError(
+                f"{type(self).__name__}: no {what} of {', '.join(unseen)} was seen: compute the training batch inside "
+                "watch()"
+            )
 
     def grown(self) -> None:
         """Find the network's units."""
@@ -72,48 +81,15 @@ class Recycling(Method):
         self.step_counts.load_state_dict(state["step_counts"])
 
 
-class IntervalRecycling(Recycling):
-    """Base of methods that recycle what is dormant every so many epochs or steps; `Settings` has `interval` and `unit`.
+class IntervalRecycling(Recycling, AtInterval):
+    """Base of methods that recycle what is dormant every so many epochs or steps."""
 
-    Epochs are counted from 1 within a phase, steps from 1 over the whole run.
-    """
-
-    agent_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({"interval": 1000, "unit": "steps"})
     counters = ("epochs", "steps", "applications", "recycled")
 
-    def __init__(
-        self, module: nn.Module, settings: Any = None, *, seed: int = 0, layers: Layers | None = None, **changes: Any
-    ) -> None:
-        super().__init__(module, settings, seed=seed, layers=layers, **changes)
-        #: Epochs ended in this phase, how often units were looked for, and how many were recycled.
-        self.epochs = self.applications = self.recycled = 0
-
-    def before_phase(self, phase: Phase = FIRST, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
-        """Count epochs from 0."""
-        self._warn_of_interval(self.settings.interval, self.settings.unit, phase)
-        self.epochs = 0
-
-    def after_step(self, optimizer: Any = None, tortoise: Tortoise | None = None) -> None:
-        """Call after the optimiser's step: recycle if that is due in steps.
-
-        Raises
-        ------
-        RuntimeError
-            If it is due and nothing to score by was seen, or while the tortoise predicts.
-        """
-        self.steps += 1
-        if self._due("steps", self.steps):
-            self._apply_due(optimizer, tortoise)
-
-    def end_epoch(self, optimizer: Any = None, tortoise: Tortoise | None = None, *, last: bool = False) -> None:
-        """Call after each epoch, before evaluation: recycle if that is due in epochs; raises as `after_step`."""
-        self.epochs += 1
-        if self._due("epochs", self.epochs):
-            self._apply_due(optimizer, tortoise)
-
-    @abstractmethod
-    def _apply_due(self, optimizer: Any, tortoise: Tortoise | None) -> None:
-        """Recycle what is dormant by what was seen last."""
+    def _begin(self) -> None:
+        super()._begin()
+        #: How often units were looked for, and how many were recycled.
+        self.applications = self.recycled = 0
 
     def _recycle(
         self, dormant: Mapping[str, Tensor], optimizer: Optimizers | None, tortoise: Tortoise | None

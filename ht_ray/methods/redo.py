@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ht_ray.mechanisms.modes import evaluation_mode
 from ht_ray.mechanisms.units.find_units import (
     HiddenUnits,
-    Layers,
     UnitMap,
     sum_of_magnitudes,
     watch_activations,
@@ -63,6 +62,7 @@ class ReDo(IntervalRecycling):
 
     Examples
     --------
+    >>> from torch import nn
     >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     >>> with torch.no_grad():
     ...     _ = net[0].bias.copy_(torch.tensor([5.0, -1e6, 5.0]))
@@ -98,10 +98,8 @@ class ReDo(IntervalRecycling):
 
     settings: Settings
 
-    def __init__(
-        self, module: nn.Module, settings: Any = None, *, seed: int = 0, layers: Layers | None = None, **changes: Any
-    ) -> None:
-        super().__init__(module, settings, seed=seed, layers=layers, **changes)
+    def _begin(self) -> None:
+        super()._begin()
         self.batches: deque[Inputs] = deque(maxlen=self.settings.batches)
         self.grown()
 

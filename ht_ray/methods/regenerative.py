@@ -25,13 +25,12 @@ __all__ = ["Regenerative"]
 
 
 class _PackedRegenerative(PackedMethod):
-    def __init__(self, methods: Any, rows: Any) -> None:
-        super().__init__(methods, rows)
+    def _begin(self) -> None:
         self._anchors = {
-            name: torch.stack([method.initial[name].to(weight.dtype) for method in methods])
-            for name, weight in rows.weights.items()
+            name: torch.stack([method.initial[name].to(weight.dtype) for method in self.methods])
+            for name, weight in self.rows.weights.items()
         }
-        own = [method.settings for method in methods]
+        own = [method.settings for method in self.methods]
         self._square = self.per_row([2 * s.strength * (s.coupling == "loss" and s.norm == "l2") for s in own])
         self._absolute = self.per_row([s.strength * (s.coupling == "loss" and s.norm == "l1") for s in own])
         self._has_absolute = any(s.strength and s.coupling == "loss" and s.norm == "l1" for s in own)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ht_ray.mechanisms.units.find_units import HiddenUnits, Layers
+from ht_ray.mechanisms.units.find_units import HiddenUnits
 from ht_ray.mechanisms.weights.optimizer_state import Optimizers
 from ht_ray.methods.method import FIRST, Phase
 from ht_ray.methods.recycling import IntervalRecycling
@@ -83,10 +83,8 @@ class ReGraMa(IntervalRecycling):
 
     settings: Settings
 
-    def __init__(
-        self, module: nn.Module, settings: Any = None, *, seed: int = 0, layers: Layers | None = None, **changes: Any
-    ) -> None:
-        super().__init__(module, settings, seed=seed, layers=layers, **changes)
+    def _begin(self) -> None:
+        super()._begin()
         self._gradients: dict[str, Tensor] = {}
         self.grown()
 
@@ -144,12 +142,8 @@ class ReGraMa(IntervalRecycling):
         RuntimeError
             If no gradient was seen of some units.
         """
-        names = [hidden.name for hidden in self.hidden]
-        if unseen := [name for name in names if name not in self._gradients]:
-            raise RuntimeError(
-                f"ReGraMa: no gradient of {', '.join(unseen)} was seen: compute the training batch inside watch()"
-            )
-        sums = {name: self._gradients[name] for name in names}
+        self._check_seen(self._gradients, "gradient")
+        sums = {hidden.name: self._gradients[hidden.name] for hidden in self.hidden}
         return {name: total <= self.settings.threshold * total.mean() for name, total in sums.items()}
 
     def _apply_due(self, optimizer: Any, tortoise: Tortoise | None) -> None:

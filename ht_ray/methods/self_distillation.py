@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
@@ -22,11 +22,10 @@ __all__ = ["SelfDistillation"]
 
 
 class _PackedSelfDistillation(PackedMethod):
-    def __init__(self, methods: Any, rows: Any) -> None:
-        super().__init__(methods, rows)
-        self._temperatures = self.per_row([method.settings.temperature for method in methods])
+    def _begin(self) -> None:
+        self._temperatures = self.per_row([method.settings.temperature for method in self.methods])
         self._strengths = self.per_row(
-            [method.settings.strength * method.settings.temperature**2 for method in methods]
+            [method.settings.strength * method.settings.temperature**2 for method in self.methods]
         )
 
     def before_forward(self, inputs: Tensor) -> None:
@@ -71,6 +70,7 @@ class SelfDistillation(Method):
 
     Examples
     --------
+    >>> from torch import nn
     >>> net = nn.Linear(2, 3)
     >>> tortoise, method, inputs = Tortoise(net), SelfDistillation(net), torch.randn(4, 2)
     >>> method.before_forward(inputs, tortoise)
@@ -107,8 +107,7 @@ class SelfDistillation(Method):
 
     settings: Settings
 
-    def __init__(self, module: nn.Module, settings: Any = None, *, seed: int = 0, **changes: Any) -> None:
-        super().__init__(module, settings, seed=seed, **changes)
+    def _begin(self) -> None:
         self._teacher: Tensor | None = None
 
     @torch.no_grad()

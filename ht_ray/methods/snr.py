@@ -9,9 +9,9 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ht_ray.mechanisms.units.find_units import HiddenUnits, Layers, watch_activations
+from ht_ray.mechanisms.units.find_units import HiddenUnits, watch_activations
 from ht_ray.mechanisms.units.recycle import recycle
 from ht_ray.mechanisms.weights.fresh import fresh_weights
 from ht_ray.mechanisms.weights.rng import derive_seed
@@ -21,8 +21,6 @@ from ht_ray.methods.settings import MethodSettings, grid, recycled_steps, settin
 from ht_ray.methods.tortoise import Tortoise
 
 __all__ = ["SelfNormalizedResets"]
-
-_TENSORS = ("ages", "thresholds", "silences")
 
 
 @register
@@ -58,6 +56,7 @@ class SelfNormalizedResets(Recycling):
 
     Examples
     --------
+    >>> from torch import nn
     >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     >>> with torch.no_grad():
     ...     _ = net[0].bias.copy_(torch.tensor([5.0, -1e6, 5.0]))
@@ -77,6 +76,7 @@ class SelfNormalizedResets(Recycling):
     tried = grid(unit=("steps",), interval=(100, 500), percentile=(0.95, 0.99))
     agent_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({"interval": 1000, "unit": "steps"})
     counters = ("epochs", "steps", "applications", "recycled", "batch")
+    held_tensors = ("ages", "thresholds", "silences")
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(MethodSettings):
@@ -95,10 +95,8 @@ class SelfNormalizedResets(Recycling):
 
     settings: Settings
 
-    def __init__(
-        self, module: nn.Module, settings: Any = None, *, seed: int = 0, layers: Layers | None = None, **changes: Any
-    ) -> None:
-        super().__init__(module, settings, seed=seed, layers=layers, **changes)
+    def _begin(self) -> None:
+        super()._begin()
         #: Epochs, how often units were reset, how many, and the size of the first batch.
         self.epochs = self.applications = self.recycled = self.batch = 0
         #: By activation, for each unit: for how many samples it has been silent, from how many on it is reset, and how
@@ -136,11 +134,7 @@ class SelfNormalizedResets(Recycling):
         """
         if self._units is None:
             return
-        if unseen := [hidden.name for hidden in self._units.hidden if hidden.name not in self._fired]:
-            raise RuntimeError(
-                f"SelfNormalizedResets: no activation of {', '.join(unseen)} was seen: "
-                "compute the training batch inside watch()"
-            )
+        self._check_seen(self._fired, "activation")
         self.steps += 1
         self.batch = self.batch or self._size
         for hidden in self._units.hidden:
@@ -206,14 +200,3 @@ class SelfNormalizedResets(Recycling):
         recycle(self.module, hidden, silent, fresh, tortoise, optimizer, self.step_counts)
         self.applications += 1
         self.recycled += int(silent.sum())
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return tensors and counters to continue from; settings are not part of it."""
-        tensors = {name: {key: t.clone() for key, t in getattr(self, name).items()} for name in _TENSORS}
-        return {**super().state_dict(), **tensors}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`."""
-        super().load_state_dict(state)
-        for name in _TENSORS:
-            setattr(self, name, {key: tensor.clone() for key, tensor in state[name].items()})

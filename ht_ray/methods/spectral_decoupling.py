@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +16,8 @@ __all__ = ["SpectralDecoupling"]
 
 
 class _PackedSpectralDecoupling(PackedMethod):
-    def __init__(self, methods: Any, rows: Any) -> None:
-        super().__init__(methods, rows)
-        self._strengths = self.per_row([method.settings.strength / 2 for method in methods])
+    def _begin(self) -> None:
+        self._strengths = self.per_row([method.settings.strength / 2 for method in self.methods])
 
     def loss(self, outputs: Tensor) -> Tensor | None:
         return self._strengths * outputs.square().sum(2).mean(1)

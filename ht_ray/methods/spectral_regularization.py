@@ -67,9 +67,9 @@ class SpectralRegularization(WeightPenalty):
     settings: Settings
     _vectors: dict[str, Tensor]
 
-    def __init__(self, module: nn.Module, settings: Any = None, *, seed: int = 0, **changes: Any) -> None:
+    def _begin(self) -> None:
         self._vectors = {}
-        super().__init__(module, settings, seed=seed, **changes)
+        super()._begin()
 
     @torch.no_grad()
     def grown(self) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ht_ray.mechanisms.weights.stepped_groups import stepped_groups
 from ht_ray.mechanisms.weights.weight_copy import WeightCopy
@@ -76,6 +76,7 @@ class TRAC(Method):
 
     Examples
     --------
+    >>> from torch import nn
     >>> layer = nn.Linear(1, 1, bias=False)
     >>> first = layer.weight.item()
     >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
@@ -105,10 +106,9 @@ class TRAC(Method):
 
     settings: Settings
 
-    def __init__(self, module: nn.Module, settings: Any = None, *, seed: int = 0, **changes: Any) -> None:
-        super().__init__(module, settings, seed=seed, **changes)
+    def _begin(self) -> None:
         #: Where the weights began.
-        self.reference = WeightCopy(module)
+        self.reference = WeightCopy(self.module)
         #: Of each tuner, float64: the discounted sums of h squared and of -h.
         self.squares = torch.zeros(len(_DISCOUNTS), dtype=torch.float64)
         self._discounts = torch.tensor(_DISCOUNTS, dtype=torch.float64)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torch.optim import Adafactor, AdamW, Muon, Optimizer
 
@@ -40,16 +40,15 @@ def _decoupled_decay(optimizer: Optimizer, group: Mapping[str, Any]) -> Any:
 
 
 class _PackedUPGD(PackedMethod):
-    def __init__(self, methods: Any, rows: Any) -> None:
-        super().__init__(methods, rows)
+    def _begin(self) -> None:
         self._utilities = {}
-        for name in rows.weights:
-            stacked = torch.stack([method.utilities[name] for method in methods])
+        for name in self.rows.weights:
+            stacked = torch.stack([method.utilities[name] for method in self.methods])
             self._utilities[name] = stacked
-            for method, own in zip(methods, stacked.unbind(0), strict=True):
+            for method, own in zip(self.methods, stacked.unbind(0), strict=True):
                 method.utilities[name] = own
-        self._decays = self.per_row([method.settings.utility_decay for method in methods])
-        self._noises = self.per_row([method.settings.noise for method in methods])
+        self._decays = self.per_row([method.settings.utility_decay for method in self.methods])
+        self._noises = self.per_row([method.settings.noise for method in self.methods])
 
     def before_step(self) -> None:
         rows = self.rows
@@ -142,6 +141,7 @@ class UPGD(Method):
 
     Examples
     --------
+    >>> from torch import nn
     >>> layer = nn.Linear(1, 1, bias=False)
     >>> with torch.no_grad():
     ...     _ = layer.weight.fill_(2.0)
@@ -173,8 +173,7 @@ class UPGD(Method):
 
     settings: Settings
 
-    def __init__(self, module: nn.Module, settings: Any = None, *, seed: int = 0, **changes: Any) -> None:
-        super().__init__(module, settings, seed=seed, **changes)
+    def _begin(self) -> None:
         #: How many steps were gated.
         self.steps = 0
         #: Running average of each parameter's utility, and how many steps are in it, by name.

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ht_ray.mechanisms.weights.weight_copy import WeightCopy
 from ht_ray.methods.initial_weights import KeepsInitial
@@ -38,6 +37,7 @@ class Wasserstein(KeepsInitial, WeightPenalty):
 
     Examples
     --------
+    >>> from torch import nn
     >>> layer = nn.Linear(2, 1, bias=False)
     >>> with torch.no_grad():
     ...     _ = layer.weight.copy_(torch.tensor([[1.0, 3.0]]))
@@ -61,9 +61,9 @@ class Wasserstein(KeepsInitial, WeightPenalty):
 
     settings: Settings
 
-    def __init__(self, module: nn.Module, settings: Any = None, *, seed: int = 0, **changes: Any) -> None:
-        self.initial: WeightCopy = WeightCopy(module)
-        super().__init__(module, settings, seed=seed, **changes)
+    def _begin(self) -> None:
+        self.initial: WeightCopy = WeightCopy(self.module)
+        super()._begin()
 
     def grown(self) -> None:
         """Find the network's parameters and note the initial weights of units that it has grown."""

@@ -26,15 +26,14 @@ def _check_factor(where: str, factor: float) -> None:
 
 
 class _PackedWeightClipping(PackedMethod):
-    def __init__(self, methods: Any, rows: Any) -> None:
-        super().__init__(methods, rows)
-        first = methods[0]
+    def _begin(self) -> None:
+        first = self.methods[0]
         names = {parameter: name for name, parameter in first.module.named_parameters()}
         self._bounds: dict[str, Tensor] = {}
         for parameter, bound in first._bounds.items():
             # The bound is its factor times what is the same in all members.
-            shares = [bound / first.factor * method.factor for method in methods]
-            self._bounds[names[parameter]] = by_row(self.per_row(shares), rows.weights[names[parameter]])
+            shares = [bound / first.factor * method.factor for method in self.methods]
+            self._bounds[names[parameter]] = by_row(self.per_row(shares), self.rows.weights[names[parameter]])
 
     def after_step(self) -> None:
         for name, bounds in self._bounds.items():
@@ -101,8 +100,7 @@ class WeightClipping(Method):
 
     settings: Settings
 
-    def __init__(self, module: nn.Module, settings: Any = None, *, seed: int = 0, **changes: Any) -> None:
-        super().__init__(module, settings, seed=seed, **changes)
+    def _begin(self) -> None:
         self.factor = float(self.settings.factor) if self.settings.factor is not None else math.inf
         self.grown()
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ht_ray.errors import SettingError
 from ht_ray.mechanisms.weights.spectral_norm import fit_spectral_norm
@@ -21,7 +21,6 @@ from ht_ray.methods.tortoise import Tortoise
 __all__ = ["WeightConsolidation"]
 
 _BETAS = (0.9, 0.999)
-_TENSORS = ("previous", "magnitudes", "squares", "averages")
 
 
 @register
@@ -54,6 +53,7 @@ class WeightConsolidation(Method):
 
     Examples
     --------
+    >>> from torch import nn
     >>> layer = nn.Linear(1, 1, bias=False)
     >>> method = WeightConsolidation(layer, start=0.0)
     >>> with torch.no_grad():
@@ -75,6 +75,7 @@ class WeightConsolidation(Method):
     tried = grid(retain=(0.2, 0.5, 0.8, 0.95))
     not_for_agents = "it acts within phases, and an agent has none"
     counters = ("epochs", "total", "steps", "averaged")
+    held_tensors = ("previous", "magnitudes", "squares", "averages")
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(MethodSettings):
@@ -93,8 +94,7 @@ class WeightConsolidation(Method):
 
     settings: Settings
 
-    def __init__(self, module: nn.Module, settings: Any = None, *, seed: int = 0, **changes: Any) -> None:
-        super().__init__(module, settings, seed=seed, **changes)
+    def _begin(self) -> None:
         #: Epochs of the present phase that have ended, and how many it has; 0: nothing is done in it.
         self.epochs = self.total = 0
         #: Steps of the phase, and ends of epochs, that are in the averages.
@@ -109,7 +109,7 @@ class WeightConsolidation(Method):
         """Note the weights before each phase but the first."""
         if not phase.begins:
             return
-        for name in _TENSORS:
+        for name in self.held_tensors:
             getattr(self, name).clear()
         self.epochs = self.total = self.steps = self.averaged = 0
         if phase.number == 0 or self.settings.start is None:
@@ -176,15 +176,10 @@ class WeightConsolidation(Method):
             parameter.copy_(torch.where(score >= least, parameter, (parameter + old.to(parameter.device)) / 2))
         fit_spectral_norm(self.module)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return tensors and counters to continue from; settings are not part of it."""
-        tensors = {name: {k: t.clone() for k, t in getattr(self, name).items()} for name in _TENSORS}
-        return {**super().state_dict(), **tensors}
-
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`."""
         super().load_state_dict(state)
         devices = {name: tensor.device for name, tensor in named_tensors(self.module)}
-        for name in _TENSORS:
-            held = {key: tensor.clone().to(devices.get(key, tensor.device)) for key, tensor in state[name].items()}
-            setattr(self, name, held)
+        for name in self.held_tensors:
+            held: dict[str, Tensor] = getattr(self, name)
+            held.update({key: tensor.to(devices.get(key, tensor.device)) for key, tensor in held.items()})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,8 +44,7 @@ class WeightPenalty(Method):
     capturable = True
     packed = _PackedPenalty
 
-    def __init__(self, module: Any, settings: Any = None, *, seed: int = 0, **changes: Any) -> None:
-        super().__init__(module, settings, seed=seed, **changes)
+    def _begin(self) -> None:
         self.grown()
 
     @abstractmethod

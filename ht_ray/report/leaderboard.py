@@ -136,12 +136,13 @@ def _scores(record: Record) -> list[float]:
     return [0.0 if value is None else value for value in record["values"]]
 
 
+def _by_board(boards: _Boards, *parts: str) -> list[Column]:
+    return [Column(title, tuple(f"{name}_{part}" for part in parts)) for name, title in boards.titles.items()]
+
+
 def _accuracies(boards: _Boards) -> Table:
     columns = [Column("method", ("method",)), Column("mean rank", ("rank", "rank_low", "rank_high"))]
-    columns += [
-        Column(title, tuple(f"{name}_{part}" for part in ("mean", "low", "high", "diverged")))
-        for name, title in boards.titles.items()
-    ]
+    columns += _by_board(boards, "mean", "low", "high", "diverged")
     columns.append(Column("cost", tuple(f"{name}_cost" for name in boards.titles)))
     standings = {standing.method: standing for standing in boards.standings}
     best = {name: max(np.mean(_scores(record)) for record in own.values()) for name, own in boards.by_board.items()}
@@ -182,11 +183,8 @@ def _accuracies(boards: _Boards) -> Table:
 
 
 def _gains(boards: _Boards) -> Table:
-    columns = [Column("method", ("method",))]
-    columns += [
-        Column(title, tuple(f"{name}_minus_plain_{part}" for part in ("mean", "low", "high")))
-        for name, title in boards.titles.items()
-    ]
+    minus_plain = _by_board(boards, "minus_plain_mean", "minus_plain_low", "minus_plain_high")
+    columns = [Column("method", ("method",)), *minus_plain]
     rows, compared = [], 0
     for method in boards.methods:
         row = [Cell(method, (method,))]
@@ -209,8 +207,7 @@ def _gains(boards: _Boards) -> Table:
 
 
 def _settings(boards: _Boards) -> Table:
-    columns = [Column("method", ("method",))]
-    columns += [Column(title, (f"{name}_settings",)) for name, title in boards.titles.items()]
+    columns = [Column("method", ("method",)), *_by_board(boards, "settings")]
     rows = []
     for method in boards.methods:
         row = [Cell(method, (method,))]

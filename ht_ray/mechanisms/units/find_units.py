@@ -603,7 +603,7 @@ def recyclable_units(where: str, module: nn.Module, layers: Layers | None, *, be
             f"{where}: units of {len(found.skipped)} of {len(found.skipped) + len(found.hidden)} activations cannot be "
             f"recycled and are left alone ({found.reasons()}).",
             SettingWarning,
-            stacklevel=5,
+            stacklevel=7,
         )
     return found
 
