@@ -70,6 +70,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         places = {name: place for place, name in enumerate(_LONGEST)}
         items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
+    # It joins a Ray of several nodes, which a process can do only before it has the one that tests share.
+    items.sort(key=lambda item: item.path.name != "test_sweep_notice.py")
+
     reasons = {}
     if not config.getoption("--slow"):
         reasons["slow"] = "slow: run with --slow"
