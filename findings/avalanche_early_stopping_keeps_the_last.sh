@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Package: avalanche-lib 0.6.0 (EarlyStoppingPlugin), with torch 2.13.0
+# Package: avalanche-lib 0.6.0 (EarlyStoppingPlugin), with torch 2.14.1
 # Expected: "After training, the best model's checkpoint is loaded", as its docstring says.
 # Observed: The best weights are loaded only where the plugin stops the training. If the epochs end first, within the
 # patience, the network keeps its last weights, however poor. The plugin looks at the start of an epoch, so that the last
@@ -9,7 +9,7 @@ set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 "${PYTHON:-python3}" -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet torch==2.13.0 torchvision==0.28.0 avalanche-lib==0.6.0
+"$work/venv/bin/pip" install --quiet torch==2.14.1 torchvision==0.29.1 avalanche-lib==0.6.0
 cd "$work"
 "$work/venv/bin/python" -W ignore - <<'EOF'
 import sys

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Package: avalanche-lib 0.6.0 (the GDumb strategy and GDumbPlugin), with torch 2.13.0
+# Package: avalanche-lib 0.6.0 (the GDumb strategy and GDumbPlugin), with torch 2.14.1
 # Expected: As with each other strategy, the network that was given to the strategy is the one that is trained, and the
 # optimizer that was given moves its weights.
 # Observed: From the second experience on the strategy puts a copy of the first network in its place and trains that. The
@@ -9,7 +9,7 @@ set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 "${PYTHON:-python3}" -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet torch==2.13.0 torchvision==0.28.0 avalanche-lib==0.6.0
+"$work/venv/bin/pip" install --quiet torch==2.14.1 torchvision==0.29.1 avalanche-lib==0.6.0
 cd "$work"
 "$work/venv/bin/python" -W ignore - <<'EOF'
 import sys

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Package: avalanche-lib 0.6.0 (RWalkPlugin, LFLPlugin and the LFL strategy), with torch 2.13.0
+# Package: avalanche-lib 0.6.0 (RWalkPlugin, LFLPlugin and the LFL strategy), with torch 2.14.1
 # Expected: Training is in training mode: dropout drops, and BatchNorm normalises by the batch and learns its statistics.
 # Observed: Both plugins call model.eval() in each iteration, for the gradients or features that they need, and never
 # go back. With RWalk all of the training is in evaluation mode: BatchNorm sees no batch at all, its statistics
@@ -9,7 +9,7 @@ set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 "${PYTHON:-python3}" -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet torch==2.13.0 torchvision==0.28.0 avalanche-lib==0.6.0
+"$work/venv/bin/pip" install --quiet torch==2.14.1 torchvision==0.29.1 avalanche-lib==0.6.0
 cd "$work"
 "$work/venv/bin/python" -W ignore - <<'EOF'
 import sys
