@@ -2,9 +2,9 @@
 # Package: avalanche-lib 0.6.0 (EarlyStoppingPlugin), with torch 2.14.1
 # Expected: "After training, the best model's checkpoint is loaded", as its docstring says.
 # Observed: The best weights are loaded only where the plugin stops the training. If the epochs end first, within the
-# patience, the network keeps its last weights, however poor. The plugin looks at the start of an epoch, so that the last
-# evaluation never counts, either, and a patience that runs out at the last epoch does nothing. The longer the patience,
-# the more experiences of a stream end with their last weights and the fewer with their best.
+# patience, the network keeps its last weights, however poor. The plugin looks at the start of an epoch, so that the
+# last evaluation never counts, either, and a patience that runs out at the last epoch does nothing. In a stream some
+# experiences thus end with their best weights, others with their last.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

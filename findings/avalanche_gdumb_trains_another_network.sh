@@ -2,9 +2,9 @@
 # Package: avalanche-lib 0.6.0 (the GDumb strategy and GDumbPlugin), with torch 2.14.1
 # Expected: As with each other strategy, the network that was given to the strategy is the one that is trained, and the
 # optimizer that was given moves its weights.
-# Observed: From the second experience on the strategy puts a copy of the first network in its place and trains that. The
-# caller's network stays as it was after the first experience: a checkpoint, a probe, or an evaluation of it after the
-# whole stream shows the first experience alone, without a word. Only strategy.model is the trained one.
+# Observed: From the second experience on the strategy puts a copy of the first network in its place and trains that.
+# The caller's network stays as it was after the first experience: a checkpoint, a probe, or an evaluation of it after
+# the whole stream shows the first experience alone, without a word. Only strategy.model is the trained one.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Package: avalanche-lib 0.6.0 (RWalkPlugin, LFLPlugin and the LFL strategy), with torch 2.14.1
-# Expected: Training is in training mode: dropout drops, and BatchNorm normalises by the batch and learns its statistics.
+# Expected: Training is in training mode: dropout drops, BatchNorm normalises by the batch and learns its statistics.
 # Observed: Both plugins call model.eval() in each iteration, for the gradients or features that they need, and never
 # go back. With RWalk all of the training is in evaluation mode: BatchNorm sees no batch at all, its statistics
 # stay 0 and 1, and dropout does nothing. With LFL it is so from the second mini-batch of the second experience on. A

@@ -4,8 +4,8 @@
 # offline, whatever the length of the episodes.
 # Observed: Episodes are gone through in pieces of 1024 steps, and the first state of each piece counts as an initial
 # one. Episodes of up to 1024 steps are right. With 3000 steps two of three "initial" states are those at steps 1024 and
-# 2048: on a task whose values change along an episode the number is another one, and long episodes weigh more than short
-# ones. DiscountedSumOfAdvantageEvaluator, likewise, begins its sum anew at each piece.
+# 2048: on a task whose values change along an episode the number is another one, and long episodes weigh more than
+# short ones. DiscountedSumOfAdvantageEvaluator, likewise, begins its sum anew at each piece.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Package: dopamine-rl 4.1.2 (TransitionAccumulator, through which its JAX DQN agents fill their replay), with jax 0.10.2
-# Expected: Each step of an agent is given as (observation, action, reward, is_terminal), the last one of an episode with
+# Package: dopamine-rl 4.1.2 (TransitionAccumulator: its JAX DQN agents fill their replay through it), with jax 0.10.2
+# Expected: Each step of an agent is given as (observation, action, reward, is_terminal), an episode's last one with
 # is_terminal. As many transitions come out, and the last one is terminal and has the last reward.
 # Observed: With one-step returns, as in DQN, the last step's action and reward come out nowhere, and the step before it
 # is taken for the terminal one: a reward that is paid only at the end is never learned from. With a stack of frames the
 # false terminal transition comes out once per frame of the stack (four times on Atari), with more and more of its
-# frames blank. The copies are upstream's issue 228; the lost reward is not mentioned there. With n-step returns the last
-# reward is in the shortened returns alone.
+# frames blank. The copies are upstream's issue 228; the lost reward is not. With n-step returns the last reward is in
+# the shortened returns alone.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -32,15 +32,17 @@ def trained(name, optimizer, bad):
         updates, state = optimizer.update({"w": jnp.float32(math.nan if i == bad else -1.0)}, state, params)
         params = optax.apply_updates(params, updates)
         seen.append(float(params["w"]))
-    print(f"{name}, {'all finite' if bad is None else f'NaN in mini-batch {bad}'}: {' '.join(f'{w:.1f}' for w in seen[3::4])}")
+    gradients = "all finite" if bad is None else f"NaN in mini-batch {bad}"
+    print(f"{name}, {gradients}: {' '.join(f'{weight:.1f}' for weight in seen[3::4])}")
     return seen[3::4]
 
 
-outside = trained("MultiSteps(apply_if_finite(sgd, 5), 4)", optax.MultiSteps(optax.apply_if_finite(sgd, 5), 4), 9)
-zeroed = trained("MultiSteps(zero_nans, sgd)", optax.MultiSteps(optax.chain(optax.zero_nans(), sgd), 4), 9)
-clean = trained("MultiSteps(apply_if_finite(sgd, 5), 4)", optax.MultiSteps(optax.apply_if_finite(sgd, 5), 4), None)
-skipped = trained("MultiSteps(sgd, 4, skip_not_finite)", optax.MultiSteps(sgd, 4, should_skip_update_fn=optax.skip_not_finite), 9)
-inside = trained("apply_if_finite(MultiSteps(sgd, 4), 5)", optax.apply_if_finite(optax.MultiSteps(sgd, 4).gradient_transformation(), 5), 9)
+multi, finite = optax.MultiSteps, optax.apply_if_finite
+outside = trained("MultiSteps(apply_if_finite(sgd, 5), 4)", multi(finite(sgd, 5), 4), 9)
+zeroed = trained("MultiSteps(zero_nans, sgd)", multi(optax.chain(optax.zero_nans(), sgd), 4), 9)
+clean = trained("MultiSteps(apply_if_finite(sgd, 5), 4)", multi(finite(sgd, 5), 4), None)
+skipped = trained("MultiSteps(sgd, 4, skip_not_finite)", multi(sgd, 4, should_skip_update_fn=optax.skip_not_finite), 9)
+inside = trained("apply_if_finite(MultiSteps(sgd, 4), 5)", finite(multi(sgd, 4).gradient_transformation(), 5), 9)
 if not all(weights[-1] > 0.85 for weights in (clean, skipped, inside)):
     sys.exit("not as described: the other ways stop, too")
 if not math.isnan(outside[-1]) or outside[2] != outside[6] or zeroed[2] != zeroed[-1]:
