@@ -149,6 +149,11 @@ class Method:
 
     def __init__(self, module: nn.Module, settings: Any = None, *, seed: int = 0, **changes: Any) -> None:
         check_number(f"{type(self).__name__}: seed", seed, integer=True)
+        if settings is not None and not isinstance(settings, MethodSettings):
+            raise SettingError(
+                f"{type(self).__name__}: settings = {settings!r}: accepted is {type(self).__name__}.Settings(...), or "
+                "settings by their names, as in method(module, seed=0)."
+            )
         held = {} if settings is None else {one.name: getattr(settings, one.name) for one in fields(settings)}
         self.settings = type(self).Settings.make({**held, **changes})
         self.module = module
@@ -355,7 +360,8 @@ class Composition:
     Raises
     ------
     SettingError
-        If there is more than one tortoise, or one of several speeds with a method that re-initialises one alone.
+        If one is over another network, there is more than one tortoise, or one of several speeds with a method that
+        re-initialises one alone.
 
     Attributes
     ----------
@@ -375,6 +381,11 @@ class Composition:
     def __init__(self, module: nn.Module, methods: Sequence[Method] = ()) -> None:
         from ht_ray.methods.tortoise import Tortoise  # which is a method itself
 
+        for method in methods:
+            if method.module is not module:
+                raise SettingError(
+                    f"methods: {type(method).__name__} is over another network: make all over the one that is trained."
+                )
         tortoises = [method for method in methods if isinstance(method, Tortoise)]
         if len(tortoises) > 1:
             named = " and ".join(type(method).__name__ for method in tortoises)
@@ -413,8 +424,12 @@ class Composition:
 
     @property
     def by_name(self) -> Mapping[str, Method]:
-        """The methods by their names."""
-        return MappingProxyType({method.name: method for method in self._methods})
+        """The methods by their names; of two of one kind, the second is called ``"head_reset 2"``, and so on."""
+        found: dict[str, Method] = {}
+        for method in self._methods:
+            number = sum(before.name == method.name for before in found.values()) + 1
+            found[method.name if number == 1 else f"{method.name} {number}"] = method
+        return MappingProxyType(found)
 
     @property
     def name(self) -> str:
@@ -444,7 +459,7 @@ class Composition:
 
     def describe(self) -> dict[str, Any]:
         """Return names and settings as plain data."""
-        return {"name": self.name, "settings": {method.name: asdict(method.settings) for method in self._methods}}
+        return {"name": self.name, "settings": {name: asdict(one.settings) for name, one in self.by_name.items()}}
 
     def training(self, config: Any, shape: tuple[int, ...]) -> Any:
         """Return how the network is trained with these methods; see `MethodConfig.training`."""
@@ -571,7 +586,7 @@ class Composition:
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and counters to continue from."""
-        return {method.name: method.state_dict() for method in self._methods}
+        return {name: method.state_dict() for name, method in self.by_name.items()}
 
     def rebuild(self, state: Mapping[str, Any]) -> None:
         """Give the network the structure that it had in `state`; call before its own state is loaded.

@@ -194,7 +194,7 @@ def _check(where: str, value: Any, kind: Any, bounds: Mapping[str, Any]) -> None
     elif get_origin(kind) is tuple and (float in get_args(kind) or int in get_args(kind)):
         wanted = len(get_args(kind))
         if not isinstance(value, (tuple, list)) or (Ellipsis not in get_args(kind) and len(value) != wanted):
-            raise refused(where, value, accepted="two numbers" if wanted == 2 else "a tuple of numbers")
+            raise refused(where, value, accepted="a tuple of numbers" if Ellipsis in get_args(kind) else "two numbers")
         for one in value:
             check_number(where, one, integer=int in get_args(kind), **bounds)
     elif kind is str and not isinstance(value, str):

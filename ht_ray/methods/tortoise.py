@@ -103,10 +103,13 @@ def matching_tensors(where: str, patterns: Collection[str], module: nn.Module) -
     SettingError
         If a pattern matches nothing, or no parameter is matched at all.
     """
-    names = [name for name, _ in named_tensors(module)]
+    first = {id(tensor): name for name, tensor in named_tensors(module)}
+    # A tied tensor has several names.
+    every = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    names = {name: first[id(tensor)] for name, tensor in every}
     chosen: set[str] = set()
     for pattern in patterns:
-        found = {name for name in names if fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")}
+        found = {own for name, own in names.items() if fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")}
         if not found:
             parts = sorted({name.partition(".")[0] for name in names})
             raise refused(
@@ -536,12 +539,17 @@ class Tortoise(Method):
         Raises
         ------
         ValueError
-            If names or shapes differ from the hare's; nothing is changed then.
+            If it is no state of as many averages, or names or shapes differ from the hare's; nothing is changed then.
         """
+        if lacking := [name for name in ("weights", *self.counters) if name not in state]:
+            raise ValueError(f"the state is not one of {type(self).__name__}: it has no {', '.join(lacking)}")
+        copies = state.get("copies", [state["weights"]])
+        if len(copies) != len(self.copies):
+            raise ValueError(f"the state has {len(copies)} averages, and {type(self).__name__} {len(self.copies)}")
         counters = {name: int(state[name]) for name in self.counters}
         self.stop_predicting()
         self.grown()
-        for copy, held in zip(self.copies, state.get("copies", [state["weights"]]), strict=True):
+        for copy, held in zip(self.copies, copies, strict=True):
             copy.load_state_dict(held)
         self._set_chosen(state.get("chosen", 0))
         super().load_state_dict(counters)

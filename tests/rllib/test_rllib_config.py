@@ -167,6 +167,18 @@ def test_what_else_cannot_work_is_refused() -> None:
             policy_mapping_fn=lambda agent, episode, **kwargs: "a",
             algorithm_config_overrides_per_module={"a": HTDQNConfig.overrides(reset_interval=0)},
         ).validate()
+    with pytest.raises(SettingError, match="act_with_tortoise = True for one module: accepted is that of"):
+        HTDQNConfig().multi_agent(
+            policies={"a"},
+            policy_mapping_fn=lambda agent, episode, **kwargs: "a",
+            algorithm_config_overrides_per_module={"a": HTDQNConfig.overrides(act_with_tortoise=True)},
+        ).validate()
+    evaluation = HTDQNConfig.overrides(act_with_tortoise=True)
+    with pytest.raises(SettingError, match="act_with_tortoise = True for evaluation: those that play in training"):
+        HTDQNConfig().evaluation(evaluation_config=evaluation).validate()
+    HTDQNConfig().training(act_with_tortoise=True).evaluation(evaluation_config=evaluation).validate()
+    with pytest.raises(SettingError, match=r"HTDQNConfig.methods = \['redo'\]: accepted is methods' names, joined by"):
+        HTDQNConfig().training(methods=["redo"])  # type: ignore[arg-type]
     with pytest.raises(SettingError, match="accepted is a class of configs"):
         with_hare_tortoise(DQNConfig())  # type: ignore[arg-type]
 

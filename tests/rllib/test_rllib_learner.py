@@ -415,6 +415,47 @@ def test_rllib_never_updates_the_targets_itself() -> None:
         assert result[module]["tortoise_updates"].peek() == 1
 
 
+def test_a_module_that_is_added_has_its_settings_checked() -> None:
+    learner = built(configured(HTDQNConfig(), momentum=0.9))
+    spec = RLModuleSpec.from_module(learner.module[MODULE].unwrapped())
+    for overrides, message in (
+        ({"tau": 0.5}, "momentum = 0.9 and tau = 0.5"),
+        ({"act_with_tortoise": True}, "act_with_tortoise = True for one module"),
+        ({"indicators_interval": 0}, "indicators_interval = 0"),
+    ):
+        with pytest.raises(SettingError, match=message):
+            learner.add_module(module_id="c", module_spec=spec, config_overrides=overrides)
+        assert "c" not in learner.module
+
+
+def test_a_step_that_a_scaler_passes_over_is_none() -> None:
+    class Scaler(torch.amp.GradScaler):
+        """Finds infinite gradients at the second and the third step."""
+
+        calls = 0
+
+        def __init__(self) -> None:
+            super().__init__("cpu", init_scale=8.0)
+
+        def scale(self, outputs: Any) -> Any:
+            self.calls += 1
+            return super().scale(outputs) * (float("inf") if self.calls in (2, 3) else 1.0)
+
+    config = configured(HTDQNConfig(), momentum=0.9, reset_interval=3).framework(torch_skip_nan_gradients=True)
+    learner = built(config.experimental(_torch_grad_scaler_class=Scaler))
+    steps = 0
+
+    def count(*_: Any) -> None:
+        nonlocal steps
+        steps += 1
+
+    for _, optimizer in learner.get_optimizers_for_module(MODULE):
+        optimizer.register_step_post_hook(count)
+    update(learner, range(6))
+    assert steps == 4
+    assert counted(learner) == {"steps": 4, "updates": 4, "resets": 1}
+
+
 def test_fresh_weights_are_those_of_every_learner() -> None:
     # As with several remote learners: each draws for itself, from the same seed and counter.
     learners = [built(configured(HTDQNConfig(), head_reset_interval=2)) for _ in range(2)]

@@ -16,7 +16,7 @@ from ray.rllib.algorithms.sac.sac import SAC, SACConfig
 from ray.rllib.core.rl_module.apis import QNetAPI, TargetNetworkAPI
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 
-from ht_ray._checks import check_choice, check_number
+from ht_ray._checks import check_choice, check_number, refused
 from ht_ray.errors import SettingError
 from ht_ray.mechanisms.weights.buffers import check_patterns
 from ht_ray.methods import METHODS, MethodConfig, Tortoise, flat_names, method_parts
@@ -153,6 +153,8 @@ class MethodsConfig(AlgorithmConfig):
         SettingError
             If a setting or a method is not known. Values are checked by `validate`, so that they may be Ray Tune's.
         """
+        if methods is not NotProvided and not isinstance(methods, str):
+            raise refused(f"{self._name}.methods", methods, accepted="methods' names, joined by +")
         if isinstance(methods, str):
             # With the paths of methods that are not of this package: another process finds them by these.
             sources = MethodConfig(methods).sources
@@ -243,7 +245,7 @@ class MethodsConfig(AlgorithmConfig):
         self._check_algorithm()
         self._check_settings()
         for changed in self.algorithm_config_overrides_per_module.values():
-            self.copy(copy_frozen=False).update_from_dict(changed)._check_settings()
+            self.check_overrides(changed)
         if not check_replay(self):
             super().validate()
             return
@@ -254,6 +256,16 @@ class MethodsConfig(AlgorithmConfig):
             super().validate()
         finally:
             self.replay_buffer_config["type"] = own
+
+    def check_overrides(self, changed: Mapping[str, Any]) -> None:
+        """Check what one module has in place of these settings.
+
+        Raises
+        ------
+        SettingError
+            If a value is not accepted, or is that of the whole algorithm.
+        """
+        self.copy(copy_frozen=False).update_from_dict(changed)._check_settings()
 
     def _check_algorithm(self) -> None:
         if not self.enable_rl_module_and_learner or self.framework_str != "torch":
@@ -418,8 +430,24 @@ class HareTortoiseConfig(MethodsConfig):
         own = {name: getattr(self, name) for name in (*names, "reset_schedule")}
         return super()._flat_settings() | own | {"momentum": self.tortoise_momentum}
 
+    def check_overrides(self, changed: Mapping[str, Any]) -> None:
+        """Check what one module has in place of these settings; `act_with_tortoise` is that of all."""
+        super().check_overrides(changed)
+        if changed.get("act_with_tortoise", self.act_with_tortoise) != self.act_with_tortoise:
+            raise SettingError(
+                f"{self._name}.act_with_tortoise = {changed['act_with_tortoise']!r} for one module: accepted is that "
+                f"of the algorithm, {self.act_with_tortoise!r}."
+            )
+
     def _check_algorithm(self) -> None:
         super()._check_algorithm()
+        evaluation = self.evaluation_config
+        evaluated = evaluation.get("act_with_tortoise", False) if isinstance(evaluation, Mapping) else False
+        if evaluated and not self.act_with_tortoise:
+            raise SettingError(
+                f"{self._name}.act_with_tortoise = True for evaluation: those that play in training have no target "
+                "networks to hand on: accepted is True for training, too."
+            )
         lacking = [cls for cls in self._module_classes() if not issubclass(cls, TargetNetworkAPI)]
         if lacking or not issubclass(self.learner_class, DQNLearner):
             what = f"the module {lacking[0].__name__}" if lacking else f"the learner {self.learner_class.__name__}"

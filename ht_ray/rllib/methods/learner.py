@@ -216,6 +216,11 @@ class MethodLearner(TorchLearner):
 
     def add_module(self, *, module_id: str, **kwargs: Any) -> Any:
         """Add a module, and look after its networks."""
+        if overrides := kwargs.get("config_overrides"):
+            config = self.config.copy(copy_frozen=False)
+            if getattr(config, "target_network_update_freq", 0) == math.inf:  # as `_equip` leaves it
+                config.target_network_update_freq = 0
+            config.check_overrides(overrides)
         spec = super().add_module(module_id=module_id, **kwargs)
         self._equip(module_id)
         return spec
@@ -267,11 +272,15 @@ class MethodLearner(TorchLearner):
             for module_id, held in self._methods.items()
             if any(parameter in gradients_dict for parameter in held.networks.parameters())
         }
+        stepped: set[str] = set()
         with ExitStack() as stack:
-            for module_id, held in moved.items():
-                stack.enter_context(self._before_step(module_id, held))
+            for module_id in moved:
+                stack.enter_context(self._before_step(module_id, stepped))
             super().apply_gradients(gradients_dict)
+        # RLlib may pass over a step whose gradients are not finite.
         for module_id, held in moved.items():
+            if module_id not in stepped:
+                continue
             optimizers = self._optimizers(module_id)
             held.steps += 1
             held.composition.update(optimizers)
@@ -279,14 +288,19 @@ class MethodLearner(TorchLearner):
             held.composition.after_update(optimizers)
 
     @contextmanager
-    def _before_step(self, module_id: str, held: ModuleMethods) -> Iterator[None]:
+    def _before_step(self, module_id: str, stepped: set[str]) -> Iterator[None]:
         # RLlib hands all gradients to their parameters, and then calls one optimizer after the other.
         optimizers = self._optimizers(module_id)
-        handle = optimizers[0].register_step_pre_hook(lambda *_: held.composition.before_step(optimizers))
-        try:
+
+        def begin(*_: Any) -> None:
+            if module_id not in stepped:
+                stepped.add(module_id)
+                self._methods[module_id].composition.before_step(optimizers)
+
+        with ExitStack() as hooks:
+            for optimizer in optimizers:
+                hooks.callback(optimizer.register_step_pre_hook(begin).remove)
             yield
-        finally:
-            handle.remove()
 
     # What the methods are made of.
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ht_ray._checks import check_number
+from ht_ray._checks import check_number, refused
 from ht_ray._device import check_device
 from ht_ray.diagnostics import IndicatorConfig
 from ht_ray.errors import Diverged, SettingError
@@ -134,6 +134,13 @@ class TrainingRun:
             )
         self.device = check_device("fit: device", device)
         given = Composition(model, [method]) if isinstance(method, Method) else method or MethodConfig("plain")
+        if not isinstance(given, (Composition, MethodConfig)):
+            accepted = "a MethodConfig, a Method over the model, or several joined by +"
+            raise refused("fit: method", method, accepted=accepted)
+        if isinstance(given, Composition) and given.module is not model:
+            raise SettingError(
+                "fit: method: it is over another network than model: make it over the one that is trained."
+            )
         self.config = fitting(given.training(training or TrainingConfig(), data.shape), data.shape)
         memory_format = torch.channels_last if self.config.channels_last else torch.contiguous_format
         model.to(device=self.device, memory_format=memory_format)  # type: ignore[call-overload]
