@@ -13,7 +13,7 @@ import torch
 from avalanche.models import MTSimpleMLP, SimpleMLP
 from avalanche.models.utils import avalanche_model_adaptation
 from avalanche.training import MER, CWRStar, Naive
-from avalanche.training.plugins import LRSchedulerPlugin
+from avalanche.training.plugins import LRSchedulerPlugin, ReplayPlugin
 from avalanche.training.supervised.lamaml_v2 import LaMAML
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
@@ -234,3 +234,38 @@ def test_the_loaders_tensors_are_not_those_before_a_plugin_changed_the_data(make
         strategy.eval(benchmark.test_stream[:1])
     assert all(torch.equal(one, other) for one, other in zip(seen[True], seen[False], strict=True))
     assert seen[True][0].any() and not seen[True][-1].any()
+
+
+def test_a_step_that_a_gradient_scaler_passes_over_is_none(make_network, make_benchmark) -> None:
+    class Scaled(Naive):
+        """Mixed precision; the second batch's loss overflows."""
+
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+
+        def backward(self) -> None:
+            factor = float("inf") if self.clock.train_iterations == 1 else 1.0
+            self.scaler.scale(self.loss * factor).backward()
+
+        def optimizer_step(self) -> None:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+
+    network, plugin = make_network(), EMAPlugin(momentum=0.8)
+    strategy = strategy_of(network, plugin, kind=Scaled)
+    average = Average(network, 0.8)
+    strategy.optimizer.register_step_post_hook(average.follow)
+    strategy.train(make_benchmark().train_stream[:2])
+    average.check(plugin)
+    assert average.updates == strategy.clock.train_iterations - 1
+
+
+def test_avalanches_replay_puts_its_loader_in_the_place_of_ours(make_network, make_benchmark) -> None:
+    loaders = []
+
+    class Look(L2Plugin):
+        def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+            loaders.append(type(strategy.dataloader).__name__)
+            super().before_training_epoch(strategy, **kwargs)
+
+    trained(make_network(), make_benchmark(), ReplayPlugin(mem_size=12), Look(), kind=Plain, in_memory=True)
+    assert loaders == ["TaskLoader", "ReplayDataLoader"]
